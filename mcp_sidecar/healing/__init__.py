@@ -1,0 +1,1 @@
+"""What an answer means for a session and what to do about it. Pure; standard library and ``wire`` only."""

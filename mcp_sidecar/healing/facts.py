@@ -1,0 +1,207 @@
+"""Frozen records of what happened, for logs and metrics.
+
+The law of this file: a fact holds nothing that could identify a user or open a session. A session appears only as
+``session``, the short salted hash that the admin page shows, too. One fact type is one log event and one count;
+``ops.logs`` and ``ops.metrics`` are functions of these records and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class HealOutcome(StrEnum):
+    """How an attempt to make the upstream know a session again ended."""
+
+    HEALED = "healed"
+    REFUSED = "refused"  # other principal, budget spent, ended id
+    INCOMPATIBLE = "incompatible"  # the new InitializeResult differs too much
+    UNAVAILABLE = "unavailable"  # no answer
+    FAILED = "failed"  # `initialize` was rejected
+
+
+class ReplayCause(StrEnum):
+    """Why a request was sent a second time."""
+
+    SESSION_LOST = "session_lost"
+    NOT_SENT = "not_sent"
+    AMBIGUOUS_SAFE = "ambiguous_safe"
+
+
+class ObservedAction(StrEnum):
+    """What mode ``heal`` would have done (mode ``observe``)."""
+
+    HEAL = "heal"
+    REWRITE = "rewrite"
+    REPLAY = "replay"
+    REFUSE = "refuse"
+
+
+class DroppedKind(StrEnum):
+    """A client message that nobody waits for an answer to, and that went nowhere."""
+
+    NOTIFICATION = "notification"
+    RESPONSE = "response"
+
+
+class SessionEnd(StrEnum):
+    """Why a session is no longer in the table."""
+
+    TERMINATED = "terminated"  # the client's DELETE
+    EXPIRED = "expired"  # idle_ttl or max_lifetime
+    EVICTED = "evicted"  # max_sessions
+    INCOMPATIBLE = "incompatible"  # the server that came back is another one
+    REPLACED = "replaced"  # the upstream minted the same id anew
+
+
+@dataclass(frozen=True, slots=True)
+class RequestServed:
+    """A client request got its answer. ``rpc_method`` is a label of the bounded set, ``seconds`` the whole exchange."""
+
+    http_method: str
+    rpc_method: str
+    status: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class SessionOpened:
+    """An ``initialize`` was answered and its session recorded."""
+
+    session: str
+    protocol_version: str
+
+
+@dataclass(frozen=True, slots=True)
+class SessionEnded:
+    """A session left the table."""
+
+    session: str
+    reason: SessionEnd
+
+
+@dataclass(frozen=True, slots=True)
+class SessionLost:
+    """The upstream has forgotten a session: one per loss, not one per request that noticed."""
+
+    session: str
+    signature: str
+    status: int
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class HealEnded:
+    """A heal came to its end. ``reason`` is a fixed phrase; ``generation`` the one in force afterwards."""
+
+    session: str
+    outcome: HealOutcome
+    signature: str
+    reason: str
+    generation: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class RequestReplayed:
+    """A request was sent again."""
+
+    session: str
+    cause: ReplayCause
+    rpc_method: str
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerRewritten:
+    """The upstream's answer was replaced by the 404 that makes a client start over."""
+
+    session: str
+    from_status: int
+
+
+@dataclass(frozen=True, slots=True)
+class OutcomeUnknown:
+    """A request that may have run and must not be sent twice got the ``outcome_unknown`` error."""
+
+    session: str
+    rpc_method: str
+
+
+@dataclass(frozen=True, slots=True)
+class MessageDropped:
+    """A notification or a response of the client went nowhere."""
+
+    session: str
+    kind: DroppedKind
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ActionObserved:
+    """Mode ``observe``: what would have been done."""
+
+    session: str
+    action: ObservedAction
+    signature: str
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamLost:
+    """A connect failed where the one before had succeeded. ``fault`` is a fixed phrase."""
+
+    fault: str
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamBack:
+    """A connect succeeded again after ``away_seconds``; ``held`` requests were waiting."""
+
+    away_seconds: float
+    held: int
+
+
+@dataclass(frozen=True, slots=True)
+class HoldOverflowed:
+    """A request was answered at once because the bound on held requests or bytes was reached."""
+
+    held_requests: int
+    held_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class RequestRejected:
+    """The sidecar itself refused a client's request: bad origin, bad host, too large, not JSON, bad session id."""
+
+    status: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SidecarFault:
+    """A bug of the sidecar, contained to one exchange. ``error`` is the exception's type, ``where`` module and line."""
+
+    error: str
+    where: str
+
+
+Fact = (
+    RequestServed
+    | SessionOpened
+    | SessionEnded
+    | SessionLost
+    | HealEnded
+    | RequestReplayed
+    | AnswerRewritten
+    | OutcomeUnknown
+    | MessageDropped
+    | ActionObserved
+    | UpstreamLost
+    | UpstreamBack
+    | HoldOverflowed
+    | RequestRejected
+    | SidecarFault
+)
+
+Emit = Callable[[Fact], None]

@@ -1,0 +1,44 @@
+"""What the operator decided, as values. ``settings`` makes them; nothing below ``app`` sees the settings themselves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mcp_sidecar.healing.signatures import Signature
+
+
+class Mode(StrEnum):
+    """How much the sidecar does about a lost session."""
+
+    HEAL = "heal"
+    REWRITE = "rewrite"
+    OBSERVE = "observe"
+
+
+class OnServerChange(StrEnum):
+    """What a heal does when the server that answers is not quite the one the client initialized with."""
+
+    ADAPT = "adapt"
+    RESET = "reset"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """The ``healing`` section of the settings. Times are seconds, sizes bytes; header names are lower case."""
+
+    mode: Mode = Mode.HEAL
+    hold_timeout_s: float = 15.0
+    connect_hold_timeout_s: float = 4.0
+    max_held_requests: int = 10_000
+    max_held_bytes: int = 64 * 1024 * 1024
+    max_concurrent_heals: int = 64
+    max_heals_per_minute: int = 60
+    trust_annotations: bool = True
+    trust_503: bool = False
+    bind_principal: bool = True
+    principal_headers: tuple[str, ...] = ("authorization", "x-api-key")
+    on_server_change: OnServerChange = OnServerChange.ADAPT
+    signatures: tuple[Signature, ...] = ()

@@ -1,0 +1,1 @@
+"""Watching it: logs, metrics and the admin listener."""

@@ -1,0 +1,1 @@
+"""Doing it: asyncio and aiohttp carry out what ``healing`` decides."""

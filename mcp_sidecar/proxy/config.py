@@ -1,0 +1,52 @@
+"""Where the sidecar listens, what it stands in front of, and its limits, as values that ``settings`` makes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpstreamConfig:
+    """The one MCP server behind the sidecar. ``origin`` is ``scheme://host[:port]`` without a trailing slash."""
+
+    origin: str
+    endpoint: str = "/mcp"
+    ca_file: str | None = None
+    connect_timeout_s: float = 5.0
+    idle_timeout_s: float = 600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListenConfig:
+    """The client side. ``public_url`` is the origin that clients see where an edge stands in front."""
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+    allowed_origins: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
+    public_url: str | None = None
+    drain_timeout_s: float = 10.0
+    comment_interval_s: float = 20.0
+    tls_certificate: str | None = None
+    tls_key: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Sizes in bytes."""
+
+    max_request_body: int = 16 * MIB
+    max_replay_body: int = MIB
+    max_buffered_answer: int = MIB
+    max_header_bytes: int = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionLimits:
+    """How long and how many sessions are remembered; times in seconds."""
+
+    idle_ttl_s: float = 86_400.0
+    max_lifetime_s: float = 604_800.0
+    max_sessions: int = 100_000
