@@ -53,6 +53,8 @@ _MISSING_ID_401: Final = re.compile(
     r"|session no longer valid|invalid session",
     re.IGNORECASE,
 )
+# tower-mcp says so in plain text, where the others send JSON-RPC.
+_AT_CAPACITY: Final = re.compile(r"(?:maximum|too many)\b.*\bsessions?\b", re.IGNORECASE)
 _CUT_JSON_RPC: Final = re.compile(r'\{.*"jsonrpc"\s*:\s*"2\.0"', re.DOTALL)
 
 
@@ -112,9 +114,10 @@ class Answer:
 class Judgement:
     """A verdict and what led to it.
 
-    ``signature`` is set for SESSION_LOST and AMBIGUOUS, and only there. ``jsonrpc_body``: an MCP server wrote the answer.
-    ``bare_404``: a 404 that knows nothing of sessions or JSON-RPC, hence maybe the route's. ``rpc_code`` is the code of
-    the JSON-RPC error, by which a caller sees that an upstream has become modern-only (R68).
+    ``signature`` is set for SESSION_LOST and AMBIGUOUS, and only there. The other fields are known only where the body
+    was needed. ``jsonrpc_body``: an MCP server wrote the answer. ``bare_404``: a 404 that knows nothing of sessions or
+    JSON-RPC, hence maybe the route's. ``rpc_code`` is the code of the JSON-RPC error, by which a caller sees that an
+    upstream has become modern-only (R68).
     """
 
     verdict: Verdict
@@ -174,19 +177,13 @@ def judge_body(
     ``body`` is free of content encodings; ``complete`` says that it is the whole body. ``extra`` are the operator's rows;
     they are asked first. Safe to call for every answer, those that ``judge_head`` has settled included.
     """
-    if head.status < 400 or _media_type(head) == "text/event-stream":
-        return _judge_success(facts, head, body, complete, extra)
-    content = _read(head.status, body[:PEEK_BYTES], complete and len(body) <= PEEK_BYTES)
-    row = _row(facts, head, content, extra)
-    verdict = _verdict(facts, head, content, row)
-    about_session = verdict in (Verdict.SESSION_LOST, Verdict.AMBIGUOUS)
-    return Judgement(
-        verdict,
-        signature=row if about_session else None,
-        jsonrpc_body=content.is_jsonrpc,
-        bare_404=head.status == 404 and row is not None and row.name in ROUTE_ROWS,
-        rpc_code=content.wording.code,
-    )
+    moment = judge_head(facts, head)
+    if moment is not NEED_BODY:
+        return moment
+    seen, whole = body[:PEEK_BYTES], complete and len(body) <= PEEK_BYTES
+    if head.status < 300:
+        return _judge_success(facts, head, seen, whole, extra)
+    return _judge_failure(facts, head, seen, whole, extra)
 
 
 class ProbeVerdict(Enum):
@@ -224,8 +221,7 @@ def judge_probe(original: Answer, ping: Answer | None, extra: tuple[Signature, .
     if ping.head.status in _AUTH_STATUSES:
         return ProbeVerdict.AUTH
     both_broken = original.head.status >= 500 and ping.head.status >= 500
-    same = original.head.status == ping.head.status and original.body == ping.body
-    return ProbeVerdict.LOST if both_broken or same else ProbeVerdict.UNPROVEN
+    return ProbeVerdict.LOST if both_broken else ProbeVerdict.UNPROVEN
 
 
 class InitializeVerdict(Enum):
@@ -249,6 +245,8 @@ def judge_initialize_status(status: int, body: bytes) -> InitializeVerdict:
         return InitializeVerdict.REJECTED
     if status in _GONE_STATUSES:
         return InitializeVerdict.GONE
+    if any(map(_AT_CAPACITY.search, content.wording.verbatim)):
+        return InitializeVerdict.REJECTED
     return InitializeVerdict.UNAVAILABLE if status >= 500 else InitializeVerdict.REJECTED
 
 
@@ -266,11 +264,8 @@ class _Content:
 def _judge_success(
     facts: RequestFacts, head: AnswerHead, body: bytes, complete: bool, extra: tuple[Signature, ...]
 ) -> Judgement:
-    moment = judge_head(facts, head)
-    if moment is not NEED_BODY:
-        return moment
     # No server needs more than a peek to say that a session is lost; a result is not searched, whatever it speaks of.
-    if not complete or len(body) > PEEK_BYTES or b'"error"' not in body:
+    if not complete or b'"error"' not in body:
         return _OK
     content = _read(head.status, body, complete)
     if content.error is None:
@@ -281,6 +276,22 @@ def _judge_success(
         verdict,
         signature=None if verdict is Verdict.OK else row,
         jsonrpc_body=content.is_jsonrpc,
+        rpc_code=content.wording.code,
+    )
+
+
+def _judge_failure(
+    facts: RequestFacts, head: AnswerHead, body: bytes, complete: bool, extra: tuple[Signature, ...]
+) -> Judgement:
+    content = _read(head.status, body, complete)
+    row = _row(facts, head, content, extra)
+    verdict = _verdict(facts, head, content, row)
+    about_session = verdict in (Verdict.SESSION_LOST, Verdict.AMBIGUOUS)
+    return Judgement(
+        verdict,
+        signature=row if about_session else None,
+        jsonrpc_body=content.is_jsonrpc,
+        bare_404=head.status == 404 and row is not None and row.name in ROUTE_ROWS,
         rpc_code=content.wording.code,
     )
 

@@ -413,7 +413,7 @@ _GENERAL: tuple[Signature, ...] = (
         servers="any: affine-mcp-server 3.2.2, agentdeals, and one unnamed server are known from issues",
         statuses=_LOST_STATUSES,
         # A bare "invalid session" must end there: "Invalid session parameters" is about something else.
-        pattern=_re(rf"{_BAD} (?:mcp[- ])?session(?:[- ]id(?: header)?\b| header\b|\s*(?:[.,;:!]|$))"),
+        pattern=_re(rf"{_BAD} (?:mcp[- ])?session(?:[- ]?id(?: header)?\b| header\b|\s*(?:[.,;:!]|$))"),
     ),
     Signature(
         name="generic-not-initialized",
