@@ -1,0 +1,307 @@
+"""Server-sent events as a proxy needs them: framed to the byte, understood only where a decision needs it.
+
+The rule of this file: what goes in comes out, byte by byte, in pieces that end where an event ends. A client's parser
+would drop events with an id and no data, which are the priming events of 2025-11-25; a proxy must not.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import Enum, auto
+
+BOM = b"\xef\xbb\xbf"
+KEEP_ALIVE = b": keep-alive\n\n"
+
+_NEWLINE = re.compile(rb"\r\n?|\n")
+_SINGLE_FIELDS = {
+    b"event": re.compile(rb".*", re.DOTALL),
+    b"id": re.compile(rb"[^\0]*"),
+    b"retry": re.compile(rb"[0-9]{1,15}"),
+}
+_DATA_START = b"data: "
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One whole event with its blank line; or comments, blank lines or a byte order mark between events."""
+
+    raw: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Fragment:
+    """A piece of an event over the limit. ``data`` is what its ``data`` fields say in this piece, for a ``TopLevelScan``."""
+
+    raw: bytes
+    data: bytes
+    last: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """The fields of one event; None where a field is missing. ``retry`` is in milliseconds."""
+
+    event: str | None = None
+    data: str | None = None
+    id: str | None = None
+    retry: int | None = None
+
+
+# -- framing -------------------------------------------------------------------------------------------------------
+
+
+class _Line(Enum):
+    EMPTY = auto()
+    COMMENT = auto()
+    FIELD = auto()
+
+
+class EventSplitter:
+    """Cuts a stream into events as soon as their bytes are there.
+
+    An event of up to ``limit_bytes`` is one ``Block``, a longer one a row of ``Fragment``, however its bytes arrive.
+    Memory is bounded by ``limit_bytes`` and one chunk. The pieces and ``pending`` joined are the bytes fed. A blank
+    line that ends in a carriage return at the end of a chunk releases its event; a line feed that follows is a piece of
+    its own at once, because some clients wait for it before they dispatch.
+    """
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit_bytes = limit_bytes
+        self._pieces: list[Block | Fragment] = []
+        self._parts: list[bytes] = []
+        self._held_bytes = 0
+        self._line = _Line.EMPTY
+        self._in_event = False
+        self._after_cr = False
+        self._fragment_data: _DataFields | None = None
+        self._head: bytes | None = b""  # the first bytes of the stream, until they are known to be a BOM or not
+
+    @property
+    def pending(self) -> bytes:
+        """The bytes held back: the beginning of an event or comment whose end has not come."""
+        return (self._head or b"") + b"".join(self._parts)
+
+    @property
+    def mid_fragment(self) -> bool:
+        """Whether an event is half passed on. Nothing may be written between its pieces."""
+        return self._fragment_data is not None
+
+    @property
+    def idle(self) -> bool:
+        """Whether the stream stands between two events."""
+        return not self._parts and not self._head and not self.mid_fragment
+
+    def feed(self, chunk: bytes) -> list[Block | Fragment]:
+        """Takes the next bytes, returns what can be passed on."""
+        self._pieces = []
+        if self._head is not None:
+            chunk = self._without_bom(chunk)
+        if chunk:
+            self._split(chunk)
+        return self._pieces
+
+    def _without_bom(self, chunk: bytes) -> bytes:
+        head = (self._head or b"") + chunk
+        if len(head) < len(BOM) and BOM.startswith(head):
+            self._head = head
+            return b""
+        self._head = None
+        if not head.startswith(BOM):
+            return head
+        self._pieces.append(Block(BOM))
+        return head[len(BOM) :]
+
+    def _split(self, chunk: bytes) -> None:
+        released = 0  # up to here the chunk has been passed on
+        line_start = 1 if self._after_cr and chunk.startswith(b"\n") else 0
+        for newline in _NEWLINE.finditer(chunk, line_start):
+            released = self._look_at_line(chunk, released, line_start, newline.start())
+            if self._ends_piece():
+                released = self._release(chunk, released, newline.start() + 1, newline.end())
+            self._line = _Line.EMPTY
+            line_start = newline.end()
+        self._after_cr = chunk.endswith(b"\r")
+        released = self._look_at_line(chunk, released, line_start, len(chunk))
+        self._hold(chunk, released, line_start)
+
+    def _look_at_line(self, chunk: bytes, released: int, start: int, end: int) -> int:
+        """Tells what line begins here, if one does. What stands between two events goes before an event begins."""
+        if self._line is not _Line.EMPTY or start == end:
+            return released
+        self._line = _Line.COMMENT if chunk[start] == ord(":") else _Line.FIELD
+        if self._in_event or self._line is _Line.COMMENT:
+            return released
+        self._in_event = True
+        return self._release_between(chunk, released, start)
+
+    def _ends_piece(self) -> bool:
+        if self._in_event:
+            return self._line is _Line.EMPTY
+        return bool(self._parts) or self.mid_fragment
+
+    def _release_between(self, chunk: bytes, start: int, end: int) -> int:
+        if start < end:
+            self._pieces.append(Block(chunk[start:end]))
+        return end
+
+    def _release(self, chunk: bytes, start: int, measured_end: int, end: int) -> int:
+        """One whole event, or the rest of one. The second byte of a CRLF is not measured: it may come a chunk later."""
+        is_long = self._held_bytes + measured_end - start > self._limit_bytes
+        self._parts.append(chunk[start:end])
+        if self.mid_fragment or is_long:
+            self._release_fragment(last=True)
+            self._fragment_data = None
+        else:
+            self._pieces.append(Block(self._taken()))
+        self._in_event = False
+        return end
+
+    def _hold(self, chunk: bytes, released: int, line_start: int) -> None:
+        """Keeps what is left of a chunk, if it belongs to something unfinished."""
+        if not self._in_event:
+            is_done = self._line is _Line.EMPTY
+            released = self._release_between(chunk, released, len(chunk) if is_done else line_start)
+        if released < len(chunk):
+            self._parts.append(chunk[released:])
+            self._held_bytes += len(chunk) - released
+        if self._parts and (self.mid_fragment or self._held_bytes > self._limit_bytes):
+            self._release_fragment(last=False)
+
+    def _release_fragment(self, *, last: bool) -> None:
+        if self._fragment_data is None:
+            self._fragment_data = _DataFields()
+        raw = self._taken()
+        self._pieces.append(Fragment(raw, self._fragment_data.feed(raw), last))
+
+    def _taken(self) -> bytes:
+        raw = b"".join(self._parts)
+        self._parts = []
+        self._held_bytes = 0
+        return raw
+
+
+class _DataFields:
+    """Reads the payload of the ``data`` fields of one event that comes in pieces."""
+
+    def __init__(self) -> None:
+        self._start = b""  # of the current line, until it is known whether it is a data field
+        self._is_known = False
+        self._is_data = False
+        self._has_data = False
+        self._after_cr = False
+
+    def feed(self, raw: bytes) -> bytes:
+        payload: list[bytes] = []
+        at = 1 if self._after_cr and raw.startswith(b"\n") else 0
+        for newline in _NEWLINE.finditer(raw, at):
+            payload.append(self._part(raw[at : newline.start()], is_end=True))
+            self._start, self._is_known = b"", False
+            at = newline.end()
+        payload.append(self._part(raw[at:], is_end=False))
+        self._after_cr = raw.endswith(b"\r")
+        return b"".join(payload)
+
+    def _part(self, part: bytes, *, is_end: bool) -> bytes:
+        if self._is_known:
+            return part if self._is_data else b""
+        self._start += part
+        if not is_end and len(self._start) < len(_DATA_START) and _DATA_START.startswith(self._start):
+            return b""
+        name, value = _field(self._start)
+        self._is_known, self._is_data = True, name == b"data"
+        if not self._is_data:
+            return b""
+        separator = b"\n" if self._has_data else b""
+        self._has_data = True
+        return separator + value
+
+
+# -- reading and changing one event --------------------------------------------------------------------------------
+
+
+def parse_event(raw: bytes) -> Event:
+    """The fields of one event as a client reads them (HTML standard, §9.2.6). Never raises.
+
+    What is not UTF-8 is replaced, as clients do; an id that holds NUL and a ``retry`` that is no number are ignored.
+    """
+    found: dict[bytes, bytes] = {}
+    data: list[bytes] = []
+    for line, _ in _lines(raw.removeprefix(BOM)):
+        name, value = _field(line)
+        if name == b"data":
+            data.append(value)
+        elif name in _SINGLE_FIELDS and _SINGLE_FIELDS[name].fullmatch(value):
+            found[name] = value
+    return Event(
+        event=_text(found.get(b"event")),
+        data=_text(b"\n".join(data) if data else None),
+        id=_text(found.get(b"id")),
+        retry=int(found[b"retry"]) if b"retry" in found else None,
+    )
+
+
+def with_data(raw: bytes, data: str) -> bytes:
+    """The event with other data; all its other bytes, order and newlines stay."""
+    return _with_field(raw, b"data", _NEWLINE.split(_bytes(data)))
+
+
+def with_id(raw: bytes, id: str) -> bytes:
+    """The event with another id. Raises ValueError if the id cannot be one (it holds a newline or NUL)."""
+    return _with_field(raw, b"id", [_one_line(id)])
+
+
+def encode_event(data: str | bytes, *, event: str | None = "message", id: str | None = None) -> bytes:
+    """A whole event. Raises ValueError if ``event`` or ``id`` holds a newline or NUL."""
+    payload = data if isinstance(data, bytes) else _bytes(data)
+    lines = [] if event is None else [b"event: " + _one_line(event)]
+    lines += [] if id is None else [b"id: " + _one_line(id)]
+    lines += [b"data: " + line for line in _NEWLINE.split(payload)]
+    return b"\n".join([*lines, b"", b""])
+
+
+def _with_field(raw: bytes, name: bytes, values: list[bytes]) -> bytes:
+    """Puts the values where the field stood first, else behind the last line that says anything."""
+    mark = BOM if raw.startswith(BOM) else b""
+    lines = _lines(raw.removeprefix(BOM))
+    style = next((newline for _, newline in lines if newline), b"\n")
+    new = style.join(name + b": " + value for value in values)
+    text = [line + newline for line, newline in lines]
+    places = [index for index, (line, _) in enumerate(lines) if _field(line)[0] == name]
+    if places:
+        text[places[0]] = new + lines[places[0]][1]
+        kept = [line for index, line in enumerate(text) if index not in places[1:]]
+        return mark + b"".join(kept)
+    place = max((index + 1 for index, (line, _) in enumerate(lines) if line), default=0)
+    is_cut = bool(place) and not lines[place - 1][1]
+    text.insert(place, style + new if is_cut else new + style)
+    return mark + b"".join(text)
+
+
+def _lines(raw: bytes) -> list[tuple[bytes, bytes]]:
+    """The lines with their newlines; the last one has none if text follows the last newline."""
+    lines = []
+    at = 0
+    for newline in _NEWLINE.finditer(raw):
+        lines.append((raw[at : newline.start()], newline[0]))
+        at = newline.end()
+    return [*lines, (raw[at:], b"")] if at < len(raw) else lines
+
+
+def _field(line: bytes) -> tuple[bytes, bytes]:
+    name, _, value = line.partition(b":")
+    return name, value.removeprefix(b" ")
+
+
+def _text(value: bytes | None) -> str | None:
+    return None if value is None else value.decode(errors="replace")
+
+
+def _bytes(value: str) -> bytes:
+    return value.encode(errors="replace")
+
+
+def _one_line(value: str) -> bytes:
+    if "\n" in value or "\r" in value or "\0" in value:
+        raise ValueError("a newline or NUL in one field")
+    return _bytes(value)
