@@ -1,0 +1,121 @@
+"""Ids that carry their generation, so that an old answer never meets a new question.
+
+A restarted server counts from zero again: its question 1 is not the question 1 of before, and its event ids repeat.
+From the second generation on, the client sees such ids with a mark of the session and the generation in front; on the
+way in the mark is taken off, and whatever bears another generation goes nowhere (spec R36, R40). The first generation
+passes untouched. The mark starts with the session's random ``tag``, which no upstream can guess.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mcp_sidecar.wire.messages import JsonRpcId, Kind, Message, dump
+from mcp_sidecar.wire.sse import Event, parse_event, with_data, with_id
+
+FIRST = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """The generation that something belongs to, and the tag of its session."""
+
+    tag: str
+    generation: int
+
+    def on_text(self, text: str) -> str:
+        """An id of this generation as the client sees it."""
+        return text if self.generation == FIRST else f"{self.tag}.{self.generation}.{text}"
+
+    def on_id(self, request_id: JsonRpcId) -> JsonRpcId:
+        """A JSON-RPC id of this generation as the client sees it; its type is kept inside the mark."""
+        return request_id if self.generation == FIRST else self.on_text(json.dumps(request_id))
+
+    def off_text(self, seen: str) -> str | None:
+        """The upstream's own id, or ``None`` where the id is of another generation."""
+        prefix = f"{self.tag}."
+        if self.generation == FIRST:
+            return None if seen.startswith(prefix) else seen
+        own = f"{prefix}{self.generation}."
+        return seen[len(own) :] if seen.startswith(own) else None
+
+    def off_id(self, seen: JsonRpcId) -> tuple[bool, JsonRpcId]:
+        """Whether a JSON-RPC id belongs to this generation, and the upstream's own id."""
+        if self.generation == FIRST:
+            return (not (isinstance(seen, str) and seen.startswith(f"{self.tag}.")), seen)
+        text = self.off_text(seen) if isinstance(seen, str) else None
+        if text is None:
+            return False, None
+        try:
+            return True, json.loads(text)
+        except ValueError:
+            return False, None
+
+
+@dataclass(slots=True)
+class Renumbering:
+    """New ids and progress tokens of a request that was sent again inside one upstream session, to the old ones (R47)."""
+
+    ids: dict[str, JsonRpcId] = field(default_factory=dict)
+    tokens: dict[str, str | int] = field(default_factory=dict)
+
+
+NOTHING_RENUMBERED = Renumbering()
+
+
+def to_client(message: Message, mark: Mark, renumbering: Renumbering) -> Any | None:
+    """The message as the client must see it, or ``None`` where it passes untouched."""
+    if message.kind is Kind.BATCH:
+        mapped = [to_client(member, mark, renumbering) for member in message.members]
+        if all(value is None for value in mapped):
+            return None
+        return [old.value if new is None else new for old, new in zip(message.members, mapped, strict=True)]
+    if message.is_opaque:
+        return None  # known by its top-level keys only: it cannot be written anew
+    if message.kind is Kind.RESPONSE and isinstance(message.id, str) and message.id in renumbering.ids:
+        return {**message.value, "id": renumbering.ids[message.id]}
+    if message.kind is Kind.REQUEST and mark.generation > FIRST:
+        return {**message.value, "id": mark.on_id(message.id)}
+    if message.method == "notifications/progress":
+        return _with_param(message, "progressToken", renumbering.tokens)
+    if message.method == "notifications/cancelled" and mark.generation > FIRST:
+        return _marked_cancel(message, mark)
+    return None
+
+
+def _with_param(message: Message, name: str, replacements: Mapping[str, str | int]) -> Any | None:
+    params = message.value.get("params")
+    token = params.get(name) if isinstance(params, dict) else None
+    if not isinstance(token, str) or token not in replacements:
+        return None
+    return {**message.value, "params": {**params, name: replacements[token]}}
+
+
+def _marked_cancel(message: Message, mark: Mark) -> Any | None:
+    params = message.value.get("params")
+    if not isinstance(params, dict) or "requestId" not in params:
+        return None
+    return {**message.value, "params": {**params, "requestId": mark.on_id(params["requestId"])}}
+
+
+def event_to_client(raw: bytes, event: Event, mapped: Any | None, mark: Mark) -> bytes:
+    """One SSE event with its mapped message and marked id; every other byte stays."""
+    if mapped is not None:
+        raw = with_data(raw, dump(mapped).decode())
+    if event.id and mark.generation > FIRST:
+        raw = with_id(raw, mark.on_text(event.id))
+    return raw
+
+
+__all__ = [
+    "FIRST",
+    "NOTHING_RENUMBERED",
+    "Mark",
+    "Renumbering",
+    "event_to_client",
+    "parse_event",
+    "to_client",
+]

@@ -1,0 +1,79 @@
+"""Who is asking: the principal that a session belongs to.
+
+Nothing here verifies a credential; the upstream does. A principal only answers "is this the one that initialized?",
+and it is a keyed hash, so that no credential is kept (spec R29, R55, R59). Cookies never count: a browser sends them
+on behalf of whoever lured it.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from typing import NewType
+
+from mcp_sidecar.wire.headers import Pair, values
+
+Principal = NewType("Principal", bytes)
+"""A keyed hash; equal for requests of the same principal, empty where a request carries no credential."""
+
+ANONYMOUS = Principal(b"")
+
+_DIGEST_BYTES = 16
+
+
+def principal_of(pairs: Iterable[Pair], header_names: Sequence[str], key: bytes) -> Principal:
+    """The principal of a request, by the credentials in ``header_names``.
+
+    A JWT bearer counts by issuer, subject and client, so that a refreshed token goes on; without a subject, and for
+    every other credential, the value itself counts, so that a rotated opaque token is somebody else.
+    """
+    return _digest([(name, _identity(value)) for name, value in _credentials(pairs, header_names)], key)
+
+
+def credential_of(pairs: Iterable[Pair], header_names: Sequence[str], key: bytes) -> Principal:
+    """A keyed hash of the very credentials: differs after a token refresh where the principal does not."""
+    return _digest([(name, [value]) for name, value in _credentials(pairs, header_names)], key)
+
+
+def _credentials(pairs: Iterable[Pair], header_names: Sequence[str]) -> list[Pair]:
+    pairs = list(pairs)
+    return [(name, value.strip()) for name in header_names for value in values(pairs, name)]
+
+
+def _digest(identities: list[tuple[str, list[str]]], key: bytes) -> Principal:
+    if not identities:
+        return ANONYMOUS
+    text = json.dumps(identities).encode()
+    return Principal(hashlib.blake2b(text, key=key, digest_size=_DIGEST_BYTES).digest())
+
+
+def _identity(credential: str) -> list[str]:
+    scheme, _, token = credential.partition(" ")
+    claims = _jwt_claims(token.strip()) if scheme.lower() == "bearer" else None
+    subject = claims.get("sub") if claims else None
+    if claims is None or not isinstance(subject, str) or not subject:
+        return [credential]
+    client = claims.get("client_id", claims.get("azp"))
+    return ["jwt", _text(claims.get("iss")), subject, _text(client)]
+
+
+def _text(claim: object) -> str:
+    return json.dumps(claim, sort_keys=True)
+
+
+def _jwt_claims(token: str) -> dict[str, object] | None:
+    parts = token.split(".")
+    if len(parts) != 3 or not all(parts[:2]):
+        return None
+    header, claims = _decode_part(parts[0]), _decode_part(parts[1])
+    return claims if header is not None and "alg" in header else None
+
+
+def _decode_part(part: str) -> dict[str, object] | None:
+    try:
+        decoded = json.loads(base64.b64decode(part + "=" * (-len(part) % 4), altchars=b"-_", validate=True))
+    except (ValueError, RecursionError):
+        return None
+    return decoded if isinstance(decoded, dict) else None

@@ -1,0 +1,89 @@
+"""May this message be sent again? The replay matrix as a table by method and failure.
+
+Two failures, two columns. *After a loss* the upstream said that it had no session, before it dispatched anything: the
+message did not run. *In doubt* the connection broke after sending: it may have run, and only what is harmless twice
+goes again (spec R49–R51, RFC 9110 §9.2.2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from dataclasses import dataclass
+from enum import Enum
+
+from mcp_sidecar.wire.messages import Kind, Message
+
+
+class AfterLoss(Enum):
+    """What becomes of a message whose session the upstream has lost."""
+
+    REPLAY = "replay"  # heal, then send it again
+    HEAL_ONLY = "heal_only"  # the heal itself says it again (`notifications/initialized`)
+    DROP = "drop"  # it is about something that died with the session
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One method of the matrix."""
+
+    after_loss: AfterLoss = AfterLoss.REPLAY
+    safe_in_doubt: bool = False
+
+
+_READ = Row(safe_in_doubt=True)
+_SETS_A_VALUE = Row(safe_in_doubt=True)
+_UNKNOWN = Row()
+
+MATRIX: dict[str, Row] = {
+    "initialize": Row(safe_in_doubt=True),  # costs at most an orphaned session
+    "ping": _READ,
+    "tools/list": _READ,
+    "prompts/list": _READ,
+    "prompts/get": _READ,
+    "resources/list": _READ,
+    "resources/templates/list": _READ,
+    "resources/read": _READ,
+    "completion/complete": _READ,
+    "tasks/get": _READ,
+    "tasks/list": _READ,
+    "tasks/result": _READ,
+    "tasks/cancel": _UNKNOWN,  # twice is harmless, but the second answer may mislead (-32602: already terminal)
+    "logging/setLevel": _SETS_A_VALUE,
+    "resources/subscribe": _SETS_A_VALUE,
+    "resources/unsubscribe": _SETS_A_VALUE,
+    "notifications/initialized": Row(AfterLoss.HEAL_ONLY, safe_in_doubt=True),
+    "notifications/cancelled": Row(AfterLoss.DROP, safe_in_doubt=True),
+    "notifications/progress": Row(AfterLoss.DROP),  # values must increase: a second copy breaks the rule
+    "notifications/roots/list_changed": Row(safe_in_doubt=True),
+}
+"""``tools/call`` is not here: it depends on the tool. What is not in the table is unknown, hence unsafe in doubt."""
+
+
+def after_loss(message: Message) -> AfterLoss:
+    """What to do with a message that a lost session refused.
+
+    A JSON-RPC response never goes to a newer session: the new server's question with the same id may be another one
+    (R40). A batch is dropped or left to the heal only if all of it is.
+    """
+    if message.kind is Kind.RESPONSE:
+        return AfterLoss.DROP
+    if message.kind is Kind.BATCH:
+        wanted = {after_loss(member) for member in message.members}
+        return wanted.pop() if len(wanted) == 1 else AfterLoss.REPLAY
+    return MATRIX.get(message.method or "", _UNKNOWN).after_loss
+
+
+def is_safe_in_doubt(message: Message, safe_tools: Container[str]) -> bool:
+    """Whether a message that may have run may be sent again.
+
+    ``safe_tools`` are the names that the ``tools/list`` of this principal declared ``readOnlyHint`` or
+    ``idempotentHint`` (R50); empty where annotations are not trusted. Task-augmented calls never are (R42).
+    A batch is as safe as its least safe member (R51).
+    """
+    if message.kind is Kind.BATCH:
+        return all(is_safe_in_doubt(member, safe_tools) for member in message.members)
+    if message.kind not in (Kind.REQUEST, Kind.NOTIFICATION) or message.has_task or message.is_opaque:
+        return False
+    if message.method == "tools/call":
+        return message.tool_name is not None and message.tool_name in safe_tools
+    return MATRIX.get(message.method or "", _UNKNOWN).safe_in_doubt

@@ -1,0 +1,145 @@
+"""What passes on a response stream, and what its end means.
+
+A POST's stream is over when every request of it is answered. An end before that is polling if an event with an id was
+sent (2025-11-25, "Sending Messages" 6) and the transfer ended cleanly; everything else is a break, and a break is never
+passed on as if the stream were whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import Enum
+
+from mcp_sidecar.healing.generations import Mark, Renumbering, event_to_client, to_client
+from mcp_sidecar.wire.messages import JsonRpcId, Kind, Message, NotJson, parse
+from mcp_sidecar.wire.scan import TopLevelScan
+from mcp_sidecar.wire.sse import Block, Fragment, parse_event
+
+
+class Ending(Enum):
+    """How the upstream's side of a stream ended."""
+
+    CLEAN = "clean"
+    BROKEN = "broken"
+
+
+class AfterEnd(Enum):
+    """What to do about it."""
+
+    FINISH = "finish"  # end the client's stream, too
+    RESUME = "resume"  # one GET with Last-Event-ID on the same session
+    RESEND = "resend"  # the request is harmless and nothing of consequence was relayed
+    TELL = "tell"  # an error event with the request's id
+    CUT = "cut"  # in the middle of an event: nothing can be said any more
+
+
+@dataclass(slots=True)
+class StreamWatch:
+    """Looks at what is relayed on one stream, maps its ids, and remembers what its end will depend on.
+
+    ``unanswered`` are the client's request ids that still wait. ``seen`` collects nothing: a message is handed to the
+    caller once, by ``relay``.
+    """
+
+    mark: Mark
+    renumbering: Renumbering = field(default_factory=Renumbering)
+    unanswered: set[JsonRpcId] = field(default_factory=set)
+    last_event_id: str | None = None
+    retry_ms: int | None = None
+    committed: bool = False
+    in_fragment: bool = False
+    blocks: int = 0
+    _scan: TopLevelScan | None = None
+
+    def relay(self, piece: Block | Fragment) -> tuple[bytes, Message | None]:
+        """What the client gets for one piece of the stream, and the message in it, if it holds one."""
+        self.blocks += 1
+        if isinstance(piece, Fragment):
+            self._watch_fragment(piece)
+            return piece.raw, None
+        event = parse_event(piece.raw)
+        if event.id is not None:
+            self.last_event_id = event.id or None
+        if event.retry is not None:
+            self.retry_ms = event.retry
+        message = _message_in(event.data)
+        mapped = to_client(message, self.mark, self.renumbering) if message is not None else None
+        if message is not None:
+            self._note(message)
+        return event_to_client(piece.raw, event, mapped, self.mark), message
+
+    @property
+    def answered(self) -> bool:
+        """Whether nobody waits for anything on this stream any more."""
+        return not self.unanswered
+
+    def answer_whole(self, message: Message) -> object | None:
+        """A JSON answer, mapped for the client; ``None`` where it passes untouched."""
+        self._note(message)
+        return to_client(message, self.mark, self.renumbering)
+
+    def _note(self, message: Message) -> None:
+        for member in message.members or (message,):
+            if member.kind is Kind.RESPONSE:
+                self._note_answer(member.id)
+            elif member.kind is Kind.REQUEST or member.method == "notifications/progress":
+                self.committed = True
+
+    def _note_answer(self, request_id: JsonRpcId) -> None:
+        old = self.renumbering.ids.get(request_id, request_id) if isinstance(request_id, str) else request_id
+        self.unanswered.discard(old)
+
+    def _watch_fragment(self, piece: Fragment) -> None:
+        self.in_fragment = not piece.last
+        self.committed = True
+        if self._scan is None:
+            self._scan = TopLevelScan()
+        try:
+            self._scan.feed(piece.data)
+            if piece.last:
+                self._note_scanned(self._scan)
+        except NotJson:
+            pass
+        if piece.last:
+            self._scan = None
+
+    def _note_scanned(self, scan: TopLevelScan) -> None:
+        scan.finish()
+        if scan.is_array:
+            self.unanswered.clear()
+        elif scan.has_result or scan.has_error:
+            self._note_answer(scan.id)
+
+
+def after_end(watch: StreamWatch, ending: Ending, *, may_resend: bool, may_resume: bool) -> AfterEnd:
+    """Decide what follows the end of a POST's stream.
+
+    ``may_resend``: the request is harmless in doubt and a resend is left. ``may_resume``: something new has come since
+    the last resume, and the session still stands where this stream began.
+    """
+    if watch.in_fragment:
+        return AfterEnd.CUT
+    if watch.answered:
+        return AfterEnd.FINISH
+    if ending is Ending.CLEAN and watch.last_event_id is not None:
+        return AfterEnd.FINISH
+    if watch.last_event_id is not None and may_resume:
+        return AfterEnd.RESUME
+    if may_resend and not watch.committed:
+        return AfterEnd.RESEND
+    return AfterEnd.TELL
+
+
+def unanswered_ids(messages: Iterable[Message]) -> set[JsonRpcId]:
+    """The ids that a POST waits for."""
+    return {message.id for message in messages}
+
+
+def _message_in(data: str | None) -> Message | None:
+    if not data:
+        return None
+    try:
+        return parse(data.encode())
+    except (NotJson, UnicodeEncodeError):
+        return None

@@ -1,0 +1,178 @@
+"""Requests that wait: for the upstream, for a route, or for a heal. Bounded in number, bytes and time.
+
+Whoever waits here can be released early: by the client's ``notifications/cancelled``, or by the drain of the sidecar.
+A client that leaves cancels its task, and the ``with`` block gives its place back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TypeVar
+
+from mcp_sidecar.healing.facts import Emit, HoldOverflowed
+from mcp_sidecar.healing.session import Session
+from mcp_sidecar.proxy.availability import Availability, Route
+from mcp_sidecar.wire.messages import JsonRpcId
+
+T = TypeVar("T")
+
+
+class Waited(Enum):
+    """How a wait ended."""
+
+    BACK = "back"
+    EXPIRED = "expired"  # the deadline, the bounds, or the drain
+    CANCELLED = "cancelled"
+
+
+@dataclass(eq=False, slots=True)
+class Held:
+    """One request that may have to wait.
+
+    ``size`` in bytes; ``deadline`` is set when the first wait begins; ``cancel_key`` is what the client's
+    ``notifications/cancelled`` would name.
+    """
+
+    size: int
+    timeout_s: float
+    cancel_key: tuple[Session, JsonRpcId] | None = None
+    deadline: float | None = None
+    released: asyncio.Future[Waited] | None = field(default=None)
+
+
+class Holding:
+    """Everything that waits."""
+
+    def __init__(
+        self, *, max_requests: int, max_bytes: int, emit: Emit, clock: Callable[[], float]
+    ) -> None:
+        """``clock`` gives monotonic seconds."""
+        self._max_requests = max_requests
+        self._max_bytes = max_bytes
+        self._emit = emit
+        self._clock = clock
+        self._held: set[Held] = set()
+        self._by_request: dict[tuple[Session, JsonRpcId], Held] = {}
+        self._streams = 0
+        self._bytes = 0
+        self._draining = False
+        self.route = Route(clock)
+
+    def __len__(self) -> int:
+        """How many requests are held."""
+        return len(self._held)
+
+    async def for_connect(self, held: Held, availability: Availability) -> Waited:
+        """Wait until the upstream accepts connections."""
+        with self._room_for(held) as there_is:
+            if not there_is:
+                return Waited.EXPIRED
+            ended, _ = await self._wait(held, availability.back())
+            return ended
+
+    async def for_route(self, held: Held) -> Waited:
+        """Wait until it is this request's turn to try, or the server answers again.
+
+        The scout keeps its role until ``route.note_served`` or ``leave``.
+        """
+        with self._room_for(held) as there_is:
+            if not there_is:
+                return Waited.EXPIRED
+            if self.route.apply(held):
+                return await self._pause(held, self.route.next_delay_s())
+            while True:
+                ended, _ = await self._wait(held, self.route.changed())
+                if ended is not Waited.BACK or not self.route.is_away:
+                    return ended
+                if self.route.apply(held):
+                    return Waited.BACK
+
+    async def for_result(self, held: Held, result: asyncio.Future[T]) -> tuple[Waited, T | None]:
+        """Wait for somebody else's work, which goes on whatever becomes of this request."""
+        with self._room_for(held) as there_is:
+            return await self._wait(held, result) if there_is else (Waited.EXPIRED, None)
+
+    def leave(self, held: Held) -> None:
+        """The exchange is over: give back the scout's role, if it had it."""
+        self.route.resign(held)
+
+    async def for_stream(self, availability: Availability) -> None:
+        """Wait as an idle stream does: without a bound, and without taking a request's place."""
+        self._streams += 1
+        try:
+            await asyncio.wait({availability.back()})
+        finally:
+            self._streams -= 1
+
+    def waiting(self) -> int:
+        """How many wait for the upstream, streams included."""
+        return len(self._held) + self._streams
+
+    def cancel(self, session: Session, request_id: JsonRpcId) -> bool:
+        """Release the held request of this session that has this id; false if there is none."""
+        held = self._by_request.get((session, request_id))
+        if held is None:
+            return False
+        _release(held, Waited.CANCELLED)
+        return True
+
+    def drain(self) -> None:
+        """Release everybody, and hold nobody any more."""
+        self._draining = True
+        for held in self._held:
+            _release(held, Waited.EXPIRED)
+
+    async def _wait(self, held: Held, awaited: asyncio.Future[T]) -> tuple[Waited, T | None]:
+        assert held.released is not None
+        await asyncio.wait(
+            {awaited, held.released}, timeout=self._left_s(held), return_when=asyncio.FIRST_COMPLETED
+        )
+        if held.released.done():
+            return held.released.result(), None
+        if awaited.done():
+            return Waited.BACK, awaited.result()
+        return Waited.EXPIRED, None
+
+    async def _pause(self, held: Held, delay_s: float) -> Waited:
+        assert held.released is not None
+        left_s = self._left_s(held)
+        await asyncio.wait({held.released}, timeout=min(delay_s, left_s))
+        if held.released.done():
+            return held.released.result()
+        return Waited.BACK if delay_s < left_s else Waited.EXPIRED
+
+    def _left_s(self, held: Held) -> float:
+        assert held.deadline is not None
+        return max(0.0, held.deadline - self._clock())
+
+    @contextmanager
+    def _room_for(self, held: Held) -> Iterator[bool]:
+        if held.deadline is None:
+            held.deadline = self._clock() + held.timeout_s
+        full = len(self._held) >= self._max_requests or self._bytes + held.size > self._max_bytes
+        if full:
+            self._emit(HoldOverflowed(len(self._held), self._bytes))
+        if full or self._draining:
+            yield False
+            return
+        held.released = asyncio.get_running_loop().create_future()
+        self._held.add(held)
+        self._bytes += held.size
+        if held.cancel_key is not None:
+            self._by_request[held.cancel_key] = held
+        try:
+            yield True
+        finally:
+            self._held.discard(held)
+            self._bytes -= held.size
+            if held.cancel_key is not None:
+                self._by_request.pop(held.cancel_key, None)
+
+
+def _release(held: Held, how: Waited) -> None:
+    if held.released is not None and not held.released.done():
+        held.released.set_result(how)

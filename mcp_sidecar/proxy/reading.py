@@ -1,0 +1,113 @@
+"""Read what the upstream answered: a bounded, decoded beginning of it, or one JSON-RPC answer out of it."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+
+from mcp_sidecar.healing.classify import AnswerHead
+from mcp_sidecar.proxy.upstream import Answer
+from mcp_sidecar.wire.headers import Pair, media_type
+from mcp_sidecar.wire.messages import JsonRpcId, Kind, Message, NotJson, parse
+from mcp_sidecar.wire.sse import Block, EventSplitter, parse_event
+
+EVENT_STREAM = "text/event-stream"
+JSON = "application/json"
+
+_ANY_DEFLATE = {"gzip": zlib.MAX_WBITS | 16, "x-gzip": zlib.MAX_WBITS | 16, "deflate": zlib.MAX_WBITS}
+
+
+@dataclass(frozen=True, slots=True)
+class KeptAnswer:
+    """An answer that was read to its end, or to the bound, so that it can be passed on more than once."""
+
+    status: int
+    reason: str
+    headers: list[Pair]
+    body: bytes
+
+
+def judged_head(answer: Answer) -> AnswerHead:
+    """What the classifier wants to know of an answer's head."""
+    return AnswerHead(answer.status, answer.header("Content-Type"), answer.header("WWW-Authenticate") is not None)
+
+
+def is_event_stream(answer: Answer) -> bool:
+    """Whether an answer is a stream of events that can be read."""
+    return media_type(answer.header("Content-Type")) == EVENT_STREAM and not is_encoded(answer)
+
+
+def is_json(answer: Answer) -> bool:
+    """Whether an answer is JSON that can be read."""
+    return media_type(answer.header("Content-Type")) == JSON and not is_encoded(answer)
+
+
+def is_encoded(answer: Answer) -> bool:
+    """Whether the body is compressed; it is then passed on unread."""
+    encoding = answer.header("Content-Encoding")
+    return encoding is not None and encoding.strip().lower() not in ("", "identity")
+
+
+async def decoded_body(answer: Answer, limit: int) -> bytes:
+    """The beginning of a body, decoded for a look at it; the answer itself stays as it came.
+
+    Reads and returns at most about ``limit`` bytes. Raises ``UpstreamFault``.
+    """
+    raw = await answer.peek(limit)
+    if not is_encoded(answer):
+        return raw
+    return decoded(raw, answer.header("Content-Encoding") or "", limit)
+
+
+def decoded(raw: bytes, encoding: str, limit: int) -> bytes:
+    """Undo one content encoding, bounded; what cannot be undone is empty, and therefore proves nothing."""
+    window = _ANY_DEFLATE.get(encoding.strip().lower())
+    if window is None:
+        return b""
+    try:
+        return zlib.decompressobj(window).decompress(raw, limit)
+    except zlib.error:
+        return b""
+
+
+async def kept(answer: Answer, limit: int) -> KeptAnswer:
+    """Read an answer up to ``limit`` bytes and keep it. Raises ``UpstreamFault``."""
+    body = await answer.peek(limit)
+    pairs = answer.client_headers(without={"mcp-session-id", "content-length"})
+    return KeptAnswer(answer.status, answer.reason, pairs, body)
+
+
+async def read_rpc_answer(answer: Answer, request_id: JsonRpcId, limit: int) -> Message | None:
+    """The JSON-RPC answer to ``request_id``, from a JSON body or an event stream whose first events may be empty.
+
+    ``None`` where there is none within ``limit`` bytes. Raises ``UpstreamFault``.
+    """
+    if is_event_stream(answer):
+        return await _read_from_events(answer, request_id, limit)
+    return _response_in(await decoded_body(answer, limit), request_id)
+
+
+async def _read_from_events(answer: Answer, request_id: JsonRpcId, limit: int) -> Message | None:
+    splitter = EventSplitter(limit)
+    size = 0
+    async for chunk in answer.chunks():
+        size += len(chunk)
+        for piece in splitter.feed(chunk):
+            event = parse_event(piece.raw) if isinstance(piece, Block) else None
+            message = _response_in((event.data or "").encode("utf-8", "replace"), request_id) if event else None
+            if message is not None:
+                return message
+        if size > limit:
+            return None
+    return None
+
+
+def _response_in(body: bytes, request_id: JsonRpcId) -> Message | None:
+    try:
+        message = parse(body)
+    except NotJson:
+        return None
+    for candidate in message.members or (message,):
+        if candidate.kind is Kind.RESPONSE and candidate.id == request_id:
+            return candidate
+    return None

@@ -1,0 +1,177 @@
+"""Sessions by client session id: memory, with O(1) expiry.
+
+A session is found only together with its principal: two principals may hold the same id, and neither ever gets the
+other's session (spec R29, R56). Ended ids are remembered as keyed hashes, a bounded number of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from weakref import WeakValueDictionary
+
+from mcp_sidecar.healing.facts import Emit, SessionEnd, SessionEnded, SessionOpened
+from mcp_sidecar.healing.principal import Principal
+from mcp_sidecar.healing.recorded import Handshake
+from mcp_sidecar.healing.session import ClientSessionId, Event, Session, UpstreamSessionId
+from mcp_sidecar.proxy.config import SessionLimits
+
+Key = tuple[ClientSessionId, Principal]
+
+
+class SessionStore:
+    """All sessions of this process."""
+
+    def __init__(
+        self,
+        limits: SessionLimits,
+        emit: Emit,
+        *,
+        salt: bytes,
+        clock: Callable[[], float],
+        new_tag: Callable[[], str],
+    ) -> None:
+        """``clock`` gives monotonic seconds, ``new_tag`` a short unguessable text."""
+        self._limits = limits
+        self._emit = emit
+        self._salt = salt
+        self._clock = clock
+        self._new_tag = new_tag
+        self._by_use: OrderedDict[Key, Session] = OrderedDict()
+        self._by_age: OrderedDict[Key, Session] = OrderedDict()
+        self._holders: dict[ClientSessionId, int] = {}
+        self._by_upstream_id: dict[UpstreamSessionId, Session] = {}
+        self._ended: OrderedDict[bytes, None] = OrderedDict()
+        self._handshakes: WeakValueDictionary[bytes, Handshake] = WeakValueDictionary()
+
+    def __len__(self) -> int:
+        """How many sessions there are."""
+        return len(self._by_use)
+
+    def __iter__(self) -> Iterator[Session]:
+        """All sessions, the longest unused first."""
+        return iter(self._by_use.values())
+
+    def label(self, session_id: str) -> str:
+        """The short salted hash by which a session is shown."""
+        return hashlib.blake2b(session_id.encode(), key=self._salt, digest_size=6).hexdigest()
+
+    def open(
+        self, client_id: ClientSessionId, principal: Principal, handshake: Handshake
+    ) -> Session:
+        """An ``initialize`` was answered with a new id: record the session behind it."""
+        now = self._clock()
+        key = (client_id, principal)
+        if (old := self._by_use.get(key)) is not None:
+            self._remove(key, old, SessionEnd.REPLACED)
+        self._ended.pop(self._hash(client_id), None)
+        session = Session(
+            client_id=client_id,
+            principal=principal,
+            handshake=self._shared(handshake),
+            label=self.label(client_id),
+            tag=self._new_tag(),
+            created_at=now,
+            last_used_at=now,
+        )
+        self._by_use[key] = self._by_age[key] = session
+        self._holders[client_id] = self._holders.get(client_id, 0) + 1
+        self.claim_upstream_id(session)
+        self._emit(SessionOpened(session.label, handshake.protocol_version))
+        self.sweep()
+        return session
+
+    def find(self, client_id: ClientSessionId, principal: Principal) -> Session | None:
+        """The principal's own session, and note that it is in use."""
+        key = (client_id, principal)
+        session = self._by_use.get(key)
+        if session is None:
+            return None
+        now = self._clock()
+        if self._is_expired(session, now):
+            self._remove(key, session, SessionEnd.EXPIRED)
+            return None
+        session.last_used_at = now
+        self._by_use.move_to_end(key)
+        return session
+
+    def is_held(self, client_id: ClientSessionId) -> bool:
+        """Whether anybody has a session with this id."""
+        return client_id in self._holders
+
+    def is_ended(self, client_id: ClientSessionId) -> bool:
+        """Whether this id was ended and nobody has opened it anew."""
+        return client_id not in self._holders and self._hash(client_id) in self._ended
+
+    def claim_upstream_id(self, session: Session) -> None:
+        """The upstream has just minted this session's id: whoever else stood on it stands on nothing any more."""
+        if session.upstream_id is None:
+            return
+        former = self._by_upstream_id.get(session.upstream_id)
+        if former is not None and former is not session and former.upstream_id == session.upstream_id:
+            former.displace()
+        self._by_upstream_id[session.upstream_id] = session
+
+    def release_upstream_id(self, upstream_id: UpstreamSessionId | None, session: Session) -> None:
+        """A heal has replaced this upstream id."""
+        if upstream_id is not None and self._by_upstream_id.get(upstream_id) is session:
+            del self._by_upstream_id[upstream_id]
+
+    def end(self, session: Session, reason: SessionEnd) -> None:
+        """The session is over; its id will be answered 404."""
+        key = (session.client_id, session.principal)
+        if self._by_use.get(key) is session:
+            self._remove(key, session, reason)
+
+    def sweep(self) -> None:
+        """Remove what has expired and what is too many; looks only at sessions that it removes, and one more."""
+        now = self._clock()
+        self._sweep_expired(self._by_use, now)
+        self._sweep_expired(self._by_age, now)
+        while len(self._by_use) > self._limits.max_sessions:
+            key, session = next(iter(self._by_use.items()))
+            self._remove(key, session, SessionEnd.EVICTED)
+
+    def _sweep_expired(self, order: OrderedDict[Key, Session], now: float) -> None:
+        while order:
+            key, session = next(iter(order.items()))
+            if session.streams and order is self._by_use and not self._is_too_old(session, now):
+                session.last_used_at = now
+                order.move_to_end(key)
+                return
+            if not self._is_expired(session, now):
+                return
+            self._remove(key, session, SessionEnd.EXPIRED)
+
+    def _is_expired(self, session: Session, now: float) -> bool:
+        idle = now - session.last_used_at >= self._limits.idle_ttl_s and not session.streams
+        return idle or self._is_too_old(session, now)
+
+    def _is_too_old(self, session: Session, now: float) -> bool:
+        return now - session.created_at >= self._limits.max_lifetime_s
+
+    def _remove(self, key: Key, session: Session, reason: SessionEnd) -> None:
+        del self._by_use[key]
+        del self._by_age[key]
+        self.release_upstream_id(session.upstream_id, session)
+        self._holders[session.client_id] -= 1
+        if not self._holders[session.client_id]:
+            del self._holders[session.client_id]
+        session.fire(Event.ENDED)
+        if reason is not SessionEnd.EVICTED:
+            self._remember_ended(session.client_id)
+        self._emit(SessionEnded(session.label, reason))
+
+    def _remember_ended(self, client_id: ClientSessionId) -> None:
+        self._ended[self._hash(client_id)] = None
+        while len(self._ended) > self._limits.max_sessions:
+            self._ended.popitem(last=False)
+
+    def _shared(self, handshake: Handshake) -> Handshake:
+        """The same client against the same server says the same thousands of times: keep it once."""
+        digest = hashlib.blake2b(handshake.params + b"\0" + handshake.result, digest_size=16).digest()
+        return self._handshakes.setdefault(digest, handshake)
+
+    def _hash(self, client_id: ClientSessionId) -> bytes:
+        return hashlib.blake2b(client_id.encode(), key=self._salt, digest_size=16).digest()

@@ -1,0 +1,218 @@
+"""Send one request to the upstream and hand out its answer, byte for byte.
+
+Everything that can go wrong on this side of the sidecar leaves this module as an ``UpstreamFault``. Nothing is
+followed, decompressed, added or kept: no redirects, no cookies, no defaults for headers that the client did not send.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator, Callable, Iterable
+from types import TracebackType
+from typing import Self
+
+import aiohttp
+from aiohttp import hdrs
+from multidict import CIMultiDict
+from yarl import URL
+
+from mcp_sidecar.healing.faults import Fault
+from mcp_sidecar.proxy.config import Limits, UpstreamConfig
+from mcp_sidecar.wire.headers import Pair, for_client
+
+KEEP_ALIVE_S = 4.0
+"""Idle connections are closed before the five seconds after which uvicorn and Node close theirs: a request sent into a
+closing connection could not be told from one that was executed."""
+
+CHUNK_BYTES = 64 * 1024
+MAX_HEADERS = 256
+
+_ADDED_BY_CLIENT = (hdrs.USER_AGENT, hdrs.ACCEPT, hdrs.ACCEPT_ENCODING, hdrs.CONTENT_TYPE)
+
+Body = bytes | AsyncIterator[bytes] | None
+
+
+class UpstreamFault(Exception):
+    """The upstream gave no answer, or no whole one."""
+
+    def __init__(self, fault: Fault) -> None:
+        """``fault`` says whether the request can have arrived."""
+        super().__init__(fault.value)
+        self.fault = fault
+
+
+class Answer:
+    """The head of the upstream's answer and, on demand, its body.
+
+    An asynchronous context manager: leaving it without having read everything closes the connection, so that the
+    upstream learns at once that nobody listens any more.
+    """
+
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        """Wrap a response whose body has not been touched."""
+        self._response = response
+        self.status = response.status
+        self.reason = response.reason or ""
+        self.headers: list[Pair] = [(name.decode("utf-8", "surrogateescape"), value.decode("utf-8", "surrogateescape"))
+                                    for name, value in response.raw_headers]
+        self.peeked = b""
+        self.whole = False
+
+    def header(self, name: str) -> str | None:
+        """The first value of a header."""
+        return self._response.headers.get(name)
+
+    @property
+    def content_length(self) -> int | None:
+        """The length that the upstream announced, in bytes."""
+        return self._response.content_length
+
+    def client_headers(self, without: Iterable[str] = ()) -> list[Pair]:
+        """The headers to pass on."""
+        return for_client(self.headers, without=without)
+
+    async def peek(self, limit: int) -> bytes:
+        """Read up to ``limit`` bytes ahead; ``whole`` tells whether that was all. Raises ``UpstreamFault``."""
+        parts = [self.peeked]
+        size = len(self.peeked)
+        while size < limit and not self.whole:
+            chunk = await self._read()
+            if not chunk:
+                self.whole = True
+            parts.append(chunk)
+            size += len(chunk)
+        self.peeked = b"".join(parts)
+        return self.peeked
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """The body from its start, what was peeked first. Raises ``UpstreamFault`` where it breaks."""
+        peeked, self.peeked = self.peeked, b""
+        if peeked:
+            yield peeked
+        while not self.whole:
+            chunk = await self._read()
+            if not chunk:
+                self.whole = True
+                return
+            yield chunk
+
+    async def _read(self) -> bytes:
+        try:
+            return await self._response.content.readany()
+        except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
+            raise UpstreamFault(_fault_of(error)) from None
+
+    def close(self) -> None:
+        """Let go of the connection: kept if everything was read, closed otherwise."""
+        self._response.release() if self._response.content.at_eof() else self._response.close()
+
+    async def __aenter__(self) -> Self:
+        """Enter."""
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close."""
+        self.close()
+
+
+class Upstream:
+    """The one server behind the sidecar."""
+
+    def __init__(self, config: UpstreamConfig, limits: Limits, on_connect: Callable[[bool], None]) -> None:
+        """``on_connect`` hears of every request: whether a connection could be had."""
+        self._config = config
+        self._limits = limits
+        self._on_connect = on_connect
+        self._session: aiohttp.ClientSession | None = None
+        self._ssl = _tls_context(config)
+
+    async def open(self) -> None:
+        """Make the connection pool."""
+        connector = aiohttp.TCPConnector(
+            limit=0,  # the default of 100 would stop the 101st open stream
+            keepalive_timeout=KEEP_ALIVE_S,
+            use_dns_cache=False,  # a restarted upstream may have another address
+            ssl=self._ssl,
+        )
+        self._session = aiohttp.ClientSession(
+            connector=connector,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            raise_for_status=False,
+            read_bufsize=CHUNK_BYTES,
+            max_line_size=self._limits.max_header_bytes,
+            max_field_size=self._limits.max_header_bytes,
+            max_headers=MAX_HEADERS,
+            skip_auto_headers=_ADDED_BY_CLIENT,
+            timeout=self._timeout(self._config.idle_timeout_s),
+        )
+        # aiohttp would send a GET or DELETE again by itself after a disconnect; what is sent twice is decided here.
+        self._session._retry_connection = False
+
+    async def close(self) -> None:
+        """Close all connections."""
+        if self._session is not None:
+            await self._session.close()
+
+    async def send(
+        self, method: str, target: str, headers: Iterable[Pair], body: Body = None, *, may_idle: bool = False
+    ) -> Answer:
+        """Send one request and wait for the head of its answer.
+
+        ``target`` is path and query as the client sent them. ``may_idle``: a stream that may stay silent for ever.
+        Raises ``UpstreamFault``; its fault says whether the request can have arrived.
+        """
+        assert self._session is not None, "send() before open()"
+        try:
+            response = await self._session.request(
+                method,
+                URL(self._config.origin + target, encoded=True),
+                headers=CIMultiDict(headers),
+                data=body,
+                allow_redirects=False,
+                timeout=self._timeout(None) if may_idle else None,
+            )
+        except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
+            fault = _fault_of(error)
+            self._on_connect(fault.may_have_arrived)
+            raise UpstreamFault(fault) from None
+        self._on_connect(True)
+        return Answer(response)
+
+    async def can_connect(self) -> bool:
+        """Try one connect, and close it again."""
+        url = URL(self._config.origin)
+        try:
+            async with asyncio.timeout(self._config.connect_timeout_s):
+                _, writer = await asyncio.open_connection(url.host, url.port)
+        except (OSError, asyncio.TimeoutError):
+            return False
+        writer.transport.abort()
+        return True
+
+    def _timeout(self, idle_s: float | None) -> aiohttp.ClientTimeout:
+        return aiohttp.ClientTimeout(
+            total=None, connect=None, sock_connect=self._config.connect_timeout_s, sock_read=idle_s
+        )
+
+
+_NOT_SENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
+_STALLED = (asyncio.TimeoutError,)
+_GARBLED = (aiohttp.ClientResponseError, aiohttp.InvalidURL)
+
+
+def _fault_of(error: BaseException) -> Fault:
+    if isinstance(error, _NOT_SENT):
+        return Fault.UNREACHABLE
+    if isinstance(error, _STALLED):
+        return Fault.STALLED
+    return Fault.GARBLED if isinstance(error, _GARBLED) else Fault.BROKEN
+
+
+def _tls_context(config: UpstreamConfig) -> ssl.SSLContext | bool:
+    if not config.origin.startswith("https:"):
+        return True
+    return ssl.create_default_context(cafile=config.ca_file)

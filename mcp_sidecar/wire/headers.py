@@ -1,0 +1,107 @@
+"""Header names, and what passes in which direction.
+
+Headers are handled as pairs throughout: names may repeat, their case and order are the sender's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+Pair = tuple[str, str]
+
+SESSION_ID = "Mcp-Session-Id"
+LAST_EVENT_ID = "Last-Event-ID"
+
+HOP_BY_HOP = frozenset(
+    {
+        "connection",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+        "http2-settings",
+    }
+)
+"""RFC 9110 §7.6.1 and RFC 2616 §13.5.1, with two that never were standard hop-by-hop names but are only about one hop."""
+
+NOT_FOR_UPSTREAM = HOP_BY_HOP | {"host", "expect", "content-length"}
+"""``Host`` is the upstream's own (python servers answer 421, rmcp 403 to another); ``Expect`` was met by the sidecar;
+the length is set anew from the body that is sent."""
+
+MAX_SESSION_ID_BYTES = 4096
+
+
+def one_hop_names(pairs: Iterable[Pair]) -> frozenset[str]:
+    """The lower-case names that must not be forwarded: the fixed set and whatever ``Connection`` lists."""
+    listed = {
+        option.strip().lower()
+        for name, value in pairs
+        if name.lower() == "connection"
+        for option in value.split(",")
+        if option.strip()
+    }
+    return HOP_BY_HOP | listed
+
+
+def for_upstream(pairs: Iterable[Pair], *, without: Iterable[str] = ()) -> list[Pair]:
+    """The client's headers as the upstream gets them, less ``without`` (lower case)."""
+    pairs = list(pairs)
+    dropped = one_hop_names(pairs) | NOT_FOR_UPSTREAM | set(without)
+    return [pair for pair in pairs if pair[0].lower() not in dropped]
+
+
+def for_client(pairs: Iterable[Pair], *, without: Iterable[str] = ()) -> list[Pair]:
+    """The upstream's headers as the client gets them, less ``without`` (lower case)."""
+    pairs = list(pairs)
+    dropped = one_hop_names(pairs) | set(without)
+    return [pair for pair in pairs if pair[0].lower() not in dropped]
+
+
+def values(pairs: Iterable[Pair], name: str) -> Iterator[str]:
+    """All values of one header, in order."""
+    wanted = name.lower()
+    return (value for key, value in pairs if key.lower() == wanted)
+
+
+def value(pairs: Iterable[Pair], name: str) -> str | None:
+    """The first value of one header."""
+    return next(values(pairs, name), None)
+
+
+def with_forwarding(pairs: list[Pair], *, peer: str | None, scheme: str, host: str | None) -> list[Pair]:
+    """Add ``X-Forwarded-For``, ``-Proto`` and ``-Host``.
+
+    The peer is appended to a list that is already there. The other two are kept where an edge in front has set them:
+    it saw the client, the sidecar only sees the edge.
+    """
+    chain = [*values(pairs, "x-forwarded-for"), *([peer] if peer else [])]
+    result = [pair for pair in pairs if pair[0].lower() != "x-forwarded-for"]
+    if chain:
+        result.append(("X-Forwarded-For", ", ".join(chain)))
+    if value(pairs, "x-forwarded-proto") is None:
+        result.append(("X-Forwarded-Proto", scheme))
+    if host is not None and value(pairs, "x-forwarded-host") is None:
+        result.append(("X-Forwarded-Host", host))
+    return result
+
+
+def is_valid_session_id(session_id: str) -> bool:
+    """Visible ASCII (2025-03-26 transports, "Session Management" 1) and of a length fit for a header and a map key."""
+    return 0 < len(session_id) <= MAX_SESSION_ID_BYTES and all(
+        "\x21" <= character <= "\x7e" for character in session_id
+    )
+
+
+def media_type(content_type: str | None) -> str:
+    """The bare lower-case media type, empty if there is none."""
+    return (content_type or "").partition(";")[0].strip().lower()
+
+
+def accepts_event_stream(pairs: Iterable[Pair]) -> bool:
+    """Whether ``Accept`` admits an SSE answer."""
+    accepted = ",".join(values(pairs, "accept")).lower()
+    return "text/event-stream" in accepted or "*/*" in accepted or "text/*" in accepted
