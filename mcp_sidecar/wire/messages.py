@@ -12,12 +12,12 @@ from enum import Enum, auto
 from typing import Any
 
 from mcp_sidecar.wire.scan import (
+    DECODER,
     META_PROTOCOL_VERSION,
     JsonRpcId,
     NotJson,
     TopLevelScan,
     array_members,
-    finite_number,
     valid_id,
 )
 
@@ -163,7 +163,7 @@ def parse(body: bytes) -> Message:
     an integer too long for it, is told by its top-level keys (``is_opaque``).
     """
     try:
-        value = _DECODER.decode(body.decode("utf-8-sig"))
+        value = DECODER.decode(body.decode("utf-8-sig"))
     except (json.JSONDecodeError, UnicodeDecodeError, NotJson):
         raise NotJson("not JSON") from None
     except (RecursionError, ValueError):
@@ -240,13 +240,6 @@ def _kind(*, method: str | None, has_method: bool, id: JsonRpcId, has_id: bool, 
 
 def _visible(kind: Kind, method: str | None, id: JsonRpcId) -> tuple[str | None, JsonRpcId]:
     return (None, None) if kind is Kind.OTHER else (method, id)
-
-
-def _no_constant(literal: str) -> Any:
-    raise NotJson("not JSON")
-
-
-_DECODER = json.JSONDecoder(parse_float=finite_number, parse_constant=_no_constant)
 
 
 # -- writing -------------------------------------------------------------------------------------------------------

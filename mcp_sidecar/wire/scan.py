@@ -11,7 +11,7 @@ import json
 import math
 import re
 from collections.abc import Callable
-from enum import Enum, auto
+from enum import IntEnum, auto
 from itertools import accumulate
 from typing import Any
 
@@ -24,12 +24,30 @@ _OUTER_ARRAY_DEPTH = 1
 _FIRST_WINDOW_BYTES = 64
 _LAST_WINDOW_BYTES = 64 * 1024
 
+# Every loop is possessive: no pattern ever goes back, so that hostile text costs no more than other text.
+_ANY_STRING = rb'"(?:[^"\\]++|\\.)*+"'
+_ALPHABET = rb"[-+.0-9eEtrufalsn,: \t\n\r]++"
+_FLAT = rb"(?:%b|%b)*+" % (_ALPHABET, _ANY_STRING)
+_SHALLOW = _FLAT
+for _ in range(4):
+    _SHALLOW = rb"(?:%b|%b|\[%b\]|\{%b\})*+" % (_ALPHABET, _ANY_STRING, _SHALLOW, _SHALLOW)
+_NUMBER = rb"-?+(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?+(?:[eE][-+]?+[0-9]++)?+"
+
 _SPACE = re.compile(rb"[ \t\n\r]*+")
 _SCALAR = re.compile(rb"[-+.0-9eEtrufalsn]++")
 _INSIDE_STRING = re.compile(rb'(?:[^"\\]++|\\.)*+', re.DOTALL)
-_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
-_NESTED = re.compile(rb'(?:[-+.0-9eEtrufalsn,:\[\]{} \t\n\r]++|"(?:[^"\\]++|\\.)*+")*+', re.DOTALL)
-_NESTED_TOKEN = re.compile(rb'[\[\]{},]|"(?:[^"\\]++|\\.)*+"', re.DOTALL)
+_STRING = re.compile(_ANY_STRING, re.DOTALL)
+_NESTED = re.compile(rb"(?:[\[\]{}]++|%b|%b)*+" % (_ALPHABET, _ANY_STRING), re.DOTALL)
+_NESTED_TOKEN = re.compile(rb"[\[\]{},]|%b" % _ANY_STRING, re.DOTALL)
+
+# Whole members, with their commas, that say nothing to us: a short cut through thousands of them. It accepts nothing
+# that the way through the states would not accept.
+_DULL_MEMBERS = re.compile(
+    rb'(?:"(?!(?:method|id|result|error|params|_meta|%b)")[^"\\\x00-\x1f]*+"[ \t\n\r]*+:[ \t\n\r]*+'
+    rb"(?:%b|%b|true|false|null|\[%b\]|\{%b\})[ \t\n\r]*+,[ \t\n\r]*+)*+"
+    % (re.escape(META_PROTOCOL_VERSION.encode()), _NUMBER, _ANY_STRING, _SHALLOW, _SHALLOW),
+    re.DOTALL,
+)
 
 _TOLD_KEYS = frozenset({"method", "id", "result", "error"})
 
@@ -49,7 +67,7 @@ class NotJson(ValueError):
     """The bytes are not JSON text in UTF-8. The message is a fixed phrase and never quotes them."""
 
 
-class _State(Enum):
+class _State(IntEnum):
     VALUE = auto()
     FIRST_KEY = auto()
     KEY = auto()
@@ -73,6 +91,14 @@ def finite_number(literal: str) -> float | int:
     if math.isfinite(number):
         return number
     return _BEYOND_DOUBLE if number > 0 else -_BEYOND_DOUBLE
+
+
+def _no_constant(literal: str) -> Any:
+    raise NotJson("not JSON")
+
+
+DECODER = json.JSONDecoder(parse_float=finite_number, parse_constant=_no_constant)
+"""JSON as the standard says it: Python's parser would also take NaN and infinities."""
 
 
 def array_members(body: bytes) -> list[bytes]:
@@ -230,6 +256,10 @@ class TopLevelScan:
     def _next_key(self, text: bytes, at: int) -> int:
         if text[at : at + 1] != b'"':
             raise NotJson("no key")
+        end = _end_of(_DULL_MEMBERS, text, at)
+        if end > at:
+            self._state = _State.KEY
+            return end
         self._string_is_key = True
         return self._begin_string(at, kept=True)
 
@@ -390,6 +420,6 @@ def _end_of(pattern: re.Pattern[bytes], text: bytes, at: int, limit: int | None 
 
 def _loaded(raw: bytes) -> Any:
     try:
-        return json.loads(raw, parse_float=finite_number)
+        return DECODER.decode(raw.decode())
     except ValueError:
         raise NotJson("no value") from None
