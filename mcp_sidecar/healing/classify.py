@@ -54,7 +54,7 @@ _MISSING_ID_401: Final = re.compile(
     re.IGNORECASE,
 )
 # tower-mcp says so in plain text, where the others send JSON-RPC.
-_AT_CAPACITY: Final = re.compile(r"(?:maximum|too many)\b.*\bsessions?\b", re.IGNORECASE)
+_AT_CAPACITY: Final = re.compile(r"(?:maximum|too many)\b.{0,40}\bsessions?\b", re.IGNORECASE)
 _CUT_JSON_RPC: Final = re.compile(r'\{.*"jsonrpc"\s*:\s*"2\.0"', re.DOTALL)
 
 

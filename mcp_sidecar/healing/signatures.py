@@ -120,6 +120,7 @@ _PARTICULAR: tuple[Signature, ...] = (
         pattern=_re(r"unauthorized: session not found"),
         part=Part.VERBATIM,
         whole=True,
+        codes=_NO_CODE,
         proves_not_run=True,
     ),
     Signature(
@@ -130,6 +131,7 @@ _PARTICULAR: tuple[Signature, ...] = (
         pattern=_re(r"unauthorized: no valid session id provided"),
         part=Part.VERBATIM,
         whole=True,
+        codes=frozenset({-32000}),
         proves_not_run=True,
     ),
     Signature(
@@ -139,6 +141,7 @@ _PARTICULAR: tuple[Signature, ...] = (
         pattern=_re(r"session no longer valid|invalid session"),
         part=Part.VERBATIM,
         whole=True,
+        codes=_NO_CODE,
         proves_not_run=True,
     ),
     # --- 500 -------------------------------------------------------------------------------------------------------
@@ -152,6 +155,7 @@ _PARTICULAR: tuple[Signature, ...] = (
             r"|check session|restore session): .*(?:session not found|session service terminated)"
         ),
         part=Part.VERBATIM,
+        codes=_NO_CODE,
         proves_not_run=True,
     ),
     Signature(
@@ -167,7 +171,8 @@ _PARTICULAR: tuple[Signature, ...] = (
         name="tower-mcp-200",
         servers="tower-mcp 0.x: transport/http.rs, no session, no service to call",
         statuses=frozenset({200}),
-        pattern=_re(rf"session {_ID} {_GONE}.*re-?initiali[sz]e"),
+        pattern=_re(rf"session {_ID} not found or expired\..*\bre-?initialize\b"),
+        codes=frozenset({-32005}),
         proves_not_run=True,
     ),
     Signature(
@@ -224,6 +229,7 @@ _PARTICULAR: tuple[Signature, ...] = (
         statuses=frozenset({400}),
         pattern=_re(r"no active transport"),
         whole=True,
+        codes=_NO_CODE,
         proves_not_run=True,
     ),
     Signature(
@@ -232,6 +238,7 @@ _PARTICULAR: tuple[Signature, ...] = (
         "is refused before the body is handled",
         statuses=frozenset({400}),
         pattern=_re(r"the mcp-session-id header is not supported in stateless mode"),
+        codes=frozenset({-32000}),
         proves_not_run=True,
     ),
     Signature(
@@ -240,6 +247,7 @@ _PARTICULAR: tuple[Signature, ...] = (
         statuses=frozenset({400}),
         pattern=_re(r"session not initialized"),
         whole=True,
+        codes=frozenset({-32600}),
         proves_not_run=True,
     ),
     Signature(
@@ -248,6 +256,7 @@ _PARTICULAR: tuple[Signature, ...] = (
         statuses=frozenset({400}),
         pattern=_re(r"lack session"),
         whole=True,
+        codes=frozenset({-32603}),
         proves_not_run=True,
     ),
     Signature(
@@ -276,6 +285,7 @@ _PARTICULAR: tuple[Signature, ...] = (
         statuses=frozenset({404}),
         pattern=_re(r"session has been terminated"),
         whole=True,
+        codes=frozenset({-32600}),
         proves_not_run=True,
     ),
     Signature(
@@ -315,6 +325,7 @@ _PARTICULAR: tuple[Signature, ...] = (
         statuses=frozenset({404}),
         pattern=_re(r"session is closing"),
         whole=True,
+        codes=_NO_CODE,
         proves_not_run=True,
     ),
     Signature(
@@ -332,8 +343,9 @@ _PARTICULAR: tuple[Signature, ...] = (
         servers="java-sdk 0.11.0-2.0.1 HttpServlet, WebMvc, WebFlux: a serialized exception; source v0.18.4, v2.0.1, the "
         "session is looked up before the message is handled",
         statuses=frozenset({404}),
-        pattern=_re(r"session not found: \S+"),
-        whole=True,
+        # Not by its message alone: "Session not found: chat-1" may be any application's.
+        pattern=_re(r'(?=.*"jsonRpcError")(?=.*"message"\s*:\s*"session not found: )\{'),
+        part=Part.BODY,
         codes=_NO_CODE,
         proves_not_run=True,
     ),
@@ -343,6 +355,7 @@ _PARTICULAR: tuple[Signature, ...] = (
         statuses=frozenset({404}),
         pattern=_re(r"session not found or has expired\."),
         whole=True,
+        codes=frozenset({-32600}),
         proves_not_run=True,
     ),
     Signature(
@@ -406,7 +419,7 @@ _GENERAL: tuple[Signature, ...] = (
         name="generic-session-state",
         servers="any: a sentence that begins with the session and says that it is gone",
         statuses=_LOST_STATUSES,
-        pattern=_re(rf"session(?: with(?: the)? id)?(?: {_ID})? (?:is |was )?{_GONE}"),
+        pattern=_re(rf"session(?: with(?: the)? id| id)?(?: {_ID})? (?:is |was )?{_GONE}"),
     ),
     Signature(
         name="generic-session-id",
@@ -478,6 +491,8 @@ def operator_signature(
     """
     if not _NAME.fullmatch(name):
         raise ValueError(f"signature name {name!r}: use lower-case words joined by hyphens, such as 'my-server-404'")
+    if any(name == row.name for row in TABLE):
+        raise ValueError(f"signature {name!r}: that is the name of a row which mcp-sidecar has already")
     if status not in _OPERATOR_STATUSES:
         raise ValueError(
             f"signature {name!r}: status {status} never means a lost session; use 200 or 400-599, not 403 or 407"
