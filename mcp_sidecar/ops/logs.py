@@ -1,0 +1,211 @@
+"""Log lines: how they are written, and which line each fact becomes.
+
+The law of this file: a line shows fixed words, numbers and the short hash of a session, nothing that a client or an
+upstream wrote. Other libraries' lines are cut down to their fixed part, too: an HTTP parser quotes the header that it
+stumbled over, and that may be a token.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from enum import Enum
+from typing import Any, TextIO, cast
+
+import structlog
+from structlog.typing import FilteringBoundLogger, Processor
+
+from mcp_sidecar.healing import facts
+
+LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+QUIET_SECONDS = 1.0
+
+_LIBRARY_LEVELS = {
+    "aiohttp.access": logging.CRITICAL + 1,  # one line per request, with its path
+    "aiohttp.server": logging.ERROR,
+    "aiohttp.client": logging.ERROR,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """What a fact type is called in the log and how severe it is.
+
+    ``throttled`` lines can be provoked as fast as requests come in: one in a second is written, the others counted.
+    """
+
+    event: str
+    level: int
+    throttled: bool = False
+
+
+LINES: Mapping[type[facts.Fact], Line] = {
+    facts.RequestServed: Line("request_served", logging.DEBUG),
+    facts.SessionOpened: Line("session_opened", logging.DEBUG),
+    facts.SessionEnded: Line("session_ended", logging.DEBUG),
+    facts.SessionLost: Line("session_lost", logging.DEBUG),  # HealEnded tells it again, with its outcome
+    facts.HealEnded: Line("heal_ended", logging.WARNING),
+    facts.RequestReplayed: Line("request_replayed", logging.DEBUG),
+    facts.AnswerRewritten: Line("answer_rewritten", logging.INFO, throttled=True),
+    facts.OutcomeUnknown: Line("outcome_unknown", logging.WARNING),
+    facts.MessageDropped: Line("message_dropped", logging.INFO, throttled=True),
+    facts.ActionObserved: Line("action_observed", logging.INFO),
+    facts.UpstreamLost: Line("upstream_lost", logging.WARNING),
+    facts.UpstreamBack: Line("upstream_back", logging.INFO),
+    facts.HoldOverflowed: Line("hold_overflowed", logging.WARNING, throttled=True),
+    facts.RequestRejected: Line("request_rejected", logging.INFO, throttled=True),
+    facts.SidecarFault: Line("sidecar_fault", logging.ERROR),
+}
+"""One fact type, one log event."""
+
+
+def log() -> FilteringBoundLogger:
+    """Give the logger for lines that are no facts, such as ``listening``."""
+    return cast("FilteringBoundLogger", structlog.get_logger())
+
+
+def configure(log_format: str | None, level: str, *, stream: TextIO | None = None, colours: bool = True) -> None:
+    """Set up logging for the process: to stderr unless ``stream`` says otherwise.
+
+    ``log_format`` is ``console``, ``json``, or None for what suits the stream; ``level`` a key of LEVELS. Colours are used
+    on a terminal only. May be called again.
+    """
+    out = sys.stderr if stream is None else stream
+    terminal = out.isatty()
+    console = log_format == "console" or (log_format is None and terminal)
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            _renderer(console=console, colours=colours and terminal),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
+        logger_factory=structlog.WriteLoggerFactory(file=cast("TextIO", _Unbreakable(out))),
+        cache_logger_on_first_use=False,
+    )
+    _facts.minimum, _facts.last_written = LEVELS[level], {}
+    _route_libraries()
+
+
+def _renderer(*, console: bool, colours: bool) -> Processor:
+    return structlog.dev.ConsoleRenderer(colors=colours) if console else structlog.processors.JSONRenderer()
+
+
+@dataclass(frozen=True, slots=True)
+class _Unbreakable:
+    """A stream that loses a line rather than raise: whoever read the log may have left, and the proxy goes on."""
+
+    stream: TextIO
+
+    def write(self, text: str) -> None:
+        try:
+            self.stream.write(text)
+        except (OSError, ValueError):
+            return
+
+    def flush(self) -> None:
+        try:
+            self.stream.flush()
+        except (OSError, ValueError):
+            return
+
+
+def log_fact(fact: facts.Fact) -> None:
+    """Write the line of a fact, if its level is written at all."""
+    _facts.write(fact)
+
+
+@dataclass(slots=True)
+class FactLog:
+    """Writes facts, and keeps back what a client could flood the log with."""
+
+    minimum: int = logging.INFO
+    clock: Callable[[], float] = time.monotonic
+    last_written: dict[tuple[str, object], _Kept] = field(default_factory=dict)
+
+    def write(self, fact: facts.Fact) -> None:
+        """Write one fact."""
+        line = LINES[type(fact)]
+        level = _level(fact, line)
+        if level < self.minimum:
+            return
+        shown = _fields(fact)
+        if line.throttled:
+            kept_back = self._kept_back(line.event, shown.get("reason", shown.get("from_status")))
+            if kept_back is None:
+                return
+            shown |= {"kept_back": kept_back} if kept_back else {}
+        log().log(level, line.event, **shown)
+
+    def _kept_back(self, event: str, cause: object) -> int | None:
+        """Count the lines kept back since the last one; None where this one is to be kept back, too."""
+        now = self.clock()
+        last = self.last_written.get((event, cause))
+        if last is not None and now - last.at < QUIET_SECONDS:
+            last.lines += 1
+            return None
+        self.last_written[event, cause] = _Kept(at=now)
+        return 0 if last is None else last.lines
+
+
+@dataclass(slots=True)
+class _Kept:
+    at: float
+    lines: int = 0
+
+
+def _level(fact: facts.Fact, line: Line) -> int:
+    healed = isinstance(fact, facts.HealEnded) and fact.outcome is facts.HealOutcome.HEALED
+    return logging.INFO if healed else line.level
+
+
+def _fields(fact: facts.Fact) -> dict[str, Any]:
+    return {item.name: _plain(getattr(fact, item.name)) for item in fields(fact)}
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Enum):
+        return value.value
+    return round(value, 6) if isinstance(value, float) else value
+
+
+_facts = FactLog()
+
+
+class _FixedPart(logging.Handler):
+    """Passes on what other libraries log: the fixed part of the message, and where an exception came from."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        # The template's first line, without its arguments: asyncio appends the repr of whatever failed.
+        text = str(record.msg).partition("\n")[0][:200]
+        log().log(_library_level(record), "library_message", logger=record.name, message=text, **_origin(record))
+
+
+def _library_level(record: logging.LogRecord) -> int:
+    kind = record.exc_info[0] if record.exc_info else None
+    # aiohttp 3.14 logs every request that is no HTTP as an error of the server; anybody can send those.
+    if kind is not None and kind.__module__ == "aiohttp.http_exceptions":
+        return logging.DEBUG
+    return max((level for level in LEVELS.values() if level <= record.levelno), default=logging.DEBUG)
+
+
+def _origin(record: logging.LogRecord) -> dict[str, str]:
+    kind, _, trace = record.exc_info or (None, None, None)
+    if kind is None:
+        return {}
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return {"error": kind.__name__}
+    return {"error": kind.__name__, "where": f"{trace.tb_frame.f_globals.get('__name__', '?')}:{trace.tb_lineno}"}
+
+
+def _route_libraries() -> None:
+    root = logging.getLogger()
+    root.handlers = [_FixedPart()]
+    root.setLevel(logging.WARNING)
+    for name, level in _LIBRARY_LEVELS.items():
+        logging.getLogger(name).setLevel(level)

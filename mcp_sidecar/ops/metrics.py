@@ -1,0 +1,163 @@
+"""Metrics: which counts each fact becomes, and how they are shown to Prometheus.
+
+The law of this file: labels are bounded. Whatever a client can make up (an HTTP method) is folded into ``other``; the rest
+are names from our own tables. A session is never a label.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    disable_created_metrics,
+)
+from prometheus_client.exposition import choose_encoder
+
+from mcp_sidecar.healing import facts
+
+REQUEST_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+HEAL_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 30.0)
+STREAM_KINDS = ("get", "post")
+
+_HTTP_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"})
+
+Reading = Callable[[], float]
+
+
+class Metrics:
+    """All counts of one sidecar, in a registry of its own.
+
+    ``signatures`` and ``rpc_methods`` are the label values known in advance; their series begin at 0 instead of missing
+    until the first event, so that a rate over them is right from the first one on.
+    """
+
+    def __init__(self, *, signatures: Iterable[str] = (), rpc_methods: Iterable[str] = ()) -> None:
+        # A process-wide switch: without it each counter gets a `_created` series, which the contract does not name.
+        disable_created_metrics()
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        self._make_request_metrics()
+        self._make_healing_metrics()
+        self._make_gauges()
+        self._begin_at_zero(signatures, rpc_methods)
+        self._recorders: Mapping[type[facts.Fact], Callable[[Any], None]] = {
+            facts.RequestServed: self._request_served,
+            facts.SessionLost: lambda fact: self._lost.labels(fact.signature).inc(),
+            facts.HealEnded: self._heal_ended,
+            facts.RequestReplayed: lambda fact: self._replays.labels(fact.cause.value).inc(),
+            facts.AnswerRewritten: lambda fact: self._rewritten.labels(str(fact.from_status)).inc(),
+            facts.OutcomeUnknown: lambda fact: self._unknown.labels(fact.rpc_method).inc(),
+            facts.MessageDropped: lambda fact: self._dropped.labels(fact.kind.value).inc(),
+            facts.ActionObserved: lambda fact: self._observed.labels(fact.action.value).inc(),
+        }
+
+    def _make_request_metrics(self) -> None:
+        self._requests = self._counter(
+            "requests", "Requests of clients that were answered.", "http_method", "rpc_method", "status"
+        )
+        self._request_seconds = Histogram(
+            "mcp_sidecar_request_seconds",
+            "Seconds from a request's arrival to the end of its answer.",
+            ("rpc_method",),
+            registry=self.registry,
+            buckets=REQUEST_BUCKETS,
+        )
+
+    def _make_healing_metrics(self) -> None:
+        self._lost = self._counter("sessions_lost", "Sessions that the upstream forgot.", "signature")
+        self._heals = self._counter("heals", "Heals that came to an end.", "outcome")
+        self._heal_seconds = Histogram(
+            "mcp_sidecar_heal_seconds",
+            "Seconds from a session's loss to its being healed.",
+            registry=self.registry,
+            buckets=HEAL_BUCKETS,
+        )
+        self._replays = self._counter("replays", "Requests that were sent again.", "cause")
+        self._rewritten = self._counter(
+            "answers_rewritten", "Answers replaced by the 404 that makes a client start over.", "from_status"
+        )
+        self._unknown = self._counter(
+            "outcomes_unknown", "Requests that may have run and were not sent again.", "rpc_method"
+        )
+        self._dropped = self._counter("messages_dropped", "Messages of clients that went nowhere.", "kind")
+        self._observed = self._counter("observed", "What mode heal would have done (mode observe).", "action")
+
+    def _make_gauges(self) -> None:
+        self._sessions = self._gauge("sessions", "Sessions that are remembered.")
+        self._held = self._gauge("held_requests", "Requests that wait for the upstream.")
+        self._upstream_up = self._gauge("upstream_up", "1 until a connect to the upstream fails, 0 until one succeeds.")
+        self._upstream_up.set(1)
+        self._streams = self._gauge("streams", "Event streams that are open.", "kind")
+
+    def _counter(self, name: str, documentation: str, *labels: str) -> Counter:
+        return Counter(f"mcp_sidecar_{name}", documentation, labels, registry=self.registry)
+
+    def _gauge(self, name: str, documentation: str, *labels: str) -> Gauge:
+        return Gauge(f"mcp_sidecar_{name}", documentation, labels, registry=self.registry)
+
+    def _begin_at_zero(self, signatures: Iterable[str], rpc_methods: Iterable[str]) -> None:
+        known: tuple[tuple[Counter | Gauge, Iterable[str]], ...] = (
+            (self._lost, signatures),
+            (self._heals, facts.HealOutcome),
+            (self._replays, facts.ReplayCause),
+            (self._unknown, rpc_methods),
+            (self._dropped, facts.DroppedKind),
+            (self._observed, facts.ObservedAction),
+            (self._streams, STREAM_KINDS),
+        )
+        for metric, values in known:
+            for value in values:
+                metric.labels(str(value))
+
+    def bind(
+        self,
+        *,
+        sessions: Reading,
+        held_requests: Reading,
+        get_streams: Reading,
+        post_streams: Reading,
+        upstream_up: Reading,
+    ) -> None:
+        """Say where the gauges are read; they are 0 before, ``upstream_up`` 1. The functions are called on each scrape."""
+        self._sessions.set_function(sessions)
+        self._held.set_function(held_requests)
+        self._upstream_up.set_function(upstream_up)
+        for kind, reading in zip(STREAM_KINDS, (get_streams, post_streams), strict=True):
+            self._streams.labels(kind).set_function(reading)
+
+    def record(self, fact: facts.Fact) -> None:
+        """Count a fact; one that no metric tells is let pass."""
+        recorder = self._recorders.get(type(fact))
+        if recorder is not None:
+            recorder(fact)
+
+    def _request_served(self, fact: facts.RequestServed) -> None:
+        method = fact.http_method if fact.http_method in _HTTP_METHODS else "other"
+        self._requests.labels(method, fact.rpc_method, str(fact.status)).inc()
+        self._request_seconds.labels(fact.rpc_method).observe(fact.seconds)
+
+    def _heal_ended(self, fact: facts.HealEnded) -> None:
+        self._heals.labels(fact.outcome.value).inc()
+        if fact.outcome is facts.HealOutcome.HEALED:
+            self._heal_seconds.observe(fact.seconds)
+
+    def render(self, accept: str | None) -> tuple[bytes, str]:
+        """Write all metrics and name their content type: Prometheus text, or OpenMetrics where ``accept`` asks for it."""
+        encode, content_type = _encoder(accept)
+        return encode(self.registry), content_type
+
+
+def _encoder(accept: str | None) -> tuple[Callable[[Any], bytes], str]:
+    try:
+        return choose_encoder(accept or "")
+    except (TypeError, ValueError):
+        # prometheus_client 0.26 compares the words of a version such as `version=abc` with numbers.
+        return choose_encoder("")

@@ -1,0 +1,357 @@
+"""Every setting: its key, how it is written, its default, and what it means.
+
+The law of this file: a section is a table of the contract; a field is one of its keys and carries the description that
+``config.example.toml`` prints. Values are parsed by ``values`` alone, so that every level (command line, environment,
+TOML) reads them alike.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from mcp_sidecar.healing.policy import Mode, OnServerChange
+from mcp_sidecar.healing.signatures import Signature, operator_signature
+from mcp_sidecar.settings import values
+
+_LATER = "Accepted and checked now; acted upon by a later release."
+
+
+class Announce(StrEnum):
+    """Whether the client is told that server state is new."""
+
+    OFF = "off"
+    LOG = "log"
+    RESULT = "result"
+
+
+class LogFormat(StrEnum):
+    """How a log line is written."""
+
+    CONSOLE = "console"
+    JSON = "json"
+
+
+class LogLevel(StrEnum):
+    """The least severe line that is written."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+def _readable_file(path: str) -> str:
+    try:
+        with open(path, "rb"):
+            return path
+    except (OSError, ValueError) as error:
+        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else "not a path"
+        raise ValueError(f"cannot be read: {reason}") from error
+
+
+def _authorities(path: str) -> str:
+    try:
+        ssl.create_default_context(cafile=_readable_file(path))
+    except ssl.SSLError as error:
+        raise ValueError("must be a file of certificates in PEM form") from error
+    return path
+
+
+_URL_WRITTEN = PlainSerializer(str, return_type=str)
+_ADDRESS_OR_OFF_WRITTEN = PlainSerializer(lambda address: str(address or "off"), return_type=str)
+Boolean = Annotated[bool, BeforeValidator(values.boolean)]
+Count = Annotated[int, BeforeValidator(values.count(0))]
+CountAboveZero = Annotated[int, BeforeValidator(values.count(1))]
+_SECONDS_WRITTEN = PlainSerializer(values.seconds_text)
+Seconds = Annotated[float, BeforeValidator(values.seconds(zero=True)), _SECONDS_WRITTEN]
+SecondsAboveZero = Annotated[float, BeforeValidator(values.seconds(zero=False)), _SECONDS_WRITTEN]
+_SIZE_WRITTEN = PlainSerializer(values.size_text)
+Size = Annotated[int, BeforeValidator(values.size(0)), _SIZE_WRITTEN]
+SizeAboveZero = Annotated[int, BeforeValidator(values.size(1)), _SIZE_WRITTEN]
+# Below this an ordinary browser's request or an ordinary JWT does not fit, and nothing would work.
+HeaderSize = Annotated[int, BeforeValidator(values.size(1024)), _SIZE_WRITTEN]
+Text = Annotated[str, BeforeValidator(values.words(str))]
+Path = Annotated[str, BeforeValidator(values.words(values.endpoint))]
+File = Annotated[str, BeforeValidator(values.words(_readable_file))]
+AuthoritiesFile = Annotated[str, BeforeValidator(values.words(_authorities))]
+Origins = Annotated[tuple[str, ...], BeforeValidator(values.each(values.words(values.origin)))]
+Hosts = Annotated[tuple[str, ...], BeforeValidator(values.each(values.words(values.host_header)))]
+HeaderNames = Annotated[tuple[str, ...], BeforeValidator(values.each(values.words(values.header_name)))]
+Words = Annotated[tuple[str, ...], BeforeValidator(values.each(values.words(str)))]
+PublicOrigin = Annotated[str, BeforeValidator(values.words(values.public_origin))]
+
+
+def _url(value: object) -> values.HttpUrl:
+    if isinstance(value, values.HttpUrl):
+        return value
+    if not isinstance(value, str):
+        raise ValueError(f"must be a URL, not {values.shown(value)}")  # noqa: TRY004 - one kind of error for every mistake
+    return values.http_url(value.strip())
+
+
+def _store(text: str) -> str:
+    if text != "memory:":
+        raise ValueError("must be memory: (no other store can be used yet)")
+    return text
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+
+class UpstreamSection(_Section):
+    """The one MCP server behind the sidecar."""
+
+    url: Annotated[values.HttpUrl, BeforeValidator(_url), _URL_WRITTEN] = Field(
+        description="The URL of the MCP server that clients use today: http:// or https://. Its path is the MCP endpoint; "
+        "where it has none or only /, the endpoint is /mcp. Required.",
+        examples=["http://127.0.0.1:9000/mcp"],
+    )
+    endpoint: Path | None = Field(
+        None,
+        description="The path of the MCP endpoint, if it is not the path of the URL.",
+        examples=["/mcp"],
+    )
+    ca_file: AuthoritiesFile | None = Field(
+        None,
+        description="A PEM file of the authorities to trust for an https upstream, instead of the system's.",
+        examples=["/etc/ssl/internal-ca.pem"],
+    )
+    connect_timeout: SecondsAboveZero = Field(5.0, description="How long one attempt to connect may take, in seconds.")
+    idle_timeout: SecondsAboveZero = Field(
+        600.0,
+        description="An open exchange on which no byte came for so many seconds counts as cut. GET streams are excepted.",
+    )
+
+
+class ListenSection(_Section):
+    """The side of the clients."""
+
+    address: Annotated[values.Address, BeforeValidator(values.address), _URL_WRITTEN] = Field(
+        values.Address("127.0.0.1", 8080),
+        description="HOST:PORT to accept clients on. Port 0 picks a free one; the address bound is logged.",
+    )
+    allowed_origins: Origins = Field(
+        (),
+        description="Origins of web pages that may call, besides the sidecar's own and, on a loopback listener, loopback.",
+        examples=[["https://app.example.com"]],
+    )
+    allowed_hosts: Hosts = Field(
+        (),
+        description="Values of Host to accept on a loopback listener, besides loopback and its own, with a port or for any.",
+        examples=[["mcp.example.com"]],
+    )
+    public_url: PublicOrigin | None = Field(
+        None,
+        description="The origin under which clients know the sidecar, where something else stands in front of it.",
+        examples=["https://mcp.example.com"],
+    )
+    drain_timeout: Seconds = Field(
+        10.0, description="How long exchanges may go on after SIGTERM or SIGINT, in seconds; then they are cut."
+    )
+    comment_interval: SecondsAboveZero = Field(
+        20.0, description="Seconds between the comments that keep a waiting event stream alive."
+    )
+    tls_certificate: File | None = Field(
+        None,
+        description="A PEM file with the certificate chain to serve https with. Needs tls_key.",
+        examples=["/etc/tls/tls.crt"],
+    )
+    tls_key: File | None = Field(
+        None,
+        validate_default=True,
+        description="A PEM file with the certificate's private key, not encrypted. Needs tls_certificate.",
+        examples=["/etc/tls/tls.key"],
+    )
+
+    @field_validator("tls_key", mode="after")
+    @classmethod
+    def _both_or_none(cls, key: str | None, info: ValidationInfo) -> str | None:
+        # A certificate that is not in `data` was given and is a mistake of its own.
+        certificate = info.data.get("tls_certificate", "")
+        if key is None and certificate is not None:
+            raise ValueError("is missing, and listen.tls_certificate is of no use without it")
+        if key is not None and certificate is None:
+            raise ValueError("is of no use without listen.tls_certificate, which is missing")
+        if key and certificate:
+            _loaded_pair(certificate, key)
+        return key
+
+
+def _loaded_pair(certificate: str, key: str) -> None:
+    try:
+        # An empty password keeps OpenSSL from asking for one on the terminal.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password="")
+    except (ssl.SSLError, OSError, ValueError) as error:
+        raise ValueError("must be the unencrypted PEM key of the certificate in tls_certificate") from error
+
+
+class AdminSection(_Section):
+    """The listener for probes, metrics and the list of sessions."""
+
+    address: Annotated[values.Address | None, BeforeValidator(values.address_or_off), _ADDRESS_OR_OFF_WRITTEN] = Field(
+        values.Address("127.0.0.1", 9464),
+        description="HOST:PORT for /livez, /readyz, /metrics and /sessions, or off.",
+    )
+
+
+class SignatureRow(_Section):
+    """One more way in which an upstream says that a session is lost."""
+
+    name: Text | None = None
+    status: CountAboveZero
+    text: Text
+    methods: Words = ()
+    may_have_run: Boolean = True
+
+    @model_validator(mode="after")
+    def _meant(self) -> SignatureRow:
+        self.signature("operator")
+        return self
+
+    def signature(self, default_name: str) -> Signature:
+        """Hand the row to the classifier. Raises ValueError with a sentence for the operator."""
+        return operator_signature(
+            name=default_name if self.name is None else self.name,
+            status=self.status,
+            text=self.text,
+            methods=self.methods,
+            may_have_run=self.may_have_run,
+        )
+
+
+class HealingSection(_Section):
+    """What to do about a lost session."""
+
+    mode: Annotated[Mode, BeforeValidator(values.choice(Mode))] = Field(
+        Mode.HEAL,
+        description="heal: make the upstream know the session again and replay; rewrite: only answer with the 404 that makes "
+        "clients start over; observe: change nothing, only count.",
+    )
+    hold_timeout: Seconds = Field(
+        15.0, description="How many seconds a request may wait for the upstream to come back."
+    )
+    connect_hold_timeout: Seconds = Field(
+        4.0, description="The same for initialize and server/discover: many clients give a connect 5 seconds."
+    )
+    max_held_requests: Count = Field(
+        10_000,
+        description="Requests that may wait at once. Beyond it the answer for an upstream that is away comes at once.",
+    )
+    max_held_bytes: Size = Field(64 * 1024**2, description="The same for the bytes of their bodies together.")
+    max_concurrent_heals: CountAboveZero = Field(64, description="Heals under way at once, over all sessions.")
+    max_heals_per_minute: CountAboveZero = Field(60, description="Heals of one session in one minute.")
+    trust_annotations: Boolean = Field(
+        True,
+        description="Tools whose readOnlyHint or idempotentHint is true may be replayed although the first try may have run.",
+    )
+    trust_503: Boolean = Field(
+        False,
+        description="A 503 that no MCP server wrote proves that nothing ran. Envoy sends it after a reset, too, hence false.",
+    )
+    bind_principal: Boolean = Field(True, description="Only the principal that initialized a session can heal it.")
+    principal_headers: HeaderNames = Field(
+        ("Authorization", "X-API-Key"),
+        description="The headers that a principal is told by. A JWT bearer counts by issuer, subject and client.",
+    )
+    on_server_change: Annotated[OnServerChange, BeforeValidator(values.choice(OnServerChange))] = Field(
+        OnServerChange.ADAPT,
+        description="adapt heals although capabilities, instructions or the server's version differ; reset answers 404 then. "
+        "Another protocol version or server name is 404 in both.",
+    )
+    compare_lists: Boolean = Field(
+        True, description=f"After a heal, look whether tools, prompts or resources changed. {_LATER}"
+    )
+    announce: Annotated[Announce, BeforeValidator(values.choice(Announce))] = Field(
+        Announce.LOG,
+        description=f"Whether the client is told that server state is new: off, log or result. {_LATER}",
+    )
+    early_stream_after: Seconds = Field(
+        0.0,
+        description="A request held longer than so many seconds, whose client accepts an event stream, gets it early; 0 is "
+        f"never. {_LATER}",
+    )
+    signatures: Annotated[tuple[SignatureRow, ...], BeforeValidator(values.items)] = Field(
+        (),
+        description="More ways in which the upstream says that a session is lost: the status, a regular expression tried at "
+        "the start of the message, optionally a name, the methods it answers, and whether the request may have run.",
+        examples=[
+            [
+                {
+                    "name": "my-gateway",
+                    "status": 400,
+                    "text": "no such session",
+                    "methods": ["POST"],
+                    "may_have_run": False,
+                }
+            ]
+        ],
+    )
+
+    @field_validator("signatures", mode="after")
+    @classmethod
+    def _named_apart(cls, rows: tuple[SignatureRow, ...]) -> tuple[SignatureRow, ...]:
+        names = [row.name for row in rows if row.name is not None]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"must have names of their own, and {', '.join(twice)} is there twice")
+        return rows
+
+
+class SessionsSection(_Section):
+    """What is remembered, and for how long."""
+
+    store: Annotated[str, BeforeValidator(values.words(_store))] = Field(
+        "memory:", description="Where sessions are remembered. Only memory: can be used now."
+    )
+    idle_ttl: SecondsAboveZero = Field(
+        86_400.0, description="A session without a request for so many seconds is ended; its id is answered 404."
+    )
+    max_lifetime: SecondsAboveZero = Field(604_800.0, description="The same, counted from its initialize.")
+    max_sessions: CountAboveZero = Field(
+        100_000, description="Beyond so many sessions the one that has been idle longest is forgotten."
+    )
+
+
+class LimitsSection(_Section):
+    """Sizes, in bytes or as 64KiB, 16MiB, 1GiB."""
+
+    max_request_body: SizeAboveZero = Field(
+        16 * 1024**2, description="The largest body on the MCP endpoint; 413 beyond it. Other paths have no limit."
+    )
+    max_replay_body: SizeAboveZero = Field(
+        1024**2, description="A larger request is streamed through and cannot be replayed."
+    )
+    max_buffered_answer: SizeAboveZero = Field(
+        1024**2, description="A JSON answer up to this size is passed on whole, so that a cut one can be told."
+    )
+    max_header_bytes: HeaderSize = Field(
+        64 * 1024, description="Header size on both sides; 431 beyond it. At least 1KiB."
+    )
+
+
+class LogSection(_Section):
+    """What is written to stderr."""
+
+    format: Annotated[LogFormat, BeforeValidator(values.choice(LogFormat))] | None = Field(
+        None,
+        description="console or json. console on a terminal and json elsewhere where it is not set.",
+        examples=["json"],
+    )
+    level: Annotated[LogLevel, BeforeValidator(values.choice(LogLevel))] = Field(
+        LogLevel.INFO, description="debug, info, warning or error. Single requests appear at debug only."
+    )
