@@ -2,8 +2,9 @@
 
 The rule of this file: knowledge about a server is one row of ``TABLE``, never code. A row says which servers send the
 answer and where that was seen, and it vouches for "the request did not run" only where the server's source was read and
-shows that the answer is sent before anything is dispatched. The first row that fits names the answer, so rows go from
-the particular to the general; gates (whose session, which revision) are the classifier's business, not the table's.
+shows that the answer is sent before anything is dispatched. Servers that send the same bytes share a row. The first row
+that fits names the answer, so rows go from the particular to the general; gates (whose session, which revision) are the
+classifier's business, not the table's.
 """
 
 from __future__ import annotations
@@ -399,7 +400,7 @@ _PARTICULAR: tuple[Signature, ...] = (
         name="kuadrant-404",
         servers="Kuadrant mcp-gateway 0.5: internal/mcp-router/request_handlers.go@v0.5.0, checked before routing",
         statuses=frozenset({404}),
-        pattern=_re(r"invalid session"),
+        pattern=_re(r"session no longer valid|invalid session"),
         part=Part.VERBATIM,
         whole=True,
         codes=_NO_CODE,
