@@ -101,6 +101,7 @@ class Stream:
         self._response = response
         self._pending = b""
         self._ready: list[Event] = []
+        self._broken: BaseException | None = None
         self.status = response.status
         self.headers = response.headers
 
@@ -117,12 +118,24 @@ class Stream:
         """The next event, comments included; ``None`` at a clean end. A broken transfer raises aiohttp's error."""
         async with asyncio.timeout(timeout_s):
             while not self._ready:
-                chunk = await self._response.content.readany()
+                chunk = await self._next_chunk()
                 if not chunk:
                     return None
                 blocks, self._pending = split_blocks(self._pending + chunk)
                 self._ready = [parse_event(block) for block in blocks]
         return self._ready.pop(0)
+
+    async def _next_chunk(self) -> bytes:
+        if self._broken is not None:
+            raise self._broken
+        try:
+            return await self._response.content.readany()
+        except (aiohttp.ClientError, ConnectionError) as error:
+            self._broken = error
+            left = _left_over(self._response.content)
+            if not left:
+                raise
+            return left
 
     async def next_message(self, timeout_s: float = 5.0) -> dict[str, Any] | None:
         """The next JSON-RPC message, past comments and priming events; ``None`` at a clean end."""
@@ -295,8 +308,17 @@ async def _read(response: aiohttp.ClientResponse) -> Answer:
             body += chunk
     except (aiohttp.ClientError, ConnectionError) as error:
         broken = error
+        body += _left_over(response.content)
     response.release() if broken is None else response.close()
     return Answer(response.status, response.headers, bytes(body), broken)
+
+
+def _left_over(content: aiohttp.StreamReader) -> bytes:
+    """What arrived before a body broke: aiohttp raises the break first and never hands these bytes out."""
+    left = b"".join(content._buffer)[content._buffer_offset :]
+    content._buffer.clear()
+    content._buffer_offset = 0
+    return left
 
 
 # -- SSE, read independently of the code under test ----------------------------------------------------------------------

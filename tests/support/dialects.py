@@ -58,7 +58,8 @@ class Filled:
 class Dialect:
     """What one family answers. ``get`` and ``delete`` default to ``post``, ``terminated`` (the session ended by DELETE) too;
     ``missing`` answers a request without an id; ``occupied`` is a single-session server that another client has taken.
-    ``conclusive`` says whether the POST answer alone proves the loss, i.e. no probe is needed."""
+    ``conclusive`` says whether the POST answer alone proves the loss; where it is False, as for a bare GET or DELETE answer of
+    java, only a probe can tell."""
 
     name: str
     servers: str
@@ -91,7 +92,12 @@ _EXPRESS_INVALID = Said(400, "Invalid or missing session ID", HTML_UTF8)
 _TS_NOT_FOUND = Said(404, _error(-32001, NOT_FOUND), JSON)
 _NO_TRANSPORT = Said(400, "No active transport", TEXT_UTF8)
 _NO_VALID_JSON = Said(400, _error(-32000, NO_VALID), JSON_UTF8)
-_PYTHON_MISSING = Said(400, _error(-32600, "Bad Request: Missing session ID", '"server-error"'), JSON)
+_PYTHON_MISSING = Said(
+    400,
+    _error(-32600, "Bad Request: Missing session ID", '"server-error"'),
+    JSON,
+    (("mcp-session-id", "{OTHER_SID}"),),
+)
 _PYTHON_ENDED = (
     '{{"jsonrpc":"2.0","id":{0},"error":{{"code":-32600,"message":"Not Found: Session has been terminated"}}}}'
 )
@@ -338,6 +344,12 @@ _ROWS = (
             JSON,
             (("mcp-session-id", "{OTHER_SID}"),),
         ),
+        terminated=Said(
+            404,
+            _error(-32600, "Invalid Request: Not Found: Session has been terminated"),
+            JSON,
+            (("mcp-session-id", "{SID}"),),
+        ),
     ),
     Dialect(
         name="swift-fresh",
@@ -408,6 +420,11 @@ _ROWS = (
         name="neotoma-503",
         servers="neotoma before 2026-07",
         post=Said(503, _error(-32001, "Not Found: MCP session is unknown or expired on this API instance."), JSON_UTF8),
+    ),
+    Dialect(
+        name="neotoma-404",
+        servers="neotoma 2026-07 on",
+        post=Said(404, _error(-32001, "Not Found: MCP session is unknown or expired on this API instance."), JSON_UTF8),
     ),
     Dialect(
         name="affine",

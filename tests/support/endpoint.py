@@ -25,7 +25,6 @@ from tests.support.rpc import (
     RpcError,
     execute,
     known_method,
-    server_face,
     streams_before_answering,
     tool_of,
 )
@@ -127,7 +126,8 @@ class Endpoint:
         """The session of a request, or what a server says that has none for it."""
         sid = request.header(SESSION_HEADER)
         if sid is None:
-            return _outgoing(self.behaviour.dialect_row.missing.filled(sid="", rpc_id=_first_id(messages)))
+            missing, minted = self.behaviour.dialect_row.missing, MINTS[self.behaviour.session_mint]()
+            return _outgoing(missing.filled(sid="", rpc_id=_first_id(messages), other_sid=minted))
         session = self.sessions.get(sid)
         if session is None and self.behaviour.sessions is SessionMode.ADOPTING:
             return self._open_session(request, sid, "2025-03-26", initialized=True)
@@ -473,6 +473,3 @@ def _rpc_refusal(status: int, code: int, message: str, rpc_id: object = None, da
     error = RpcError(code, message, data).as_object()
     body = json.dumps({"jsonrpc": "2.0", "id": rpc_id, "error": error})
     return Outgoing(status, (("Content-Type", "application/json"),), body.encode())
-
-
-__all__ = ["Accepted", "Computed", "Endpoint", "Outgoing", "Streamed", "is_modern", "parse", "server_face"]
