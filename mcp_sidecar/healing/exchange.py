@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from http import HTTPStatus
 
 from mcp_sidecar.healing import own_answers
 from mcp_sidecar.healing.classify import Judgement, SessionKnowledge, Verdict
@@ -205,7 +206,9 @@ class Exchange:
 
     def _lost(self, signature: Signature | None, proves_not_run: bool) -> Step:
         if self.mode is Mode.OBSERVE:
-            return self._observe(ObservedAction.HEAL if self.session is SessionKnowledge.BOUND else ObservedAction.REWRITE)
+            return self._observe(
+                ObservedAction.HEAL if self.session is SessionKnowledge.BOUND else ObservedAction.REWRITE
+            )
         if self.mode is Mode.REWRITE or self.session is not SessionKnowledge.BOUND:
             return self._session_not_found()
         if after_loss(self.message) is AfterLoss.DROP:
@@ -224,7 +227,7 @@ class Exchange:
         return Heal(judgement.signature.name if judgement.signature is not None else "ambiguous", confirm=True)
 
     def _gateway_page(self, status: int) -> Step:
-        nothing_ran = self.trust_503 and status == own_answers.HTTPStatus.SERVICE_UNAVAILABLE
+        nothing_ran = self.trust_503 and status == HTTPStatus.SERVICE_UNAVAILABLE
         if self.mode is Mode.OBSERVE:
             return self._observe(ObservedAction.REPLAY if nothing_ran or self.safe_in_doubt else ObservedAction.REWRITE)
         if nothing_ran and self.whole:

@@ -322,9 +322,7 @@ class _Restore:
 
     # -- requests of our own ------------------------------------------------------------------------------------------
 
-    async def _post(
-        self, body: bytes, upstream_id: UpstreamSessionId | None, *, in_session: bool = False
-    ) -> Answer:
+    async def _post(self, body: bytes, upstream_id: UpstreamSessionId | None, *, in_session: bool = False) -> Answer:
         return await self._send("POST", body, upstream_id, in_session=in_session or upstream_id is not None)
 
     async def _send(
@@ -349,9 +347,7 @@ class _Restore:
     def _end(self, outcome: HealOutcome, reason: str) -> None:
         seconds = self._healer._clock() - self._started
         session = self._session
-        self._healer._emit(
-            HealEnded(session.label, outcome, self._loss.signature, reason, session.generation, seconds)
-        )
+        self._healer._emit(HealEnded(session.label, outcome, self._loss.signature, reason, session.generation, seconds))
 
 
 def _new_session_id(answer: Answer) -> UpstreamSessionId | None:
@@ -359,4 +355,3 @@ def _new_session_id(answer: Answer) -> UpstreamSessionId | None:
     if session_id is None or not headers.is_valid_session_id(session_id):
         return None
     return UpstreamSessionId(session_id)
-

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from mcp_sidecar.healing.facts import Emit, HoldOverflowed
 from mcp_sidecar.healing.session import Session
@@ -47,9 +47,7 @@ class Held:
 class Holding:
     """Everything that waits."""
 
-    def __init__(
-        self, *, max_requests: int, max_bytes: int, emit: Emit, clock: Callable[[], float]
-    ) -> None:
+    def __init__(self, *, max_requests: int, max_bytes: int, emit: Emit, clock: Callable[[], float]) -> None:
         """``clock`` gives monotonic seconds."""
         self._max_requests = max_requests
         self._max_bytes = max_bytes
@@ -91,10 +89,12 @@ class Holding:
                 if self.route.apply(held):
                     return Waited.BACK
 
-    async def for_result(self, held: Held, result: asyncio.Future[T]) -> tuple[Waited, T | None]:
+    async def for_result(self, held: Held, result: asyncio.Task[T]) -> tuple[Waited, T | None]:
         """Wait for somebody else's work, which goes on whatever becomes of this request."""
         with self._room_for(held) as there_is:
-            return await self._wait(held, result) if there_is else (Waited.EXPIRED, None)
+            if not there_is:
+                return Waited.EXPIRED, None
+            return await self._wait(held, result)
 
     def leave(self, held: Held) -> None:
         """The exchange is over: give back the scout's role, if it had it."""
@@ -126,11 +126,10 @@ class Holding:
         for held in self._held:
             _release(held, Waited.EXPIRED)
 
-    async def _wait(self, held: Held, awaited: asyncio.Future[T]) -> tuple[Waited, T | None]:
+    async def _wait(self, held: Held, awaited: asyncio.Future[T] | asyncio.Task[T]) -> tuple[Waited, T | None]:
         assert held.released is not None
-        await asyncio.wait(
-            {awaited, held.released}, timeout=self._left_s(held), return_when=asyncio.FIRST_COMPLETED
-        )
+        either: set[asyncio.Future[Any]] = {awaited, held.released}
+        await asyncio.wait(either, timeout=self._left_s(held), return_when=asyncio.FIRST_COMPLETED)
         if held.released.done():
             return held.released.result(), None
         if awaited.done():

@@ -57,9 +57,7 @@ class SessionStore:
         """The short salted hash by which a session is shown."""
         return hashlib.blake2b(session_id.encode(), key=self._salt, digest_size=6).hexdigest()
 
-    def open(
-        self, client_id: ClientSessionId, principal: Principal, handshake: Handshake
-    ) -> Session:
+    def open(self, client_id: ClientSessionId, principal: Principal, handshake: Handshake) -> Session:
         """An ``initialize`` was answered with a new id: record the session behind it."""
         now = self._clock()
         key = (client_id, principal)

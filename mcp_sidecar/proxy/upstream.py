@@ -54,8 +54,10 @@ class Answer:
         self._response = response
         self.status = response.status
         self.reason = response.reason or ""
-        self.headers: list[Pair] = [(name.decode("utf-8", "surrogateescape"), value.decode("utf-8", "surrogateescape"))
-                                    for name, value in response.raw_headers]
+        self.headers: list[Pair] = [
+            (name.decode("utf-8", "surrogateescape"), value.decode("utf-8", "surrogateescape"))
+            for name, value in response.raw_headers
+        ]
         self.peeked = b""
         self.whole = False
 

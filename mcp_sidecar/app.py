@@ -1,0 +1,239 @@
+"""The composition root: build the parts, listen, drain, stop.
+
+Admin starts first and stops last, so that readiness tells the truth throughout. Nothing below this module has seen the
+settings; they arrive there as small frozen values.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import signal
+import ssl
+import sys
+import time
+
+from aiohttp import web
+
+from mcp_sidecar.healing.facts import Emit, Fact
+from mcp_sidecar.healing.labels import RPC_METHODS
+from mcp_sidecar.healing.signatures import TABLE
+from mcp_sidecar.ops import logs
+from mcp_sidecar.ops.admin import Admin
+from mcp_sidecar.ops.metrics import Metrics
+from mcp_sidecar.proxy.availability import Availability
+from mcp_sidecar.proxy.config import ListenConfig
+from mcp_sidecar.proxy.get_streams import GetStreams
+from mcp_sidecar.proxy.healer import Healer
+from mcp_sidecar.proxy.holding import Holding
+from mcp_sidecar.proxy.ingress import Ingress, make_server
+from mcp_sidecar.proxy.parts import Parts
+from mcp_sidecar.proxy.responding import Keeper
+from mcp_sidecar.proxy.store import SessionStore
+from mcp_sidecar.proxy.upstream import Upstream
+from mcp_sidecar.settings import Settings
+
+COULD_NOT_LISTEN = 1
+SWEEP_INTERVAL_S = 30.0
+
+
+def run(settings: Settings) -> int:
+    """Serve until SIGTERM or SIGINT; the exit status. 1 if an address cannot be listened on."""
+    return asyncio.run(_serve(settings))
+
+
+async def _serve(settings: Settings) -> int:
+    sidecar = Sidecar(settings)
+    try:
+        await sidecar.start()
+    except OSError as error:
+        sys.stderr.write(f"{sidecar.starting}: {error.strerror or error}\n")
+        await sidecar.stop()
+        return COULD_NOT_LISTEN
+    logs.log().info(
+        "listening", address=sidecar.address, admin=sidecar.admin_address, mode=settings.policy().mode.value
+    )
+    await _until_stopped(sidecar)
+    logs.log().info("stopped")
+    return 0
+
+
+async def _until_stopped(sidecar: Sidecar) -> None:
+    loop = asyncio.get_running_loop()
+    first, second = asyncio.Event(), asyncio.Event()
+
+    def on_signal() -> None:
+        (second if first.is_set() else first).set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    await first.wait()
+    logs.log().info("draining")
+    drain = asyncio.create_task(sidecar.drain())
+    cut = asyncio.create_task(second.wait())
+    await asyncio.wait({drain, cut}, return_when=asyncio.FIRST_COMPLETED)
+    for task in (drain, cut):
+        task.cancel()
+    await asyncio.gather(drain, cut, return_exceptions=True)
+    await sidecar.stop()
+
+
+class Sidecar:
+    """The running proxy: one main listener, one admin listener, one upstream."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Needs a running event loop."""
+        self._settings = settings
+        self._listen = settings.listen_config()
+        self._is_accepting = False
+        self._metrics = Metrics(
+            signatures=[row.name for row in (*settings.policy().signatures, *TABLE)], rpc_methods=RPC_METHODS
+        )
+        self.parts = build_parts(settings, self._emit)
+        self._ingress = Ingress(self.parts, self._listen, settings.upstream_config())
+        self._server = make_server(self._ingress)
+        self._runner: web.ServerRunner | None = None
+        self._site: web.TCPSite | None = None
+        self._admin = Admin(
+            self._metrics,
+            self._sessions_view,
+            lambda: self._is_accepting,
+            allowed_hosts=self._listen.allowed_hosts,
+        )
+        self._sweeper: asyncio.Task[None] | None = None
+        self.address = ""
+        self.admin_address: str | None = None
+        self.starting = ""
+        self._bind_gauges()
+
+    async def start(self) -> None:
+        """Listen. Raises OSError where an address cannot be had; ``starting`` then says which."""
+        await self.parts.upstream.open()
+        admin = self._settings.admin_address
+        if admin is not None:
+            self.starting = f"admin.address {_shown(*admin)}"
+            self.admin_address = _shown(*await self._admin.start(*admin))
+        self.starting = f"listen.address {_shown(self._listen.host, self._listen.port)}"
+        # The server's own wait for open exchanges is `drain`.
+        self._runner = web.ServerRunner(self._server, shutdown_timeout=0)
+        await self._runner.setup()
+        self._site = web.TCPSite(
+            self._runner, self._listen.host, self._listen.port, ssl_context=_tls_context(self._listen)
+        )
+        await self._site.start()
+        host, port = self._runner.addresses[0][:2]
+        self._ingress.bound_to(host, port)
+        self.address = _shown(host, port)
+        self._sweeper = asyncio.create_task(self._sweep())
+        self._is_accepting = True
+
+    async def drain(self) -> None:
+        """Stop accepting, end GET streams, release what is held, and wait for the POST exchanges."""
+        self._is_accepting = False
+        if self._site is not None:
+            await self._site.stop()
+        self.parts.holding.drain()
+        self.parts.get_streams.end_all()
+        self._server.pre_shutdown()
+        await self._ingress.wait_until_idle(self._listen.drain_timeout_s)
+
+    async def stop(self) -> None:
+        """Cut what is still open, and let go of everything."""
+        self._is_accepting = False
+        if self._runner is not None:
+            await self._runner.cleanup()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            await asyncio.gather(self._sweeper, return_exceptions=True)
+        await self.parts.healer.stop()
+        await self.parts.availability.stop()
+        await self.parts.keeper.stop()
+        await self.parts.upstream.close()
+        await self._admin.stop()
+
+    def _emit(self, fact: Fact) -> None:
+        self._metrics.record(fact)
+        logs.log_fact(fact)
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_INTERVAL_S)
+            self.parts.store.sweep()
+
+    def _bind_gauges(self) -> None:
+        parts = self.parts
+        self._metrics.bind(
+            sessions=lambda: len(parts.store),
+            held_requests=lambda: len(parts.holding),
+            get_streams=lambda: parts.open.get_streams,
+            post_streams=lambda: parts.open.post_streams,
+            upstream_up=lambda: parts.availability.is_up,
+        )
+
+    def _sessions_view(self) -> list[dict[str, object]]:
+        now = self.parts.clock()
+        return [
+            {
+                "session": session.label,
+                "age_seconds": round(now - session.created_at, 3),
+                "idle_seconds": round(now - session.last_used_at, 3),
+                "generation": session.generation,
+                "state": session.state.value,
+                "protocol_version": session.handshake.protocol_version,
+                "streams": session.streams,
+            }
+            for session in self.parts.store
+        ]
+
+
+def build_parts(settings: Settings, emit: Emit) -> Parts:
+    """Put together what every exchange works with. Needs a running event loop."""
+    policy, limits, clock, key = settings.policy(), settings.limits_config(), time.monotonic, secrets.token_bytes(32)
+    store = SessionStore(settings.session_limits(), emit, salt=secrets.token_bytes(16), clock=clock, new_tag=_new_tag)
+    holding = Holding(max_requests=policy.max_held_requests, max_bytes=policy.max_held_bytes, emit=emit, clock=clock)
+    upstream = Upstream(settings.upstream_config(), limits, lambda connected: availability.note(connected))
+    availability = Availability(upstream.can_connect, emit, clock, holding.waiting)
+    healer = Healer(
+        upstream=upstream,
+        store=store,
+        holding=holding,
+        policy=policy,
+        max_answer_bytes=limits.max_buffered_answer,
+        emit=emit,
+        clock=clock,
+    )
+    return Parts(
+        upstream=upstream,
+        store=store,
+        holding=holding,
+        availability=availability,
+        healer=healer,
+        keeper=Keeper(settings.listen_config().comment_interval_s, clock),
+        get_streams=GetStreams(),
+        policy=policy,
+        limits=limits,
+        emit=emit,
+        clock=clock,
+        new_id=_new_id,
+        key=key,
+    )
+
+
+def _new_tag() -> str:
+    return secrets.token_hex(6)
+
+
+def _new_id() -> str:
+    return f"mcp-sidecar-{secrets.token_hex(8)}"
+
+
+def _shown(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _tls_context(listen: ListenConfig) -> ssl.SSLContext | None:
+    if listen.tls_certificate is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(listen.tls_certificate, listen.tls_key)
+    return context

@@ -1,0 +1,109 @@
+"""One client request on the MCP endpoint: what is asked, and in whose session."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from mcp_sidecar.healing.classify import RequestFacts, SessionKnowledge
+from mcp_sidecar.healing.principal import Principal, credential_of, principal_of
+from mcp_sidecar.healing.session import ClientSessionId, Session, UpstreamSessionId
+from mcp_sidecar.proxy.healer import Trigger
+from mcp_sidecar.proxy.parts import Parts
+from mcp_sidecar.proxy.upstream import Answer
+from mcp_sidecar.wire import headers
+from mcp_sidecar.wire.headers import Pair
+
+
+class BadSessionId(Exception):
+    """The session id is too long, not visible ASCII, or there are several."""
+
+
+@dataclass(slots=True)
+class Call:
+    """A request of a client of an older revision.
+
+    ``pairs`` are the headers as the upstream gets them, the session id apart. ``session`` is set where this principal
+    opened the session through this sidecar; ``is_foreign`` where another one did.
+    """
+
+    http_method: str
+    target: str
+    pairs: list[Pair] = field(repr=False)
+    client_id: ClientSessionId | None = field(repr=False)
+    principal: Principal = field(repr=False)
+    credential: Principal = field(repr=False)
+    session: Session | None = None
+    is_foreign: bool = False
+
+    @property
+    def knowledge(self) -> SessionKnowledge:
+        """What is known of the session that the request names."""
+        if self.client_id is None:
+            return SessionKnowledge.NONE
+        return SessionKnowledge.UNKNOWN if self.session is None else SessionKnowledge.BOUND
+
+    @property
+    def trigger(self) -> Trigger:
+        """The request as the reason for a heal."""
+        return Trigger(self.target, self.pairs, self.credential)
+
+    def facts(self, rpc_method: str | None) -> RequestFacts:
+        """What the classifier wants to know."""
+        return RequestFacts(self.http_method, rpc_method, self.knowledge)
+
+    def upstream_headers(self, *, without: Iterable[str] = ()) -> list[Pair]:
+        """The headers to send now, under the upstream session that stands behind the client's at this moment.
+
+        Another principal's request, and one with an unknown id, go with the client's own id, in every generation.
+        """
+        dropped = frozenset(without)
+        pairs = [pair for pair in self.pairs if pair[0].lower() not in dropped] if dropped else list(self.pairs)
+        upstream_id = self.session.upstream_id if self.session is not None else _as_it_is(self.client_id)
+        if upstream_id is not None:
+            pairs.append((headers.SESSION_ID, upstream_id))
+        return pairs
+
+    def client_headers(self, answer: Answer, *, without: Iterable[str] = ()) -> list[Pair]:
+        """The upstream's headers for the client, in which no session id appears but the client's own.
+
+        Some clients adopt whatever id a response carries, and one fails on it (clients.md §3.5).
+        """
+        seen = answer.header(headers.SESSION_ID)
+        pairs = answer.client_headers(without={"mcp-session-id", *without})
+        if seen is not None and self.client_id is not None and (self.session is not None or seen == self.client_id):
+            pairs.append((headers.SESSION_ID, self.client_id))
+        return pairs
+
+    def label(self, parts: Parts) -> str:
+        """The short hash by which the session is shown; empty without one."""
+        if self.session is not None:
+            return self.session.label
+        return parts.store.label(self.client_id) if self.client_id is not None else ""
+
+
+def read_call(parts: Parts, http_method: str, target: str, raw: list[Pair], pairs: list[Pair]) -> Call:
+    """Find out whose session a request is in.
+
+    ``raw`` are the headers as they came, ``pairs`` those for the upstream. Raises ``BadSessionId``.
+    """
+    client_id = _session_id(raw)
+    names = parts.policy.principal_headers if parts.policy.bind_principal else ()
+    principal = principal_of(raw, names, parts.key)
+    credential = credential_of(raw, parts.policy.principal_headers, parts.key)
+    session = parts.store.find(client_id, principal) if client_id is not None else None
+    is_foreign = client_id is not None and session is None and parts.store.is_held(client_id)
+    return Call(http_method, target, pairs, client_id, principal, credential, session, is_foreign)
+
+
+def _session_id(raw: list[Pair]) -> ClientSessionId | None:
+    found = list(headers.values(raw, headers.SESSION_ID))
+    if not found:
+        return None
+    if len(found) > 1 or not headers.is_valid_session_id(found[0]):
+        raise BadSessionId
+    return ClientSessionId(found[0])
+
+
+def _as_it_is(client_id: ClientSessionId | None) -> UpstreamSessionId | None:
+    return UpstreamSessionId(client_id) if client_id is not None else None

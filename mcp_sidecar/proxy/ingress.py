@@ -1,0 +1,311 @@
+"""The client side: every request comes in here, is checked, and goes to the module that knows what it is.
+
+::
+
+    handle ─▶ gate (Host, Origin, header size)
+           ─▶ another path            ─▶ passing
+           ─▶ the endpoint: POST      ─▶ sessionless ─▶ passing
+                                      ─▶ a session   ─▶ posting
+                            GET       ─▶ listening
+                            DELETE    ─▶ terminating
+"""
+
+from __future__ import annotations
+
+import asyncio
+import traceback
+from pathlib import PurePath
+
+from aiohttp import http_exceptions, web
+from aiohttp.web_protocol import RequestHandler
+
+from mcp_sidecar.healing import own_answers
+from mcp_sidecar.healing.facts import RequestRejected, RequestServed, SidecarFault
+from mcp_sidecar.healing.labels import NO_METHOD, http_label, rpc_label
+from mcp_sidecar.healing.own_answers import OwnAnswer, Reason
+from mcp_sidecar.proxy import rejections
+from mcp_sidecar.proxy.bodies import Body, BodyTooLarge, message_of, read_body
+from mcp_sidecar.proxy.call import BadSessionId, Call, read_call
+from mcp_sidecar.proxy.config import ListenConfig, UpstreamConfig
+from mcp_sidecar.proxy.listening import Listening
+from mcp_sidecar.proxy.parts import Parts
+from mcp_sidecar.proxy.passing import Passing, stream_of
+from mcp_sidecar.proxy.posting import Posting
+from mcp_sidecar.proxy.responding import Responder
+from mcp_sidecar.proxy.terminating import Terminating
+from mcp_sidecar.wire import headers, origins
+from mcp_sidecar.wire.headers import Pair
+from mcp_sidecar.wire.messages import Kind, Message, NotJson
+from mcp_sidecar.wire.revisions import PROTOCOL_VERSION_HEADER, is_sessionless_request
+
+CLIENT_LEFT = 499
+"""What nginx logs, too, for a client that did not wait for its answer."""
+
+MAX_HEADERS = 256
+
+
+class Exchange:
+    """One client request on its way: what is known of it before anybody decides."""
+
+    def __init__(self, ingress: Ingress, request: web.BaseRequest) -> None:
+        """``rpc_label`` becomes known when the body is read."""
+        self.request = request
+        self.raw: list[Pair] = [(str(name), str(value)) for name, value in request.headers.items()]
+        self.responder = Responder(request, ingress.parts.clock)
+        self.rpc_label = NO_METHOD
+        self.message: Message | None = None
+        self.in_session = False
+
+    @property
+    def method(self) -> str:
+        """The HTTP method."""
+        return self.request.method
+
+    @property
+    def target(self) -> str:
+        """Path and query, byte for byte."""
+        raw = self.request.raw_path
+        return raw if raw.startswith("/") else self.request.rel_url.raw_path_qs
+
+
+class Ingress:
+    """Handles every request on the client side."""
+
+    def __init__(self, parts: Parts, listen: ListenConfig, upstream: UpstreamConfig) -> None:
+        """``bound_to`` is to be called with the address as soon as it is known."""
+        self.parts = parts
+        self._listen = listen
+        self._upstream = upstream
+        self._endpoint = upstream.endpoint.rstrip("/")
+        self._own_origins: tuple[str, ...] = (listen.public_url,) if listen.public_url else ()
+        self._on_loopback = origins.is_loopback(listen.host)
+        self._scheme = "https" if listen.tls_certificate else "http"
+        self._under_way = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def bound_to(self, host: str, port: int) -> None:
+        """The address that the listener got, which is an origin of its own."""
+        shown = f"[{host}]" if ":" in host else host
+        self._own_origins = (*self._own_origins, f"{self._scheme}://{shown}:{port}")
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer one request. Whatever goes wrong in here concerns this request only."""
+        started = self.parts.clock()
+        exchange = Exchange(self, request)
+        status = CLIENT_LEFT
+        self._under_way += 1
+        self._idle.clear()
+        try:
+            await self._answer(exchange)
+            status = exchange.responder.status
+        except (BodyTooLarge, NotJson, BadSessionId) as error:
+            await self._reject(exchange, rejections.of(error))
+            status = exchange.responder.status
+        except (ConnectionError, asyncio.CancelledError):
+            raise
+        except Exception as error:  # noqa: BLE001 - a bug must not reach beyond the request that met it
+            self._tell_fault(error)
+            await self._give_up(exchange)
+            status = exchange.responder.status
+        finally:
+            seconds = self.parts.clock() - started
+            self.parts.emit(RequestServed(http_label(request.method), exchange.rpc_label, status, seconds))
+            self._under_way -= 1
+            if not self._under_way:
+                self._idle.set()
+        return exchange.responder.response
+
+    async def wait_until_idle(self, timeout_s: float) -> None:
+        """Wait until every exchange has ended, but no longer than ``timeout_s`` seconds."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._idle.wait()
+        except TimeoutError:
+            pass
+
+    # -- the gate -----------------------------------------------------------------------------------------------------
+
+    async def _answer(self, exchange: Exchange) -> None:
+        refused = self._gate(exchange)
+        if refused is not None:
+            await self._reject(exchange, refused)
+        elif self._is_endpoint(exchange.request.path) and exchange.method in ("POST", "GET", "DELETE"):
+            await self._endpoint_request(exchange)
+        else:
+            body = stream_of(exchange.request.content) if exchange.request.can_read_body else None
+            await self._passing(exchange).other_path(body)
+
+    def _gate(self, exchange: Exchange) -> OwnAnswer | None:
+        raw, own = exchange.raw, self._own_origins
+        if sum(len(name) + len(value) + 4 for name, value in raw) > self.parts.limits.max_header_bytes:
+            return rejections.HEADERS_TOO_LARGE
+        if self._on_loopback and not all(
+            origins.is_allowed_host(host, own, self._listen.allowed_hosts) for host in headers.values(raw, "host")
+        ):
+            return rejections.BAD_HOST
+        for origin in headers.values(raw, "origin"):
+            if not origins.is_allowed_origin(origin, own, self._listen.allowed_origins, on_loopback=self._on_loopback):
+                return rejections.BAD_ORIGIN
+        return None
+
+    async def _reject(self, exchange: Exchange, answer: OwnAnswer) -> None:
+        self.parts.emit(RequestRejected(answer.status, answer.body.decode()))
+        if not exchange.responder.is_committed:
+            await exchange.responder.give(answer)
+
+    def _is_endpoint(self, path: str) -> bool:
+        return path.rstrip("/") == self._endpoint
+
+    # -- the endpoint -------------------------------------------------------------------------------------------------
+
+    async def _endpoint_request(self, exchange: Exchange) -> None:
+        if exchange.method == "POST":
+            await self._post(exchange)
+            return
+        call = self._call(exchange)
+        if call.client_id is not None and self._is_over(call):
+            await exchange.responder.give(own_answers.SESSION_NOT_FOUND)
+        elif exchange.method == "DELETE":
+            await Terminating(self.parts, call, exchange.responder).run()
+        elif call.client_id is None:
+            await self._passing(exchange).other_path(None)
+        else:
+            await Listening(self.parts, call, exchange.responder).run()
+
+    async def _post(self, exchange: Exchange) -> None:
+        encoding = headers.value(exchange.raw, "content-encoding")
+        is_encoded = encoding is not None and encoding.strip().lower() not in ("", "identity")
+        body = await read_body(exchange.request, self.parts.limits, encoded=is_encoded)
+        message = Message(Kind.OTHER) if is_encoded else message_of(body)
+        exchange.message, exchange.rpc_label = message, rpc_label(message)
+        version = headers.value(exchange.raw, PROTOCOL_VERSION_HEADER)
+        if is_sessionless_request(message.meta_protocol_version, message.method, version):
+            await self._passing(exchange).sessionless(message, body)
+        else:
+            await self._session_post(exchange, message, body, is_encoded=is_encoded)
+
+    async def _session_post(self, exchange: Exchange, message: Message, body: Body, *, is_encoded: bool) -> None:
+        is_initialize = message.kind is Kind.REQUEST and message.method == "initialize"
+        call = self._call(exchange, drop_session=is_initialize)
+        exchange.in_session = True
+        if self._is_over(call):
+            await exchange.responder.give(own_answers.SESSION_NOT_FOUND)
+        elif self._is_for_a_held_request(call, message):
+            await exchange.responder.give(own_answers.ACCEPTED)
+        elif self._was_said_by_heal(call, message):
+            await exchange.responder.give(own_answers.ACCEPTED)
+        else:
+            await Posting(self.parts, call, message, body, exchange.responder, opaque=is_encoded).run()
+
+    def _is_over(self, call: Call) -> bool:
+        """Whether the client's id was ended or has expired."""
+        return call.client_id is not None and not self.parts.observes and self.parts.store.is_ended(call.client_id)
+
+    def _is_for_a_held_request(self, call: Call, message: Message) -> bool:
+        """Whether the client gives up a request that waits here: then neither goes upstream."""
+        if call.session is None or message.cancelled_id is None:
+            return False
+        return self.parts.holding.cancel(call.session, message.cancelled_id)
+
+    @staticmethod
+    def _was_said_by_heal(call: Call, message: Message) -> bool:
+        """Whether this is a client's `initialized` that a heal has already told the newer session (R25)."""
+        is_initialized = message.kind is Kind.NOTIFICATION and message.method == "notifications/initialized"
+        return is_initialized and call.session is not None and call.session.generation > 1
+
+    def _call(self, exchange: Exchange, *, drop_session: bool = False) -> Call:
+        raw = exchange.raw
+        if drop_session:
+            raw = [pair for pair in raw if pair[0].lower() != "mcp-session-id"]
+        pairs = self._upstream_pairs(exchange, without={"mcp-session-id"})
+        return read_call(self.parts, exchange.method, exchange.target, raw, pairs)
+
+    # -- passing on ---------------------------------------------------------------------------------------------------
+
+    def _upstream_pairs(self, exchange: Exchange, without: set[str] | None = None) -> list[Pair]:
+        request = exchange.request
+        pairs = headers.for_upstream(exchange.raw, without=without or ())
+        return headers.with_forwarding(
+            pairs, peer=request.remote, scheme=self._scheme, host=headers.value(exchange.raw, "host")
+        )
+
+    def _passing(self, exchange: Exchange) -> Passing:
+        host = headers.value(exchange.raw, "host")
+        own = self._own_origins[0] if self._listen.public_url or host is None else f"{self._scheme}://{host}"
+        pairs = self._upstream_pairs(exchange)
+        length = headers.value(exchange.raw, "content-length")
+        if length is not None and exchange.request.can_read_body and not self._is_held(exchange):
+            pairs.append(("Content-Length", length))
+        return Passing(
+            self.parts,
+            exchange.responder,
+            method=exchange.method,
+            target=exchange.target,
+            pairs=pairs,
+            upstream_origin=self._upstream.origin,
+            client_origin=own,
+        )
+
+    @staticmethod
+    def _is_held(exchange: Exchange) -> bool:
+        return exchange.message is not None
+
+    # -- what must not happen -----------------------------------------------------------------------------------------
+
+    def _tell_fault(self, error: Exception) -> None:
+        frames = traceback.extract_tb(error.__traceback__)
+        where = f"{PurePath(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "unknown"
+        self.parts.emit(SidecarFault(type(error).__name__, where))
+
+    async def _give_up(self, exchange: Exchange) -> None:
+        """A definite answer even for a bug; whether the request ran is not known any more."""
+        if exchange.responder.is_committed and not exchange.responder.is_event_stream:
+            exchange.responder.cut()
+        elif exchange.in_session and exchange.message is not None:
+            await exchange.responder.give(own_answers.in_session(exchange.message, Reason.OUTCOME_UNKNOWN))
+        else:
+            await exchange.responder.give(rejections.OWN_FAULT)
+
+
+class ClientProtocol(RequestHandler):
+    """aiohttp's own protocol, but for how it tells a client that its request cannot be read."""
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Say 431 where the headers are too large, and log nothing of the request: it may hold credentials."""
+        if isinstance(exc, (http_exceptions.LineTooLong, http_exceptions.BadHttpMessage)) and "too" in str(exc).lower():
+            status = 431
+        if request.writer.output_size > 0:
+            raise ConnectionError("an answer is under way")
+        reason = b"Request headers are too large" if status == 431 else b"Bad Request"
+        response = web.Response(status=status if status < 500 else 400, body=reason + b"\n", content_type="text/plain")
+        response.force_close()
+        return response
+
+
+class ClientServer(web.Server):
+    """Makes a ``ClientProtocol`` per connection."""
+
+    def __call__(self) -> RequestHandler:
+        """A protocol for one connection."""
+        return ClientProtocol(self, loop=self._loop, **self._kwargs)
+
+
+def make_server(ingress: Ingress) -> ClientServer:
+    """The server that hands every request to ``ingress``. A client that leaves cancels its exchange."""
+    return ClientServer(
+        ingress.handle,
+        handler_cancellation=True,
+        access_log=None,
+        auto_decompress=False,
+        max_line_size=ingress.parts.limits.max_header_bytes,
+        max_field_size=ingress.parts.limits.max_header_bytes,
+        max_headers=MAX_HEADERS,
+        read_bufsize=64 * 1024,
+    )

@@ -1,0 +1,287 @@
+"""A GET of an older revision: the client's listening stream.
+
+In a session that this sidecar knows the client's stream is the sidecar's: once answered 200 it stays open while the
+upstream is away, and is attached again when it is back, after a heal where the session was lost. There is never an
+upstream GET without a client's (it would swallow messages), and never two for one client's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from enum import Enum
+
+from mcp_sidecar.healing import own_answers
+from mcp_sidecar.healing.classify import (
+    PEEK_BYTES,
+    Judgement,
+    NeedBody,
+    SessionKnowledge,
+    Verdict,
+    judge_body,
+    judge_head,
+)
+from mcp_sidecar.healing.classify import Answer as JudgedAnswer
+from mcp_sidecar.healing.exchange import Unhealed
+from mcp_sidecar.healing.facts import ActionObserved, AnswerRewritten, ObservedAction
+from mcp_sidecar.healing.generations import Mark
+from mcp_sidecar.healing.own_answers import OwnAnswer
+from mcp_sidecar.healing.policy import Mode
+from mcp_sidecar.healing.session import Session
+from mcp_sidecar.healing.streams import StreamWatch
+from mcp_sidecar.proxy.availability import FAST_PACE_S, SLOWEST_PACE_S
+from mcp_sidecar.proxy.call import Call
+from mcp_sidecar.proxy.healer import Loss
+from mcp_sidecar.proxy.holding import Held, Waited
+from mcp_sidecar.proxy.parts import Parts
+from mcp_sidecar.proxy.reading import decoded_body, is_event_stream, judged_head
+from mcp_sidecar.proxy.relaying import relay_rest
+from mcp_sidecar.proxy.responding import Responder
+from mcp_sidecar.proxy.upstream import Answer, UpstreamFault
+from mcp_sidecar.wire import headers
+from mcp_sidecar.wire.headers import Pair
+from mcp_sidecar.wire.sse import EventSplitter
+
+QUICK_END_S = 1.0
+"""A stream that ended sooner than this after it was attached is attached again only after as long a pause."""
+
+
+class After(Enum):
+    """What follows an attempt to attach."""
+
+    OVER = "over"  # the client has its answer, or its stream has ended
+    AGAIN = "again"
+    AWAY = "away"  # no connection
+    NO_ROUTE = "no route"
+
+
+class Listening:
+    """One GET of a client."""
+
+    def __init__(self, parts: Parts, call: Call, responder: Responder) -> None:
+        """``call.pairs`` still hold the client's ``Last-Event-ID``."""
+        self._parts = parts
+        self._call = call
+        self._responder = responder
+        self._last_seen = headers.value(call.pairs, headers.LAST_EVENT_ID)
+        self._pause_s = 0.0
+        self._is_looked_after = False
+
+    async def run(self) -> None:
+        """Listen until the client leaves or the stream is over."""
+        self._parts.open.get_streams += 1
+        try:
+            ended_by_itself = await self._parts.get_streams.serve(self._listen())
+            if not ended_by_itself and not self._responder.is_committed:
+                await self._responder.give(own_answers.UNAVAILABLE_PATH)
+        finally:
+            self._parts.open.get_streams -= 1
+            self._parts.keeper.discard(self._responder)
+            self._responder.may_comment = False
+            if self._is_looked_after and self._session is not None:
+                self._session.streams -= 1
+
+    async def _listen(self) -> None:
+        after = await self._attach()
+        while after is not After.OVER:
+            after = await self._come_back(after)
+
+    @property
+    def _session(self) -> Session | None:
+        return self._call.session
+
+    @property
+    def _may_outlive(self) -> bool:
+        """Whether the stream goes on when the upstream's side ends."""
+        return self._parts.heals and self._session is not None and not self._session.is_ended
+
+    # -- one attempt --------------------------------------------------------------------------------------------------
+
+    async def _attach(self) -> After:
+        session = self._session
+        if session is not None and session.displaced and self._parts.heals:
+            return await self._heal(Loss(session.generation, "id-minted-anew", 0))
+        generation = session.generation if session is not None else 1
+        try:
+            answer = await self._parts.upstream.send("GET", self._call.target, self._headers(generation), may_idle=True)
+        except UpstreamFault as fault:
+            return await self._not_reached(may_have_arrived=fault.fault.may_have_arrived)
+        async with answer:
+            if answer.status == 200 and is_event_stream(answer):
+                return await self._relay(answer, generation)
+            return await self._refused(answer, generation)
+
+    def _headers(self, generation: int) -> list[Pair]:
+        """An event id of an earlier upstream session must never reach a newer one (R36)."""
+        pairs = self._call.upstream_headers(without={"last-event-id", "accept-encoding"})
+        last = self._last_seen
+        if last is not None and self._session is not None:
+            last = Mark(self._session.tag, generation).off_text(last)
+        if last is not None:
+            pairs.append((headers.LAST_EVENT_ID, last))
+        return [*pairs, ("Accept-Encoding", "identity")]
+
+    async def _not_reached(self, *, may_have_arrived: bool) -> After:
+        if self._may_outlive:
+            return await self._keep_open(After.AWAY)
+        if not self._responder.is_committed:
+            if self._parts.observes:
+                self._parts.emit(ActionObserved(self._label, ObservedAction.REPLAY, "observed"))
+            gone = own_answers.BAD_GATEWAY if may_have_arrived or self._parts.observes else own_answers.UNAVAILABLE_PATH
+            await self._responder.give(gone)
+        return After.OVER
+
+    async def _keep_open(self, why: After) -> After:
+        """Answer 200 although the upstream is away, unless this session is known to have no such stream."""
+        session = self._session
+        assert session is not None
+        if not self._responder.is_committed:
+            if session.refuses_get:
+                await self._responder.give(own_answers.GET_NOT_SUPPORTED)
+                return After.OVER
+            await self._responder.start_events()
+            self._look_after(session)
+            await self._responder.comment()
+        return why
+
+    def _look_after(self, session: Session) -> None:
+        session.streams += 1
+        self._is_looked_after = True
+        self._responder.may_comment = True
+        self._parts.keeper.add(self._responder)
+
+    # -- the upstream answers with something else than a stream -------------------------------------------------------
+
+    async def _refused(self, answer: Answer, generation: int) -> After:
+        judgement, original = await self._judge(answer)
+        if answer.status == 405 and self._session is not None:
+            self._session.refuses_get = True
+        if judgement.verdict in (Verdict.SESSION_LOST, Verdict.AMBIGUOUS):
+            return await self._lost(answer, judgement, original, generation)
+        if judgement.verdict is Verdict.UNAVAILABLE and not judgement.jsonrpc_body and self._may_outlive:
+            return await self._keep_open(After.NO_ROUTE)
+        return await self._pass(answer)
+
+    async def _judge(self, answer: Answer) -> tuple[Judgement, JudgedAnswer]:
+        facts, head = self._call.facts(None), judged_head(answer)
+        judgement = judge_head(facts, head)
+        original = JudgedAnswer(head, b"", complete=False)
+        if isinstance(judgement, NeedBody):
+            try:
+                body = await decoded_body(answer, PEEK_BYTES)
+            except UpstreamFault:
+                body = b""
+            original = JudgedAnswer(head, body, complete=answer.whole)
+            extra = self._parts.policy.signatures
+            judgement = judge_body(facts, head, body, complete=answer.whole, extra=extra)
+        return judgement, original
+
+    async def _lost(self, answer: Answer, judgement: Judgement, original: JudgedAnswer, generation: int) -> After:
+        is_certain = judgement.verdict is Verdict.SESSION_LOST
+        if self._parts.observes:
+            bound = self._call.knowledge is SessionKnowledge.BOUND
+            action = ObservedAction.HEAL if bound else ObservedAction.REWRITE
+            if is_certain:
+                self._parts.emit(ActionObserved(self._label, action, "observed"))
+            return await self._pass(answer)
+        name = judgement.signature.name if judgement.signature is not None else "unnamed"
+        if not self._may_outlive:
+            return await (self._rewrite(answer.status, name) if is_certain else self._pass(answer))
+        if not is_certain and self._last_seen is not None:
+            self._last_seen = None  # perhaps only the resume was refused (rmcp up to 1.4: 500)
+            return After.AGAIN
+        loss = Loss(generation, name, answer.status, None if is_certain else original)
+        return await self._heal(loss, answer)
+
+    async def _heal(self, loss: Loss, answer: Answer | None = None) -> After:
+        session = self._session
+        assert session is not None
+        held = Held(0, self._parts.policy.hold_timeout_s)
+        waited, end = await self._parts.healer.heal(session, loss, self._call.trigger, held)
+        if waited is not Waited.BACK or end.why is Unhealed.UNREACHABLE:
+            return await self._keep_open(After.AWAY)
+        if end.why is None:
+            self._last_seen = None
+            return After.AGAIN
+        if end.why is Unhealed.NO_ROUTE:
+            return await self._keep_open(After.NO_ROUTE)
+        if end.refusal is not None and not self._responder.is_committed:
+            refusal = end.refusal
+            await self._responder.give(OwnAnswer(refusal.status, body=refusal.body, headers=tuple(refusal.headers)))
+            return After.OVER
+        if end.why is Unhealed.NOT_RESTORED or answer is None:
+            return await self._rewrite(loss.status, loss.signature)
+        return await self._pass(answer)
+
+    async def _rewrite(self, status: int, signature: str) -> After:
+        if self._call.is_foreign:
+            self._parts.healer.refuse_foreign(self._label, signature)
+        if not self._responder.is_committed:
+            self._parts.emit(AnswerRewritten(self._label, status))
+            await self._responder.give(own_answers.SESSION_NOT_FOUND)
+        return After.OVER
+
+    async def _pass(self, answer: Answer) -> After:
+        """Pass the answer on; a stream that is already open can only end."""
+        if not self._responder.is_committed:
+            await self._responder.start(answer.status, answer.reason, self._call.client_headers(answer))
+            await relay_rest(answer, self._responder)
+        return After.OVER
+
+    # -- the stream ---------------------------------------------------------------------------------------------------
+
+    async def _relay(self, answer: Answer, generation: int) -> After:
+        session, started = self._session, self._parts.clock()
+        self._parts.holding.route.note_served()
+        if not self._responder.is_committed:
+            self._responder.is_event_stream = True
+            await self._responder.start(answer.status, answer.reason, self._call.client_headers(answer))
+            if session is not None and self._parts.heals:
+                self._look_after(session)
+        watch = StreamWatch(Mark(session.tag, generation) if session is not None else Mark("", 1))
+        broke = await self._relay_events(answer, watch)
+        if watch.last_event_id is not None:
+            self._last_seen = watch.mark.on_text(watch.last_event_id)
+        if self._may_outlive and self._is_looked_after and not watch.in_fragment:
+            self._pause_s = self._pause_before_next(self._parts.clock() - started, watch.retry_ms)
+            return After.AGAIN
+        if watch.in_fragment or (broke and (session is None or self._parts.policy.mode is Mode.OBSERVE)):
+            self._responder.cut()
+        return After.OVER
+
+    async def _relay_events(self, answer: Answer, watch: StreamWatch) -> bool:
+        """Relay until the upstream's side ends; true if it broke."""
+        splitter = EventSplitter(self._parts.limits.max_buffered_answer)
+        try:
+            async for chunk in answer.chunks():
+                for piece in splitter.feed(chunk):
+                    data, _ = watch.relay(piece)
+                    self._responder.may_comment = self._is_looked_after and not watch.in_fragment
+                    await self._responder.write(data)
+        except UpstreamFault:
+            return True
+        return False
+
+    @staticmethod
+    def _pause_before_next(lived_s: float, retry_ms: int | None) -> float:
+        asked_s = (retry_ms or 0) / 1000
+        return asked_s if asked_s or lived_s >= QUICK_END_S else QUICK_END_S
+
+    # -- coming back --------------------------------------------------------------------------------------------------
+
+    async def _come_back(self, after: After) -> After:
+        if after is After.AWAY:
+            await self._parts.holding.for_stream(self._parts.availability)
+            await asyncio.sleep(random.uniform(0, FAST_PACE_S))
+        elif after is After.NO_ROUTE:
+            await asyncio.sleep(random.uniform(SLOWEST_PACE_S / 2, SLOWEST_PACE_S))
+        elif self._pause_s:
+            pause_s, self._pause_s = self._pause_s, 0.0
+            await asyncio.sleep(pause_s)
+        if self._session is not None and self._session.is_ended:
+            return After.OVER
+        return await self._attach()
+
+    @property
+    def _label(self) -> str:
+        return self._call.label(self._parts)

@@ -1,0 +1,61 @@
+"""What every exchange of this process works with, put together once by ``app``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from mcp_sidecar.healing.facts import Emit
+from mcp_sidecar.healing.policy import Mode, Policy
+from mcp_sidecar.proxy.availability import Availability
+from mcp_sidecar.proxy.config import Limits
+from mcp_sidecar.proxy.get_streams import GetStreams
+from mcp_sidecar.proxy.healer import Healer
+from mcp_sidecar.proxy.holding import Holding
+from mcp_sidecar.proxy.responding import Keeper
+from mcp_sidecar.proxy.store import SessionStore
+from mcp_sidecar.proxy.upstream import Upstream
+from mcp_sidecar.wire.messages import JsonRpcId
+
+
+@dataclass(slots=True)
+class Open:
+    """What is open now, for the gauges."""
+
+    get_streams: int = 0
+    post_streams: int = 0
+
+
+@dataclass(slots=True, kw_only=True)
+class Parts:
+    """The process's own things. ``key`` is the secret of all keyed hashes; ``endpoint_worked`` is set by the first 2xx.
+
+    ``renumbered`` tells under which new id a request of a client is under way (R47).
+    """
+
+    upstream: Upstream
+    store: SessionStore
+    holding: Holding
+    availability: Availability
+    healer: Healer
+    keeper: Keeper
+    get_streams: GetStreams
+    policy: Policy
+    limits: Limits
+    emit: Emit
+    clock: Callable[[], float]
+    new_id: Callable[[], str]
+    key: bytes
+    endpoint_worked: bool = False
+    open: Open = field(default_factory=Open)
+    renumbered: dict[tuple[str, JsonRpcId], str] = field(default_factory=dict)
+
+    @property
+    def heals(self) -> bool:
+        """Whether this process may hold, probe, heal and replay."""
+        return self.policy.mode is Mode.HEAL
+
+    @property
+    def observes(self) -> bool:
+        """Whether this process changes nothing."""
+        return self.policy.mode is Mode.OBSERVE

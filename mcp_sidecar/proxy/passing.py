@@ -1,0 +1,167 @@
+"""What passes untouched: every other path, and sessionless traffic (2026-07-28) on the MCP endpoint.
+
+Other paths are never held. Of sessionless requests only a failed connect is tried again, since nothing was sent then; a
+stream that breaks is cut, and the client sends a new request with a new id (2026-07-28 changelog, Major 9).
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from http import HTTPStatus
+
+from aiohttp import StreamReader
+
+from mcp_sidecar.healing import own_answers
+from mcp_sidecar.healing.facts import ActionObserved, ObservedAction
+from mcp_sidecar.healing.own_answers import OwnAnswer
+from mcp_sidecar.proxy import rejections
+from mcp_sidecar.proxy.bodies import Body, BodyTooLarge, HeldBody, PassingBody
+from mcp_sidecar.proxy.holding import Held, Waited
+from mcp_sidecar.proxy.parts import Parts
+from mcp_sidecar.proxy.reading import is_event_stream
+from mcp_sidecar.proxy.relaying import relay_rest
+from mcp_sidecar.proxy.responding import Responder
+from mcp_sidecar.proxy.upstream import Answer, UpstreamFault
+from mcp_sidecar.wire.headers import Pair
+from mcp_sidecar.wire.messages import Message, NotJson
+from mcp_sidecar.wire.origins import moved_to
+from mcp_sidecar.wire.sse import Block, EventSplitter, parse_event, with_data
+
+_REDIRECTING = ("location", "content-location")
+
+
+class Passing:
+    """One request that is passed on as it is."""
+
+    def __init__(
+        self,
+        parts: Parts,
+        responder: Responder,
+        *,
+        method: str,
+        target: str,
+        pairs: list[Pair],
+        upstream_origin: str,
+        client_origin: str,
+    ) -> None:
+        """``client_origin`` is where the client reaches the sidecar: URLs on the upstream's origin are moved there."""
+        self._parts = parts
+        self._responder = responder
+        self._method = method
+        self._target = target
+        self._pairs = pairs
+        self._upstream_origin = upstream_origin
+        self._client_origin = client_origin
+
+    async def other_path(self, body: AsyncIterator[bytes] | None) -> None:
+        """A path that is not the MCP endpoint: streamed both ways, 503 at once while the upstream is away."""
+        is_stream = self._method == "GET"
+        try:
+            answer = await self._parts.upstream.send(self._method, self._target, self._pairs, body, may_idle=is_stream)
+        except UpstreamFault as fault:
+            is_down = not fault.fault.may_have_arrived and not self._parts.observes
+            await self._responder.give(own_answers.UNAVAILABLE_PATH if is_down else own_answers.BAD_GATEWAY)
+            return
+        async with answer:
+            await self._relay(answer)
+
+    async def sessionless(self, message: Message, body: Body) -> None:
+        """A request of 2026-07-28."""
+        policy = self._parts.policy
+        is_connect = message.method == "server/discover"
+        held = Held(body.size, policy.connect_hold_timeout_s if is_connect else policy.hold_timeout_s)
+        pairs = self._with_length(body)
+        while True:
+            try:
+                answer = await self._parts.upstream.send("POST", self._target, pairs, _to_send(body))
+            except UpstreamFault as fault:
+                if not await self._may_try_again(fault, body, message, held):
+                    return
+                continue
+            async with answer:
+                if 200 <= answer.status < 300:
+                    self._parts.endpoint_worked = True
+                await self._relay(answer)
+            return
+
+    def _with_length(self, body: Body) -> list[Pair]:
+        if isinstance(body, PassingBody) and body.announced is not None:
+            return [*self._pairs, ("Content-Length", str(body.announced))]
+        return self._pairs
+
+    async def _may_try_again(self, fault: UpstreamFault, body: Body, message: Message, held: Held) -> bool:
+        own = await self._own_answer(fault, body, message)
+        if own is None:
+            waited = await self._parts.holding.for_connect(held, self._parts.availability)
+            if waited is Waited.BACK:
+                return True
+            own = own_answers.unavailable(message.id)
+        await self._responder.give(own)
+        return False
+
+    async def _own_answer(self, fault: UpstreamFault, body: Body, message: Message) -> OwnAnswer | None:
+        """The answer to give at once, or ``None`` where the request may wait."""
+        if self._parts.observes:
+            action = ObservedAction.REWRITE if fault.fault.may_have_arrived else ObservedAction.REPLAY
+            self._parts.emit(ActionObserved("", action, "observed"))
+            return own_answers.BAD_GATEWAY
+        if not fault.fault.may_have_arrived:
+            return None if self._parts.heals else own_answers.unavailable(message.id)
+        if isinstance(body, PassingBody) and body.has_begun:
+            try:
+                message = await body.read_to_end()
+            except (BodyTooLarge, NotJson) as error:
+                return rejections.of(error)
+        return own_answers.broken_gateway(message.id)
+
+    # -- the answer ---------------------------------------------------------------------------------------------------
+
+    async def _relay(self, answer: Answer) -> None:
+        await self._responder.start(answer.status, answer.reason, self._head(answer))
+        if self._method == "HEAD":
+            return
+        if self._method == "GET" and answer.status == HTTPStatus.OK and is_event_stream(answer):
+            await self._parts.get_streams.serve(self._relay_old_transport(answer))
+        else:
+            await relay_rest(answer, self._responder)
+
+    def _head(self, answer: Answer) -> list[Pair]:
+        return [
+            (name, moved_to(value, self._upstream_origin, self._client_origin))
+            if name.lower() in _REDIRECTING
+            else (name, value)
+            for name, value in answer.client_headers()
+        ]
+
+    async def _relay_old_transport(self, answer: Answer) -> None:
+        """An event stream of 2024-11-05 names the URL to POST to; clients must not be led past the sidecar."""
+        splitter = EventSplitter(self._parts.limits.max_buffered_answer)
+        self._parts.open.get_streams += 1
+        try:
+            async for chunk in answer.chunks():
+                for piece in splitter.feed(chunk):
+                    await self._responder.write(self._moved(piece.raw) if isinstance(piece, Block) else piece.raw)
+            await self._responder.write(splitter.pending)
+        except UpstreamFault:
+            self._responder.cut()
+        finally:
+            self._parts.open.get_streams -= 1
+
+    def _moved(self, raw: bytes) -> bytes:
+        if b"endpoint" not in raw:
+            return raw
+        event = parse_event(raw)
+        if event.event != "endpoint" or event.data is None:
+            return raw
+        moved = moved_to(event.data, self._upstream_origin, self._client_origin)
+        return raw if moved == event.data else with_data(raw, moved)
+
+
+def _to_send(body: Body) -> bytes | AsyncIterator[bytes]:
+    return body.data if isinstance(body, HeldBody) else body.parts()
+
+
+async def stream_of(content: StreamReader) -> AsyncIterator[bytes]:
+    """A client's body, as it comes."""
+    async for chunk in content.iter_any():
+        yield chunk

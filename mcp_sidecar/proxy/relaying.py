@@ -1,0 +1,101 @@
+"""Pass an answer on: event by event where it is a stream, chunk by chunk otherwise.
+
+Nothing is held back longer than it takes to know where an event ends, and a broken answer is never ended as if whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from mcp_sidecar.healing.streams import AfterEnd, Ending, StreamWatch, after_end
+from mcp_sidecar.proxy.call import Call
+from mcp_sidecar.proxy.parts import Parts
+from mcp_sidecar.proxy.reading import is_event_stream
+from mcp_sidecar.proxy.responding import Responder
+from mcp_sidecar.proxy.upstream import Answer, UpstreamFault
+from mcp_sidecar.wire import headers
+from mcp_sidecar.wire.messages import Message
+from mcp_sidecar.wire.sse import EventSplitter
+
+Learn = Callable[[Message, Answer], None]
+
+
+async def relay_rest(answer: Answer, responder: Responder) -> None:
+    """Pass on a body that is nobody's business; where it breaks, so does the client's."""
+    try:
+        async for chunk in answer.chunks():
+            await responder.write(chunk)
+    except UpstreamFault:
+        responder.cut()
+
+
+class EventRelay:
+    """Relays the events of one POST, over a resumed stream if need be."""
+
+    def __init__(self, parts: Parts, call: Call, watch: StreamWatch, responder: Responder, learn: Learn) -> None:
+        """``learn`` is shown every message before the client sees it; ``watch`` knows the generation of the stream."""
+        self._parts = parts
+        self._call = call
+        self._watch = watch
+        self._responder = responder
+        self._learn = learn
+
+    async def run(self, answer: Answer, *, may_resend: Callable[[], bool]) -> AfterEnd:
+        """Relay until the stream has ended for good, and say what is left to do."""
+        blocks_before = -1
+        resumed: Answer | None = None
+        try:
+            while True:
+                ending = await self._relay(resumed or answer)
+                has_advanced = self._watch.blocks > blocks_before
+                after = after_end(
+                    self._watch, ending, may_resend=may_resend(), may_resume=has_advanced and self._may_resume()
+                )
+                if after is not AfterEnd.RESUME:
+                    return after
+                blocks_before = self._watch.blocks
+                if resumed is not None:
+                    resumed.close()
+                resumed = await self._resume()
+                if resumed is None:
+                    return after_end(self._watch, ending, may_resend=may_resend(), may_resume=False)
+        finally:
+            if resumed is not None:
+                resumed.close()
+
+    async def _relay(self, answer: Answer) -> Ending:
+        splitter = EventSplitter(self._parts.limits.max_buffered_answer)
+        try:
+            async for chunk in answer.chunks():
+                for piece in splitter.feed(chunk):
+                    data, message = self._watch.relay(piece)
+                    if message is not None:
+                        self._learn(message, answer)
+                    await self._responder.write(data)
+        except UpstreamFault:
+            return Ending.BROKEN
+        if self._watch.answered:
+            await self._responder.write(splitter.pending)
+        return Ending.CLEAN
+
+    def _may_resume(self) -> bool:
+        session = self._call.session
+        return self._parts.heals and session is not None and session.generation == self._watch.mark.generation
+
+    async def _resume(self) -> Answer | None:
+        """One GET with the last event id, on the same session and with this request's credentials."""
+        assert self._watch.last_event_id is not None
+        pairs = self._call.upstream_headers(without={"accept", "accept-encoding", "content-type"})
+        pairs += [
+            ("Accept", "text/event-stream"),
+            ("Accept-Encoding", "identity"),
+            (headers.LAST_EVENT_ID, self._watch.last_event_id),
+        ]
+        try:
+            answer = await self._parts.upstream.send("GET", self._call.target, pairs)
+        except UpstreamFault:
+            return None
+        if answer.status == 200 and is_event_stream(answer):
+            return answer
+        answer.close()
+        return None

@@ -1,0 +1,101 @@
+"""A DELETE of an older revision: sent once, never heals, never waits (spec R20)."""
+
+from __future__ import annotations
+
+from mcp_sidecar.healing import own_answers
+from mcp_sidecar.healing.classify import (
+    PEEK_BYTES,
+    UNANSWERED,
+    Judgement,
+    NeedBody,
+    SessionKnowledge,
+    Verdict,
+    judge_body,
+    judge_head,
+)
+from mcp_sidecar.healing.facts import ActionObserved, AnswerRewritten, ObservedAction, SessionEnd
+from mcp_sidecar.proxy.call import Call
+from mcp_sidecar.proxy.parts import Parts
+from mcp_sidecar.proxy.reading import decoded_body, judged_head
+from mcp_sidecar.proxy.relaying import relay_rest
+from mcp_sidecar.proxy.responding import Responder
+from mcp_sidecar.proxy.upstream import Answer, UpstreamFault
+
+
+class Terminating:
+    """One DELETE of a client."""
+
+    def __init__(self, parts: Parts, call: Call, responder: Responder) -> None:
+        """The call's session may be known or not."""
+        self._parts = parts
+        self._call = call
+        self._responder = responder
+
+    async def run(self) -> None:
+        """Send it once; whatever shows that the session is gone ends the id."""
+        session = self._call.session
+        if session is not None and session.displaced:
+            await self._end()  # the id now is another session's: it must not be ended upstream
+            return
+        try:
+            answer = await self._parts.upstream.send("DELETE", self._call.target, self._call.upstream_headers())
+        except UpstreamFault:
+            await self._not_answered()
+            return
+        async with answer:
+            await self._answered(answer, await self._judge(answer))
+
+    async def _judge(self, answer: Answer) -> Judgement:
+        facts, head = self._call.facts(None), judged_head(answer)
+        judgement = judge_head(facts, head)
+        if not isinstance(judgement, NeedBody):
+            return judgement
+        try:
+            body = await decoded_body(answer, PEEK_BYTES)
+        except UpstreamFault:
+            return UNANSWERED
+        return judge_body(facts, head, body, complete=answer.whole, extra=self._parts.policy.signatures)
+
+    async def _answered(self, answer: Answer, judgement: Judgement) -> None:
+        is_bound = self._call.knowledge is SessionKnowledge.BOUND
+        is_gone = judgement.verdict is Verdict.SESSION_LOST or (
+            judgement.verdict is Verdict.UNAVAILABLE and not judgement.jsonrpc_body
+        )
+        if self._parts.observes:
+            await self._observed(answer, judgement)
+        elif is_bound and is_gone:
+            await self._end()
+        elif judgement.verdict is Verdict.SESSION_LOST:
+            self._parts.emit(AnswerRewritten(self._call.label(self._parts), answer.status))
+            await self._responder.give(own_answers.SESSION_NOT_FOUND)
+        else:
+            self._forget_on_success(answer)
+            await self._pass(answer)
+
+    async def _not_answered(self) -> None:
+        if self._parts.observes:
+            await self._responder.give(own_answers.BAD_GATEWAY)
+        elif self._call.session is not None:
+            await self._end()
+        else:
+            await self._responder.give(own_answers.UNAVAILABLE_PATH)
+
+    async def _observed(self, answer: Answer, judgement: Judgement) -> None:
+        if judgement.verdict is Verdict.SESSION_LOST:
+            label = self._call.label(self._parts)
+            self._parts.emit(ActionObserved(label, ObservedAction.REWRITE, "observed"))
+        self._forget_on_success(answer)
+        await self._pass(answer)
+
+    def _forget_on_success(self, answer: Answer) -> None:
+        if self._call.session is not None and 200 <= answer.status < 300:
+            self._parts.store.end(self._call.session, SessionEnd.TERMINATED)
+
+    async def _end(self) -> None:
+        if self._call.session is not None:
+            self._parts.store.end(self._call.session, SessionEnd.TERMINATED)
+        await self._responder.give(own_answers.ENDED)
+
+    async def _pass(self, answer: Answer) -> None:
+        await self._responder.start(answer.status, answer.reason, self._call.client_headers(answer))
+        await relay_rest(answer, self._responder)

@@ -1,0 +1,74 @@
+"""Origins and hosts: whose request this is allowed to be, and URLs of the upstream that clients must not see.
+
+A browser page may only reach the sidecar from where the operator says (2025-11-25 transports, "Security Warning");
+the request's own ``Host`` is never taken for an answer, since after DNS rebinding it names the attacker.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable
+from urllib.parse import urlsplit, urlunsplit
+
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+def host_of(authority: str) -> str:
+    """The lower-case host of ``host[:port]``, without brackets; empty where there is none."""
+    try:
+        return (urlsplit(f"//{authority.strip()}").hostname or "").rstrip(".")
+    except ValueError:
+        return ""
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a bare host is this machine: ``localhost`` or a loopback address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def canonical(url: str) -> str | None:
+    """``scheme://host[:port]`` in lower case, default ports left out; ``None`` where it is no origin."""
+    try:
+        parts = urlsplit(url.strip())
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        return None
+    if not parts.scheme or not host:
+        return None
+    shown = f"[{host}]" if ":" in host else host
+    return f"{parts.scheme}://{shown}" + (f":{port}" if port and port != _DEFAULT_PORTS.get(parts.scheme) else "")
+
+
+def is_allowed_origin(origin: str, own: Iterable[str], listed: Iterable[str], *, on_loopback: bool) -> bool:
+    """Whether an ``Origin`` is the sidecar's own, a listed one, or loopback to a loopback listener."""
+    seen = canonical(origin)
+    if seen is None or urlsplit(origin).path not in ("", "/"):
+        return False
+    if seen in {canonical(one) for one in (*own, *listed)}:
+        return True
+    return on_loopback and is_loopback(urlsplit(seen).hostname or "")
+
+
+def is_allowed_host(authority: str, own: Iterable[str], listed: Iterable[str]) -> bool:
+    """Whether a ``Host`` may be asked of a loopback listener: loopback, the sidecar's own, or a listed one."""
+    host = host_of(authority)
+    names = {host_of(one) for one in listed} | {urlsplit(one).hostname or "" for one in own}
+    return bool(host) and (is_loopback(host) or host in names)
+
+
+def moved_to(url: str, upstream_origin: str, client_origin: str) -> str:
+    """A URL on the upstream's origin as the client reaches it; every other URL, and every relative one, as it is."""
+    try:
+        parts = urlsplit(url)
+        is_upstreams = bool(parts.netloc) and canonical(url) == canonical(upstream_origin)
+    except ValueError:
+        return url
+    if not is_upstreams:
+        return url
+    own = urlsplit(client_origin)
+    return urlunsplit((own.scheme, own.netloc, parts.path, parts.query, parts.fragment))
