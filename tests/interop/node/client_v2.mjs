@@ -1,0 +1,10 @@
+// Driver of the TypeScript SDK's 2.x client, which speaks the handshake revisions unless told otherwise.
+import { Client, StreamableHTTPClientTransport } from "@modelcontextprotocol/client";
+import { serve } from "./lines.mjs";
+
+serve(async (url, fetch) => {
+  const client = new Client({ name: "interop-typescript-2", version: "1.0.0" });
+  const transport = new StreamableHTTPClientTransport(new URL(url), { fetch });
+  await client.connect(transport);
+  return { client, transport, callTool: (params, options) => client.callTool(params, options) };
+});

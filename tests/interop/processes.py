@@ -1,0 +1,227 @@
+"""Processes of the suite: started, watched line by line, killed by their own id, nothing else.
+
+Every wait has a deadline and ends with the output that explains it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from tests.interop.catalogue import ROOT, ServerSpec
+
+START_TIMEOUT_S = 30.0
+POLL_INTERVAL_S = 0.02
+SILENCED = ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+"""Proxy settings of the machine, which the loopback has no use for."""
+
+
+class NotReady(AssertionError):
+    """A process did not come up, or a condition did not come true, in time."""
+
+
+def until(claim: Callable[[], bool], timeout_s: float, explain: Callable[[], str]) -> None:
+    """Wait for a claim about another process to come true."""
+    deadline = time.monotonic() + timeout_s
+    while not claim():
+        if time.monotonic() > deadline:
+            raise NotReady(explain())
+        time.sleep(POLL_INTERVAL_S)
+
+
+def free_port() -> int:
+    """Return a free port below the range from which outgoing connections take theirs.
+
+    A port from that range may be taken by a connection while the server is down; a connect to it may even meet itself.
+    """
+    for _ in range(200):
+        port = random.randrange(20000, 30000)
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise NotReady("no free port between 20000 and 30000")
+
+
+class Watched:
+    """A running process with its output."""
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        environment: dict[str, str],
+        *,
+        stdin: int = subprocess.DEVNULL,
+        on_line: Callable[[str], None] | None = None,
+    ) -> None:
+        inherited = {name: value for name, value in os.environ.items() if name not in SILENCED}
+        self._lines: list[str] = []
+        self._on_line = on_line
+        self.process = subprocess.Popen(
+            command,
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            bufsize=1,
+            cwd=ROOT,
+            env=inherited | environment,
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self._lines.append(line.rstrip("\n"))
+            if self._on_line is not None:
+                self._on_line(line)
+
+    def write(self, text: str) -> None:
+        """Write to its input, if it still reads."""
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write(text)
+            self.process.stdin.flush()
+
+    @property
+    def lines(self) -> list[str]:
+        """The output so far."""
+        return list(self._lines)
+
+    @property
+    def running(self) -> bool:
+        """Whether the process has not ended."""
+        return self.process.poll() is None
+
+    def kill(self) -> None:
+        """End it as a crash would, and wait for that."""
+        self.process.kill()
+        self.process.wait(10)
+        self._reader.join(10)
+
+    def stop(self, timeout_s: float = 5.0) -> int:
+        """Ask it to end, insist after the timeout; return its exit status."""
+        if self.running:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self.kill()
+        self._reader.join(10)
+        return self.process.returncode
+
+
+def _accepts(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+class Server:
+    """One server under test on one port, through all its lives."""
+
+    def __init__(self, spec: ServerSpec, ledger: Path, environment: dict[str, str]) -> None:
+        self.spec = spec
+        self.ledger = ledger
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}/mcp"
+        self._environment = {**spec.environment, **environment, "INTEROP_LEDGER": str(ledger), "PYTHONUNBUFFERED": "1"}
+        if spec.port_variable:
+            self._environment[spec.port_variable] = str(self.port)
+        self._lives: list[Watched] = []
+
+    @property
+    def lines(self) -> list[str]:
+        """The output of all its lives."""
+        return [line for life in self._lives for line in life.lines]
+
+    def start(self) -> None:
+        """Start it and return at the moment it accepts a connection."""
+        life = Watched(self.spec.command(self.port), self._environment)
+        self._lives.append(life)
+
+        def explain() -> str:
+            return f"{self.spec.name} does not accept on {self.port}:\n" + "\n".join(life.lines[-30:])
+
+        until(lambda: _accepts(self.port) or not life.running, START_TIMEOUT_S, explain)
+        if not life.running:
+            raise NotReady(explain())
+
+    def kill(self) -> None:
+        """Kill it where it stands."""
+        self._lives[-1].kill()
+
+    def restart(self) -> None:
+        """Kill it and start it again on its port."""
+        self.kill()
+        self.start()
+
+    def runs_of(self, key: str) -> int:
+        """Return how often a tool ran with this key."""
+        return self.ledger_lines().count(key)
+
+    def ledger_lines(self) -> list[str]:
+        """Return the keys of all that ran, in order."""
+        return self.ledger.read_text().splitlines() if self.ledger.exists() else []
+
+
+class Sidecar:
+    """The program under test, as a user starts it."""
+
+    def __init__(self, upstream_url: str) -> None:
+        options = {"--upstream": upstream_url, "--listen": "127.0.0.1:0", "--admin": "off", "--log-format": "json"}
+        words = [word for option in options.items() for word in option]
+        self._life = Watched([sys.executable, "-m", "mcp_sidecar", *words], {"PYTHONUNBUFFERED": "1"})
+        until(lambda: bool(self._address()) or not self._life.running, START_TIMEOUT_S, self._explain)
+        if not self._life.running:
+            raise NotReady(self._explain())
+        self.url = f"http://{self._address()}/mcp"
+
+    def _explain(self) -> str:
+        return "the sidecar does not say where it listens:\n" + "\n".join(self.lines[-30:])
+
+    def _address(self) -> str | None:
+        for line in self._life.lines:
+            event = _json_object(line)
+            if event.get("event") == "listening":
+                return str(event["address"])
+        return None
+
+    @property
+    def lines(self) -> list[str]:
+        """Its log so far."""
+        return self._life.lines
+
+    @property
+    def running(self) -> bool:
+        """Whether it has not ended."""
+        return self._life.running
+
+    def stop(self) -> int:
+        """Drain it; return its exit status."""
+        return self._life.stop(15)
+
+
+def _json_object(line: str) -> dict[str, object]:
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
