@@ -151,6 +151,7 @@ class Message:
 
 
 _NO_MESSAGE = Message(Kind.OTHER)
+_TOO_MUCH = object()
 
 
 # -- reading -------------------------------------------------------------------------------------------------------
@@ -162,11 +163,8 @@ def parse(body: bytes) -> Message:
     A byte order mark is tolerated, the literals NaN and Infinity are not. What is too deep for the parser, or holds
     an integer too long for it, is told by its top-level keys (``is_opaque``).
     """
-    try:
-        value = DECODER.decode(body.decode("utf-8-sig"))
-    except (json.JSONDecodeError, UnicodeDecodeError, NotJson):
-        raise NotJson("not JSON") from None
-    except (RecursionError, ValueError):
+    value = _parsed(body)
+    if value is _TOO_MUCH:
         return _parse_top_level(body)
     if isinstance(value, list):
         return Message(Kind.BATCH, value=value, members=tuple(map(_member, value)))
@@ -198,6 +196,15 @@ def is_initialize_result(message: Message) -> bool:
         and isinstance(result.get("capabilities"), dict)
         and isinstance(result.get("serverInfo"), dict)
     )
+
+
+def _parsed(body: bytes) -> Any:
+    try:
+        return DECODER.decode(body.decode("utf-8-sig"))
+    except (json.JSONDecodeError, UnicodeDecodeError, NotJson):
+        raise NotJson("not JSON") from None
+    except (RecursionError, ValueError):
+        return _TOO_MUCH
 
 
 def _parse_top_level(body: bytes) -> Message:

@@ -93,7 +93,7 @@ def finite_number(literal: str) -> float | int:
     return _BEYOND_DOUBLE if number > 0 else -_BEYOND_DOUBLE
 
 
-def _no_constant(literal: str) -> Any:
+def _no_constant(_: str) -> Any:
     raise NotJson("not JSON")
 
 

@@ -69,8 +69,7 @@ class EventSplitter:
     def __init__(self, limit_bytes: int) -> None:
         self._limit_bytes = limit_bytes
         self._pieces: list[Block | Fragment] = []
-        self._parts: list[bytes] = []
-        self._held_bytes = 0
+        self._held = bytearray()
         self._line = _Line.EMPTY
         self._in_event = False
         self._after_cr = False
@@ -80,7 +79,7 @@ class EventSplitter:
     @property
     def pending(self) -> bytes:
         """The bytes held back: the beginning of an event or comment whose end has not come."""
-        return (self._head or b"") + b"".join(self._parts)
+        return (self._head or b"") + bytes(self._held)
 
     @property
     def mid_fragment(self) -> bool:
@@ -90,16 +89,16 @@ class EventSplitter:
     @property
     def idle(self) -> bool:
         """Whether the stream stands between two events."""
-        return not self._parts and not self._head and not self.mid_fragment
+        return not self._held and not self._head and not self.mid_fragment
 
     def feed(self, chunk: bytes) -> list[Block | Fragment]:
         """Takes the next bytes, returns what can be passed on."""
-        self._pieces = []
         if self._head is not None:
             chunk = self._without_bom(chunk)
         if chunk:
             self._split(chunk)
-        return self._pieces
+        pieces, self._pieces = self._pieces, []
+        return pieces
 
     def _without_bom(self, chunk: bytes) -> bytes:
         head = (self._head or b"") + chunk
@@ -138,7 +137,7 @@ class EventSplitter:
     def _ends_piece(self) -> bool:
         if self._in_event:
             return self._line is _Line.EMPTY
-        return bool(self._parts) or self.mid_fragment
+        return bool(self._held) or self.mid_fragment
 
     def _release_between(self, chunk: bytes, start: int, end: int) -> int:
         if start < end:
@@ -147,13 +146,13 @@ class EventSplitter:
 
     def _release(self, chunk: bytes, start: int, measured_end: int, end: int) -> int:
         """One whole event, or the rest of one. The second byte of a CRLF is not measured: it may come a chunk later."""
-        is_long = self._held_bytes + measured_end - start > self._limit_bytes
-        self._parts.append(chunk[start:end])
+        is_long = len(self._held) + measured_end - start > self._limit_bytes
+        raw = self._taken() + chunk[start:end]
         if self.mid_fragment or is_long:
-            self._release_fragment(last=True)
+            self._release_fragment(raw, last=True)
             self._fragment_data = None
         else:
-            self._pieces.append(Block(self._taken()))
+            self._pieces.append(Block(raw))
         self._in_event = False
         return end
 
@@ -162,22 +161,18 @@ class EventSplitter:
         if not self._in_event:
             is_done = self._line is _Line.EMPTY
             released = self._release_between(chunk, released, len(chunk) if is_done else line_start)
-        if released < len(chunk):
-            self._parts.append(chunk[released:])
-            self._held_bytes += len(chunk) - released
-        if self._parts and (self.mid_fragment or self._held_bytes > self._limit_bytes):
-            self._release_fragment(last=False)
+        self._held += chunk[released:]
+        if self._held and (self.mid_fragment or len(self._held) > self._limit_bytes):
+            self._release_fragment(self._taken(), last=False)
 
-    def _release_fragment(self, *, last: bool) -> None:
+    def _release_fragment(self, raw: bytes, *, last: bool) -> None:
         if self._fragment_data is None:
             self._fragment_data = _DataFields()
-        raw = self._taken()
         self._pieces.append(Fragment(raw, self._fragment_data.feed(raw), last))
 
     def _taken(self) -> bytes:
-        raw = b"".join(self._parts)
-        self._parts = []
-        self._held_bytes = 0
+        raw = bytes(self._held)
+        self._held = bytearray()
         return raw
 
 
