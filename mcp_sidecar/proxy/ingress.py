@@ -44,7 +44,7 @@ CLIENT_LEFT = 499
 MAX_HEADERS = 256
 
 
-class Exchange:
+class Incoming:
     """One client request on its way: what is known of it before anybody decides."""
 
     def __init__(self, ingress: Ingress, request: web.BaseRequest) -> None:
@@ -92,29 +92,29 @@ class Ingress:
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request. Whatever goes wrong in here concerns this request only."""
         started = self.parts.clock()
-        exchange = Exchange(self, request)
+        incoming = Incoming(self, request)
         status = CLIENT_LEFT
         self._under_way += 1
         self._idle.clear()
         try:
-            await self._answer(exchange)
-            status = exchange.responder.status
+            await self._answer(incoming)
+            status = incoming.responder.status
         except (BodyTooLarge, NotJson, BadSessionId) as error:
-            await self._reject(exchange, rejections.of(error))
-            status = exchange.responder.status
+            await self._reject(incoming, rejections.of(error))
+            status = incoming.responder.status
         except (ConnectionError, asyncio.CancelledError):
             raise
         except Exception as error:  # noqa: BLE001 - a bug must not reach beyond the request that met it
             self._tell_fault(error)
-            await self._give_up(exchange)
-            status = exchange.responder.status
+            await self._give_up(incoming)
+            status = incoming.responder.status
         finally:
             seconds = self.parts.clock() - started
-            self.parts.emit(RequestServed(http_label(request.method), exchange.rpc_label, status, seconds))
+            self.parts.emit(RequestServed(http_label(request.method), incoming.rpc_label, status, seconds))
             self._under_way -= 1
             if not self._under_way:
                 self._idle.set()
-        return exchange.responder.response
+        return incoming.responder.response
 
     async def wait_until_idle(self, timeout_s: float) -> None:
         """Wait until every exchange has ended, but no longer than ``timeout_s`` seconds."""
@@ -126,18 +126,18 @@ class Ingress:
 
     # -- the gate -----------------------------------------------------------------------------------------------------
 
-    async def _answer(self, exchange: Exchange) -> None:
-        refused = self._gate(exchange)
+    async def _answer(self, incoming: Incoming) -> None:
+        refused = self._gate(incoming)
         if refused is not None:
-            await self._reject(exchange, refused)
-        elif self._is_endpoint(exchange.request.path) and exchange.method in ("POST", "GET", "DELETE"):
-            await self._endpoint_request(exchange)
+            await self._reject(incoming, refused)
+        elif self._is_endpoint(incoming.request.path) and incoming.method in ("POST", "GET", "DELETE"):
+            await self._endpoint_request(incoming)
         else:
-            body = stream_of(exchange.request.content) if exchange.request.can_read_body else None
-            await self._passing(exchange).other_path(body)
+            body = stream_of(incoming.request.content) if incoming.request.can_read_body else None
+            await self._passing(incoming).other_path(body)
 
-    def _gate(self, exchange: Exchange) -> OwnAnswer | None:
-        raw, own = exchange.raw, self._own_origins
+    def _gate(self, incoming: Incoming) -> OwnAnswer | None:
+        raw, own = incoming.raw, self._own_origins
         if sum(len(name) + len(value) + 4 for name, value in raw) > self.parts.limits.max_header_bytes:
             return rejections.HEADERS_TOO_LARGE
         if self._on_loopback and not all(
@@ -149,54 +149,52 @@ class Ingress:
                 return rejections.BAD_ORIGIN
         return None
 
-    async def _reject(self, exchange: Exchange, answer: OwnAnswer) -> None:
+    async def _reject(self, incoming: Incoming, answer: OwnAnswer) -> None:
         self.parts.emit(RequestRejected(answer.status, answer.body.decode()))
-        if not exchange.responder.is_committed:
-            await exchange.responder.give(answer)
+        if not incoming.responder.is_committed:
+            await incoming.responder.give(answer)
 
     def _is_endpoint(self, path: str) -> bool:
         return path.rstrip("/") == self._endpoint
 
     # -- the endpoint -------------------------------------------------------------------------------------------------
 
-    async def _endpoint_request(self, exchange: Exchange) -> None:
-        if exchange.method == "POST":
-            await self._post(exchange)
+    async def _endpoint_request(self, incoming: Incoming) -> None:
+        if incoming.method == "POST":
+            await self._post(incoming)
             return
-        call = self._call(exchange)
+        call = self._call(incoming)
         if call.client_id is not None and self._is_over(call):
-            await exchange.responder.give(own_answers.SESSION_NOT_FOUND)
-        elif exchange.method == "DELETE":
-            await Terminating(self.parts, call, exchange.responder).run()
+            await incoming.responder.give(own_answers.SESSION_NOT_FOUND)
+        elif incoming.method == "DELETE":
+            await Terminating(self.parts, call, incoming.responder).run()
         elif call.client_id is None:
-            await self._passing(exchange).other_path(None)
+            await self._passing(incoming).other_path(None)
         else:
-            await Listening(self.parts, call, exchange.responder).run()
+            await Listening(self.parts, call, incoming.responder).run()
 
-    async def _post(self, exchange: Exchange) -> None:
-        encoding = headers.value(exchange.raw, "content-encoding")
+    async def _post(self, incoming: Incoming) -> None:
+        encoding = headers.value(incoming.raw, "content-encoding")
         is_encoded = encoding is not None and encoding.strip().lower() not in ("", "identity")
-        body = await read_body(exchange.request, self.parts.limits, encoded=is_encoded)
+        body = await read_body(incoming.request, self.parts.limits, encoded=is_encoded)
         message = Message(Kind.OTHER) if is_encoded else message_of(body)
-        exchange.message, exchange.rpc_label = message, rpc_label(message)
-        version = headers.value(exchange.raw, PROTOCOL_VERSION_HEADER)
+        incoming.message, incoming.rpc_label = message, rpc_label(message)
+        version = headers.value(incoming.raw, PROTOCOL_VERSION_HEADER)
         if is_sessionless_request(message.meta_protocol_version, message.method, version):
-            await self._passing(exchange).sessionless(message, body)
+            await self._passing(incoming).sessionless(message, body)
         else:
-            await self._session_post(exchange, message, body, is_encoded=is_encoded)
+            await self._session_post(incoming, message, body, is_encoded=is_encoded)
 
-    async def _session_post(self, exchange: Exchange, message: Message, body: Body, *, is_encoded: bool) -> None:
+    async def _session_post(self, incoming: Incoming, message: Message, body: Body, *, is_encoded: bool) -> None:
         is_initialize = message.kind is Kind.REQUEST and message.method == "initialize"
-        call = self._call(exchange, drop_session=is_initialize)
-        exchange.in_session = True
+        call = self._call(incoming, drop_session=is_initialize)
+        incoming.in_session = True
         if self._is_over(call):
-            await exchange.responder.give(own_answers.SESSION_NOT_FOUND)
-        elif self._is_for_a_held_request(call, message):
-            await exchange.responder.give(own_answers.ACCEPTED)
-        elif self._was_said_by_heal(call, message):
-            await exchange.responder.give(own_answers.ACCEPTED)
+            await incoming.responder.give(own_answers.SESSION_NOT_FOUND)
+        elif self._is_for_a_held_request(call, message) or self._was_said_by_heal(call, message):
+            await incoming.responder.give(own_answers.ACCEPTED)
         else:
-            await Posting(self.parts, call, message, body, exchange.responder, opaque=is_encoded).run()
+            await Posting(self.parts, call, message, body, incoming.responder, opaque=is_encoded).run()
 
     def _is_over(self, call: Call) -> bool:
         """Whether the client's id was ended or has expired."""
@@ -214,42 +212,42 @@ class Ingress:
         is_initialized = message.kind is Kind.NOTIFICATION and message.method == "notifications/initialized"
         return is_initialized and call.session is not None and call.session.generation > 1
 
-    def _call(self, exchange: Exchange, *, drop_session: bool = False) -> Call:
-        raw = exchange.raw
+    def _call(self, incoming: Incoming, *, drop_session: bool = False) -> Call:
+        raw = incoming.raw
         if drop_session:
             raw = [pair for pair in raw if pair[0].lower() != "mcp-session-id"]
-        pairs = self._upstream_pairs(exchange, without={"mcp-session-id"})
-        return read_call(self.parts, exchange.method, exchange.target, raw, pairs)
+        pairs = self._upstream_pairs(incoming, without={"mcp-session-id"})
+        return read_call(self.parts, incoming.method, incoming.target, raw, pairs)
 
     # -- passing on ---------------------------------------------------------------------------------------------------
 
-    def _upstream_pairs(self, exchange: Exchange, without: set[str] | None = None) -> list[Pair]:
-        request = exchange.request
-        pairs = headers.for_upstream(exchange.raw, without=without or ())
+    def _upstream_pairs(self, incoming: Incoming, without: set[str] | None = None) -> list[Pair]:
+        request = incoming.request
+        pairs = headers.for_upstream(incoming.raw, without=without or ())
         return headers.with_forwarding(
-            pairs, peer=request.remote, scheme=self._scheme, host=headers.value(exchange.raw, "host")
+            pairs, peer=request.remote, scheme=self._scheme, host=headers.value(incoming.raw, "host")
         )
 
-    def _passing(self, exchange: Exchange) -> Passing:
-        host = headers.value(exchange.raw, "host")
+    def _passing(self, incoming: Incoming) -> Passing:
+        host = headers.value(incoming.raw, "host")
         own = self._own_origins[0] if self._listen.public_url or host is None else f"{self._scheme}://{host}"
-        pairs = self._upstream_pairs(exchange)
-        length = headers.value(exchange.raw, "content-length")
-        if length is not None and exchange.request.can_read_body and not self._is_held(exchange):
+        pairs = self._upstream_pairs(incoming)
+        length = headers.value(incoming.raw, "content-length")
+        if length is not None and incoming.request.can_read_body and not self._is_held(incoming):
             pairs.append(("Content-Length", length))
         return Passing(
             self.parts,
-            exchange.responder,
-            method=exchange.method,
-            target=exchange.target,
+            incoming.responder,
+            method=incoming.method,
+            target=incoming.target,
             pairs=pairs,
             upstream_origin=self._upstream.origin,
             client_origin=own,
         )
 
     @staticmethod
-    def _is_held(exchange: Exchange) -> bool:
-        return exchange.message is not None
+    def _is_held(incoming: Incoming) -> bool:
+        return incoming.message is not None
 
     # -- what must not happen -----------------------------------------------------------------------------------------
 
@@ -258,14 +256,14 @@ class Ingress:
         where = f"{PurePath(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "unknown"
         self.parts.emit(SidecarFault(type(error).__name__, where))
 
-    async def _give_up(self, exchange: Exchange) -> None:
+    async def _give_up(self, incoming: Incoming) -> None:
         """A definite answer even for a bug; whether the request ran is not known any more."""
-        if exchange.responder.is_committed and not exchange.responder.is_event_stream:
-            exchange.responder.cut()
-        elif exchange.in_session and exchange.message is not None:
-            await exchange.responder.give(own_answers.in_session(exchange.message, Reason.OUTCOME_UNKNOWN))
+        if incoming.responder.is_committed and not incoming.responder.is_event_stream:
+            incoming.responder.cut()
+        elif incoming.in_session and incoming.message is not None:
+            await incoming.responder.give(own_answers.in_session(incoming.message, Reason.OUTCOME_UNKNOWN))
         else:
-            await exchange.responder.give(rejections.OWN_FAULT)
+            await incoming.responder.give(rejections.OWN_FAULT)
 
 
 class ClientProtocol(RequestHandler):
@@ -284,7 +282,7 @@ class ClientProtocol(RequestHandler):
         if request.writer.output_size > 0:
             raise ConnectionError("an answer is under way")
         reason = b"Request headers are too large" if status == 431 else b"Bad Request"
-        response = web.Response(status=status if status < 500 else 400, body=reason + b"\n", content_type="text/plain")
+        response = web.Response(status=status, body=reason + b"\n", content_type="text/plain")
         response.force_close()
         return response
 
@@ -298,7 +296,7 @@ class ClientServer(web.Server):
 
 
 def make_server(ingress: Ingress) -> ClientServer:
-    """The server that hands every request to ``ingress``. A client that leaves cancels its exchange."""
+    """The server that hands every request to ``ingress``. A client that leaves cancels its incoming."""
     return ClientServer(
         ingress.handle,
         handler_cancellation=True,

@@ -60,6 +60,7 @@ class Answer:
         ]
         self.peeked = b""
         self.whole = False
+        self._fault: Fault | None = None
 
     def header(self, name: str) -> str | None:
         """The first value of a header."""
@@ -100,10 +101,19 @@ class Answer:
             yield chunk
 
     async def _read(self) -> bytes:
+        if self._fault is not None:
+            raise UpstreamFault(self._fault)
+        content = self._response.content
         try:
-            return await self._response.content.readany()
-        except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
-            raise UpstreamFault(_fault_of(error)) from None
+            return await content.readany()
+        except (TimeoutError, aiohttp.ClientError, OSError) as error:
+            self._fault = _fault_of(error)
+        # What arrived before the break is part of the answer, perhaps all that a client waits for; aiohttp's reader
+        # raises the break first and would never hand it out.
+        arrived = content._read_nowait(-1)
+        if not arrived:
+            raise UpstreamFault(self._fault)
+        return arrived
 
     def close(self) -> None:
         """Let go of the connection: kept if everything was read, closed otherwise."""
@@ -177,7 +187,7 @@ class Upstream:
                 allow_redirects=False,
                 timeout=self._timeout(None) if may_idle else None,
             )
-        except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
+        except (TimeoutError, aiohttp.ClientError, OSError) as error:
             fault = _fault_of(error)
             self._on_connect(fault.may_have_arrived)
             raise UpstreamFault(fault) from None
@@ -190,7 +200,7 @@ class Upstream:
         try:
             async with asyncio.timeout(self._config.connect_timeout_s):
                 _, writer = await asyncio.open_connection(url.host, url.port)
-        except (OSError, asyncio.TimeoutError):
+        except (TimeoutError, OSError):
             return False
         writer.transport.abort()
         return True
