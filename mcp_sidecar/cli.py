@@ -53,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    built.add_argument("command", nargs="?", choices=(SERVE, DEMO, CHECK_CONFIG), default=SERVE, help=argparse.SUPPRESS)
+    built.add_argument("command", nargs="*", help=argparse.SUPPRESS)
     built.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     for name, value, meaning in _OPTIONS:
         built.add_argument(f"--{name}", metavar=value, help=meaning, action="append", default=[])
@@ -63,13 +63,25 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line (by default the process's) and return the exit status."""
     try:
-        arguments = parser().parse_intermixed_args(argv)
-        options: dict[str, list[str]] = {name: getattr(arguments, name.replace("-", "_")) for name, _, _ in _OPTIONS}
-        return _RUN[arguments.command](options)
+        command, options = _parsed(argv)
+        return _RUN[command](options)
     except SystemExit as leaving:  # argparse leaves by itself after --help, --version and its own mistakes
         return leaving.code if isinstance(leaving.code, int) else 0
     except KeyboardInterrupt:
         return INTERRUPTED
+
+
+def _parsed(argv: Sequence[str] | None) -> tuple[str, dict[str, list[str]]]:
+    built = parser()
+    arguments, unknown = built.parse_known_intermixed_args(argv)
+    if unknown:
+        # Before the command: the value of a misspelt option looks like one.
+        options = [word.partition("=")[0] for word in unknown if word.startswith("-")]
+        built.error(f"unknown option: {' '.join(options or unknown)}")
+    command = " ".join(arguments.command) or SERVE
+    if command not in _RUN:
+        built.error(f"unknown command: {command}; there are {', '.join(_RUN)}")
+    return command, {name: getattr(arguments, name.replace("-", "_")) for name, _, _ in _OPTIONS}
 
 
 def _serve(options: Mapping[str, Sequence[str]]) -> int:

@@ -94,7 +94,7 @@ def _renderer(*, console: bool, colours: bool) -> Processor:
     return structlog.dev.ConsoleRenderer(colors=colours) if console else structlog.processors.JSONRenderer()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class _Unbreakable:
     """A stream that loses a line rather than raise: whoever read the log may have left, and the proxy goes on."""
 

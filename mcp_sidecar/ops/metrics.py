@@ -40,7 +40,7 @@ class Metrics:
 
     def __init__(self, *, signatures: Iterable[str] = (), rpc_methods: Iterable[str] = ()) -> None:
         # A process-wide switch: without it each counter gets a `_created` series, which the contract does not name.
-        disable_created_metrics()
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)

@@ -10,6 +10,7 @@ import difflib
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from mcp_sidecar.settings.values import shown
 
@@ -82,7 +83,7 @@ def _long_name(variable: str, keys: Keys, level: Level) -> tuple[str, str] | Non
     section, nested, key = variable.removeprefix(PREFIX).partition("__")
     if not nested or section.lower() not in keys or not section.isupper():
         names = [*_SHORT_VARIABLES, _CONFIG_VARIABLE, *(_variable(*each) for each in _flat(keys))]
-        level.warnings.append(f"{variable}: unknown environment variable{_hint(variable, names)}")
+        level.warnings.append(f"{variable}: unknown environment variable{_hint(variable, names, PREFIX)}")
         return None
     path = (section.lower(), key.lower())
     if path[1] not in keys[path[0]] or not key.isupper():
@@ -101,12 +102,14 @@ def _flat(keys: Keys) -> list[tuple[str, str]]:
 
 def _unknown(path: str, giver: str, section: str, keys: Keys) -> str:
     known = [f"{section}.{key}" for key in keys[section]]
-    return f"{path}: unknown key{_hint(path, known)} ({giver})"
+    return f"{path}: unknown key{_hint(path, known, f'{section}.')} ({giver})"
 
 
-def _hint(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.8)
-    return f"; did you mean {close[0]}?" if close else ""
+def _hint(name: str, known: Iterable[str], shared: str = "") -> str:
+    """Suggest the nearest name; ``shared`` is what all begin with and says nothing about nearness."""
+    rest = name.removeprefix(shared)
+    close = difflib.get_close_matches(rest, sorted(each.removeprefix(shared) for each in known), n=1, cutoff=0.75)
+    return f"; did you mean {shared}{close[0]}?" if close else ""
 
 
 def config_path(options: Mapping[str, Sequence[str]], environment: Mapping[str, str], level: Level) -> str | None:
@@ -144,8 +147,7 @@ class FileMistake(Exception):
 
 def _tables(path: str) -> dict[str, object]:
     try:
-        with open(path, "rb") as file:
-            return tomllib.loads(file.read().decode("utf-8-sig"))
+        return tomllib.loads(Path(path).read_bytes().decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise FileMistake(f"config: {path}: not UTF-8 text") from error
     except (tomllib.TOMLDecodeError, RecursionError) as error:

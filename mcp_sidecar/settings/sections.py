@@ -8,6 +8,7 @@ TOML) reads them alike.
 from __future__ import annotations
 
 import os
+import pathlib
 import ssl
 from enum import StrEnum
 from typing import Annotated
@@ -56,7 +57,7 @@ class LogLevel(StrEnum):
 
 def _readable_file(path: str) -> str:
     try:
-        with open(path, "rb"):
+        with pathlib.Path(path).open("rb"):
             return path
     except (OSError, ValueError) as error:
         reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else "not a path"

@@ -24,7 +24,7 @@ from mcp_sidecar.settings.sections import (
 from mcp_sidecar.settings.values import Address, HttpUrl
 
 DEFAULT_ENDPOINT = "/mcp"
-_ALL_INTERFACES = {"0.0.0.0", "::"}
+_ALL_INTERFACES = {"0.0.0.0", "::"}  # noqa: S104 - compared with, not bound
 _LOOPBACK_NAMES = {"localhost", "127.0.0.1"}
 
 Level = Mapping[str, Mapping[str, object]]
@@ -56,9 +56,9 @@ class Settings(BaseSettings):
         cls,
         settings_cls: type[BaseSettings],
         init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - pydantic gives it
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - pydantic gives it  # noqa: ARG003 - pydantic gives it
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - pydantic gives it
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Read the given levels in their order and nothing else: pydantic's own sources stop at their first mistake."""
         return tuple(InitSettingsSource(settings_cls, dict(level)) for level in init_settings()["levels"])

@@ -251,7 +251,7 @@ def http_url(text: str) -> HttpUrl:
         raise ValueError("must not hold user info (credentials belong to the client's headers)")
     if "?" in text or "#" in text:
         raise ValueError("must not hold a query or a fragment")
-    host, port = _host_and_port(parts.netloc, "must name a host, such as http://127.0.0.1:9000/mcp")
+    host, port = _host_and_port(parts.netloc, "must name a host and perhaps a port, such as http://127.0.0.1:9000/mcp")
     if port == 0:
         raise ValueError(f"must have a port from 1 to {_LAST_PORT}")
     path = _checked_path(parts.path) if parts.path else ""
@@ -273,12 +273,12 @@ def _host_and_port(authority: str, complaint: str) -> tuple[str, int | None]:
     if bracket:
         if not host.startswith("[") or (rest and not rest.startswith(":")):
             raise ValueError(complaint)
-        return _ipv6(host[1:]), _port(rest[1:]) if rest[1:] else None
+        return _ipv6(host[1:]), _port(rest[1:], complaint) if rest[1:] else None
     name, _, digits = authority.partition(":")
     name = name.lower()
     if not _HOST_NAME.fullmatch(name) or (name.replace(".", "").isdigit() and not _is_ipv4(name)):
         raise ValueError(complaint)
-    return name, _port(digits) if digits else None
+    return name, _port(digits, complaint) if digits else None
 
 
 def _ipv6(text: str) -> str:
@@ -296,9 +296,11 @@ def _is_ipv4(text: str) -> bool:
     return True
 
 
-def _port(digits: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,5}", digits, re.ASCII) or int(digits) > _LAST_PORT:
-        raise ValueError(f"must have a port of at most {_LAST_PORT}, not {shown(digits)}")
+def _port(digits: str, complaint: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,5}", digits, re.ASCII):
+        raise ValueError(complaint)
+    if int(digits) > _LAST_PORT:
+        raise ValueError(f"must have a port of at most {_LAST_PORT}")
     return int(digits)
 
 

@@ -1,0 +1,172 @@
+"""Which line each fact becomes, and what other libraries may say."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+from typing import Any, get_args
+
+import pytest
+import structlog
+from aiohttp.http_exceptions import BadHttpMessage
+
+from mcp_sidecar.healing import facts
+from mcp_sidecar.ops import logs
+
+EXAMPLES: dict[str, tuple[facts.Fact, str]] = {
+    "request_served": (facts.RequestServed("POST", "tools/call", 200, 0.01), "debug"),
+    "session_opened": (facts.SessionOpened("ab12", "2025-11-25"), "debug"),
+    "session_ended": (facts.SessionEnded("ab12", facts.SessionEnd.EXPIRED), "debug"),
+    "session_lost": (facts.SessionLost("ab12", "python-404", 404, 0), "debug"),
+    "heal_ended": (facts.HealEnded("ab12", facts.HealOutcome.HEALED, "python-404", "as before", 1, 0.01), "info"),
+    "request_replayed": (facts.RequestReplayed("ab12", facts.ReplayCause.NOT_SENT, "ping"), "debug"),
+    "answer_rewritten": (facts.AnswerRewritten("ab12", 400), "info"),
+    "outcome_unknown": (facts.OutcomeUnknown("ab12", "tools/call"), "warning"),
+    "message_dropped": (facts.MessageDropped("ab12", facts.DroppedKind.RESPONSE, "older generation"), "info"),
+    "action_observed": (facts.ActionObserved("ab12", facts.ObservedAction.HEAL, "python-404"), "info"),
+    "upstream_lost": (facts.UpstreamLost("refused"), "warning"),
+    "upstream_back": (facts.UpstreamBack(1.5, 3), "info"),
+    "hold_overflowed": (facts.HoldOverflowed(10, 100), "warning"),
+    "request_rejected": (facts.RequestRejected(403, "origin not allowed"), "info"),
+    "sidecar_fault": (facts.SidecarFault("KeyError", "mcp_sidecar.proxy.x:12"), "error"),
+}
+
+
+@pytest.fixture(autouse=True)
+def _restored() -> Iterator[None]:
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+    yield
+    structlog.reset_defaults()
+    root.handlers, root.level = before
+
+
+def written(stream: io.StringIO) -> list[dict[str, Any]]:
+    """Parse the lines written so far."""
+    return [json.loads(line) for line in stream.getvalue().splitlines()]
+
+
+def configured(level: str = "debug") -> io.StringIO:
+    """Send JSON lines to a string."""
+    stream = io.StringIO()
+    logs.configure("json", level, stream=stream)
+    return stream
+
+
+def test_every_fact_has_its_line() -> None:
+    """The table of lines and the list of facts are the same, and no two facts share an event."""
+    assert set(logs.LINES) == set(get_args(facts.Fact))
+    assert {line.event for line in logs.LINES.values()} == set(EXAMPLES)
+
+
+@pytest.mark.parametrize("event", EXAMPLES)
+def test_a_fact_is_one_line(event: str) -> None:
+    """A line has the event's name, its level, a time in UTC, and the fact's fields as they are."""
+    fact, level = EXAMPLES[event]
+    stream = configured()
+    logs.log_fact(fact)
+    [line] = written(stream)
+    assert (line.pop("event"), line.pop("level")) == (event, level)
+    assert line.pop("timestamp").endswith("Z")
+    assert line == {name: getattr(fact, name) for name in fact.__dataclass_fields__}
+
+
+def test_nothing_per_request_at_info() -> None:
+    """At the default level, requests and sessions that go well write nothing, and a heal writes one line."""
+    stream = configured("info")
+    for fact, _ in EXAMPLES.values():
+        logs.log_fact(fact)
+    quiet = {"request_served", "session_opened", "session_ended", "session_lost", "request_replayed"}
+    assert {line["event"] for line in written(stream)} == set(EXAMPLES) - quiet
+
+
+@pytest.mark.parametrize("outcome", facts.HealOutcome)
+def test_a_heal_that_failed_is_a_warning(outcome: facts.HealOutcome) -> None:
+    """Whoever reads warnings only sees each client that has to start over."""
+    stream = configured("warning")
+    logs.log_fact(facts.HealEnded("ab12", outcome, "python-404", "budget spent", 0, 0.01))
+    assert [line["outcome"] for line in written(stream)] == ([] if outcome == "healed" else [outcome.value])
+
+
+def test_floods_are_kept_back_and_counted() -> None:
+    """What clients can provoke at will is written once a second per cause; the next line tells how many were not."""
+    stream, now = configured("info"), [100.0]
+    facts_log = logs.FactLog(clock=lambda: now[0])
+    bad_origin, too_large = facts.RequestRejected(403, "origin not allowed"), facts.RequestRejected(413, "too large")
+    for fact in (bad_origin, bad_origin, bad_origin, too_large):
+        facts_log.write(fact)
+    now[0] += logs.QUIET_SECONDS
+    facts_log.write(bad_origin)
+    assert [(line["status"], line.get("kept_back")) for line in written(stream)] == [(403, None), (413, None), (403, 2)]
+
+
+def test_heals_are_never_kept_back() -> None:
+    """One line per heal, however many there are in one second."""
+    stream = configured("info")
+    for _ in range(50):
+        logs.log_fact(EXAMPLES["heal_ended"][0])
+    assert len(written(stream)) == 50
+
+
+def test_libraries_show_no_data() -> None:
+    """Of other libraries' lines only the fixed part appears, and where an exception came from, never what it says."""
+    stream = configured("info")
+    try:
+        int("Bearer s3cret")
+    except ValueError:
+        logging.getLogger("aiohttp.server").exception("Error handling request from %s", "s3cret")
+    logging.getLogger("asyncio").error("Task exception was never retrieved\nfuture: <Task exception=s3cret>")
+    logging.getLogger("aiohttp.access").info("GET /s3cret")
+    logging.getLogger("anything").info("s3cret")
+    assert "s3cret" not in stream.getvalue()
+    first, second = written(stream)
+    assert (first["event"], first["logger"], first["error"]) == ("library_message", "aiohttp.server", "ValueError")
+    assert first["message"] == "Error handling request from %s"
+    assert first["where"].startswith(f"{__name__}:")
+    assert second["message"] == "Task exception was never retrieved"
+
+
+def test_requests_that_are_no_http_are_not_errors() -> None:
+    """Anybody can send random bytes: aiohttp's error about them is a line for debugging."""
+    for level, lines in (("info", 0), ("debug", 1)):
+        stream = configured(level)
+        logging.getLogger("aiohttp.server").error(
+            "Error handling request from %s", "x", exc_info=BadHttpMessage("s3cret")
+        )
+        assert len(written(stream)) == lines
+        assert "s3cret" not in stream.getvalue()
+
+
+class Terminal(io.StringIO):
+    """A stream that is a terminal."""
+
+    def isatty(self) -> bool:
+        """Say so."""
+        return True
+
+
+@pytest.mark.parametrize(
+    ("log_format", "stream", "colours", "start"),
+    [
+        pytest.param(None, io.StringIO(), True, "{", id="json-elsewhere"),
+        pytest.param(None, Terminal(), True, "\x1b", id="console-on-a-terminal"),
+        pytest.param(None, Terminal(), False, "20", id="no-colours"),
+        pytest.param("json", Terminal(), True, "{", id="json-by-choice"),
+        pytest.param("console", io.StringIO(), True, "20", id="console-by-choice"),
+    ],
+)
+def test_the_format_suits_the_stream(log_format: str | None, stream: io.StringIO, colours: bool, start: str) -> None:
+    """Console on a terminal, JSON elsewhere, or as chosen; colours on a terminal only."""
+    logs.configure(log_format, "info", stream=stream, colours=colours)
+    logs.log().info("listening", address="127.0.0.1:8080")
+    assert stream.getvalue().startswith(start)
+    assert "127.0.0.1:8080" in stream.getvalue()
+
+
+def test_a_reader_that_left_costs_lines_only() -> None:
+    """A log that cannot be written never fails the request that it tells about."""
+    stream = configured()
+    stream.close()
+    logs.log_fact(EXAMPLES["heal_ended"][0])

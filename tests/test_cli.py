@@ -1,0 +1,201 @@
+"""The command line: what it runs, what it prints, how it exits."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from mcp_sidecar import __version__
+from mcp_sidecar.cli import main
+from mcp_sidecar.settings import Settings
+
+UPSTREAM = ("--upstream", "http://127.0.0.1:9000/mcp")
+
+
+@pytest.fixture(autouse=True)
+def _bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith("MCP_SIDECAR_"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
+    """Stands in for the app: what it was asked to run. It exits with 7."""
+    asked: list[Settings] = []
+
+    def run(settings: Settings) -> int:
+        asked.append(settings)
+        return 7
+
+    _stand_in(monkeypatch, "app", run)
+    return asked
+
+
+def _stand_in(monkeypatch: pytest.MonkeyPatch, name: str, run: Callable[..., int]) -> None:
+    module = ModuleType(f"mcp_sidecar.{name}")
+    module.run = run  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, f"mcp_sidecar.{name}", module)
+    monkeypatch.setattr(f"mcp_sidecar.{name}", module, raising=False)
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        pytest.param(UPSTREAM, id="no-command"),
+        pytest.param(("serve", *UPSTREAM), id="command-first"),
+        pytest.param((*UPSTREAM, "serve"), id="command-last"),
+        pytest.param(("--upstream=http://127.0.0.1:9000/mcp",), id="equals-sign"),
+    ],
+)
+def test_serving_is_what_it_does_by_default(served: list[Settings], argv: tuple[str, ...]) -> None:
+    """Without a command it serves, and the app's exit status is the process's."""
+    assert main(argv) == 7
+    assert [settings.upstream_config().origin for settings in served] == ["http://127.0.0.1:9000"]
+
+
+def test_every_option_reaches_its_key(served: list[Settings], tmp_path: Path) -> None:
+    """Each option of the contract sets the key that the contract names."""
+    config = tmp_path / "c.toml"
+    config.write_text("[healing]\nhold_timeout = 3")
+    line = "--listen [::1]:0 --admin off --mode observe --store memory: --log-format json --log-level error --config"
+    assert main((*UPSTREAM, *line.split(), str(config))) == 7
+    [settings] = served
+    listen = settings.listen_config()
+    assert (listen.host, listen.port, settings.admin_address) == ("::1", 0, None)
+    assert (settings.policy().mode, settings.policy().hold_timeout_s) == ("observe", 3)
+    assert (settings.log_format, settings.log_level, settings.sessions.store) == ("json", "error", "memory:")
+
+
+def test_unknown_variables_become_log_lines(
+    served: list[Settings], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A warning of ``serve`` is a line of the log, so that a JSON log stays JSON."""
+    monkeypatch.setenv("MCP_SIDECAR_FOO", "1")
+    assert main((*UPSTREAM, "--log-format", "json")) == 7
+    assert '"detail": "MCP_SIDECAR_FOO: unknown environment variable"' in capsys.readouterr().err
+    assert len(served) == 1
+
+
+@pytest.mark.parametrize(
+    ("argv", "lines"),
+    [
+        pytest.param(
+            (),
+            ["upstream.url: is required: give --upstream URL, MCP_SIDECAR_UPSTREAM, or url in the section [upstream]"],
+            id="nothing",
+        ),
+        pytest.param(
+            ("--upstream", "h", "--mode", "x"),
+            [
+                "upstream.url: must begin with http:// or https:// (--upstream)",
+                "healing.mode: must be heal, rewrite or observe, not 'x' (--mode)",
+            ],
+            id="values",
+        ),
+        pytest.param(("--upstrem", "x"), ["unknown option: --upstrem (see mcp-sidecar --help)"], id="option"),
+        pytest.param(("--upstream",), ["argument --upstream: expected one argument (see mcp-sidecar --help)"], id="no-value"),
+        pytest.param(("--up", "x"), ["unknown option: --up (see mcp-sidecar --help)"], id="abbreviated"),
+        pytest.param(("demo", "--mode", "heal"), ["demo takes no options (see mcp-sidecar --help)"], id="demo-with-options"),
+        pytest.param(
+            (*UPSTREAM, "--mode", "heal", "--mode", "observe"), ["healing.mode: two --mode give different values"], id="twice"
+        ),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("command", [(), ("check-config",)], ids=["serve", "check-config"])
+def test_mistakes_are_lines_on_stderr(
+    served: list[Settings],
+    capsys: pytest.CaptureFixture[str],
+    command: tuple[str, ...],
+    argv: tuple[str, ...],
+    lines: list[str],
+) -> None:
+    """Every mistake is one line, the exit status is 2, and nothing was started."""
+    if argv[:1] == ("demo",) and command:
+        pytest.skip("two commands")
+    assert main((*command, *argv)) == 2
+    assert capsys.readouterr().err.splitlines() == lines
+    assert served == []
+
+
+def test_an_unknown_command_is_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:
+    """A word that is no command is told in one line."""
+    assert main(("sevre",)) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "unknown command: sevre; there are serve, demo, check-config (see mcp-sidecar --help)"
+    ]
+
+
+def test_check_config_prints_what_is_in_effect(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``check-config`` reads what ``serve`` reads, prints it as TOML, warns on stderr, and exits with 0."""
+    monkeypatch.setenv("MCP_SIDECAR_MODE", "rewrite")
+    monkeypatch.setenv("MCP_SIDECAR_FOO", "x")
+    assert main(("check-config", *UPSTREAM)) == 0
+    printed = capsys.readouterr()
+    tables = tomllib.loads(printed.out)
+    assert (tables["upstream"]["url"], tables["healing"]["mode"]) == ("http://127.0.0.1:9000/mcp", "rewrite")
+    assert printed.err == "warning: MCP_SIDECAR_FOO: unknown environment variable\n"
+
+
+def test_check_config_starts_nothing(served: list[Settings]) -> None:
+    """Validating does not even load the proxy."""
+    assert main(("check-config", *UPSTREAM)) == 0
+    assert served == []
+
+
+def test_demo_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``demo`` needs no settings; its exit status is the process's."""
+    _stand_in(monkeypatch, "demo", lambda: 0)
+    assert main(("demo",)) == 0
+
+
+def test_demo_without_its_extra_says_how_to_install_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The library of the extra may be missing: exit 1, with the line that installs it."""
+
+    def run() -> int:
+        raise ModuleNotFoundError("No module named 'mcp'", name="mcp.client")
+
+    _stand_in(monkeypatch, "demo", run)
+    assert main(("demo",)) == 1
+    assert "pip install 'mcp-sidecar[demo]'" in capsys.readouterr().err
+
+
+def test_a_module_of_our_own_that_is_missing_is_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No advice to install something hides a broken package."""
+
+    def run() -> int:
+        raise ModuleNotFoundError("No module named 'mcp_sidecar.x'", name="mcp_sidecar.x")
+
+    _stand_in(monkeypatch, "demo", run)
+    with pytest.raises(ModuleNotFoundError):
+        main(("demo",))
+
+
+def test_an_interrupted_command_exits_as_shells_expect(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C in a command that does not handle it is no traceback."""
+
+    def run() -> int:
+        raise KeyboardInterrupt
+
+    _stand_in(monkeypatch, "demo", run)
+    assert main(("demo",)) == 130
+
+
+def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
+    """Both print to stdout and exit with 0; the help names every command and option."""
+    assert main(("--version",)) == 0
+    assert capsys.readouterr().out == f"mcp-sidecar {__version__}\n"
+    assert main(("--help",)) == 0
+    text = capsys.readouterr().out
+    names = "serve demo check-config --upstream --listen --admin --mode --store --config --log-format --log-level"
+    assert all(name in text for name in names.split())
