@@ -326,6 +326,17 @@ def test_mistakes_in_the_file(toml: Path, text: str, lines: list[str]) -> None:
     assert mistakes(URL, config=str(toml)) == [line.replace("FILE", str(toml)) for line in lines]
 
 
+def test_a_url_is_text(toml: Path) -> None:
+    """A URL of another type in the file is told like any other mistake."""
+    toml.write_text("[upstream]\nurl = 3")
+    assert mistakes({}, config=str(toml)) == [f"upstream.url: must be a URL, not 3 ({toml})"]
+
+
+def test_a_path_that_cannot_be_one_is_told() -> None:
+    """A NUL in a path is a mistake, not a crash."""
+    assert mistakes(URL, config="a\0b") == ["config: a\\x00b: cannot be read: embedded null byte"]
+
+
 def test_all_mistakes_of_all_levels_are_told(toml: Path) -> None:
     """Nobody has to start the sidecar once per mistake."""
     toml.write_text("[foo]\n[limits]\nmax_sessions = 3\nmax_replay_body = -1")

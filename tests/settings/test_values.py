@@ -110,6 +110,11 @@ def test_what_is_written_is_what_is_meant(parser: str, written: object, meant: o
         pytest.param("seconds", "nan", "must be a number of seconds, such as 15 or 0.5, not 'nan'", id="seconds-nan"),
         pytest.param("seconds", float("inf"), "must be a number of seconds, such as 15 or 0.5, not inf", id="seconds-inf"),
         pytest.param("seconds", -1, "must be a number of seconds that is not negative, not -1", id="seconds-negative"),
+        pytest.param(
+            "seconds", 10**400, f"must be a number of seconds, such as 15 or 0.5, not 1{'0' * 36}...", id="seconds-beyond-floats"
+        ),
+        pytest.param("address", "[::1]x", "must be HOST:PORT, such as 127.0.0.1:8080 or [::1]:8080, not '[::1]x'", id="address-after-brackets"),
+        pytest.param("address", "[::1]", "must be HOST:PORT, such as 127.0.0.1:8080 or [::1]:8080, not '[::1]'", id="address-without-port"),
         pytest.param("seconds", "1e999", "must be a number of seconds, such as 15 or 0.5, not '1e999'", id="seconds-huge"),
         pytest.param(
             "size", "16MB", "must be a number of bytes or a size in KiB, MiB or GiB, such as 16MiB, not '16MB'", id="size-decimal-unit"
