@@ -1,4 +1,4 @@
-"""A proxy that leads nowhere: what a server that would call the internet is given instead.
+"""An upstream that leads nowhere: what a server that would call the internet is given instead.
 
 While it holds, a connection is accepted and nothing happens, so a call can be caught in the middle; once released, every
 connection is closed at once, so the call ends with the server's own error.

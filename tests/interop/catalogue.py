@@ -88,8 +88,8 @@ class ServerSpec:
     port_variable: str | None = None
     post_line: str | None = None
     """What the server prints at each POST: how the start of a slow call shows on a server without a ledger."""
-    calls_out: bool = False
-    """Whether slow calls show as connections to the proxy that the server is given for its own requests."""
+    calls_out_by: str | None = None
+    """The variable that names the upstream of its slow calls, whose start then shows as a connection to it."""
     serves_sessionless: bool = False
     """Whether clients that ask ``server/discover`` get revision 2026-07-28, without sessions."""
 
@@ -176,7 +176,8 @@ def _biomcp_server() -> ServerSpec:
         needs=(VENVS / "biomcp-0.9.3" / ".pins",),
         installed_by="python",
         tools=BIOMCP_TOOLS,
-        calls_out=True,
+        calls_out_by="BIOMCP_MYGENE_BASE",
+        serves_sessionless=True,
     )
 
 

@@ -1,4 +1,4 @@
-"""Markers and the one laboratory of a test run."""
+"""The one laboratory of a test run."""
 
 from __future__ import annotations
 
@@ -7,12 +7,6 @@ from collections.abc import Iterator
 import pytest
 
 from tests.interop.lab import Lab
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Register the markers by which the suite is selected."""
-    config.addinivalue_line("markers", "interop: real SDK servers under real SDK clients; needs tools/interop_env.py")
-    config.addinivalue_line("markers", "cargo: needs the servers that cargo builds")
 
 
 @pytest.fixture(scope="session")

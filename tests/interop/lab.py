@@ -103,7 +103,10 @@ class Lab:
 
     def _driver(self, client: str) -> Driver:
         """Return the client's driver, a new one if the last one ended."""
-        if client not in self._drivers or not self._drivers[client].running:
+        last = self._drivers.get(client)
+        if last is not None and not last.running:
+            last.stop()
+        if last is None or not last.running:
             self._drivers[client] = Driver(next(spec for spec in CLIENTS if spec.name == client))
         return self._drivers[client]
 
@@ -117,8 +120,8 @@ class Lab:
         folder = self._folder / spec.name
         folder.mkdir()
         blackhole = Blackhole()
-        outward = {"HTTPS_PROXY": blackhole.url, "HTTP_PROXY": blackhole.url, "HOME": str(folder)}
-        server = Server(spec, folder / "ledger", outward if spec.calls_out else {})
+        outward = {} if spec.calls_out_by is None else {spec.calls_out_by: blackhole.url, "HOME": str(folder)}
+        server = Server(spec, folder / "ledger", outward)
         server.start()
         self._sidecar = None if DIRECT else Sidecar(server.url)
         return Bench(server, blackhole, self._sidecar.url if self._sidecar else server.url)

@@ -94,7 +94,7 @@ class Watched:
     def write(self, text: str) -> None:
         """Write to its input, if it still reads."""
         assert self.process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
+        with contextlib.suppress(BrokenPipeError, ValueError):
             self.process.stdin.write(text)
             self.process.stdin.flush()
 
@@ -111,8 +111,16 @@ class Watched:
     def kill(self) -> None:
         """End it as a crash would, and wait for that."""
         self.process.kill()
+        self._bury()
+
+    def _bury(self) -> None:
+        """Wait for the end of the process and of its output, and let go of its pipes."""
         self.process.wait(10)
         self._reader.join(10)
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
 
     def stop(self, timeout_s: float = 5.0) -> int:
         """Ask it to end, insist after the timeout; return its exit status."""
@@ -121,8 +129,8 @@ class Watched:
         try:
             self.process.wait(timeout_s)
         except subprocess.TimeoutExpired:
-            self.kill()
-        self._reader.join(10)
+            self.process.kill()
+        self._bury()
         return self.process.returncode
 
 

@@ -205,7 +205,7 @@ def _begun(bench: Bench) -> int:
     spec = bench.server.spec
     if spec.post_line is not None:
         return sum(spec.post_line in line for line in bench.server.lines)
-    return bench.blackhole.accepted if spec.calls_out else len(bench.server.ledger_lines())
+    return bench.blackhole.accepted if spec.calls_out_by else len(bench.server.ledger_lines())
 
 
 SCENARIOS: dict[str, Callable[[Bench], None]] = {
