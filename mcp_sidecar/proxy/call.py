@@ -13,6 +13,7 @@ from mcp_sidecar.proxy.parts import Parts
 from mcp_sidecar.proxy.upstream import Answer
 from mcp_sidecar.wire import headers
 from mcp_sidecar.wire.headers import Pair
+from mcp_sidecar.wire.origins import Move
 
 
 class BadSessionId(Exception):
@@ -33,6 +34,7 @@ class Call:
     client_id: ClientSessionId | None = field(repr=False)
     principal: Principal = field(repr=False)
     credential: Principal = field(repr=False)
+    move: Move
     session: Session | None = None
     is_foreign: bool = False
 
@@ -70,7 +72,7 @@ class Call:
         Some clients adopt whatever id a response carries, and one fails on it (clients.md §3.5).
         """
         seen = answer.header(headers.SESSION_ID)
-        pairs = answer.client_headers(without={"mcp-session-id", *without})
+        pairs = self.move.headers(answer.client_headers(without={"mcp-session-id", *without}))
         if seen is not None and self.client_id is not None and (self.session is not None or seen == self.client_id):
             pairs.append((headers.SESSION_ID, self.client_id))
         return pairs
@@ -82,7 +84,7 @@ class Call:
         return parts.store.label(self.client_id) if self.client_id is not None else ""
 
 
-def read_call(parts: Parts, http_method: str, target: str, raw: list[Pair], pairs: list[Pair]) -> Call:
+def read_call(parts: Parts, http_method: str, target: str, raw: list[Pair], pairs: list[Pair], move: Move) -> Call:
     """Find out whose session a request is in.
 
     ``raw`` are the headers as they came, ``pairs`` those for the upstream. Raises ``BadSessionId``.
@@ -93,7 +95,7 @@ def read_call(parts: Parts, http_method: str, target: str, raw: list[Pair], pair
     credential = credential_of(raw, parts.policy.principal_headers, parts.key)
     session = parts.store.find(client_id, principal) if client_id is not None else None
     is_foreign = client_id is not None and session is None and parts.store.is_held(client_id)
-    return Call(http_method, target, pairs, client_id, principal, credential, session, is_foreign)
+    return Call(http_method, target, pairs, client_id, principal, credential, move, session, is_foreign)
 
 
 def _session_id(raw: list[Pair]) -> ClientSessionId | None:

@@ -36,6 +36,7 @@ from mcp_sidecar.proxy.terminating import Terminating
 from mcp_sidecar.wire import headers, origins
 from mcp_sidecar.wire.headers import Pair
 from mcp_sidecar.wire.messages import Kind, Message, NotJson
+from mcp_sidecar.wire.origins import Move
 from mcp_sidecar.wire.revisions import PROTOCOL_VERSION_HEADER, is_sessionless_request
 
 CLIENT_LEFT = 499
@@ -155,7 +156,7 @@ class Ingress:
             await incoming.responder.give(answer)
 
     def _is_endpoint(self, path: str) -> bool:
-        return path.rstrip("/") == self._endpoint
+        return path in (self._endpoint, f"{self._endpoint}/")
 
     # -- the endpoint -------------------------------------------------------------------------------------------------
 
@@ -217,7 +218,7 @@ class Ingress:
         if drop_session:
             raw = [pair for pair in raw if pair[0].lower() != "mcp-session-id"]
         pairs = self._upstream_pairs(incoming, without={"mcp-session-id"})
-        return read_call(self.parts, incoming.method, incoming.target, raw, pairs)
+        return read_call(self.parts, incoming.method, incoming.target, raw, pairs, self._move(incoming))
 
     # -- passing on ---------------------------------------------------------------------------------------------------
 
@@ -228,9 +229,12 @@ class Ingress:
             pairs, peer=request.remote, scheme=self._scheme, host=headers.value(incoming.raw, "host")
         )
 
-    def _passing(self, incoming: Incoming) -> Passing:
+    def _move(self, incoming: Incoming) -> Move:
         host = headers.value(incoming.raw, "host")
         own = self._own_origins[0] if self._listen.public_url or host is None else f"{self._scheme}://{host}"
+        return Move(self._upstream.origin, own)
+
+    def _passing(self, incoming: Incoming) -> Passing:
         pairs = self._upstream_pairs(incoming)
         length = headers.value(incoming.raw, "content-length")
         if length is not None and incoming.request.can_read_body and not self._is_held(incoming):
@@ -241,8 +245,7 @@ class Ingress:
             method=incoming.method,
             target=incoming.target,
             pairs=pairs,
-            upstream_origin=self._upstream.origin,
-            client_origin=own,
+            move=self._move(incoming),
         )
 
     @staticmethod

@@ -24,10 +24,8 @@ from mcp_sidecar.proxy.responding import Responder
 from mcp_sidecar.proxy.upstream import Answer, UpstreamFault
 from mcp_sidecar.wire.headers import Pair
 from mcp_sidecar.wire.messages import Message, NotJson
-from mcp_sidecar.wire.origins import moved_to
+from mcp_sidecar.wire.origins import Move
 from mcp_sidecar.wire.sse import Block, EventSplitter, parse_event, with_data
-
-_REDIRECTING = ("location", "content-location")
 
 
 class Passing:
@@ -41,17 +39,15 @@ class Passing:
         method: str,
         target: str,
         pairs: list[Pair],
-        upstream_origin: str,
-        client_origin: str,
+        move: Move,
     ) -> None:
-        """``client_origin`` is where the client reaches the sidecar: URLs on the upstream's origin are moved there."""
+        """``move`` takes URLs on the upstream's origin to where the client reaches the sidecar."""
         self._parts = parts
         self._responder = responder
         self._method = method
         self._target = target
         self._pairs = pairs
-        self._upstream_origin = upstream_origin
-        self._client_origin = client_origin
+        self._move = move
 
     async def other_path(self, body: AsyncIterator[bytes] | None) -> None:
         """A path that is not the MCP endpoint: streamed both ways, 503 at once while the upstream is away."""
@@ -117,21 +113,13 @@ class Passing:
     # -- the answer ---------------------------------------------------------------------------------------------------
 
     async def _relay(self, answer: Answer) -> None:
-        await self._responder.start(answer.status, answer.reason, self._head(answer))
+        await self._responder.start(answer.status, answer.reason, self._move.headers(answer.client_headers()))
         if self._method == "HEAD":
             return
         if self._method == "GET" and answer.status == HTTPStatus.OK and is_event_stream(answer):
             await self._parts.get_streams.serve(self._relay_old_transport(answer))
         else:
             await relay_rest(answer, self._responder)
-
-    def _head(self, answer: Answer) -> list[Pair]:
-        return [
-            (name, moved_to(value, self._upstream_origin, self._client_origin))
-            if name.lower() in _REDIRECTING
-            else (name, value)
-            for name, value in answer.client_headers()
-        ]
 
     async def _relay_old_transport(self, answer: Answer) -> None:
         """An event stream of 2024-11-05 names the URL to POST to; clients must not be led past the sidecar."""
@@ -153,7 +141,7 @@ class Passing:
         event = parse_event(raw)
         if event.event != "endpoint" or event.data is None:
             return raw
-        moved = moved_to(event.data, self._upstream_origin, self._client_origin)
+        moved = self._move.url(event.data)
         return raw if moved == event.data else with_data(raw, moved)
 
 

@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable
+from dataclasses import dataclass
 from urllib.parse import urlsplit, urlunsplit
 
+from mcp_sidecar.wire.headers import Pair
+
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+_URL_HEADERS = frozenset({"location", "content-location"})
 
 
 def host_of(authority: str) -> str:
@@ -61,14 +65,25 @@ def is_allowed_host(authority: str, own: Iterable[str], listed: Iterable[str]) -
     return bool(host) and (is_loopback(host) or host in names)
 
 
-def moved_to(url: str, upstream_origin: str, client_origin: str) -> str:
-    """A URL on the upstream's origin as the client reaches it; every other URL, and every relative one, as it is."""
-    try:
-        parts = urlsplit(url)
-        is_upstreams = bool(parts.netloc) and canonical(url) == canonical(upstream_origin)
-    except ValueError:
-        return url
-    if not is_upstreams:
-        return url
-    own = urlsplit(client_origin)
-    return urlunsplit((own.scheme, own.netloc, parts.path, parts.query, parts.fragment))
+@dataclass(frozen=True, slots=True)
+class Move:
+    """From the upstream's origin to the one where the client reaches the sidecar."""
+
+    upstream_origin: str
+    client_origin: str
+
+    def url(self, url: str) -> str:
+        """A URL on the upstream's origin as the client reaches it; every other one, and every relative one, as it is."""
+        try:
+            parts = urlsplit(url)
+            is_upstreams = bool(parts.netloc) and canonical(url) == canonical(self.upstream_origin)
+        except ValueError:
+            return url
+        if not is_upstreams:
+            return url
+        own = urlsplit(self.client_origin)
+        return urlunsplit((own.scheme, own.netloc, parts.path, parts.query, parts.fragment))
+
+    def headers(self, pairs: Iterable[Pair]) -> list[Pair]:
+        """Headers whose URLs would lead the client past the sidecar, moved; all others as they are."""
+        return [(name, self.url(value)) if name.lower() in _URL_HEADERS else (name, value) for name, value in pairs]
