@@ -199,7 +199,9 @@ class Ingress:
 
     def _is_over(self, call: Call) -> bool:
         """Whether the client's id was ended or has expired."""
-        return call.client_id is not None and not self.parts.observes and self.parts.store.is_ended(call.client_id)
+        if call.client_id is None or call.session is not None or self.parts.observes:
+            return False
+        return self.parts.store.is_ended(call.client_id, call.principal)
 
     def _is_for_a_held_request(self, call: Call, message: Message) -> bool:
         """Whether the client gives up a request that waits here: then neither goes upstream."""

@@ -1,7 +1,8 @@
 """Sessions by client session id: memory, with O(1) expiry.
 
 A session is found only together with its principal: two principals may hold the same id, and neither ever gets the
-other's session (spec R29, R56). Ended ids are remembered as keyed hashes, a bounded number of them.
+other's session (spec R29, R56). Ended ids are remembered as keyed hashes with the principals whose they were, a bounded
+number of them.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class SessionStore:
         self._by_age: OrderedDict[Key, Session] = OrderedDict()
         self._holders: dict[ClientSessionId, int] = {}
         self._by_upstream_id: dict[UpstreamSessionId, Session] = {}
-        self._ended: OrderedDict[bytes, None] = OrderedDict()
+        self._ended: OrderedDict[bytes, frozenset[Principal]] = OrderedDict()
         self._handshakes: WeakValueDictionary[bytes, Handshake] = WeakValueDictionary()
 
     def __len__(self) -> int:
@@ -63,7 +64,7 @@ class SessionStore:
         key = (client_id, principal)
         if (old := self._by_use.get(key)) is not None:
             self._remove(key, old, SessionEnd.REPLACED)
-        self._ended.pop(self._hash(client_id), None)
+        self._forget_ended(client_id, principal)
         session = Session(
             client_id=client_id,
             principal=principal,
@@ -98,9 +99,13 @@ class SessionStore:
         """Whether anybody has a session with this id."""
         return client_id in self._holders
 
-    def is_ended(self, client_id: ClientSessionId) -> bool:
-        """Whether this id was ended and nobody has opened it anew."""
-        return client_id not in self._holders and self._hash(client_id) in self._ended
+    def is_ended(self, client_id: ClientSessionId, principal: Principal) -> bool:
+        """Whether the principal's session with this id was ended, or anybody's and nobody has one any more.
+
+        What is another's session by now must not be reached under an id that was one's own once.
+        """
+        ended_of = self._ended.get(self._hash(client_id))
+        return ended_of is not None and (principal in ended_of or client_id not in self._holders)
 
     def claim_upstream_id(self, session: Session) -> None:
         """The upstream has just minted this session's id: whoever else stood on it stands on nothing any more."""
@@ -158,13 +163,23 @@ class SessionStore:
             del self._holders[session.client_id]
         session.fire(Event.ENDED)
         if reason is not SessionEnd.EVICTED:
-            self._remember_ended(session.client_id)
+            self._remember_ended(session.client_id, session.principal)
         self._emit(SessionEnded(session.label, reason))
 
-    def _remember_ended(self, client_id: ClientSessionId) -> None:
-        self._ended[self._hash(client_id)] = None
+    def _remember_ended(self, client_id: ClientSessionId, principal: Principal) -> None:
+        hashed = self._hash(client_id)
+        self._ended[hashed] = self._ended.get(hashed, frozenset()) | {principal}
+        self._ended.move_to_end(hashed)
         while len(self._ended) > self._limits.max_sessions:
             self._ended.popitem(last=False)
+
+    def _forget_ended(self, client_id: ClientSessionId, principal: Principal) -> None:
+        hashed = self._hash(client_id)
+        left = self._ended.get(hashed, frozenset()) - {principal}
+        if left:
+            self._ended[hashed] = left
+        else:
+            self._ended.pop(hashed, None)
 
     def _shared(self, handshake: Handshake) -> Handshake:
         """The same client against the same server says the same thousands of times: keep it once."""
