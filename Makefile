@@ -1,0 +1,66 @@
+# Everything a contributor runs. Each verb sets up what it needs; Python 3.11 or newer and make are enough to begin with.
+
+PYTHON ?= python3
+PYTEST_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+LOCK_VENV := .venvs/lock
+PIP_TOOLS := pip-tools==7.6.2
+LOCK := $(LOCK_VENV)/bin/pip-compile --quiet --generate-hashes --strip-extras --allow-unsafe \
+	--no-emit-index-url --no-emit-find-links --no-emit-trusted-host
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test interop lint format types cover lock clean
+
+help:  ## list the verbs
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+
+$(READY): requirements-dev.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.13 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: $(READY)  ## kill and restart a server under a client, without the sidecar and with it
+	$(BIN)/mcp-sidecar demo
+
+test: $(READY)  ## every test that needs only Python and Node
+	$(BIN)/python tools/interop_env.py python node
+	$(BIN)/python -m pytest -m "not cargo" $(PYTEST_ARGS)
+
+# 5 is pytest's status for "nothing to run": no test needs cargo in that selection.
+interop: $(READY)  ## the tests that need cargo, too, where cargo and its registry are reachable
+	$(BIN)/python tools/interop_env.py all
+	$(BIN)/python -m pytest tests/interop -m cargo $(PYTEST_ARGS) || test $$? -eq 5
+
+lint: $(READY)  ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(READY)  ## let ruff repair what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(READY)  ## mypy --strict
+	$(BIN)/mypy
+
+cover: $(READY)  ## line and branch coverage, without the interop suite
+	$(BIN)/python -m pytest -m "not interop and not cargo" --cov --cov-report=term-missing $(PYTEST_ARGS)
+
+lock: $(LOCK_VENV)/.ready  ## resolve the pinned requirements anew
+	CUSTOM_COMPILE_COMMAND="make lock" $(LOCK) --output-file requirements.txt pyproject.toml
+	CUSTOM_COMPILE_COMMAND="make lock" $(LOCK) --constraint requirements.txt --extra demo --extra dev \
+		--output-file requirements-dev.txt pyproject.toml
+
+$(LOCK_VENV)/.ready: Makefile
+	$(PYTHON) -m venv $(LOCK_VENV)
+	$(LOCK_VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_TOOLS)
+	@touch $@
+
+clean:  ## remove everything that make and the tools have made
+	rm -rf $(VENV) .venvs .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage build dist
+	rm -rf tests/interop/node/node_modules tests/interop/node/conformance/node_modules tests/interop/rust/*/target
+	find mcp_sidecar tests tools -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,242 @@
+"""Who may import what, as data, and the other habits that a reviewer should not have to look for.
+
+A row of the table is the whole truth about a package: what is not named there may not be imported.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+PACKAGE: Final = ROOT / "mcp_sidecar"
+TESTS: Final = ROOT / "tests"
+
+# What a pure module may not have: a clock, chance, the outside world, or anybody to wait for.
+IMPURE: Final = frozenset(
+    {"asyncio", "concurrent", "multiprocessing", "select", "selectors", "signal", "threading", "time"}
+    | {"logging", "os", "socket", "ssl", "subprocess", "sys"}
+    | {"random", "secrets", "uuid"}
+)
+
+LONG_MODULE_LINES: Final = 350
+LONG_FUNCTION_LINES: Final = 40
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """What the modules of one part may import besides each other: other parts, libraries, and how much of the standard
+    library. Names are dotted prefixes."""
+
+    modules: str
+    parts: tuple[str, ...] = ()
+    libraries: tuple[str, ...] = ()
+    banned: frozenset[str] = frozenset()
+
+
+WIRE: Final = "mcp_sidecar.wire"
+HEALING: Final = "mcp_sidecar.healing"
+PROXY: Final = "mcp_sidecar.proxy"
+OPS: Final = "mcp_sidecar.ops"
+SETTINGS: Final = "mcp_sidecar.settings"
+FACTS: Final = "mcp_sidecar.healing.facts"
+
+LAYERS: Final = (
+    Layer(modules=WIRE, banned=IMPURE),
+    Layer(modules=HEALING, parts=(WIRE,), banned=IMPURE),
+    Layer(modules=PROXY, parts=(WIRE, HEALING), libraries=("aiohttp", "multidict", "yarl")),
+    Layer(modules=f"{OPS}.logs", parts=(FACTS,), libraries=("structlog",)),
+    Layer(modules=f"{OPS}.metrics", parts=(FACTS,), libraries=("prometheus_client",)),
+    Layer(modules=f"{OPS}.admin", parts=(f"{OPS}.metrics", FACTS), libraries=("aiohttp",)),
+    Layer(
+        modules=SETTINGS,
+        # The values that it hands down; nothing below it knows where they came from.
+        parts=(f"{HEALING}.policy", f"{HEALING}.signatures", f"{PROXY}.config"),
+        libraries=("pydantic", "pydantic_settings", "pydantic_core"),
+    ),
+    Layer(
+        modules="mcp_sidecar.app",
+        parts=("mcp_sidecar.__version__", WIRE, HEALING, PROXY, OPS, SETTINGS),
+        libraries=("aiohttp",),
+    ),
+    Layer(
+        modules="mcp_sidecar.cli",
+        parts=("mcp_sidecar.__version__", SETTINGS, f"{OPS}.logs", "mcp_sidecar.app", "mcp_sidecar.demo"),
+    ),
+    Layer(modules="mcp_sidecar.__main__", parts=("mcp_sidecar.cli",)),
+    # The demo is a user of the sidecar: it starts one and never reaches into it.
+    Layer(modules="mcp_sidecar.demo", libraries=("httpx", "mcp", "uvicorn")),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Import:
+    """One imported name as a dotted path, and where it stands."""
+
+    name: str
+    line: int
+
+
+def module_files() -> dict[str, Path]:
+    """Every module of the package by its dotted name."""
+    return {_dotted(file): file for file in sorted(PACKAGE.rglob("*.py"))}
+
+
+def _dotted(file: Path) -> str:
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def _imports(tree: ast.AST) -> Iterator[Import]:
+    """What a module imports anywhere in it, also inside functions. ``from a import b`` counts as ``a.b``."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (Import(alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: imports are absolute"
+            yield from (Import(f"{node.module}.{alias.name}", node.lineno) for alias in node.names)
+
+
+def _below(name: str, prefix: str) -> bool:
+    return name == prefix or name.startswith(f"{prefix}.")
+
+
+def _layer_of(module: str) -> Layer | None:
+    return next((layer for layer in LAYERS if _below(module, layer.modules)), None)
+
+
+def violations(module: str, tree: ast.AST) -> list[str]:
+    """Name every import that the module's row does not allow."""
+    layer = _layer_of(module)
+    assert layer is not None, f"{module} has no row in LAYERS: say what it may import"
+    return [
+        f"{module}:{found.line} imports {found.name}" for found in _imports(tree) if not _allowed(layer, found.name)
+    ]
+
+
+def _allowed(layer: Layer, name: str) -> bool:
+    top = name.partition(".")[0]
+    if top == "mcp_sidecar":
+        return any(_below(name, part) for part in (layer.modules, *layer.parts))
+    if top in sys.stdlib_module_names:
+        return top not in layer.banned
+    return top in layer.libraries
+
+
+MODULES: Final = module_files()
+TREES: Final = {module: ast.parse(file.read_text(encoding="utf-8")) for module, file in MODULES.items()}
+IMPORTING: Final = [module for module, tree in TREES.items() if any(_imports(tree))]
+
+
+@pytest.mark.parametrize("module", IMPORTING)
+def test_a_module_imports_only_what_its_layer_may(module: str) -> None:
+    """Dependencies point one way: wire, healing, proxy and ops, then what ties them together."""
+    assert violations(module, TREES[module]) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "count"),
+    [
+        pytest.param("mcp_sidecar.wire.sse", "import time", 1, id="a clock in the wire"),
+        pytest.param("mcp_sidecar.wire.sse", "def f():\n    from asyncio import sleep", 1, id="hidden in a function"),
+        pytest.param("mcp_sidecar.healing.session", "from mcp_sidecar.proxy import store", 1, id="healing looks up"),
+        pytest.param(
+            "mcp_sidecar.healing.session", "from mcp_sidecar.wire.sse import Event", 0, id="healing looks down"
+        ),
+        pytest.param("mcp_sidecar.proxy.store", "import structlog, pydantic", 2, id="the proxy logs"),
+        pytest.param("mcp_sidecar.ops.logs", "import prometheus_client", 1, id="logs count"),
+        pytest.param("mcp_sidecar.wiretap", "import json", None, id="a module without a row"),
+    ],
+)
+def test_the_table_bites(module: str, source: str, count: int | None) -> None:
+    """A forbidden import is found wherever it stands, and a module that no row knows is an error."""
+    if count is None:
+        with pytest.raises(AssertionError, match="no row"):
+            violations(module, ast.parse(source))
+    else:
+        assert len(violations(module, ast.parse(source))) == count
+
+
+def _edges() -> dict[str, set[str]]:
+    """Module to the modules of the package that it imports; an import of a name counts for the module that holds it."""
+    edges: dict[str, set[str]] = {}
+    for module, tree in TREES.items():
+        named = {found.name for found in _imports(tree)}
+        owners = {name if name in MODULES else name.rpartition(".")[0] for name in named}
+        edges[module] = (owners & MODULES.keys()) - {module}
+    return edges
+
+
+def first_cycle(edges: dict[str, set[str]]) -> list[str]:
+    """Some ring of imports, or nothing."""
+    done: set[str] = set()
+
+    def walk(module: str, path: list[str]) -> list[str]:
+        if module in path:
+            return [*path[path.index(module) :], module]
+        if module in done:
+            return []
+        for imported in sorted(edges.get(module, ())):
+            if ring := walk(imported, [*path, module]):
+                return ring
+        done.add(module)
+        return []
+
+    return next((ring for module in sorted(edges) if (ring := walk(module, []))), [])
+
+
+def test_no_import_cycle() -> None:
+    """Modules can be read in an order in which everything is known before it is used."""
+    assert first_cycle(_edges()) == []
+
+
+def test_a_cycle_is_found() -> None:
+    """The search for rings finds one."""
+    assert first_cycle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_says_what_it_is_for(module: str) -> None:
+    """Every module begins with its job."""
+    assert ast.get_docstring(TREES[module]), f"{module} has no docstring"
+
+
+def _tests() -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
+    for file in sorted(TESTS.rglob("test_*.py")):
+        if "node_modules" in file.parts:
+            continue
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_"):
+                yield f"{file.relative_to(ROOT)}:{node.lineno} {node.name}", node
+
+
+def test_every_test_states_its_rule() -> None:
+    """A test without a sentence about what must hold is a puzzle for whoever breaks it."""
+    assert [name for name, node in _tests() if not ast.get_docstring(node)] == []
+
+
+def _oversized() -> Iterator[str]:
+    for module, tree in TREES.items():
+        lines = len(MODULES[module].read_text(encoding="utf-8").splitlines())
+        if lines > LONG_MODULE_LINES:
+            yield f"{module}: {lines} lines"
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                length = (node.end_lineno or node.lineno) - node.lineno + 1
+                if length > LONG_FUNCTION_LINES:
+                    yield f"{module}.{node.name}: {length} lines"
+
+
+@pytest.mark.filterwarnings("always:large")
+def test_sizes_are_told() -> None:
+    """Large modules and functions are told and not forbidden: a long table is fine."""
+    oversized = list(_oversized())
+    if oversized:
+        warnings.warn("large: " + "; ".join(oversized), stacklevel=1)

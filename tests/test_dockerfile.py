@@ -1,0 +1,149 @@
+"""The container image, as far as it can be judged without a container engine."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+PROBE_TIMEOUT_S: Final = 20
+
+
+def instructions() -> list[tuple[str, str]]:
+    """The Dockerfile's instructions in order, comments out and continued lines joined."""
+    text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    joined = re.sub(r"\\\n\s*", "", "\n".join(lines))
+    return [(word, rest.strip()) for word, _, rest in (line.partition(" ") for line in joined.splitlines())]
+
+
+def _last_stage() -> list[tuple[str, str]]:
+    found = instructions()
+    start = max(index for index, (word, _) in enumerate(found) if word == "FROM")
+    return found[start:]
+
+
+def _only(word: str) -> str:
+    (value,) = (rest for name, rest in _last_stage() if name == word)
+    return value
+
+
+def _environment() -> dict[str, str]:
+    return dict(item.split("=", 1) for item in shlex.split(_only("ENV")))
+
+
+def _probe() -> list[str]:
+    """The health check's command, run by this Python instead of the image's."""
+    command: list[str] = json.loads(_only("HEALTHCHECK").partition("CMD")[2])
+    return [sys.executable, *command[1:]]
+
+
+def test_two_stages_on_a_slim_image() -> None:
+    """The tools that build are not in the image that runs."""
+    images = [rest for word, rest in instructions() if word == "FROM"]
+    assert len(images) == 2
+    assert all("-slim" in image for image in images)
+    assert [word for word, _ in _last_stage() if word == "RUN"] == []
+
+
+def test_the_user_is_a_number_and_not_root() -> None:
+    """`runAsNonRoot` can be checked without the image's user table."""
+    uid, gid = _only("USER").split(":")
+    assert int(uid) > 0
+    assert int(gid) > 0
+
+
+@pytest.mark.parametrize("word", ["ENTRYPOINT", "HEALTHCHECK"])
+def test_no_shell_is_needed(word: str) -> None:
+    """Exec form: signals reach the sidecar, and an image without a shell would do."""
+    command = json.loads(_only(word).rpartition("CMD ")[2])
+    assert command[0].startswith("/opt/mcp-sidecar/bin/")
+
+
+def test_it_listens_where_a_container_has_to() -> None:
+    """Both listeners are reachable from outside of the container, and their ports are declared."""
+    environment = _environment()
+    assert environment["MCP_SIDECAR_LISTEN"] == "0.0.0.0:8080"
+    assert environment["MCP_SIDECAR_ADMIN"] == "0.0.0.0:9464"
+    assert _only("EXPOSE").split() == ["8080", "9464"]
+
+
+def test_what_is_copied_exists_and_is_not_ignored() -> None:
+    """Every COPY from the checkout names files that are there and that .dockerignore lets through."""
+    copied = [
+        source
+        for word, rest in instructions()
+        if word == "COPY" and not rest.startswith("--from")
+        for source in rest.split()[:-1]
+    ]
+    ignore = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    assert [source for source in copied if not (ROOT / source).exists()] == []
+    assert {f"!{source.removeprefix('./')}" for source in copied} <= set(ignore)
+
+
+class _Admin(BaseHTTPRequestHandler):
+    status = 200
+
+    def do_GET(self) -> None:
+        self.send_response(self.status if self.path == "/livez" else 404)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *args: object) -> None:
+        """Keep the test's output clean."""
+
+
+class _BrokenAdmin(_Admin):
+    status = 503
+
+
+@pytest.fixture
+def admin(request: pytest.FixtureRequest) -> Iterator[int]:
+    """The port of something that answers ``/livez``."""
+    with HTTPServer(("127.0.0.1", 0), request.param) as server:
+        serving = threading.Thread(target=server.serve_forever)
+        serving.start()
+        yield server.server_port
+        server.shutdown()
+        serving.join()
+
+
+@pytest.mark.parametrize(
+    ("admin", "healthy"),
+    [pytest.param(_Admin, True, id="alive"), pytest.param(_BrokenAdmin, False, id="not alive")],
+    indirect=["admin"],
+)
+def test_the_health_check_asks_livez(admin: int, healthy: bool) -> None:
+    """Healthy is what answers 200 on the port of MCP_SIDECAR_ADMIN, whatever proxy the environment names."""
+    environment = {
+        "MCP_SIDECAR_ADMIN": f"0.0.0.0:{admin}",
+        "HTTP_PROXY": "http://127.0.0.1:9",
+        "http_proxy": "http://127.0.0.1:9",
+    }
+    done = subprocess.run(_probe(), env=environment, timeout=PROBE_TIMEOUT_S, check=False)
+    assert (done.returncode == 0) is healthy
+
+
+def test_the_health_check_fails_where_nobody_listens() -> None:
+    """A process that does not accept is not healthy."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    done = subprocess.run(
+        _probe(),
+        env={"MCP_SIDECAR_ADMIN": f"0.0.0.0:{port}"},
+        timeout=PROBE_TIMEOUT_S,
+        check=False,
+        capture_output=True,
+    )
+    assert done.returncode != 0
