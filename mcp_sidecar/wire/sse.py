@@ -177,24 +177,25 @@ class EventSplitter:
 
 
 class _DataFields:
-    """Reads the payload of the ``data`` fields of one event that comes in pieces."""
+    """Reads the payload of the ``data`` fields of one event that comes in pieces.
+
+    The line feed of a CRLF that was cut reads as an empty line, and an empty line as nothing.
+    """
 
     def __init__(self) -> None:
         self._start = b""  # of the current line, until it is known whether it is a data field
         self._is_known = False
         self._is_data = False
         self._has_data = False
-        self._after_cr = False
 
     def feed(self, raw: bytes) -> bytes:
         payload: list[bytes] = []
-        at = 1 if self._after_cr and raw.startswith(b"\n") else 0
-        for newline in _NEWLINE.finditer(raw, at):
+        at = 0
+        for newline in _NEWLINE.finditer(raw):
             payload.append(self._part(raw[at : newline.start()], is_end=True))
             self._start, self._is_known = b"", False
             at = newline.end()
         payload.append(self._part(raw[at:], is_end=False))
-        self._after_cr = raw.endswith(b"\r")
         return b"".join(payload)
 
     def _part(self, part: bytes, *, is_end: bool) -> bytes:

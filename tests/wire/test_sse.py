@@ -206,6 +206,13 @@ class TestLongEvents:
         assert pieces[-1] == Block(b"\n")
         assert splitter.idle
 
+    @pytest.mark.parametrize("chunks", [[b"data: 12\r\n\r\n"], [b"data: 12\r\n\r", b"\n"], [b"data: 12\r", b"\n\r\n"]])
+    @pytest.mark.parametrize(("limit_bytes", "kind"), [(11, Block), (10, Fragment)])
+    def test_the_limit_is_exact(self, chunks: list[bytes], limit_bytes: int, kind: type) -> None:
+        """An event of just the limit is a block; the last line feed of a CRLF, which may be cut off, is not counted."""
+        pieces, _ = split(chunks, limit_bytes)
+        assert isinstance(pieces[0], kind)
+
     def test_an_endless_comment_is_passed_on(self) -> None:
         """A comment has no end to wait for either; it carries no data and ends with its line."""
         splitter = EventSplitter(4)
