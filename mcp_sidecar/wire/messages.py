@@ -56,7 +56,8 @@ class Message:
 
     ``value`` is the parsed JSON and is read only. It is None for a message known only by its top-level keys (too deep
     or too large to parse, see ``is_opaque``); then every property that looks inside ``params`` or ``result`` is None.
-    ``members`` are those of a batch; an array inside a batch is OTHER. The envelope's ``jsonrpc`` member is not asked
+    ``members`` are those of a batch; an array inside a batch is OTHER. Of an opaque batch, too, each member is told, but
+    the batch cannot be put together from their values. The envelope's ``jsonrpc`` member is not asked
     for, since a server may run what lacks it; where that matters, ask ``says_jsonrpc``.
     """
 
@@ -168,7 +169,7 @@ def parse(body: bytes) -> Message:
         return _parse_top_level(body)
     if isinstance(value, list):
         return Message(Kind.BATCH, value=value, members=tuple(map(_member, value)))
-    return _member(value) if isinstance(value, dict) else Message(Kind.OTHER, value=value)
+    return _member(value)
 
 
 def from_scan(scan: TopLevelScan) -> Message:
@@ -222,7 +223,7 @@ def _parse_member(text: bytes) -> Message:
 
 def _member(value: Any) -> Message:
     if not isinstance(value, dict):
-        return _NO_MESSAGE
+        return Message(Kind.OTHER, value=value)
     method = _string_or_none(value.get("method"))
     message_id = valid_id(value.get("id"))
     kind = _kind(

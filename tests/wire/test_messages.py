@@ -96,6 +96,7 @@ class TestKind:
         batch = parse(b'[{"method":"a","id":1},{"method":"b"},{"result":{},"id":2},[{"method":"c","id":3}],4]')
         kinds = [Kind.REQUEST, Kind.NOTIFICATION, Kind.RESPONSE, Kind.OTHER, Kind.OTHER]
         assert [member.kind for member in batch.members] == kinds
+        assert [member.value for member in batch.members] == batch.value
         assert [request.id for request in batch.requests] == [1]
         assert [response.id for response in batch.responses] == [2]
 
