@@ -1,1 +1,11 @@
-"""Real SDK servers, killed and restarted under real SDK clients, through the sidecar."""
+"""Real SDK servers, killed and restarted under real SDK clients, through the sidecar.
+
+    python tools/interop_env.py python node          # what `make test` runs; `all` adds rust and conformance
+    pytest tests/interop -m "not cargo"
+    INTEROP_DIRECT=1 pytest tests/interop            # the same without the sidecar; records, judges nothing
+    python -m tests.interop.table                    # both, side by side
+    python -m tests.interop.conformance              # the official suite, directly and through the sidecar
+
+``catalogue`` says what there is, ``scenarios`` what is done to it, ``lab`` plays, the tests judge. ``servers``, ``clients``,
+``node`` and ``rust`` run in environments of their own and import nothing from here.
+"""

@@ -14,11 +14,13 @@ from pathlib import Path
 from tests.interop.blackhole import Blackhole
 from tests.interop.catalogue import CLIENTS, ROOT, ServerSpec
 from tests.interop.drivers import Connection, Driver
-from tests.interop.processes import Server, Sidecar
+from tests.interop.processes import NotReady, Server, Sidecar
 from tests.interop.scenarios import SCENARIOS, Bench, Party
 
 DIRECT = os.environ.get("INTEROP_DIRECT") == "1"
 CALL_TIMEOUT_S = 8.0 if DIRECT else 20.0
+CONNECTING_STEPS = 2
+"""How many steps of a party come before the scenario begins."""
 RECORDS = ROOT / ".cache" / "interop"
 
 
@@ -29,6 +31,7 @@ class Play:
     faults: list[str]
     answers: list[str]
     kinds: list[str]
+    seconds: list[float]
     background: str
     """The logs of the scenario, for a test that fails."""
 
@@ -57,7 +60,12 @@ class Lab:
         write_records(self._plays)
 
     def _played(self, server: ServerSpec, scenario: str) -> dict[str, Play]:
-        bench = self._bench_of(server)
+        try:
+            bench = self._bench_of(server)
+        except NotReady as error:
+            self._clear_bench()
+            nothing = Play([str(error)], [], [], [], background="nothing was played")
+            return dict.fromkeys((spec.name for spec in CLIENTS), nothing)
         marks = len(self._log), len(bench.server.lines)
         parties = [
             Party(Connection(self._driver(spec.name), scenario, CALL_TIMEOUT_S), spec.has_session_on(server), scenario)
@@ -85,11 +93,13 @@ class Lab:
 
     def _judged(self, party: Party, trouble: list[str], background: str) -> Play:
         answers = [f"{step.name}: {step.answer}" for step in party.steps]
+        steps = party.steps[CONNECTING_STEPS:]
         stray = [line for line in party.connection.driver.lines if not line.startswith('{"')][-15:]
         return Play(
             faults=trouble + party.faults(),
             answers=answers,
-            kinds=[step.answer.kind for step in party.steps[2:]],
+            kinds=[step.answer.kind for step in steps],
+            seconds=[round(step.answer.seconds, 3) for step in steps],
             background="\n".join([background, "--- the client's own output", *stray]),
         )
 
@@ -113,18 +123,21 @@ class Lab:
     def _bench_of(self, spec: ServerSpec) -> Bench:
         if self._bench is None or self._bench.server.spec is not spec:
             self._clear_bench()
-            self._bench = self._new_bench(spec)
+            self._open_bench(spec)
+        assert self._bench is not None
         return self._bench
 
-    def _new_bench(self, spec: ServerSpec) -> Bench:
+    def _open_bench(self, spec: ServerSpec) -> None:
         folder = self._folder / spec.name
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         blackhole = Blackhole()
         outward = {} if spec.calls_out_by is None else {spec.calls_out_by: blackhole.url, "HOME": str(folder)}
         server = Server(spec, folder / "ledger", outward)
+        self._bench = Bench(server, blackhole, server.url)
         server.start()
-        self._sidecar = None if DIRECT else Sidecar(server.url)
-        return Bench(server, blackhole, self._sidecar.url if self._sidecar else server.url)
+        if not DIRECT:
+            self._sidecar = Sidecar(server.url)
+            self._bench.url = self._sidecar.url
 
     def _clear_bench(self) -> None:
         if self._sidecar is not None:
@@ -150,6 +163,7 @@ def write_records(plays: dict[tuple[str, str], dict[str, Play]]) -> None:
     known = json.loads(file.read_text()) if file.exists() else {}
     for (server, scenario), by_client in plays.items():
         for client, play in by_client.items():
-            known[f"{server}|{scenario}|{client}"] = {"faults": play.faults, "kinds": play.kinds}
+            outcome = {"faults": play.faults, "kinds": play.kinds, "seconds": play.seconds}
+            known[f"{server}|{scenario}|{client}"] = outcome
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(known, indent=1, sort_keys=True))

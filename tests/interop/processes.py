@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -22,8 +23,8 @@ from tests.interop.catalogue import ROOT, ServerSpec
 
 START_TIMEOUT_S = 30.0
 POLL_INTERVAL_S = 0.02
-SILENCED = ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
-"""Proxy settings of the machine, which the loopback has no use for."""
+SILENCED = re.compile(r"(?i:(http|https|all)_proxy$)|MCP_SIDECAR_")
+"""Settings of the machine or of whoever runs the tests, which must not change what is tested."""
 
 
 class NotReady(AssertionError):
@@ -67,7 +68,7 @@ class Watched:
         stdin: int = subprocess.DEVNULL,
         on_line: Callable[[str], None] | None = None,
     ) -> None:
-        inherited = {name: value for name, value in os.environ.items() if name not in SILENCED}
+        inherited = {name: value for name, value in os.environ.items() if not SILENCED.match(name)}
         self._lines: list[str] = []
         self._on_line = on_line
         self.process = subprocess.Popen(
@@ -107,6 +108,17 @@ class Watched:
     def running(self) -> bool:
         """Whether the process has not ended."""
         return self.process.poll() is None
+
+    def comes_up(self, claim: Callable[[], bool], explain: Callable[[], str]) -> None:
+        """Wait until it is ready, which the claim tells; one that is not in time, or ends, is put away."""
+        try:
+            until(lambda: claim() or not self.running, START_TIMEOUT_S, explain)
+        except NotReady:
+            self.kill()
+            raise
+        if not self.running:
+            self._bury()
+            raise NotReady(explain())
 
     def kill(self) -> None:
         """End it as a crash would, and wait for that."""
@@ -168,9 +180,7 @@ class Server:
         def explain() -> str:
             return f"{self.spec.name} does not accept on {self.port}:\n" + "\n".join(life.lines[-30:])
 
-        until(lambda: _accepts(self.port) or not life.running, START_TIMEOUT_S, explain)
-        if not life.running:
-            raise NotReady(explain())
+        life.comes_up(lambda: _accepts(self.port), explain)
 
     def kill(self) -> None:
         """Kill it where it stands."""
@@ -197,9 +207,7 @@ class Sidecar:
         options = {"--upstream": upstream_url, "--listen": "127.0.0.1:0", "--admin": "off", "--log-format": "json"}
         words = [word for option in options.items() for word in option]
         self._life = Watched([sys.executable, "-m", "mcp_sidecar", *words], {"PYTHONUNBUFFERED": "1"})
-        until(lambda: bool(self._address()) or not self._life.running, START_TIMEOUT_S, self._explain)
-        if not self._life.running:
-            raise NotReady(self._explain())
+        self._life.comes_up(lambda: self._address() is not None, self._explain)
         self.url = f"http://{self._address()}/mcp"
 
     def _explain(self) -> str:
