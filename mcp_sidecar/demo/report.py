@@ -17,6 +17,7 @@ from mcp_sidecar.demo.story import Story
 LABEL_WIDTH: Final = 20
 CELL_WIDTH: Final = 38
 MS_PER_S: Final = 1000
+SHOWN_LOG_LINES: Final = 10
 TABLE_WIDTH: Final = LABEL_WIDTH + 2 * CELL_WIDTH
 
 
@@ -109,6 +110,8 @@ def _meaning(story: Story, style: Style) -> Iterator[str]:
     yield f"Without: {_direct_meaning(story)}"
     if not story.healed:
         yield style.bad("With:    NOT healed. The calls through the sidecar should all have succeeded.")
+        yield "         The end of the sidecar's log:"
+        yield from (f"    {line}" for line in story.log[-SHOWN_LOG_LINES:])
         return
     ordinary, healed = story.through.before[-1], story.through.after[0]
     yield style.good("With:    healed. The client noticed nothing and kept its session.")

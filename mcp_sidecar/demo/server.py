@@ -45,7 +45,11 @@ def cart_server() -> FastMCP:
 async def serve(port: int) -> None:
     """Serve until killed. Raises ``OSError`` where the port is taken."""
     app = cart_server().streamable_http_app()
-    with socket.create_server((HOST, port)) as listener:
+    # With the protocol spelled out: asyncio switches Nagle's delay off only where it knows that a socket is TCP.
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((HOST, port))
+        listener.listen()
         await AnnouncingServer(uvicorn.Config(app, log_level="critical")).serve(sockets=[listener])
 
 

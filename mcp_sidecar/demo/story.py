@@ -31,11 +31,12 @@ class Half:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Story:
-    """Both halves. ``heal_s`` is the sidecar's own figure, None where it logged none."""
+    """Both halves. ``heal_s`` is the sidecar's own figure, None where it logged none; ``log`` is what else it wrote."""
 
     direct: Half
     through: Half
     heal_s: float | None
+    log: tuple[str, ...] = ()
 
     @property
     def healed(self) -> bool:
@@ -58,7 +59,7 @@ async def tell(sidecar: SidecarCommand, say: Say) -> Story:
         heal_s = None
         with contextlib.suppress(ChildFailed):
             heal_s = await process.said(heal_seconds, HEAL_LINE_TIMEOUT_S)
-    return Story(direct=direct, through=through, heal_s=heal_s)
+    return Story(direct=direct, through=through, heal_s=heal_s, log=tuple(process.lines))
 
 
 async def _half(url: str, server: CartServer) -> Half:
