@@ -6,24 +6,24 @@ specification's: no hint means destructive and not idempotent.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 
 def safe_tools_in(result: Mapping[str, Any]) -> frozenset[str]:
-    """The names of the tools in a ``tools/list`` result that declare ``readOnlyHint`` or ``idempotentHint``."""
-    tools = result.get("tools")
-    if not isinstance(tools, list):
-        return frozenset()
-    return frozenset(tool["name"] for tool in tools if _is_safe(tool))
+    """The names of the tools in a ``tools/list`` result that declare ``readOnlyHint`` or ``idempotentHint``.
+
+    A name that is listed twice is safe if it is so each time.
+    """
+    tools = list(_tools_in(result))
+    return frozenset(tool["name"] for tool in tools if _is_safe(tool)) - frozenset(
+        tool["name"] for tool in tools if not _is_safe(tool)
+    )
 
 
 def listed_tools_in(result: Mapping[str, Any]) -> frozenset[str]:
     """The names of all tools in a ``tools/list`` result."""
-    tools = result.get("tools")
-    if not isinstance(tools, list):
-        return frozenset()
-    return frozenset(tool["name"] for tool in tools if isinstance(tool, dict) and isinstance(tool.get("name"), str))
+    return frozenset(tool["name"] for tool in _tools_in(result))
 
 
 def updated(known: frozenset[str], result: Mapping[str, Any], *, is_first_page: bool) -> frozenset[str]:
@@ -32,8 +32,13 @@ def updated(known: frozenset[str], result: Mapping[str, Any], *, is_first_page: 
     return safe if is_first_page else (known - listed_tools_in(result)) | safe
 
 
-def _is_safe(tool: object) -> bool:
-    if not isinstance(tool, dict) or not isinstance(tool.get("name"), str):
-        return False
+def _tools_in(result: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    tools = result.get("tools")
+    for tool in tools if isinstance(tools, list) else ():
+        if isinstance(tool, dict) and isinstance(tool.get("name"), str):
+            yield tool
+
+
+def _is_safe(tool: Mapping[str, Any]) -> bool:
     hints = tool.get("annotations")
     return isinstance(hints, dict) and (hints.get("readOnlyHint") is True or hints.get("idempotentHint") is True)

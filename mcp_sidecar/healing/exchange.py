@@ -27,7 +27,6 @@ from mcp_sidecar.healing.faults import Fault
 from mcp_sidecar.healing.own_answers import OwnAnswer, Reason
 from mcp_sidecar.healing.policy import Mode
 from mcp_sidecar.healing.replay import AfterLoss, after_loss
-from mcp_sidecar.healing.signatures import Signature
 from mcp_sidecar.healing.streams import AfterEnd
 from mcp_sidecar.wire.messages import Kind, Message
 
@@ -100,7 +99,8 @@ class Exchange:
 
     ``safe_in_doubt`` is the verdict of the replay matrix; ``whole`` says that the body is held, so that it can be sent
     again; ``opaque`` that it is encoded and was not read; ``endpoint_worked`` that the endpoint has answered 2xx in
-    this process.
+    this process; ``displaced`` that the session's upstream id now is another session's. ``observed`` is what mode
+    ``observe`` would have done since the driver last cleared it.
     """
 
     message: Message
@@ -112,55 +112,60 @@ class Exchange:
     trust_503: bool = False
     endpoint_worked: bool = False
     displaced: bool = False
-    healed_once: bool = False
-    resends_in_doubt: int = 0
-    in_doubt: bool = False
-    last_status: int | None = None
-    may_replay_after_heal: bool = True
     observed: list[ObservedAction] = field(default_factory=list)
+    _tried: bool = field(default=False, init=False)  # sent, whether it arrived or not
+    _arrived: bool = field(default=False, init=False)  # a body that is not held is gone
+    _may_have_run: bool = field(default=False, init=False)
+    _healed_once: bool = field(default=False, init=False)
+    _renumber: bool = field(default=False, init=False)  # sent again in one session, hence under ids of its own
+    _resends_in_doubt: int = field(default=0, init=False)
+    _last_status: int | None = field(default=None, init=False)
 
     # -- what the driver reports --------------------------------------------------------------------------------------
 
     def begin(self) -> Step:
         """Start the trip."""
-        if self.displaced and self.mode is Mode.HEAL:
-            return Heal("id-minted-anew", confirm=False)
-        return Send()
+        return self._heal_displaced() if self._is_displaced else self._send()
 
     def judged(self, judgement: Judgement, status: int) -> Step:
         """The upstream answered, and the classifier has said what the answer means for the session."""
-        self.last_status = status
-        if judgement.verdict is Verdict.SESSION_LOST:
-            return self._lost(judgement.signature, judgement.proves_not_run)
-        if judgement.verdict is Verdict.AMBIGUOUS:
-            return self._perhaps_lost(judgement)
-        if judgement.verdict is Verdict.UNAVAILABLE and not judgement.jsonrpc_body:
-            return self._gateway_page(status)
-        if judgement.bare_404 and self.session is SessionKnowledge.NONE and self.endpoint_worked:
-            return self._no_route()
-        return Pass()
+        self._arrived = True
+        self._last_status = status
+        match judgement.verdict:
+            case Verdict.SESSION_LOST:
+                return self._lost(judgement)
+            case Verdict.AMBIGUOUS:
+                return self._perhaps_lost(judgement)
+            case Verdict.UNAVAILABLE if not judgement.jsonrpc_body:
+                return self._gateway_page(status)
+            case _ if judgement.bare_404 and self.session is SessionKnowledge.NONE and self.endpoint_worked:
+                return self._observe(ObservedAction.REPLAY) if self.mode is Mode.OBSERVE else self._wait(Awaited.ROUTE)
+            case _:
+                return Pass()
 
     def failed(self, fault: Fault) -> Step:
         """There is no answer."""
+        if fault.may_have_arrived:
+            self._arrived = self._may_have_run = True
         if self.mode is Mode.OBSERVE:
-            return self._observe_fault(fault)
+            self._observe(self._after_doubt)
+            return Give(own_answers.BAD_GATEWAY)
         if not fault.may_have_arrived:
-            return Hold(Awaited.CONNECT) if self.mode is Mode.HEAL else self._unavailable()
-        if fault is Fault.STALLED or not self._may_resend_in_doubt():
+            return self._wait(Awaited.CONNECT)
+        if fault is Fault.STALLED or not self.may_resend_stream:
             return self._outcome_unknown()
-        self.resends_in_doubt += 1
-        return self._resend_in_doubt()
+        self._resends_in_doubt += 1
+        return self._send_in_doubt()
 
     def healed(self) -> Step:
         """The session stands on a new upstream session."""
-        self.healed_once = True
-        if after_loss(self.message) is not AfterLoss.REPLAY:
-            return Give(own_answers.ACCEPTED, drops=after_loss(self.message) is AfterLoss.DROP)
-        if not self.whole:
-            return self._error(Reason.TOO_LARGE_TO_REPLAY)
-        if not self.may_replay_after_heal:
-            return self._outcome_unknown()
-        return Send(ReplayCause.SESSION_LOST, renumber=self.in_doubt)
+        self._healed_once = True
+        after = after_loss(self.message)
+        if after is not AfterLoss.REPLAY:
+            return Give(own_answers.ACCEPTED, drops=after is AfterLoss.DROP)
+        if self._may_go_again:
+            return self._send(ReplayCause.SESSION_LOST)
+        return self._outcome_unknown() if self._may_have_run else self._error(Reason.TOO_LARGE_TO_REPLAY)
 
     def unhealed(self, why: Unhealed) -> Step:
         """The heal ended otherwise."""
@@ -168,93 +173,96 @@ class Exchange:
             case Unhealed.ALIVE | Unhealed.UNPROVEN | Unhealed.UNAUTHORIZED:
                 return Pass()
             case Unhealed.UNREACHABLE:
-                return Hold(Awaited.CONNECT)
+                return self._wait(Awaited.CONNECT)
             case Unhealed.NO_ROUTE:
-                return Hold(Awaited.ROUTE)
+                return self._wait(Awaited.ROUTE)
             case Unhealed.NOT_RESTORED:
                 return self._session_not_found()
 
-    def back(self, awaited: Awaited) -> Step:
-        """The hold ended: the upstream may be back."""
-        if self.displaced and not self.healed_once:
-            return Heal("id-minted-anew", confirm=False)
-        if self.in_doubt:
-            return self._resend_in_doubt()
-        return Send(ReplayCause.NOT_SENT)
+    def back(self) -> Step:
+        """The hold ended: the upstream may be back. The session id is tried as it is, unless it is another's now."""
+        if self._is_displaced:
+            return self._heal_displaced()
+        return self._send_in_doubt() if self._may_have_run else self._send(ReplayCause.NOT_SENT)
 
     def expired(self) -> Step:
-        """The hold lasted as long as it may, or there was no room for it, or the sidecar drains."""
-        return self._outcome_unknown() if self.in_doubt else self._unavailable()
-
-    def stream_broke(self, after: AfterEnd) -> Step | None:
-        """The answer's stream ended before its response; ``None`` where there is nothing left to do."""
-        if after is AfterEnd.RESEND:
-            self.resends_in_doubt += 1
-            return self._resend_in_doubt()
-        return self._outcome_unknown() if after is AfterEnd.TELL else None
-
-    @property
-    def may_resend_stream(self) -> bool:
-        """Whether a cut stream may be begun anew."""
-        return self._may_resend_in_doubt()
+        """The wait lasted as long as it may, or there was no room for it, or the sidecar drains."""
+        return self._outcome_unknown() if self._may_have_run else self._unavailable()
 
     def cancelled(self) -> Step:
         """The client cancelled the held request."""
         return self._error(Reason.CANCELLED)
 
-    # -- how it decides -----------------------------------------------------------------------------------------------
-
-    def _lost(self, signature: Signature | None, proves_not_run: bool) -> Step:
-        if self.mode is Mode.OBSERVE:
-            return self._observe(
-                ObservedAction.HEAL if self.session is SessionKnowledge.BOUND else ObservedAction.REWRITE
-            )
-        if self.mode is Mode.REWRITE or self.session is not SessionKnowledge.BOUND:
-            return self._session_not_found()
-        if after_loss(self.message) is AfterLoss.DROP:
-            return Give(own_answers.ACCEPTED, drops=True)
-        if self.healed_once:
-            return self._session_not_found()
-        self.may_replay_after_heal = proves_not_run or self.safe_in_doubt
-        return Heal(signature.name if signature is not None else "unnamed", confirm=False)
-
-    def _perhaps_lost(self, judgement: Judgement) -> Step:
-        if self.mode is not Mode.HEAL or self.healed_once:
-            return Pass()
-        # A ping that meets the same bare 404 shows that it comes before anything is dispatched.
-        proves_not_run = judgement.proves_not_run or judgement.bare_404
-        self.may_replay_after_heal = proves_not_run or self.safe_in_doubt
-        return Heal(judgement.signature.name if judgement.signature is not None else "ambiguous", confirm=True)
-
-    def _gateway_page(self, status: int) -> Step:
-        nothing_ran = self.trust_503 and status == HTTPStatus.SERVICE_UNAVAILABLE
-        if self.mode is Mode.OBSERVE:
-            return self._observe(ObservedAction.REPLAY if nothing_ran or self.safe_in_doubt else ObservedAction.REWRITE)
-        if nothing_ran and self.whole:
-            return Hold(Awaited.ROUTE) if self.mode is Mode.HEAL else self._unavailable()
-        if self.mode is Mode.HEAL and self.safe_in_doubt and self.whole:
-            self.in_doubt = True
-            return Hold(Awaited.ROUTE)
-        return self._outcome_unknown()
-
-    def _no_route(self) -> Step:
-        if self.mode is Mode.OBSERVE:
-            return self._observe(ObservedAction.REPLAY)
-        if self.mode is Mode.REWRITE or not self.whole:
-            return self._unavailable()
-        return Hold(Awaited.ROUTE)
-
-    def _may_resend_in_doubt(self) -> bool:
+    @property
+    def may_resend_stream(self) -> bool:
+        """Whether what has certainly arrived may be begun anew: it is harmless, and a resend is left."""
         return (
             self.mode is Mode.HEAL
             and self.safe_in_doubt
             and self.whole
-            and self.resends_in_doubt < MAX_RESENDS_IN_DOUBT
+            and self._resends_in_doubt < MAX_RESENDS_IN_DOUBT
         )
 
-    def _resend_in_doubt(self) -> Step:
-        self.in_doubt = True
-        return Send(ReplayCause.AMBIGUOUS_SAFE, renumber=True)
+    def stream_broke(self, after: AfterEnd) -> Step | None:
+        """The answer's stream ended before its response; ``None`` where there is nothing left to do."""
+        self._may_have_run = True
+        if after is AfterEnd.RESEND:
+            self._resends_in_doubt += 1
+            return self._send_in_doubt()
+        return self._outcome_unknown() if after is AfterEnd.TELL else None
+
+    # -- how it decides -----------------------------------------------------------------------------------------------
+
+    @property
+    def _is_displaced(self) -> bool:
+        return self.displaced and not self._healed_once and self.mode is Mode.HEAL
+
+    @property
+    def _may_go_again(self) -> bool:
+        return (self.whole or not self._arrived) and (self.safe_in_doubt or not self._may_have_run)
+
+    def _heal_displaced(self) -> Step:
+        if after_loss(self.message) is AfterLoss.DROP:
+            return Give(own_answers.ACCEPTED, drops=True)
+        return Heal("id-minted-anew", confirm=False)
+
+    def _lost(self, judgement: Judgement) -> Step:
+        is_bound = self.session is SessionKnowledge.BOUND
+        if self.mode is Mode.OBSERVE:
+            return self._observe(ObservedAction.HEAL if is_bound else ObservedAction.REWRITE)
+        if self.mode is Mode.REWRITE or not is_bound:
+            return self._session_not_found()
+        if after_loss(self.message) is AfterLoss.DROP:
+            return Give(own_answers.ACCEPTED, drops=True)
+        if self._healed_once:
+            return self._session_not_found()
+        return self._heal(judgement, confirm=False)
+
+    def _perhaps_lost(self, judgement: Judgement) -> Step:
+        return Pass() if self.mode is not Mode.HEAL or self._healed_once else self._heal(judgement, confirm=True)
+
+    def _heal(self, judgement: Judgement, *, confirm: bool) -> Step:
+        # A bare 404 is the route's, or a ping that meets it, too, shows that it comes before anything is dispatched.
+        if not (judgement.proves_not_run or judgement.bare_404):
+            self._may_have_run = True
+        return Heal(judgement.signature.name if judgement.signature is not None else "unnamed", confirm=confirm)
+
+    def _gateway_page(self, status: int) -> Step:
+        if not (self.trust_503 and status == HTTPStatus.SERVICE_UNAVAILABLE):
+            self._may_have_run = True
+        return self._observe(self._after_doubt) if self.mode is Mode.OBSERVE else self._wait(Awaited.ROUTE)
+
+    def _wait(self, awaited: Awaited) -> Step:
+        """Wait, if the message may be sent afterwards; else say at once what a wait that is over would say."""
+        return Hold(awaited) if self.mode is Mode.HEAL and self._may_go_again else self.expired()
+
+    def _send(self, cause: ReplayCause | None = None) -> Send:
+        is_first, self._tried = not self._tried, True
+        return Send(None if is_first else cause, renumber=self._renumber)
+
+    def _send_in_doubt(self) -> Send:
+        self._renumber = True
+        return self._send(ReplayCause.AMBIGUOUS_SAFE)
 
     # -- what it answers ----------------------------------------------------------------------------------------------
 
@@ -265,8 +273,8 @@ class Exchange:
     def _error(self, reason: Reason) -> Give:
         if self.opaque:
             return Give(own_answers.opaque(reason), reason=reason)
-        drops = self.message.kind is not Kind.OTHER and not self.message.requests
-        return Give(own_answers.in_session(self.message, reason), reason=reason, drops=drops)
+        answer = own_answers.in_session(self.message, reason)
+        return Give(answer, reason=reason, drops=answer is own_answers.ACCEPTED)
 
     def _unavailable(self) -> Give:
         if self._is_initialize:
@@ -274,18 +282,17 @@ class Exchange:
         return self._error(Reason.UPSTREAM_UNAVAILABLE)
 
     def _outcome_unknown(self) -> Give:
-        if self._is_initialize:
-            return self._unavailable()
-        return self._error(Reason.OUTCOME_UNKNOWN)
+        return self._unavailable() if self._is_initialize else self._error(Reason.OUTCOME_UNKNOWN)
 
     def _session_not_found(self) -> Give:
-        return Give(own_answers.SESSION_NOT_FOUND, reason=Reason.SESSION_LOST, rewrites=self.last_status)
+        return Give(own_answers.SESSION_NOT_FOUND, reason=Reason.SESSION_LOST, rewrites=self._last_status)
+
+    # -- mode observe -------------------------------------------------------------------------------------------------
+
+    @property
+    def _after_doubt(self) -> ObservedAction:
+        return ObservedAction.REPLAY if self._may_go_again else ObservedAction.REFUSE
 
     def _observe(self, action: ObservedAction) -> Pass:
         self.observed.append(action)
         return Pass()
-
-    def _observe_fault(self, fault: Fault) -> Give:
-        would_replay = not fault.may_have_arrived or self.safe_in_doubt
-        self.observed.append(ObservedAction.REPLAY if would_replay else ObservedAction.REWRITE)
-        return Give(own_answers.BAD_GATEWAY)

@@ -1,4 +1,4 @@
-"""Transport failures, by the one question that matters: can the request have arrived?"""
+"""Transport failures. What matters of each is whether the request can have arrived."""
 
 from __future__ import annotations
 

@@ -9,12 +9,13 @@ passes untouched. The mark starts with the session's random ``tag``, which no up
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from mcp_sidecar.wire import messages
 from mcp_sidecar.wire.messages import JsonRpcId, Kind, Message, dump
-from mcp_sidecar.wire.sse import Event, parse_event, with_data, with_id
+from mcp_sidecar.wire.scan import DECODER, valid_id
+from mcp_sidecar.wire.sse import Event, with_data, with_id
 
 FIRST = 1
 
@@ -47,12 +48,16 @@ class Mark:
         if self.generation == FIRST:
             return (not (isinstance(seen, str) and seen.startswith(f"{self.tag}.")), seen)
         text = self.off_text(seen) if isinstance(seen, str) else None
-        if text is None:
-            return False, None
-        try:
-            return True, json.loads(text)
-        except ValueError:
-            return False, None
+        own = _id_in(text) if text is not None else None
+        return own is not None, own
+
+
+def _id_in(text: str) -> JsonRpcId:
+    """The id that a client hands back; ``None`` where it says what was never an id."""
+    try:
+        return valid_id(DECODER.decode(text))
+    except (ValueError, RecursionError):
+        return None
 
 
 @dataclass(slots=True)
@@ -63,42 +68,46 @@ class Renumbering:
     tokens: dict[str, str | int] = field(default_factory=dict)
 
 
-NOTHING_RENUMBERED = Renumbering()
-
-
 def to_client(message: Message, mark: Mark, renumbering: Renumbering) -> Any | None:
-    """The message as the client must see it, or ``None`` where it passes untouched."""
+    """The message as the client must see it, or ``None`` where it passes untouched.
+
+    An opaque message always does: it is known by its top-level keys only and cannot be written anew.
+    """
+    if message.is_opaque:
+        return None
     if message.kind is Kind.BATCH:
         mapped = [to_client(member, mark, renumbering) for member in message.members]
         if all(value is None for value in mapped):
             return None
-        return [old.value if new is None else new for old, new in zip(message.members, mapped, strict=True)]
-    if message.is_opaque:
-        return None  # known by its top-level keys only: it cannot be written anew
-    if message.kind is Kind.RESPONSE and isinstance(message.id, str) and message.id in renumbering.ids:
-        return {**message.value, "id": renumbering.ids[message.id]}
-    if message.kind is Kind.REQUEST and mark.generation > FIRST:
-        return {**message.value, "id": mark.on_id(message.id)}
-    if message.method == "notifications/progress":
-        return _with_param(message, "progressToken", renumbering.tokens)
-    if message.method == "notifications/cancelled" and mark.generation > FIRST:
-        return _marked_cancel(message, mark)
-    return None
+        return [old if new is None else new for old, new in zip(message.value, mapped, strict=True)]
+    match message.kind:
+        case Kind.REQUEST if mark.generation > FIRST:
+            return messages.with_id(message.value, mark.on_id(message.id))
+        case Kind.RESPONSE:
+            return _under_old_id(message, renumbering)
+        case Kind.NOTIFICATION:
+            return _under_old_token(message, renumbering) or _marked_cancel(message, mark)
+        case _:
+            return None
 
 
-def _with_param(message: Message, name: str, replacements: Mapping[str, str | int]) -> Any | None:
-    params = message.value.get("params")
-    token = params.get(name) if isinstance(params, dict) else None
-    if not isinstance(token, str) or token not in replacements:
+def _under_old_id(message: Message, renumbering: Renumbering) -> Any | None:
+    if not isinstance(message.id, str) or message.id not in renumbering.ids:
         return None
-    return {**message.value, "params": {**params, name: replacements[token]}}
+    return messages.with_id(message.value, renumbering.ids[message.id])
+
+
+def _under_old_token(message: Message, renumbering: Renumbering) -> Any | None:
+    token = message.reported_token
+    if not isinstance(token, str) or token not in renumbering.tokens:
+        return None
+    return messages.with_reported_token(message.value, renumbering.tokens[token])
 
 
 def _marked_cancel(message: Message, mark: Mark) -> Any | None:
-    params = message.value.get("params")
-    if not isinstance(params, dict) or "requestId" not in params:
+    if mark.generation == FIRST or message.cancelled_id is None:
         return None
-    return {**message.value, "params": {**params, "requestId": mark.on_id(params["requestId"])}}
+    return {**message.value, "params": {**message.params, "requestId": mark.on_id(message.cancelled_id)}}
 
 
 def event_to_client(raw: bytes, event: Event, mapped: Any | None, mark: Mark) -> bytes:
@@ -108,14 +117,3 @@ def event_to_client(raw: bytes, event: Event, mapped: Any | None, mark: Mark) ->
     if event.id and mark.generation > FIRST:
         raw = with_id(raw, mark.on_text(event.id))
     return raw
-
-
-__all__ = [
-    "FIRST",
-    "NOTHING_RENUMBERED",
-    "Mark",
-    "Renumbering",
-    "event_to_client",
-    "parse_event",
-    "to_client",
-]

@@ -43,7 +43,7 @@ def rpc_label(message: Message) -> str:
     """The label of a message: its method if it is a known one."""
     if message.kind is Kind.BATCH:
         return BATCH
-    return message.method if message.method in RPC_METHODS and message.method is not None else OTHER
+    return message.method if message.method is not None and message.method in RPC_METHODS else OTHER
 
 
 def http_label(method: str) -> str:

@@ -25,29 +25,32 @@ TEXT = "text/plain; charset=utf-8"
 class Reason(Enum):
     """Why a request gets an error of ours: the ``data.reason`` of it, and what a person reads."""
 
-    UPSTREAM_UNAVAILABLE = ("upstream_unavailable", "The MCP server is not available; the request was not executed.")
-    OUTCOME_UNKNOWN = (
-        "outcome_unknown",
-        "The connection to the MCP server broke after the request had been sent. Whether it was executed is unknown;"
-        " it was not sent again.",
-    )
-    TOO_LARGE_TO_REPLAY = (
-        "too_large_to_replay",
-        "The MCP server had lost the session; it is restored, but this request was too large to be kept and was not"
-        " executed. Send it again.",
-    )
-    CANCELLED = ("cancelled", "The request was cancelled before it was sent to the MCP server.")
-    SESSION_LOST = ("session_lost", "The MCP server has lost the session and it could not be restored.")
+    UPSTREAM_UNAVAILABLE = "upstream_unavailable"
+    OUTCOME_UNKNOWN = "outcome_unknown"
+    TOO_LARGE_TO_REPLAY = "too_large_to_replay"
+    CANCELLED = "cancelled"
+    SESSION_LOST = "session_lost"
 
     @property
     def code(self) -> str:
         """The value of ``data.reason``."""
-        return self.value[0]
+        return self.value
 
     @property
     def sentence(self) -> str:
         """The error's message."""
-        return self.value[1]
+        return _SENTENCES[self]
+
+
+_SENTENCES = {
+    Reason.UPSTREAM_UNAVAILABLE: "The MCP server is not available; the request was not executed.",
+    Reason.OUTCOME_UNKNOWN: "The MCP server got the request and gave no answer to it. Whether it was executed is"
+    " unknown; it was not sent again.",
+    Reason.TOO_LARGE_TO_REPLAY: "The MCP server had lost the session; it is restored, but this request was too large"
+    " to be kept and was not executed. Send it again.",
+    Reason.CANCELLED: "The request was cancelled while it waited for the MCP server.",
+    Reason.SESSION_LOST: "The MCP server has lost the session and it could not be restored.",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,14 +88,22 @@ def error(request_id: JsonRpcId, reason: Reason) -> dict[str, object]:
 
 
 def in_session(message: Message, reason: Reason) -> OwnAnswer:
-    """What a message of an older revision gets: 200 with its error, an array for a batch, 202 if nobody waits."""
-    if message.kind is Kind.OTHER:
+    """What a message of an older revision gets: 200 with its error, an array for a batch, 202 if nobody waits.
+
+    Where the ids are not known there is one error without an id.
+    """
+    if message.kind is Kind.OTHER or _is_unread_batch(message):
         return OwnAnswer(HTTPStatus.OK, JSON, dump(error(None, reason)))
     errors = [error(request.id, reason) for request in message.requests]
     if not errors:
         return ACCEPTED
     body: object = errors if message.members else errors[0]
     return OwnAnswer(HTTPStatus.OK, JSON, dump(body))
+
+
+def _is_unread_batch(message: Message) -> bool:
+    """Whether its requests are unknown, since it was too large to be held: somebody may wait all the same."""
+    return message.kind is Kind.BATCH and message.is_opaque and not message.members
 
 
 def unavailable(request_id: JsonRpcId) -> OwnAnswer:

@@ -21,6 +21,7 @@ Principal = NewType("Principal", bytes)
 ANONYMOUS = Principal(b"")
 
 _DIGEST_BYTES = 16
+_CLIENT_CLAIMS = ("client_id", "azp", "cid", "appid")  # RFC 9068, OpenID Connect, Okta, Entra ID v1
 
 
 def principal_of(pairs: Iterable[Pair], header_names: Sequence[str], key: bytes) -> Principal:
@@ -51,29 +52,28 @@ def _digest(identities: list[tuple[str, list[str]]], key: bytes) -> Principal:
 
 def _identity(credential: str) -> list[str]:
     scheme, _, token = credential.partition(" ")
-    claims = _jwt_claims(token.strip()) if scheme.lower() == "bearer" else None
-    subject = claims.get("sub") if claims else None
-    if claims is None or not isinstance(subject, str) or not subject:
-        return [credential]
-    client = claims.get("client_id", claims.get("azp"))
-    return ["jwt", _text(claims.get("iss")), subject, _text(client)]
+    claims = _jwt_claims(token.strip()) if scheme.lower() == "bearer" else {}
+    told = [claims.get("iss", ""), claims.get("sub"), _client(claims)]
+    identity = [claim for claim in told if isinstance(claim, str)]
+    # RFC 7519 §4.1: all of them are strings. Whatever is not is nobody that two tokens could have in common.
+    return ["jwt", *identity] if len(identity) == len(told) and claims["sub"] else [credential]
 
 
-def _text(claim: object) -> str:
-    return json.dumps(claim, sort_keys=True)
+def _client(claims: dict[str, object]) -> object:
+    return next((claims[name] for name in _CLIENT_CLAIMS if name in claims), "")
 
 
-def _jwt_claims(token: str) -> dict[str, object] | None:
+def _jwt_claims(token: str) -> dict[str, object]:
     parts = token.split(".")
-    if len(parts) != 3 or not all(parts[:2]):
-        return None
+    if len(parts) != 3:
+        return {}
     header, claims = _decode_part(parts[0]), _decode_part(parts[1])
-    return claims if header is not None and "alg" in header else None
+    return claims if "alg" in header else {}
 
 
-def _decode_part(part: str) -> dict[str, object] | None:
+def _decode_part(part: str) -> dict[str, object]:
     try:
         decoded = json.loads(base64.b64decode(part + "=" * (-len(part) % 4), altchars=b"-_", validate=True))
     except (ValueError, RecursionError):
-        return None
-    return decoded if isinstance(decoded, dict) else None
+        return {}
+    return decoded if isinstance(decoded, dict) else {}

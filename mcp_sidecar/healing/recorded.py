@@ -12,6 +12,7 @@ from enum import Enum
 from typing import Any
 
 from mcp_sidecar.healing.policy import OnServerChange
+from mcp_sidecar.wire.messages import dump
 
 LISTS = ("tools", "prompts", "resources")
 
@@ -20,8 +21,8 @@ LISTS = ("tools", "prompts", "resources")
 class Handshake:
     """A client's ``initialize`` and what was negotiated.
 
-    ``params`` and ``result`` are compact JSON; ``result`` keeps only what is compared: version, server, capabilities,
-    instructions.
+    ``params`` and ``result`` are compact JSON. ``params`` are the client's own, but for the version that was negotiated;
+    ``result`` keeps only what is compared: server, capabilities, instructions.
     """
 
     params: bytes
@@ -31,21 +32,16 @@ class Handshake:
     @classmethod
     def of(cls, params: Mapping[str, Any], result: Mapping[str, Any]) -> Handshake:
         """Record a client's ``initialize`` params and the result that the upstream gave."""
-        kept = {name: result.get(name) for name in ("protocolVersion", "serverInfo", "capabilities", "instructions")}
-        return cls(
-            params=json.dumps(params, separators=(",", ":")).encode(),
-            protocol_version=str(result["protocolVersion"]),
-            result=json.dumps(kept, separators=(",", ":"), sort_keys=True).encode(),
-        )
+        version = str(result["protocolVersion"])
+        kept = {name: result.get(name) for name in ("serverInfo", "capabilities", "instructions")}
+        return cls(params=dump({**params, "protocolVersion": version}), protocol_version=version, result=dump(kept))
 
     def initialize_request(self, request_id: str) -> bytes:
         """The body of a re-initialize: the client's own params, offering the version that was negotiated (R23, R24).
 
         Offering the client's newest again could silently negotiate another version than the one it keeps speaking.
         """
-        params = {**json.loads(self.params), "protocolVersion": self.protocol_version}
-        message = {"jsonrpc": "2.0", "id": request_id, "method": "initialize", "params": params}
-        return json.dumps(message, separators=(",", ":")).encode()
+        return b'{"jsonrpc":"2.0","id":%b,"method":"initialize","params":%b}' % (dump(request_id), self.params)
 
 
 INITIALIZED = b'{"jsonrpc":"2.0","method":"notifications/initialized"}'
@@ -96,13 +92,20 @@ def _mapping(value: object) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _covers(new: object, old: object) -> bool:
-    """Whether everything that ``old`` promised is still promised."""
-    if isinstance(old, dict):
-        if not isinstance(new, dict):
-            return False
-        return all(value is False or (name in new and _covers(new[name], value)) for name, value in old.items())
-    return old is not True or bool(new)
+def _covers(new: Mapping[str, Any], old: Mapping[str, Any]) -> bool:
+    """Whether everything that ``old`` promised is still promised. ``false`` and ``null`` promise nothing."""
+    waiting = [(new, old)]
+    while waiting:
+        now, before = waiting.pop()
+        for name, promised in before.items():
+            kept = now.get(name)
+            if isinstance(promised, dict):
+                if not isinstance(kept, dict):
+                    return False
+                waiting.append((kept, promised))
+            elif promised and not kept:
+                return False
+    return True
 
 
 def _has_unannounced_lists(capabilities: Mapping[str, Any]) -> bool:

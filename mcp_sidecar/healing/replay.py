@@ -15,7 +15,7 @@ from mcp_sidecar.wire.messages import Kind, Message
 
 
 class AfterLoss(Enum):
-    """What becomes of a message whose session the upstream has lost."""
+    """What becomes of a message whose session the upstream has lost; for a batch the first one that a member wants."""
 
     REPLAY = "replay"  # heal, then send it again
     HEAL_ONLY = "heal_only"  # the heal itself says it again (`notifications/initialized`)
@@ -63,13 +63,13 @@ def after_loss(message: Message) -> AfterLoss:
     """What to do with a message that a lost session refused.
 
     A JSON-RPC response never goes to a newer session: the new server's question with the same id may be another one
-    (R40). A batch is dropped or left to the heal only if all of it is.
+    (R40). A batch is replayed if any member is to be, else left to the heal if any member is.
     """
     if message.kind is Kind.RESPONSE:
         return AfterLoss.DROP
-    if message.kind is Kind.BATCH:
+    if message.kind is Kind.BATCH and message.members:
         wanted = {after_loss(member) for member in message.members}
-        return wanted.pop() if len(wanted) == 1 else AfterLoss.REPLAY
+        return next(choice for choice in AfterLoss if choice in wanted)
     return MATRIX.get(message.method or "", _UNKNOWN).after_loss
 
 
@@ -78,10 +78,10 @@ def is_safe_in_doubt(message: Message, safe_tools: Container[str]) -> bool:
 
     ``safe_tools`` are the names that the ``tools/list`` of this principal declared ``readOnlyHint`` or
     ``idempotentHint`` (R50); empty where annotations are not trusted. Task-augmented calls never are (R42).
-    A batch is as safe as its least safe member (R51).
+    A batch is as safe as its least safe member (R51); one whose members are not known is not.
     """
     if message.kind is Kind.BATCH:
-        return all(is_safe_in_doubt(member, safe_tools) for member in message.members)
+        return bool(message.members) and all(is_safe_in_doubt(member, safe_tools) for member in message.members)
     if message.kind not in (Kind.REQUEST, Kind.NOTIFICATION) or message.has_task or message.is_opaque:
         return False
     if message.method == "tools/call":

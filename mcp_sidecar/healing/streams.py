@@ -38,8 +38,7 @@ class AfterEnd(Enum):
 class StreamWatch:
     """Looks at what is relayed on one stream, maps its ids, and remembers what its end will depend on.
 
-    ``unanswered`` are the client's request ids that still wait. ``seen`` collects nothing: a message is handed to the
-    caller once, by ``relay``.
+    ``unanswered`` are the client's request ids that still wait. A message is handed to the caller once, by ``relay``.
     """
 
     mark: Mark
@@ -50,7 +49,8 @@ class StreamWatch:
     committed: bool = False
     in_fragment: bool = False
     blocks: int = 0
-    _scan: TopLevelScan | None = None
+    _scan: TopLevelScan | None = field(default=None, init=False)
+    _is_json: bool = field(default=True, init=False)
 
     def relay(self, piece: Block | Fragment) -> tuple[bytes, Message | None]:
         """What the client gets for one piece of the stream, and the message in it, if it holds one."""
@@ -80,36 +80,46 @@ class StreamWatch:
         return to_client(message, self.mark, self.renumbering)
 
     def _note(self, message: Message) -> None:
+        is_rewritable = not message.is_opaque
         for member in message.members or (message,):
             if member.kind is Kind.RESPONSE:
-                self._note_answer(member.id)
+                self._note_answer(member.id, is_rewritable=is_rewritable)
             elif member.kind is Kind.REQUEST or member.method == "notifications/progress":
                 self.committed = True
 
-    def _note_answer(self, request_id: JsonRpcId) -> None:
-        old = self.renumbering.ids.get(request_id, request_id) if isinstance(request_id, str) else request_id
-        self.unanswered.discard(old)
+    def _note_answer(self, request_id: JsonRpcId, *, is_rewritable: bool) -> None:
+        """An answer counts under the id that the client will see; where that is not its own, it still waits."""
+        if is_rewritable and isinstance(request_id, str):
+            request_id = self.renumbering.ids.get(request_id, request_id)
+        self.unanswered.discard(request_id)
 
     def _watch_fragment(self, piece: Fragment) -> None:
         self.in_fragment = not piece.last
         self.committed = True
         if self._scan is None:
-            self._scan = TopLevelScan()
-        try:
-            self._scan.feed(piece.data)
-            if piece.last:
-                self._note_scanned(self._scan)
-        except NotJson:
-            pass
-        if piece.last:
-            self._scan = None
+            self._scan, self._is_json = TopLevelScan(), True
+        self._is_json = self._is_json and _goes_on_as_json(self._scan, piece)
+        if not piece.last:
+            return
+        if self._is_json:
+            self._note_scanned(self._scan)
+        self._scan = None
 
     def _note_scanned(self, scan: TopLevelScan) -> None:
-        scan.finish()
-        if scan.is_array:
+        if scan.is_array and not self.renumbering.ids:
             self.unanswered.clear()
         elif scan.has_result or scan.has_error:
-            self._note_answer(scan.id)
+            self._note_answer(scan.id, is_rewritable=False)
+
+
+def _goes_on_as_json(scan: TopLevelScan, piece: Fragment) -> bool:
+    try:
+        scan.feed(piece.data)
+        if piece.last:
+            scan.finish()
+    except NotJson:
+        return False
+    return True
 
 
 def after_end(watch: StreamWatch, ending: Ending, *, may_resend: bool, may_resume: bool) -> AfterEnd:
@@ -141,5 +151,5 @@ def _message_in(data: str | None) -> Message | None:
         return None
     try:
         return parse(data.encode())
-    except (NotJson, UnicodeEncodeError):
+    except NotJson:
         return None

@@ -29,7 +29,7 @@ from mcp_sidecar.healing.replay import is_safe_in_doubt
 from mcp_sidecar.healing.session import ClientSessionId
 from mcp_sidecar.healing.streams import AfterEnd, StreamWatch, unanswered_ids
 from mcp_sidecar.proxy import outbound, rejections
-from mcp_sidecar.proxy.bodies import Body, BodyTooLarge, HeldBody, PassingBody
+from mcp_sidecar.proxy.bodies import UNREADABLE, Body, HeldBody, PassingBody
 from mcp_sidecar.proxy.call import Call
 from mcp_sidecar.proxy.healer import Loss
 from mcp_sidecar.proxy.holding import Held, Waited
@@ -168,7 +168,7 @@ class Posting:
         if isinstance(self._body, PassingBody) and self._body.has_begun:
             try:
                 self._message = self._exchange.message = await self._body.read_to_end()
-            except (BodyTooLarge, NotJson) as error:
+            except UNREADABLE as error:
                 return Give(rejections.of(error))
         return self._exchange.failed(fault)
 
@@ -229,7 +229,7 @@ class Posting:
         else:
             waited = await self._parts.holding.for_route(self._held)
         if waited is Waited.BACK:
-            return self._exchange.back(awaited)
+            return self._exchange.back()
         return self._exchange.cancelled() if waited is Waited.CANCELLED else self._exchange.expired()
 
     # -- Give ---------------------------------------------------------------------------------------------------------

@@ -99,9 +99,3 @@ def is_valid_session_id(session_id: str) -> bool:
 def media_type(content_type: str | None) -> str:
     """The bare lower-case media type, empty if there is none."""
     return (content_type or "").partition(";")[0].strip().lower()
-
-
-def accepts_event_stream(pairs: Iterable[Pair]) -> bool:
-    """Whether ``Accept`` admits an SSE answer."""
-    accepted = ",".join(values(pairs, "accept")).lower()
-    return "text/event-stream" in accepted or "*/*" in accepted or "text/*" in accepted

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable
 from dataclasses import dataclass
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 from mcp_sidecar.wire.headers import Pair
 
@@ -18,7 +18,9 @@ _URL_HEADERS = frozenset({"location", "content-location"})
 
 
 def host_of(authority: str) -> str:
-    """The lower-case host of ``host[:port]``, without brackets; empty where there is none."""
+    """The lower-case host of ``host[:port]``, without brackets; empty where that is not all that is said."""
+    if any(mark in authority for mark in "@/?#"):
+        return ""
     try:
         return (urlsplit(f"//{authority.strip()}").hostname or "").rstrip(".")
     except ValueError:
@@ -45,17 +47,22 @@ def canonical(url: str) -> str | None:
     if not parts.scheme or not host:
         return None
     shown = f"[{host}]" if ":" in host else host
-    return f"{parts.scheme}://{shown}" + (f":{port}" if port and port != _DEFAULT_PORTS.get(parts.scheme) else "")
+    return f"{parts.scheme}://{shown}" + ("" if port in (None, _DEFAULT_PORTS.get(parts.scheme)) else f":{port}")
 
 
 def is_allowed_origin(origin: str, own: Iterable[str], listed: Iterable[str], *, on_loopback: bool) -> bool:
     """Whether an ``Origin`` is the sidecar's own, a listed one, or loopback to a loopback listener."""
     seen = canonical(origin)
-    if seen is None or urlsplit(origin).path not in ("", "/"):
+    if seen is None or _says_more_than_an_origin(urlsplit(origin)):
         return False
     if seen in {canonical(one) for one in (*own, *listed)}:
         return True
     return on_loopback and is_loopback(urlsplit(seen).hostname or "")
+
+
+def _says_more_than_an_origin(parts: SplitResult) -> bool:
+    """No browser sends that; whoever does hopes that one of two parsers gets it wrong."""
+    return parts.path not in ("", "/") or bool(parts.query or parts.fragment) or "@" in parts.netloc
 
 
 def is_allowed_host(authority: str, own: Iterable[str], listed: Iterable[str]) -> bool:

@@ -5,6 +5,7 @@ Revisions are data: a new one is a row, never a branch.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 PROTOCOL_VERSION_HEADER = "MCP-Protocol-Version"
@@ -18,22 +19,22 @@ class Revision:
 
     version: str
     has_sessions: bool
-    has_batches: bool
     sends_version_header: bool
 
 
 REVISIONS = {
     row.version: row
     for row in (
-        Revision("2024-11-05", has_sessions=True, has_batches=True, sends_version_header=False),
-        Revision("2025-03-26", has_sessions=True, has_batches=True, sends_version_header=False),
-        Revision("2025-06-18", has_sessions=True, has_batches=False, sends_version_header=True),
-        Revision("2025-11-25", has_sessions=True, has_batches=False, sends_version_header=True),
-        Revision("2026-07-28", has_sessions=False, has_batches=False, sends_version_header=True),
+        Revision("2024-11-05", has_sessions=True, sends_version_header=False),
+        Revision("2025-03-26", has_sessions=True, sends_version_header=False),
+        Revision("2025-06-18", has_sessions=True, sends_version_header=True),
+        Revision("2025-11-25", has_sessions=True, sends_version_header=True),
+        Revision("2026-07-28", has_sessions=False, sends_version_header=True),
     )
 }
 
 FIRST_SESSIONLESS = "2026-07-28"
+_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 
 SESSIONLESS_METHODS = frozenset({"server/discover", "subscriptions/listen", "tasks/update"})
 """Methods that exist only without sessions (2026-07-28)."""
@@ -60,7 +61,7 @@ def is_sessionless_version(version: str | None) -> bool:
     known = REVISIONS.get(version)
     if known is not None:
         return not known.has_sessions
-    return version == "draft" or _looks_like_date(version) and version >= FIRST_SESSIONLESS
+    return version == "draft" or (_DATE.fullmatch(version) is not None and version >= FIRST_SESSIONLESS)
 
 
 def sends_version_header(version: str) -> bool:
@@ -81,7 +82,3 @@ def is_sessionless_request(meta_version: str | None, method: str | None, header_
     if method in SESSIONLESS_METHODS:
         return True
     return is_sessionless_version(header_version)
-
-
-def _looks_like_date(version: str) -> bool:
-    return len(version) == 10 and version[4] == version[7] == "-" and version.replace("-", "").isdigit()
