@@ -9,6 +9,7 @@ ended upstream and never taken for whole.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -29,7 +30,7 @@ from mcp_sidecar.healing.principal import Principal
 from mcp_sidecar.healing.recorded import INCOMPATIBLE, INITIALIZED, differences, is_same_server
 from mcp_sidecar.healing.session import Event, Session, State, UpstreamSessionId
 from mcp_sidecar.proxy.holding import Held, Holding, Waited
-from mcp_sidecar.proxy.reading import KeptAnswer, decoded_body, judged_head, kept, read_rpc_answer
+from mcp_sidecar.proxy.reading import KeptAnswer, decoded_body, is_event_stream, judged_head, kept, read_rpc_answer
 from mcp_sidecar.proxy.store import SessionStore
 from mcp_sidecar.proxy.upstream import Answer, Upstream, UpstreamFault
 from mcp_sidecar.wire import headers
@@ -44,6 +45,11 @@ JITTER_S = 0.050
 """How long a heal that had to queue waits at most when its turn comes, so that thousands do not come in step."""
 
 BUDGET_PERIOD_S = 60.0
+
+QUICK_HEALS, QUICK_PERIOD_S, QUICK_PAUSE_S = 3, 1.0, 0.250
+"""A session that needed so many heals in so short a time waits before the next one: its server takes sessions and loses
+them, or cannot open any, and the budget should last until it can."""
+
 REQUEST_ID = "mcp-sidecar-initialize"
 PING_ID = "mcp-sidecar-ping"
 PING_BODY = b'{"jsonrpc":"2.0","id":"mcp-sidecar-ping","method":"ping"}'
@@ -136,6 +142,7 @@ class Healer:
         """
         while True:
             if session.is_ended:
+                self._refuse(session, loss, "the session was ended")
                 return Waited.BACK, HealEnd(Unhealed.NOT_RESTORED)
             if session.generation > loss.generation:
                 return Waited.BACK, HEALED
@@ -191,6 +198,8 @@ class Healer:
 
     async def _fly(self, session: Session, loss: Loss, trigger: Trigger) -> HealEnd:
         started = self._clock()
+        if sum(started - at < QUICK_PERIOD_S for at in session.recent_heals) >= QUICK_HEALS:
+            await asyncio.sleep(QUICK_PAUSE_S)
         queued = self._slots.locked()
         async with self._slots:
             if queued:
@@ -218,6 +227,7 @@ class _Restore:
         self._trigger = trigger
         self._started = started
         self._loss_told = False
+        self._is_counted = False
 
     async def run(self) -> HealEnd:
         if self._loss.ambiguous is not None:
@@ -234,15 +244,16 @@ class _Restore:
             self._session.fire(Event.NOT_HEALED)
 
     def unavailable(self, fault: Fault) -> HealEnd:
+        """What broke may break again at once: it is tried at the pace of a route, not whenever a connect succeeds."""
         self._end(HealOutcome.UNAVAILABLE, f"upstream {fault.value}")
-        return HealEnd(Unhealed.UNREACHABLE)
+        return HealEnd(Unhealed.NO_ROUTE if fault.may_have_arrived else Unhealed.UNREACHABLE)
 
     # -- the steps ----------------------------------------------------------------------------------------------------
 
     async def _confirm(self, original: JudgedAnswer) -> HealEnd | None:
         """Ask with a ping on the same session (R12); ``None`` means go on with ``initialize``."""
         async with await self._post(PING_BODY, self._session.upstream_id) as answer:
-            body = await decoded_body(answer, PEEK_BYTES)
+            body = b"" if is_event_stream(answer) else await decoded_body(answer, PEEK_BYTES)
             ping = JudgedAnswer(judged_head(answer), body, complete=answer.whole)
         match judge_probe(original, ping, self._healer._policy.signatures):
             case ProbeVerdict.LOST:
@@ -257,11 +268,16 @@ class _Restore:
                 return HealEnd(Unhealed.UNPROVEN)
 
     async def _initialize(self) -> HealEnd:
-        answer = await self._post(self._session.handshake.initialize_request(REQUEST_ID), None)
+        try:
+            answer = await self._post(self._session.handshake.initialize_request(REQUEST_ID), None)
+        except UpstreamFault as fault:
+            if fault.fault.may_have_arrived:
+                self._count()
+            raise
         async with answer:
             if not 200 <= answer.status < 300:
                 return await self._not_accepted(answer)
-            self._session.note_heal(self._healer._clock())
+            self._count()
             message = await read_rpc_answer(answer, REQUEST_ID, self._healer._max_answer_bytes)
             upstream_id = _new_session_id(answer)
         self._tell_loss()
@@ -273,17 +289,24 @@ class _Restore:
         body = await decoded_body(answer, PEEK_BYTES)
         match judge_initialize_status(answer.status, body):
             case InitializeVerdict.AUTH:
-                self._session.note_heal(self._healer._clock())
+                # Not counted: tokens are not verified here, and a bad one must not spend the owner's budget.
                 self._end(HealOutcome.FAILED, "the credentials were refused")
                 return HealEnd(Unhealed.UNAUTHORIZED, refusal=await kept(answer, PEEK_BYTES))
             case InitializeVerdict.GONE | InitializeVerdict.UNAVAILABLE:
                 if self._loss.ambiguous is None:
+                    self._count()
                     self._end(HealOutcome.UNAVAILABLE, "no route to the server")
                 return HealEnd(Unhealed.NO_ROUTE)
             case _:
-                self._session.note_heal(self._healer._clock())
+                self._count()
                 self._tell_loss()
-                return await self._give_up(None, HealOutcome.FAILED, "initialize was rejected")
+                return await self._give_up(None, HealOutcome.FAILED, "the handshake was rejected")
+
+    def _count(self) -> None:
+        """Charge the session's budget for an ``initialize`` that a server may have taken, once per heal."""
+        if not self._is_counted:
+            self._is_counted = True
+            self._session.note_heal(self._healer._clock())
 
     async def _accept(self, message: Message, upstream_id: UpstreamSessionId | None) -> HealEnd:
         result = message.result or {}
@@ -294,14 +317,27 @@ class _Restore:
             end = await self._give_up(upstream_id, HealOutcome.INCOMPATIBLE, reason)
             self._healer._store.end(self._session, SessionEnd.INCOMPATIBLE)
             return end
-        async with await self._post(INITIALIZED, upstream_id, in_session=True) as answer:
-            if not 200 <= answer.status < 300:
-                return await self._give_up(upstream_id, HealOutcome.FAILED, "initialized was rejected")
+        refused = await self._tell_initialized(upstream_id)
+        if refused is not None:
+            return refused
         if self._session.is_ended:  # the client's DELETE came meanwhile and wins
             return await self._give_up(upstream_id, HealOutcome.REFUSED, "the session was ended")
         self._repoint(upstream_id, tools_still_hold=is_same_server(found))
         self._end(HealOutcome.HEALED, "healed")
         return HEALED
+
+    async def _tell_initialized(self, upstream_id: UpstreamSessionId | None) -> HealEnd | None:
+        """Say ``initialized``; ``None`` if it was taken, else the end of the heal."""
+        try:
+            async with await self._post(INITIALIZED, upstream_id, in_session=True) as answer:
+                if 200 <= answer.status < 300:
+                    return None
+                end = await self._not_accepted(answer)
+        except UpstreamFault:
+            await self._discard(upstream_id)
+            raise
+        await self._discard(upstream_id)
+        return end
 
     def _repoint(self, upstream_id: UpstreamSessionId | None, *, tools_still_hold: bool) -> None:
         store = self._healer._store
@@ -310,15 +346,17 @@ class _Restore:
         store.claim_upstream_id(self._session)
 
     async def _give_up(self, upstream_id: UpstreamSessionId | None, outcome: HealOutcome, reason: str) -> HealEnd:
-        """Leave no orphan behind: a new session that is not used is ended (R52)."""
         self._end(outcome, reason)
-        if upstream_id is not None:
-            try:
-                async with await self._send("DELETE", None, upstream_id, in_session=True):
-                    pass
-            except UpstreamFault:
-                pass
+        await self._discard(upstream_id)
         return HealEnd(Unhealed.NOT_RESTORED)
+
+    async def _discard(self, upstream_id: UpstreamSessionId | None) -> None:
+        """Leave no orphan behind: a new session that is not used is ended (R52)."""
+        if upstream_id is None:
+            return
+        with contextlib.suppress(UpstreamFault):
+            answer = await self._send("DELETE", None, upstream_id, in_session=True)
+            answer.close()
 
     # -- requests of our own ------------------------------------------------------------------------------------------
 

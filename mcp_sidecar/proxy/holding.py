@@ -168,8 +168,8 @@ class Holding:
         finally:
             self._held.discard(held)
             self._bytes -= held.size
-            if held.cancel_key is not None:
-                self._by_request.pop(held.cancel_key, None)
+            if held.cancel_key is not None and self._by_request.get(held.cancel_key) is held:
+                del self._by_request[held.cancel_key]
 
 
 def _release(held: Held, how: Waited) -> None:

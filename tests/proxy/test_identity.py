@@ -12,22 +12,14 @@ import pytest
 from mcp_sidecar.healing.facts import HealEnded, HealOutcome
 from tests.support import behaviour
 from tests.support.behaviour import Answers
-from tests.support.client import Answer, McpClient
+from tests.support.client import McpClient
 from tests.support.credentials import alice, bearer
 from tests.support.dialects import Mint
 from tests.support.fake_upstream import FakeUpstream
+from tests.support.own_answers import is_not_found
 from tests.support.sidecar import running_sidecar
 
-NOT_FOUND = b'{"jsonrpc":"2.0","error":{"code":-32001,"message":"Session not found"},"id":null}'
-
 Headers = dict[str, str]
-
-
-def is_not_found(answer: Answer) -> bool:
-    """Whether an answer is the one 404 that every client understands."""
-    content_type = answer.headers.get("Content-Type")
-    return (answer.status, answer.body, content_type) == (404, NOT_FOUND, "text/plain; charset=utf-8")
-
 
 SAME = [
     pytest.param({}, {}, id="anonymous"),
