@@ -68,7 +68,7 @@ class Session:
 
     ``label`` is the short salted hash that logs and the admin page show. ``tag`` makes ids of later generations
     distinguishable from any id an upstream may mint (see ``healing.generations``). Times are seconds of a monotonic
-    clock that the owner reads.
+    clock that the owner reads. ``failed_heals`` counts those in a row that did not restore the session.
     """
 
     client_id: ClientSessionId
@@ -86,6 +86,7 @@ class Session:
     refuses_get: bool = False
     streams: int = 0
     recent_heals: tuple[float, ...] = ()
+    failed_heals: int = 0
 
     def __post_init__(self) -> None:
         """The first upstream id is the client-visible one (R10)."""
@@ -105,6 +106,7 @@ class Session:
             return
         self.upstream_id = upstream_id
         self.generation += 1
+        self.failed_heals = 0
         self.displaced = False
         if not tools_still_hold:
             self.safe_tools = frozenset()

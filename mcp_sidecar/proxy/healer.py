@@ -46,9 +46,9 @@ JITTER_S = 0.050
 
 BUDGET_PERIOD_S = 60.0
 
-QUICK_HEALS, QUICK_PERIOD_S, QUICK_PAUSE_S = 3, 1.0, 0.250
-"""A session that needed so many heals in so short a time waits before the next one: its server takes sessions and loses
-them, or cannot open any, and the budget should last until it can."""
+QUICK_TRIES, SLOW_PACE_S = 3, 0.250
+"""After so many heals that failed in a row a session waits before each further one: its server cannot open sessions just
+now, and the budget should last until it can."""
 
 REQUEST_ID = "mcp-sidecar-initialize"
 PING_ID = "mcp-sidecar-ping"
@@ -198,8 +198,8 @@ class Healer:
 
     async def _fly(self, session: Session, loss: Loss, trigger: Trigger) -> HealEnd:
         started = self._clock()
-        if sum(started - at < QUICK_PERIOD_S for at in session.recent_heals) >= QUICK_HEALS:
-            await asyncio.sleep(QUICK_PAUSE_S)
+        if session.failed_heals >= QUICK_TRIES:
+            await asyncio.sleep(SLOW_PACE_S)
         queued = self._slots.locked()
         async with self._slots:
             if queued:
@@ -241,6 +241,7 @@ class _Restore:
     def settle(self) -> None:
         """Whatever happened, the session is not left in the middle."""
         if self._session.state is State.HEALING:
+            self._session.failed_heals += 1
             self._session.fire(Event.NOT_HEALED)
 
     def unavailable(self, fault: Fault) -> HealEnd:
