@@ -1,0 +1,534 @@
+"""Whole trips of a message: what is reported, and which step must follow.
+
+A row reads like a story: the exchange, then pairs of a report and the step that answers it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any, Final
+
+import pytest
+
+from mcp_sidecar.healing import own_answers
+from mcp_sidecar.healing.classify import UNANSWERED, Judgement, SessionKnowledge, Verdict
+from mcp_sidecar.healing.exchange import Awaited, Exchange, Give, Heal, Hold, Pass, Send, Step, Unhealed
+from mcp_sidecar.healing.facts import ObservedAction, ReplayCause
+from mcp_sidecar.healing.faults import Fault
+from mcp_sidecar.healing.own_answers import Reason
+from mcp_sidecar.healing.policy import Mode
+from mcp_sidecar.healing.signatures import TABLE
+from mcp_sidecar.healing.streams import AfterEnd
+from mcp_sidecar.wire.messages import Message
+from tests.healing import samples
+
+Report = Callable[[Exchange], Step | None]
+Story = list[tuple[Report, Step | None]]
+
+CALL: Final = samples.call()
+LIST: Final = samples.request("tools/list")
+INITIALIZE: Final = samples.request("initialize")
+RESPONSE: Final = samples.response()
+INITIALIZED: Final = samples.notification("notifications/initialized")
+CANCELLED: Final = samples.notification("notifications/cancelled", requestId=7)
+PROGRESS: Final = samples.notification("notifications/progress", progressToken=7, progress=1)
+
+ROWS: Final = {row.name: row for row in TABLE}
+PROVEN: Final = Judgement(Verdict.SESSION_LOST, ROWS["python-404"], jsonrpc_body=True)
+UNPROVEN: Final = Judgement(Verdict.SESSION_LOST, ROWS["generic-session-id"])
+BARE_404: Final = Judgement(Verdict.AMBIGUOUS, ROWS["bare-404"], bare_404=True)
+PERHAPS: Final = Judgement(Verdict.AMBIGUOUS, ROWS["weak-session-id"], jsonrpc_body=True)
+ROUTE_404: Final = Judgement(Verdict.OTHER, bare_404=True)
+PAGE: Final = UNANSWERED
+SERVERS_503: Final = Judgement(Verdict.UNAVAILABLE, jsonrpc_body=True)
+
+NEVER: Final = (Judgement(Verdict.OK), Judgement(Verdict.OTHER), Judgement(Verdict.AUTH_FAILURE), SERVERS_503)
+"""Judgements that leave nothing to do but to pass the answer on."""
+
+
+def exchange(message: Message = CALL, mode: Mode = Mode.HEAL, **facts: Any) -> Exchange:
+    defaults = {"session": SessionKnowledge.BOUND, "safe_in_doubt": message in (LIST, INITIALIZE, INITIALIZED)}
+    return Exchange(message=message, mode=mode, **{**defaults, **facts})
+
+
+# -- reports -------------------------------------------------------------------------------------------------------
+
+
+def begin(trip: Exchange) -> Step:
+    return trip.begin()
+
+
+def answered(judgement: Judgement, status: int = 404) -> Report:
+    return lambda trip: trip.judged(judgement, status)
+
+
+def failed(fault: Fault) -> Report:
+    return lambda trip: trip.failed(fault)
+
+
+def healed(trip: Exchange) -> Step:
+    return trip.healed()
+
+
+def unhealed(why: Unhealed) -> Report:
+    return lambda trip: trip.unhealed(why)
+
+
+def back(trip: Exchange) -> Step:
+    return trip.back()
+
+
+def expired(trip: Exchange) -> Step:
+    return trip.expired()
+
+
+def cancelled(trip: Exchange) -> Step:
+    return trip.cancelled()
+
+
+def broke(after: AfterEnd) -> Report:
+    return lambda trip: trip.stream_broke(after)
+
+
+REFUSED: Final = failed(Fault.UNREACHABLE)
+RESET: Final = failed(Fault.BROKEN)
+
+# -- steps ---------------------------------------------------------------------------------------------------------
+
+FIRST: Final = (begin, Send())
+AFTER_LOSS: Final = Send(ReplayCause.SESSION_LOST)
+NOT_SENT: Final = Send(ReplayCause.NOT_SENT)
+IN_DOUBT: Final = Send(ReplayCause.AMBIGUOUS_SAFE, renumber=True)
+CONNECT: Final = Hold(Awaited.CONNECT)
+ROUTE: Final = Hold(Awaited.ROUTE)
+HEAL: Final = Heal("python-404", confirm=False)
+HEAL_UNPROVEN: Final = Heal("generic-session-id", confirm=False)
+HEAL_DISPLACED: Final = Heal("id-minted-anew", confirm=False)
+PING_FIRST: Final = Heal("bare-404", confirm=True)
+PING_UNPROVEN: Final = Heal("weak-session-id", confirm=True)
+ACCEPTED: Final = Give(own_answers.ACCEPTED)
+DROPPED: Final = Give(own_answers.ACCEPTED, drops=True)
+BAD_GATEWAY: Final = Give(own_answers.BAD_GATEWAY)
+UNAVAILABLE_503: Final = Give(own_answers.unavailable(1), reason=Reason.UPSTREAM_UNAVAILABLE)
+
+
+def error(reason: Reason, message: Message = CALL) -> Give:
+    return Give(own_answers.in_session(message, reason), reason=reason)
+
+
+def undelivered(reason: Reason) -> Give:
+    return Give(own_answers.ACCEPTED, reason=reason, drops=True)
+
+
+def not_found(rewrites: int | None = 404) -> Give:
+    return Give(own_answers.SESSION_NOT_FOUND, reason=Reason.SESSION_LOST, rewrites=rewrites)
+
+
+AWAY: Final = error(Reason.UPSTREAM_UNAVAILABLE)
+UNKNOWN: Final = error(Reason.OUTCOME_UNKNOWN)
+TOO_LARGE: Final = error(Reason.TOO_LARGE_TO_REPLAY)
+GIVEN_UP: Final = error(Reason.CANCELLED)
+
+LOSS: Final[dict[str, tuple[Exchange, Story]]] = {
+    "healed and sent again, an unsafe call too": (
+        exchange(),
+        [FIRST, (answered(PROVEN), HEAL), (healed, AFTER_LOSS), (answered(NEVER[0], 200), Pass())],
+    ),
+    "unproven: the session is healed, the unsafe call is not sent again": (
+        exchange(),
+        [FIRST, (answered(UNPROVEN), HEAL_UNPROVEN), (healed, UNKNOWN)],
+    ),
+    "unproven but safe: sent again under its own id, in a new session": (
+        exchange(LIST),
+        [FIRST, (answered(UNPROVEN), HEAL_UNPROVEN), (healed, AFTER_LOSS)],
+    ),
+    "lost again after the heal: no second heal": (
+        exchange(),
+        [FIRST, (answered(PROVEN), HEAL), (healed, AFTER_LOSS), (answered(PROVEN, 400), not_found(400))],
+    ),
+    "ambiguous after the heal: no second heal": (
+        exchange(),
+        [FIRST, (answered(PROVEN), HEAL), (healed, AFTER_LOSS), (answered(BARE_404), Pass())],
+    ),
+    "not restored": (
+        exchange(),
+        [FIRST, (answered(PROVEN, 400), HEAL), (unhealed(Unhealed.NOT_RESTORED), not_found(400))],
+    ),
+    "credentials refused: that refusal passes": (
+        exchange(),
+        [FIRST, (answered(PROVEN), HEAL), (unhealed(Unhealed.UNAUTHORIZED), Pass())],
+    ),
+    "unknown id: the right 404, nothing else": (
+        exchange(session=SessionKnowledge.UNKNOWN),
+        [FIRST, (answered(PROVEN, 400), not_found(400))],
+    ),
+    "the server goes away before it is healed, and knows the session when it is back": (
+        exchange(),
+        [
+            FIRST,
+            (answered(PROVEN), HEAL),
+            (unhealed(Unhealed.UNREACHABLE), CONNECT),
+            (back, NOT_SENT),
+            (answered(NEVER[0], 200), Pass()),
+        ],
+    ),
+    "the server goes away before it is healed, and is healed when it is back": (
+        exchange(),
+        [
+            FIRST,
+            (answered(PROVEN), HEAL),
+            (unhealed(Unhealed.UNREACHABLE), CONNECT),
+            (back, NOT_SENT),
+            (answered(PROVEN), HEAL),
+            (healed, AFTER_LOSS),
+        ],
+    ),
+    "the server goes away before an unproven loss is healed: nothing more is sent": (
+        exchange(),
+        [FIRST, (answered(UNPROVEN), HEAL_UNPROVEN), (unhealed(Unhealed.UNREACHABLE), UNKNOWN)],
+    ),
+    "the same for a safe call: sent again under a new id": (
+        exchange(LIST),
+        [FIRST, (answered(UNPROVEN), HEAL_UNPROVEN), (unhealed(Unhealed.NO_ROUTE), ROUTE), (back, IN_DOUBT)],
+    ),
+    "waited for somebody's heal in vain: proven": (
+        exchange(),
+        [FIRST, (answered(PROVEN), HEAL), (expired, AWAY)],
+    ),
+    "waited for somebody's heal in vain: unproven": (
+        exchange(),
+        [FIRST, (answered(UNPROVEN), HEAL_UNPROVEN), (expired, UNKNOWN)],
+    ),
+    "cancelled while it waits for the heal": (
+        exchange(),
+        [FIRST, (answered(PROVEN), HEAL), (cancelled, GIVEN_UP)],
+    ),
+    "too large to be held": (
+        exchange(whole=False),
+        [FIRST, (answered(PROVEN), HEAL), (healed, TOO_LARGE)],
+    ),
+    "too large to be held, and unproven": (
+        exchange(whole=False),
+        [FIRST, (answered(UNPROVEN), HEAL_UNPROVEN), (healed, UNKNOWN)],
+    ),
+    "too large to be held, and no server to heal it": (
+        exchange(whole=False),
+        [FIRST, (answered(PROVEN), HEAL), (unhealed(Unhealed.UNREACHABLE), AWAY)],
+    ),
+    "initialized: the heal says it": (
+        exchange(INITIALIZED),
+        [FIRST, (answered(PROVEN), HEAL), (healed, ACCEPTED)],
+    ),
+    "cancelled: about a request that died": (exchange(CANCELLED), [FIRST, (answered(PROVEN), DROPPED)]),
+    "a response never goes to another session": (exchange(RESPONSE), [FIRST, (answered(PROVEN), DROPPED)]),
+    "a response whose answer was ambiguous is dropped after the heal": (
+        exchange(RESPONSE),
+        [FIRST, (answered(BARE_404), PING_FIRST), (healed, DROPPED)],
+    ),
+}
+
+CONFIRM: Final[dict[str, tuple[Exchange, Story]]] = {
+    "the ping found it alive: the answer was about this request": (
+        exchange(),
+        [FIRST, (answered(BARE_404), PING_FIRST), (unhealed(Unhealed.ALIVE), Pass())],
+    ),
+    "the ping proved nothing": (
+        exchange(),
+        [FIRST, (answered(PERHAPS), PING_UNPROVEN), (unhealed(Unhealed.UNPROVEN), Pass())],
+    ),
+    "a bare 404 of a lost session did not run": (
+        exchange(),
+        [FIRST, (answered(BARE_404), PING_FIRST), (healed, AFTER_LOSS)],
+    ),
+    "a weak wording of a lost session may have run": (
+        exchange(),
+        [FIRST, (answered(PERHAPS), PING_UNPROVEN), (healed, UNKNOWN)],
+    ),
+    "a bare 404 everywhere is the route's: held": (
+        exchange(),
+        [
+            FIRST,
+            (answered(BARE_404), PING_FIRST),
+            (unhealed(Unhealed.NO_ROUTE), ROUTE),
+            (back, NOT_SENT),
+            (answered(BARE_404), PING_FIRST),
+            (unhealed(Unhealed.NO_ROUTE), ROUTE),
+            (expired, AWAY),
+        ],
+    ),
+    "a weak wording, and then nobody to ask: nothing more is sent": (
+        exchange(),
+        [FIRST, (answered(PERHAPS), PING_UNPROVEN), (unhealed(Unhealed.UNREACHABLE), UNKNOWN)],
+    ),
+}
+
+DISPLACED: Final[dict[str, tuple[Exchange, Story]]] = {
+    "healed before anything is sent, which is no replay": (
+        exchange(displaced=True),
+        [(begin, HEAL_DISPLACED), (healed, Send()), (answered(NEVER[0], 200), Pass())],
+    ),
+    "a body that streams has not begun: it can be sent": (
+        exchange(displaced=True, whole=False),
+        [(begin, HEAL_DISPLACED), (healed, Send())],
+    ),
+    "no server: held, then healed, never sent under the other's id": (
+        exchange(displaced=True, whole=False),
+        [
+            (begin, HEAL_DISPLACED),
+            (unhealed(Unhealed.UNREACHABLE), CONNECT),
+            (back, HEAL_DISPLACED),
+            (healed, Send()),
+            (REFUSED, CONNECT),
+            (back, NOT_SENT),
+        ],
+    ),
+    "not restored: 404, and nothing was rewritten": (
+        exchange(displaced=True),
+        [(begin, HEAL_DISPLACED), (unhealed(Unhealed.NOT_RESTORED), not_found(None))],
+    ),
+    "a response is dropped at once": (exchange(RESPONSE, displaced=True), [(begin, DROPPED)]),
+    "initialized is said by the heal": (
+        exchange(INITIALIZED, displaced=True),
+        [(begin, HEAL_DISPLACED), (healed, ACCEPTED)],
+    ),
+}
+
+OUTAGE: Final[dict[str, tuple[Exchange, Story]]] = {
+    "refused, back": (
+        exchange(),
+        [FIRST, (REFUSED, CONNECT), (back, NOT_SENT), (REFUSED, CONNECT), (back, NOT_SENT)],
+    ),
+    "refused, back, lost, healed": (
+        exchange(),
+        [FIRST, (REFUSED, CONNECT), (back, NOT_SENT), (answered(PROVEN), HEAL), (healed, AFTER_LOSS)],
+    ),
+    "refused, never back": (exchange(), [FIRST, (REFUSED, CONNECT), (expired, AWAY)]),
+    "refused, never back: initialize": (
+        exchange(INITIALIZE, session=SessionKnowledge.NONE),
+        [FIRST, (REFUSED, CONNECT), (expired, UNAVAILABLE_503)],
+    ),
+    "refused, never back: a notification": (
+        exchange(PROGRESS),
+        [FIRST, (REFUSED, CONNECT), (expired, undelivered(Reason.UPSTREAM_UNAVAILABLE))],
+    ),
+    "refused, cancelled": (exchange(), [FIRST, (REFUSED, CONNECT), (cancelled, GIVEN_UP)]),
+    "refused: a body that streams has not begun": (
+        exchange(whole=False),
+        [FIRST, (REFUSED, CONNECT), (back, NOT_SENT), (RESET, UNKNOWN)],
+    ),
+    "a route's 404, stateless, once the endpoint worked": (
+        exchange(session=SessionKnowledge.NONE, endpoint_worked=True),
+        [FIRST, (answered(ROUTE_404), ROUTE), (back, NOT_SENT), (answered(ROUTE_404), ROUTE), (expired, AWAY)],
+    ),
+    "a route's 404 before the endpoint ever worked passes": (
+        exchange(session=SessionKnowledge.NONE),
+        [FIRST, (answered(ROUTE_404), Pass())],
+    ),
+    "a route's 404 to an unknown id passes": (
+        exchange(session=SessionKnowledge.UNKNOWN, endpoint_worked=True),
+        [FIRST, (answered(ROUTE_404), Pass())],
+    ),
+    "a route's 404 to a streamed body": (
+        exchange(session=SessionKnowledge.NONE, endpoint_worked=True, whole=False),
+        [FIRST, (answered(ROUTE_404), AWAY)],
+    ),
+}
+
+DOUBT: Final[dict[str, tuple[Exchange, Story]]] = {
+    "reset: an unsafe call is told": (exchange(), [FIRST, (RESET, UNKNOWN)]),
+    "no HTTP: an unsafe call is told": (exchange(), [FIRST, (failed(Fault.GARBLED), UNKNOWN)]),
+    "reset: a safe call goes again, but not for ever": (
+        exchange(LIST),
+        [FIRST, (RESET, IN_DOUBT), (RESET, IN_DOUBT), (RESET, UNKNOWN)],
+    ),
+    "reset, refused, back: under a new id": (
+        exchange(LIST),
+        [FIRST, (RESET, IN_DOUBT), (REFUSED, CONNECT), (back, IN_DOUBT), (answered(NEVER[0], 200), Pass())],
+    ),
+    "reset, refused, never back: it may have run": (
+        exchange(LIST),
+        [FIRST, (RESET, IN_DOUBT), (REFUSED, CONNECT), (expired, UNKNOWN)],
+    ),
+    "reset, lost, healed: the ids stay new": (
+        exchange(LIST),
+        [
+            FIRST,
+            (RESET, IN_DOUBT),
+            (answered(PROVEN), HEAL),
+            (healed, Send(ReplayCause.SESSION_LOST, renumber=True)),
+        ],
+    ),
+    "lost, healed, reset: the new session may have run it": (
+        exchange(),
+        [FIRST, (answered(PROVEN), HEAL), (healed, AFTER_LOSS), (RESET, UNKNOWN)],
+    ),
+    "stalled: waiting as long again helps nobody": (exchange(LIST), [FIRST, (failed(Fault.STALLED), UNKNOWN)]),
+    "reset: initialize is told to come again": (
+        exchange(INITIALIZE, session=SessionKnowledge.NONE),
+        [FIRST, (RESET, IN_DOUBT), (RESET, IN_DOUBT), (RESET, UNAVAILABLE_503)],
+    ),
+    "reset: a safe call that streamed": (exchange(LIST, whole=False), [FIRST, (RESET, UNKNOWN)]),
+    "reset: a notification": (exchange(PROGRESS), [FIRST, (RESET, undelivered(Reason.OUTCOME_UNKNOWN))]),
+    "an ingress page: an unsafe call is told": (exchange(), [FIRST, (answered(PAGE, 502), UNKNOWN)]),
+    "an ingress page: a safe call waits for the route": (
+        exchange(LIST),
+        [FIRST, (answered(PAGE, 502), ROUTE), (back, IN_DOUBT), (answered(PAGE, 503), ROUTE), (expired, UNKNOWN)],
+    ),
+    "an ingress page: a safe call that streamed": (
+        exchange(LIST, whole=False),
+        [FIRST, (answered(PAGE, 502), UNKNOWN)],
+    ),
+    "a trusted 503: nothing ran": (
+        exchange(trust_503=True),
+        [FIRST, (answered(PAGE, 503), ROUTE), (back, NOT_SENT), (answered(PAGE, 503), ROUTE), (expired, AWAY)],
+    ),
+    "a trusted 503 to a streamed body": (
+        exchange(trust_503=True, whole=False),
+        [FIRST, (answered(PAGE, 503), AWAY)],
+    ),
+    "trust in 503 is none in 502": (exchange(trust_503=True), [FIRST, (answered(PAGE, 502), UNKNOWN)]),
+    "a trusted 503 after a reset does not undo it": (
+        exchange(LIST, trust_503=True),
+        [FIRST, (RESET, IN_DOUBT), (answered(PAGE, 503), ROUTE), (back, IN_DOUBT)],
+    ),
+    "a cut stream: told": (exchange(), [FIRST, (answered(NEVER[0], 200), Pass()), (broke(AfterEnd.TELL), UNKNOWN)]),
+    "a cut stream: begun anew": (
+        exchange(LIST),
+        [FIRST, (answered(NEVER[0], 200), Pass()), (broke(AfterEnd.RESEND), IN_DOUBT), (REFUSED, CONNECT)],
+    ),
+    "a stream that ended as it should": (
+        exchange(),
+        [FIRST, (answered(NEVER[0], 200), Pass()), (broke(AfterEnd.FINISH), None)],
+    ),
+    "a stream that was cut": (exchange(), [FIRST, (answered(NEVER[0], 200), Pass()), (broke(AfterEnd.CUT), None)]),
+}
+
+REWRITE: Final[dict[str, tuple[Exchange, Story]]] = {
+    "lost: the right 404": (exchange(mode=Mode.REWRITE), [FIRST, (answered(PROVEN, 400), not_found(400))]),
+    "lost, unknown id: the right 404": (
+        exchange(mode=Mode.REWRITE, session=SessionKnowledge.UNKNOWN),
+        [FIRST, (answered(PROVEN, 401), not_found(401))],
+    ),
+    "perhaps lost: passes": (exchange(mode=Mode.REWRITE), [FIRST, (answered(BARE_404), Pass())]),
+    "refused: told at once": (exchange(mode=Mode.REWRITE), [FIRST, (REFUSED, AWAY)]),
+    "refused: initialize": (exchange(INITIALIZE, Mode.REWRITE), [FIRST, (REFUSED, UNAVAILABLE_503)]),
+    "reset, safe: told at once": (
+        exchange(LIST, Mode.REWRITE),
+        [FIRST, (RESET, UNKNOWN)],
+    ),
+    "an ingress page: told at once": (exchange(LIST, Mode.REWRITE), [FIRST, (answered(PAGE, 502), UNKNOWN)]),
+    "a trusted 503: told at once": (
+        exchange(mode=Mode.REWRITE, trust_503=True),
+        [FIRST, (answered(PAGE, 503), AWAY)],
+    ),
+    "a route's 404: told at once": (
+        exchange(mode=Mode.REWRITE, session=SessionKnowledge.NONE, endpoint_worked=True),
+        [FIRST, (answered(ROUTE_404), AWAY)],
+    ),
+    "an id minted anew is the upstream's business": (exchange(mode=Mode.REWRITE, displaced=True), [FIRST]),
+}
+
+ENCODED: Final[dict[str, tuple[Exchange, Story]]] = {
+    "lost, healed, sent again": (
+        exchange(samples.NO_MESSAGE, opaque=True),
+        [FIRST, (answered(PROVEN), HEAL), (healed, AFTER_LOSS)],
+    ),
+    "reset: there is no id to answer to": (
+        exchange(samples.NO_MESSAGE, opaque=True),
+        [FIRST, (RESET, Give(own_answers.BAD_GATEWAY, reason=Reason.OUTCOME_UNKNOWN))],
+    ),
+    "refused, never back": (
+        exchange(samples.NO_MESSAGE, opaque=True),
+        [FIRST, (REFUSED, CONNECT), (expired, Give(own_answers.UNAVAILABLE_PATH, reason=Reason.UPSTREAM_UNAVAILABLE))],
+    ),
+}
+
+TRIPS: Final = [
+    pytest.param(trip, story, id=f"{chapter} - {name}")
+    for chapter, stories in {
+        "loss": LOSS,
+        "confirm": CONFIRM,
+        "displaced": DISPLACED,
+        "outage": OUTAGE,
+        "doubt": DOUBT,
+        "rewrite": REWRITE,
+        "encoded": ENCODED,
+    }.items()
+    for name, (trip, story) in stories.items()
+]
+
+
+@pytest.mark.parametrize(("trip", "story"), TRIPS)
+def test_trip(trip: Exchange, story: Story) -> None:
+    """Each report is followed by exactly this step; in heal and rewrite nothing is merely observed."""
+    trip = copy.deepcopy(trip)
+    assert [report(trip) for report, _ in story] == [step for _, step in story]
+    assert trip.observed == []
+
+
+@pytest.mark.parametrize("mode", Mode)
+@pytest.mark.parametrize("session", SessionKnowledge)
+@pytest.mark.parametrize("judgement", NEVER, ids=["ok", "other", "auth", "a server's own 503"])
+def test_an_answer_that_says_nothing_of_a_loss_passes(
+    judgement: Judgement, session: SessionKnowledge, mode: Mode
+) -> None:
+    """Success, real 401s and 403s, and whatever an MCP server itself has written are the client's."""
+    trip = exchange(mode=mode, session=session, endpoint_worked=True)
+    assert [trip.begin(), trip.judged(judgement, 401)] == [Send(), Pass()]
+
+
+@pytest.mark.parametrize(
+    ("facts", "report", "step", "action"),
+    [
+        pytest.param({}, answered(PROVEN), Pass(), ObservedAction.HEAL, id="lost"),
+        pytest.param(
+            {"session": SessionKnowledge.UNKNOWN}, answered(PROVEN), Pass(), ObservedAction.REWRITE, id="unknown id"
+        ),
+        pytest.param({}, answered(BARE_404), Pass(), None, id="perhaps lost: nobody asks"),
+        pytest.param({"displaced": True}, answered(NEVER[0], 200), Pass(), None, id="displaced"),
+        pytest.param({}, answered(PAGE, 502), Pass(), ObservedAction.REFUSE, id="an ingress page, unsafe"),
+        pytest.param({"message": LIST}, answered(PAGE, 502), Pass(), ObservedAction.REPLAY, id="an ingress page, safe"),
+        pytest.param({"trust_503": True}, answered(PAGE, 503), Pass(), ObservedAction.REPLAY, id="a trusted 503"),
+        pytest.param(
+            {"session": SessionKnowledge.NONE, "endpoint_worked": True},
+            answered(ROUTE_404),
+            Pass(),
+            ObservedAction.REPLAY,
+            id="a route's 404",
+        ),
+        pytest.param({}, REFUSED, BAD_GATEWAY, ObservedAction.REPLAY, id="refused"),
+        pytest.param({}, RESET, BAD_GATEWAY, ObservedAction.REFUSE, id="reset, unsafe"),
+        pytest.param({"message": LIST}, RESET, BAD_GATEWAY, ObservedAction.REPLAY, id="reset, safe"),
+        pytest.param({"message": INITIALIZE}, REFUSED, BAD_GATEWAY, ObservedAction.REPLAY, id="initialize"),
+    ],
+)
+def test_observe_changes_nothing(
+    facts: dict[str, Any], report: Report, step: Step, action: ObservedAction | None
+) -> None:
+    """Mode observe passes what comes, answers as a plain proxy would, and says what heal would have done."""
+    trip = exchange(mode=Mode.OBSERVE, **facts)
+    assert [trip.begin(), report(trip)] == [Send(), step]
+    assert trip.observed == ([action] if action is not None else [])
+
+
+def test_a_loss_without_a_row_has_a_name() -> None:
+    """A heal always has something to be counted under."""
+    trip = exchange()
+    trip.begin()
+    assert trip.judged(Judgement(Verdict.SESSION_LOST), 404) == Heal("unnamed", confirm=False)
+
+
+@pytest.mark.parametrize(
+    ("message", "facts", "may"),
+    [
+        pytest.param(LIST, {}, True, id="safe"),
+        pytest.param(CALL, {}, False, id="unsafe"),
+        pytest.param(LIST, {"whole": False}, False, id="streamed"),
+        pytest.param(LIST, {"mode": Mode.REWRITE}, False, id="rewrite"),
+        pytest.param(LIST, {"mode": Mode.OBSERVE}, False, id="observe"),
+    ],
+)
+def test_what_may_be_begun_anew(message: Message, facts: dict[str, Any], may: bool) -> None:
+    """A cut stream is begun anew only in mode heal, for what is harmless and still at hand."""
+    assert exchange(message, **facts).may_resend_stream is may

@@ -1,0 +1,273 @@
+"""What holds on every trip, whatever the upstream does: random walks through all reports that can answer a step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Final
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mcp_sidecar.healing import own_answers
+from mcp_sidecar.healing.classify import UNANSWERED, Judgement, SessionKnowledge, Verdict
+from mcp_sidecar.healing.exchange import MAX_RESENDS_IN_DOUBT, Exchange, Give, Heal, Hold, Pass, Send, Step, Unhealed
+from mcp_sidecar.healing.facts import ReplayCause
+from mcp_sidecar.healing.faults import Fault
+from mcp_sidecar.healing.policy import Mode
+from mcp_sidecar.healing.replay import AfterLoss, after_loss, is_safe_in_doubt
+from mcp_sidecar.healing.signatures import ROUTE_ROWS, TABLE, Signature, Strength
+from mcp_sidecar.healing.streams import AfterEnd
+from tests.healing import samples
+
+MAX_REPORTS: Final = 40
+
+many: Final = settings(max_examples=300)
+
+MESSAGES: Final = (
+    samples.call(),
+    samples.call("read"),
+    samples.request("tools/list"),
+    samples.request("x/unknown"),
+    samples.request("initialize"),
+    samples.notification("notifications/initialized"),
+    samples.notification("notifications/cancelled", requestId=1),
+    samples.notification("notifications/progress", progressToken=1),
+    samples.response(),
+    samples.batch(samples.call(), samples.request("ping", id=2)),
+    samples.batch(samples.request("ping", id=2), samples.response()),
+    samples.UNREAD_BATCH,
+    samples.NO_MESSAGE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What is told to the exchange, and what is true of the message then: whether it arrived, whether it may have run."""
+
+    tell: Callable[[Exchange], Step | None]
+    arrived: bool = False
+    ran: bool = False
+
+
+@dataclass(slots=True)
+class Trip:
+    """One walk, with all its steps and reports."""
+
+    exchange: Exchange
+    steps: list[Step] = field(default_factory=list)
+    reports: list[Report] = field(default_factory=list)
+
+    def sends_after(self, what: Callable[[Report], bool]) -> int:
+        """How often the message was sent after the first report of a kind."""
+        first = next((at for at, report in enumerate(self.reports) if what(report)), len(self.steps))
+        return sum(isinstance(step, Send) for step in self.steps[first + 1 :])
+
+    def count(self, kind: type) -> int:
+        return sum(isinstance(step, kind) for step in self.steps)
+
+
+def _judged(judgement: Judgement, status: int, *, ran: bool) -> Report:
+    return Report(lambda trip: trip.judged(judgement, status), arrived=True, ran=ran)
+
+
+def _failed(fault: Fault) -> Report:
+    return Report(lambda trip: trip.failed(fault), arrived=fault.may_have_arrived, ran=fault.may_have_arrived)
+
+
+def _unhealed(why: Unhealed) -> Report:
+    return Report(lambda trip: trip.unhealed(why))
+
+
+def _broke(after: AfterEnd) -> Report:
+    return Report(lambda trip: trip.stream_broke(after), arrived=True, ran=True)
+
+
+def _about_session(row: Signature) -> Report:
+    verdict = Verdict.SESSION_LOST if row.strength is Strength.STRONG else Verdict.AMBIGUOUS
+    is_bare = row.name in ROUTE_ROWS
+    return _judged(Judgement(verdict, row, bare_404=is_bare), 404, ran=not (row.proves_not_run or is_bare))
+
+
+def one_row(name: str) -> Signature:
+    return next(row for row in TABLE if row.name == name)
+
+
+SETTLED: Final = [
+    *(_judged(Judgement(verdict), 200, ran=True) for verdict in (Verdict.OK, Verdict.OTHER, Verdict.AUTH_FAILURE)),
+    _judged(Judgement(Verdict.UNAVAILABLE, jsonrpc_body=True), 503, ran=True),
+]
+PAGE: Final = _judged(UNANSWERED, 502, ran=True)
+PAGE_503: Final = _judged(UNANSWERED, 503, ran=False)
+LOST: Final = [
+    _about_session(one_row(name)) for name in ("python-404", "generic-session-id", "weak-session-id", "bare-404")
+]
+ROUTE: Final = _judged(Judgement(Verdict.OTHER, bare_404=True), 404, ran=False)
+FAULTS: Final = [_failed(fault) for fault in Fault]
+HEALED: Final = Report(lambda trip: trip.healed())
+UNHEALED: Final = {why: _unhealed(why) for why in Unhealed}
+UNHEALED_SURELY: Final = [UNHEALED[why] for why in Unhealed if why not in (Unhealed.ALIVE, Unhealed.UNPROVEN)]
+BACK: Final = Report(lambda trip: trip.back())
+EXPIRED: Final = Report(lambda trip: trip.expired())
+CANCELLED: Final = Report(lambda trip: trip.cancelled())
+BROKE: Final = [_broke(after) for after in (AfterEnd.FINISH, AfterEnd.TELL, AfterEnd.CUT)]
+RESEND: Final = _broke(AfterEnd.RESEND)
+
+
+def _possible(trip: Trip) -> list[Report]:
+    """What can be reported of the last step, by what the classifier and the healer promise."""
+    exchange, step = trip.exchange, trip.steps[-1]
+    match step:
+        case Send():
+            trusted = [PAGE_503] if exchange.trust_503 else []
+            about = {SessionKnowledge.NONE: [ROUTE], SessionKnowledge.UNKNOWN: LOST[:2]}
+            return [*SETTLED, *FAULTS, PAGE, *trusted, *about.get(exchange.session, LOST)]
+        case Heal():
+            return [HEALED, *(UNHEALED.values() if step.confirm else UNHEALED_SURELY), EXPIRED, CANCELLED]
+        case Hold():
+            return [BACK, EXPIRED, CANCELLED]
+        case Pass() if isinstance(trip.steps[-2], Send):
+            return [*BROKE, *([RESEND] if exchange.may_resend_stream else [])]
+        case _:
+            return []
+
+
+@st.composite
+def trips(draw: st.DrawFn) -> Trip:
+    """A walk to its end, or until the walker has seen enough."""
+    message = draw(st.sampled_from(MESSAGES))
+    trip = Trip(
+        Exchange(
+            message=message,
+            session=draw(st.sampled_from([*SessionKnowledge, *[SessionKnowledge.BOUND] * 3])),
+            mode=draw(st.sampled_from([*Mode, *[Mode.HEAL] * 3])),
+            safe_in_doubt=is_safe_in_doubt(message, {"read"}),
+            whole=draw(st.booleans()),
+            trust_503=draw(st.booleans()),
+            endpoint_worked=draw(st.booleans()),
+        )
+    )
+    trip.exchange.displaced = trip.exchange.session is SessionKnowledge.BOUND and draw(st.booleans())
+    trip.steps.append(trip.exchange.begin())
+    _walk(trip, lambda reports: _prefer(draw, reports), MAX_REPORTS)
+    return trip
+
+
+def _prefer(draw: st.DrawFn, reports: list[Report]) -> Report:
+    """Mostly what makes a long trip: most others would end after a step or two."""
+    long = [
+        report for report in reports if report not in (*SETTLED, EXPIRED, CANCELLED, UNHEALED[Unhealed.NOT_RESTORED])
+    ]
+    prefers = draw(st.integers(0, 4)) > 0
+    return draw(st.sampled_from(long if long and prefers else reports))
+
+
+def _walk(trip: Trip, choose: Callable[[list[Report]], Report], limit: int) -> None:
+    for _ in range(limit):
+        reports = _possible(trip)
+        if not reports:
+            return
+        report = choose(reports)
+        step = report.tell(trip.exchange)
+        trip.reports.append(report)
+        if step is None:
+            return
+        trip.steps.append(step)
+
+
+class TestEveryTrip:
+    """The laws of the exchange, in the order of their weight."""
+
+    @many
+    @given(trips())
+    def test_what_may_have_run_goes_again_only_if_it_is_harmless(self, trip: Trip) -> None:
+        """An unsafe message is never sent after anything by which it may have run."""
+        if not trip.exchange.safe_in_doubt:
+            assert trip.sends_after(lambda report: report.ran) == 0
+
+    @many
+    @given(trips())
+    def test_a_streamed_body_is_sent_once(self, trip: Trip) -> None:
+        """What was not held cannot be sent again once it has arrived."""
+        if not trip.exchange.whole:
+            assert trip.sends_after(lambda report: report.arrived) == 0
+
+    @many
+    @given(trips())
+    def test_one_heal(self, trip: Trip) -> None:
+        """An exchange has its session healed once; what it meets afterwards it takes as it is."""
+        if HEALED in trip.reports:
+            after = trip.steps[trip.reports.index(HEALED) + 1 :]
+            assert not any(isinstance(step, Heal) for step in after)
+
+    @many
+    @given(trips())
+    def test_resends_in_doubt_are_bounded(self, trip: Trip) -> None:
+        """A harmless message that crashes its server does not do so for ever; pages of an ingress have the hold's end."""
+        resends = [
+            later
+            for earlier, later in pairwise(trip.steps)
+            if not isinstance(earlier, Hold) and isinstance(later, Send) and later.cause is ReplayCause.AMBIGUOUS_SAFE
+        ]
+        assert len(resends) <= MAX_RESENDS_IN_DOUBT
+
+    @many
+    @given(trips())
+    def test_a_second_try_in_one_session_has_its_own_ids(self, trip: Trip) -> None:
+        """What may have run in a session is sent there again only under ids that it has not seen (R47)."""
+        in_doubt = False
+        for report, step in zip(trip.reports, trip.steps[1:], strict=False):
+            in_doubt = (in_doubt or report.ran) and report is not HEALED
+            assert not (in_doubt and isinstance(step, Send)) or step.renumber
+
+    @many
+    @given(trips())
+    def test_a_message_of_a_dead_session_goes_nowhere(self, trip: Trip) -> None:
+        """A response or a cancellation is not sent again after a proven loss."""
+        if after_loss(trip.exchange.message) is AfterLoss.DROP:
+            assert not any(isinstance(step, Send) and step.cause is ReplayCause.SESSION_LOST for step in trip.steps)
+
+    @many
+    @given(trips())
+    def test_the_first_send_is_no_replay(self, trip: Trip) -> None:
+        """Only a message that was sent before is counted as sent again."""
+        sends = [step for step in trip.steps if isinstance(step, Send)]
+        assert [send.cause is None for send in sends] == [at == 0 for at in range(len(sends))]
+
+    @many
+    @given(trips())
+    def test_it_always_ends(self, trip: Trip) -> None:
+        """From wherever it stands, the end of waiting leads to an answer at once."""
+        endings = {Hold: EXPIRED, Heal: EXPIRED, Send: SETTLED[0], Pass: BROKE[0]}
+        _walk(trip, lambda _: endings[type(trip.steps[-1])], 2)
+        assert isinstance(trip.steps[-1], Pass | Give)
+
+    @many
+    @given(trips())
+    def test_what_the_modes_never_do(self, trip: Trip) -> None:
+        """Observe and rewrite hold, heal and send again nothing; only observe keeps notes."""
+        if trip.exchange.mode is not Mode.HEAL:
+            assert trip.count(Hold) == trip.count(Heal) == 0
+            assert [step for step in trip.steps if isinstance(step, Send)] == [Send()]
+        if trip.exchange.mode is not Mode.OBSERVE:
+            assert trip.exchange.observed == []
+
+    @many
+    @given(trips())
+    def test_what_observe_answers(self, trip: Trip) -> None:
+        """A plain proxy has one answer of its own."""
+        if trip.exchange.mode is Mode.OBSERVE and not any(report in BROKE for report in trip.reports):
+            assert all(step == Give(own_answers.BAD_GATEWAY) for step in trip.steps if isinstance(step, Give))
+
+    @many
+    @given(trips())
+    def test_what_a_session_never_gets(self, trip: Trip) -> None:
+        """On a session's POST no status of ours is anything but 200, 202 and the one 404; without one, never a 404."""
+        ours = {step.answer.status for step in trip.steps if isinstance(step, Give)}
+        if trip.exchange.mode is Mode.OBSERVE:
+            return
+        if trip.exchange.session is SessionKnowledge.NONE or trip.exchange.message.method == "initialize":
+            assert ours <= {200, 202, 503} | ({404} if trip.exchange.session is not SessionKnowledge.NONE else set())
+        else:
+            assert ours <= {200, 202, 404}
