@@ -79,7 +79,7 @@ class Listening:
             self._parts.keeper.discard(self._responder)
             self._responder.may_comment = False
             if self._is_looked_after and self._session is not None:
-                self._session.streams -= 1
+                self._parts.store.stream_closed(self._session)
 
     async def _listen(self) -> None:
         after = await self._attach()

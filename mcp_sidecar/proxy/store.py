@@ -87,13 +87,18 @@ class SessionStore:
         session = self._by_use.get(key)
         if session is None:
             return None
-        now = self._clock()
-        if self._is_expired(session, now):
+        if self._is_expired(session, self._clock()):
             self._remove(key, session, SessionEnd.EXPIRED)
             return None
-        session.last_used_at = now
-        self._by_use.move_to_end(key)
+        self._touch(key, session)
         return session
+
+    def stream_closed(self, session: Session) -> None:
+        """A client stopped listening: the time that the session may be idle begins now."""
+        session.streams -= 1
+        key = (session.client_id, session.principal)
+        if self._by_use.get(key) is session:
+            self._touch(key, session)
 
     def is_held(self, client_id: ClientSessionId) -> bool:
         """Whether anybody has a session with this id."""
@@ -130,26 +135,38 @@ class SessionStore:
     def sweep(self) -> None:
         """Remove what has expired and what is too many; looks only at sessions that it removes, and one more."""
         now = self._clock()
-        self._sweep_expired(self._by_use, now)
-        self._sweep_expired(self._by_age, now)
+        self._sweep_old(now)
+        self._sweep_idle(now)
         while len(self._by_use) > self._limits.max_sessions:
             key, session = next(iter(self._by_use.items()))
             self._remove(key, session, SessionEnd.EVICTED)
 
-    def _sweep_expired(self, order: OrderedDict[Key, Session], now: float) -> None:
-        while order:
-            key, session = next(iter(order.items()))
-            if session.streams and order is self._by_use and not self._is_too_old(session, now):
-                session.last_used_at = now
-                order.move_to_end(key)
-                return
-            if not self._is_expired(session, now):
+    def _sweep_old(self, now: float) -> None:
+        while self._by_age:
+            key, session = next(iter(self._by_age.items()))
+            if not self._is_too_old(session, now):
                 return
             self._remove(key, session, SessionEnd.EXPIRED)
 
+    def _sweep_idle(self, now: float) -> None:
+        while self._by_use:
+            key, session = next(iter(self._by_use.items()))
+            if not self._is_unused(session, now):
+                return
+            if session.streams:
+                self._touch(key, session)
+            else:
+                self._remove(key, session, SessionEnd.EXPIRED)
+
+    def _touch(self, key: Key, session: Session) -> None:
+        session.last_used_at = self._clock()
+        self._by_use.move_to_end(key)
+
     def _is_expired(self, session: Session, now: float) -> bool:
-        idle = now - session.last_used_at >= self._limits.idle_ttl_s and not session.streams
-        return idle or self._is_too_old(session, now)
+        return self._is_too_old(session, now) or (self._is_unused(session, now) and not session.streams)
+
+    def _is_unused(self, session: Session, now: float) -> bool:
+        return now - session.last_used_at >= self._limits.idle_ttl_s
 
     def _is_too_old(self, session: Session, now: float) -> bool:
         return now - session.created_at >= self._limits.max_lifetime_s

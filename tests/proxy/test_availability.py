@@ -1,0 +1,202 @@
+"""Who asks whether the upstream is back, how often, and who learns it."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from mcp_sidecar.healing.facts import Fact, UpstreamBack, UpstreamLost
+from mcp_sidecar.proxy.availability import Availability, Route
+from mcp_sidecar.proxy.holding import Held, Holding, Waited
+from tests.support import virtual_time
+
+
+@dataclass(slots=True)
+class Server:
+    """A server that accepts from ``up_at`` on, and when it was tried."""
+
+    up_at: float
+    tries: list[float] = field(default_factory=list)
+
+    async def can_connect(self) -> bool:
+        self.tries.append(virtual_time.now())
+        return virtual_time.now() >= self.up_at
+
+
+@dataclass(slots=True)
+class Waiting:
+    """A holding place in front of a server, under virtual time."""
+
+    server: Server
+    facts: list[Fact]
+    holding: Holding
+    availability: Availability
+
+    async def hold(self, timeout_s: float = 60.0) -> Waited:
+        return await self.holding.for_connect(Held(10, timeout_s), self.availability)
+
+
+def waiting(up_at: float) -> Waiting:
+    facts: list[Fact] = []
+    server = Server(up_at)
+    holding = Holding(max_requests=10_000, max_bytes=1_000_000, emit=facts.append, clock=virtual_time.now)
+    availability = Availability(server.can_connect, facts.append, virtual_time.now, holding.waiting)
+    return Waiting(server, facts, holding, availability)
+
+
+def test_one_prober_tries_for_a_thousand() -> None:
+    """Connects are counted per upstream, not per held request; the first success releases all."""
+
+    async def outage() -> None:
+        place = waiting(up_at=1.0)
+        place.availability.note(False)
+        ends = await asyncio.gather(*(place.hold() for _ in range(1000)))
+        assert set(ends) == {Waited.BACK}
+        assert 95 <= len(place.server.tries) <= 105
+        assert virtual_time.now() < 1.02
+        assert place.availability.is_up
+        assert [type(fact) for fact in place.facts] == [UpstreamLost, UpstreamBack]
+        assert [fact.held for fact in place.facts if isinstance(fact, UpstreamBack)] == [1000]
+
+    virtual_time.run(outage())
+
+
+def test_the_pace_is_fast_and_then_slow() -> None:
+    """Every 10 ms for five seconds, then backing off to four times a second, and never slower."""
+
+    async def outage() -> None:
+        place = waiting(up_at=60.0)
+        await place.hold(timeout_s=120.0)
+        tries = place.server.tries
+        gaps = [round(after - before, 4) for before, after in itertools.pairwise(tries)]
+        assert set(gaps[:499]) == {0.01}
+        assert gaps == sorted(gaps)
+        assert set(gaps[520:]) == {0.25}
+        assert tries[-1] - 60.0 < 0.25
+
+    virtual_time.run(outage())
+
+
+def test_nobody_probes_for_nobody() -> None:
+    """When the last hold has ended the prober stops, and the next hold starts it again."""
+
+    async def outage() -> None:
+        place = waiting(up_at=100.0)
+        assert await place.hold(timeout_s=0.5) is Waited.EXPIRED
+        await asyncio.sleep(10.0)
+        assert len(place.server.tries) <= 52
+        assert await place.hold(timeout_s=200.0) is Waited.BACK
+
+    virtual_time.run(outage())
+
+
+def test_a_stream_waits_without_a_bound() -> None:
+    """A client's GET stream keeps the prober going and takes no request's place."""
+
+    async def outage() -> None:
+        place = waiting(up_at=300.0)
+        await place.holding.for_stream(place.availability)
+        assert 300.0 <= virtual_time.now() < 300.5
+        assert len(place.holding) == 0
+
+    virtual_time.run(outage())
+
+
+def test_a_request_that_gets_through_ends_the_outage_for_all() -> None:
+    """Whoever connects first tells everybody; nobody waits for the prober's next try."""
+
+    async def outage() -> None:
+        place = waiting(up_at=1000.0)
+        place.availability.note(False)
+        held = [asyncio.create_task(place.hold()) for _ in range(3)]
+        await asyncio.sleep(20.0)
+        place.availability.note(True)
+        assert await asyncio.gather(*held) == [Waited.BACK] * 3
+        assert virtual_time.now() == 20.0
+
+    virtual_time.run(outage())
+
+
+def test_the_upstream_is_up_until_a_connect_fails() -> None:
+    """The gauge: 1 at first, 0 from the first failure on, 1 from the next success on; each change is told once."""
+
+    async def story() -> None:
+        place = waiting(up_at=0.0)
+        seen = [place.availability.is_up]
+        for connected in (False, False, True, True, False):
+            place.availability.note(connected)
+            seen.append(place.availability.is_up)
+        assert seen == [True, False, False, True, True, False]
+        assert [type(fact) for fact in place.facts] == [UpstreamLost, UpstreamBack, UpstreamLost]
+
+    virtual_time.run(story())
+
+
+# -- a route without a server -----------------------------------------------------------------------------------------
+
+
+async def visit(holding: Holding, is_served: Callable[[], bool], log: list[float], *, timeout_s: float = 60.0) -> bool:
+    """One request behind an ingress: asks, and waits where the ingress answers; whether it was served."""
+    held = Held(10, timeout_s)
+    try:
+        while True:
+            log.append(virtual_time.now())
+            if is_served():
+                holding.route.note_served()
+                return True
+            if await holding.for_route(held) is not Waited.BACK:
+                return False
+    finally:
+        holding.leave(held)
+
+
+def test_one_scout_asks_for_a_thousand() -> None:
+    """Behind an ingress page a connect proves nothing: one held request asks at the prober's pace, then all go."""
+
+    async def outage() -> None:
+        place, log = waiting(up_at=0.0), list[float]()
+        visits = (visit(place.holding, lambda: virtual_time.now() >= 2.0, log) for _ in range(1000))
+        assert all(await asyncio.gather(*visits))
+        asked_meanwhile = [at for at in log if 0.0 < at < 2.0]
+        assert 190 <= len(asked_meanwhile) <= 205
+        assert virtual_time.now() < 2.02
+
+    virtual_time.run(outage())
+
+
+def test_the_scouts_place_is_taken_over() -> None:
+    """Scouts whose time is up or whose client left are replaced, so that the last one still learns of the return."""
+
+    async def outage() -> None:
+        place, log = waiting(up_at=0.0), list[float]()
+        timeouts = [0.5, 1.0, 1.5, 60.0]
+        visits = [
+            asyncio.create_task(visit(place.holding, lambda: virtual_time.now() >= 3.0, log, timeout_s=timeout_s))
+            for timeout_s in timeouts
+        ]
+        leaving = asyncio.create_task(visit(place.holding, lambda: False, log))
+        await asyncio.sleep(1.2)
+        leaving.cancel()
+        assert await asyncio.gather(*visits) == [False, False, False, True]
+        assert virtual_time.now() < 3.02
+        assert len(place.holding) == 0
+
+    virtual_time.run(outage())
+
+
+def test_an_outage_of_the_route_ends_with_any_answer_of_the_server() -> None:
+    """Away from the first page until the server itself has answered anybody."""
+
+    async def story() -> None:
+        route = Route(virtual_time.now)
+        assert not route.is_away
+        assert route.apply("one") and not route.apply("two")
+        assert route.is_away and route.is_scout("one")
+        route.resign("two")
+        assert route.is_scout("one")
+        route.note_served()
+        assert not route.is_away and not route.is_scout("one")
+
+    virtual_time.run(story())
