@@ -35,6 +35,8 @@ from mcp_sidecar.settings import Settings
 
 COULD_NOT_LISTEN = 1
 SWEEP_INTERVAL_S = 30.0
+NO_WAIT_S = 0.001
+"""The server's own wait for open exchanges is ``drain``; to aiohttp 0 would mean to wait for ever."""
 
 
 def run(settings: Settings) -> int:
@@ -114,8 +116,7 @@ class Sidecar:
             self.starting = f"admin.address {_shown(*admin)}"
             self.admin_address = _shown(*await self._admin.start(*admin))
         self.starting = f"listen.address {_shown(self._listen.host, self._listen.port)}"
-        # The server's own wait for open exchanges is `drain`.
-        self._runner = web.ServerRunner(self._server, shutdown_timeout=0)
+        self._runner = web.ServerRunner(self._server, shutdown_timeout=NO_WAIT_S)
         await self._runner.setup()
         self._site = web.TCPSite(
             self._runner, self._listen.host, self._listen.port, ssl_context=_tls_context(self._listen)

@@ -5,15 +5,51 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-from aiohttp import StreamReader, web
+from aiohttp import HttpVersion11, StreamReader, hdrs, web
 
 from mcp_sidecar.proxy.config import Limits
 from mcp_sidecar.wire.messages import Kind, Message, NotJson, from_scan, parse
 from mcp_sidecar.wire.scan import TopLevelScan
 
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
 
 class BodyTooLarge(Exception):
     """The body is larger than ``limits.max_request_body``."""
+
+
+class BrokenBody(Exception):
+    """The client's framing of the body is wrong, or ends before the body does."""
+
+
+UNREADABLE = (BodyTooLarge, BrokenBody, NotJson)
+"""Why a body cannot be read: the client's fault, whatever the upstream made of the part it got."""
+
+
+class Upload:
+    """The bytes of one request's body, as the client sends them."""
+
+    def __init__(self, request: web.BaseRequest) -> None:
+        """Nothing is read, and the client is not asked to send, before somebody wants the body."""
+        self._request = request
+        self._content: StreamReader = request.content
+        self._is_awaited = request.version >= HttpVersion11 and request.headers.get(hdrs.EXPECT, "").lower() == (
+            "100-continue"
+        )
+        self.is_broken = False
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """What is left of the body. Raises ``BrokenBody``."""
+        if self._is_awaited:
+            self._is_awaited = False
+            await self._request.writer.write(CONTINUE)
+            self._request.writer.output_size = 0  # of the answer nothing is sent yet
+        try:
+            async for chunk in self._content.iter_any():
+                yield chunk
+        except web.RequestPayloadError:
+            self.is_broken = True
+            raise BrokenBody from None
 
 
 @dataclass(slots=True)
@@ -35,16 +71,14 @@ class PassingBody:
     upstream slows the client down.
     """
 
-    def __init__(
-        self, beginning: bytes, rest: StreamReader, limits: Limits, announced: int | None, *, encoded: bool
-    ) -> None:
+    def __init__(self, beginning: bytes, rest: Upload, limits: Limits, announced: int | None, *, encoded: bool) -> None:
         """``announced`` is the client's Content-Length; an ``encoded`` body is not looked into."""
         self._beginning = beginning
         self._rest = rest
         self._limit = limits.max_request_body
         self._size = 0
         self._scan = None if encoded else TopLevelScan()
-        self._failure: BodyTooLarge | NotJson | None = None
+        self._failure: BodyTooLarge | BrokenBody | NotJson | None = None
         self.announced = announced
         self.has_begun = False
         self._look(beginning)
@@ -64,22 +98,22 @@ class PassingBody:
         self.has_begun = True
         yield self._beginning
         try:
-            async for chunk in self._rest.iter_any():
+            async for chunk in self._rest.chunks():
                 self._look(chunk)
                 yield chunk
             self._end()
-        except (BodyTooLarge, NotJson) as error:
+        except UNREADABLE as error:
             self._failure = error
             raise
 
     async def read_to_end(self) -> Message:
         """Read what is left without sending it anywhere, to learn the request's id.
 
-        Raises ``BodyTooLarge`` or ``NotJson``, also where that is why the upstream did not get it whole.
+        Raises one of ``UNREADABLE``, also where that is why the upstream did not get it whole.
         """
         if self._failure is not None:
             raise self._failure
-        async for chunk in self._rest.iter_any():
+        async for chunk in self._rest.chunks():
             self._look(chunk)
         self._end()
         return self.message
@@ -102,18 +136,19 @@ Body = HeldBody | PassingBody
 async def read_body(request: web.BaseRequest, limits: Limits, *, encoded: bool) -> Body:
     """Read a body up to ``limits.max_replay_body``; a larger one is left to stream.
 
-    Raises ``BodyTooLarge``, and ``NotJson`` if the beginning of a large one cannot be JSON.
+    Raises ``BodyTooLarge``, ``BrokenBody``, and ``NotJson`` if the beginning of a large one cannot be JSON.
     """
     announced = request.content_length
     if announced is not None and announced > limits.max_request_body:
         raise BodyTooLarge
+    upload = Upload(request)
     parts: list[bytes] = []
     size = 0
-    while chunk := await request.content.readany():
+    async for chunk in upload.chunks():
         parts.append(chunk)
         size += len(chunk)
         if size > limits.max_replay_body:
-            return PassingBody(b"".join(parts), request.content, limits, announced, encoded=encoded)
+            return PassingBody(b"".join(parts), upload, limits, announced, encoded=encoded)
     return HeldBody(b"".join(parts))
 
 

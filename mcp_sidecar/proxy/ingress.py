@@ -16,7 +16,7 @@ import asyncio
 import traceback
 from pathlib import PurePath
 
-from aiohttp import http_exceptions, web
+from aiohttp import hdrs, http_exceptions, web
 from aiohttp.web_protocol import RequestHandler
 
 from mcp_sidecar.healing import own_answers
@@ -24,18 +24,19 @@ from mcp_sidecar.healing.facts import RequestRejected, RequestServed, SidecarFau
 from mcp_sidecar.healing.labels import NO_METHOD, http_label, rpc_label
 from mcp_sidecar.healing.own_answers import OwnAnswer, Reason
 from mcp_sidecar.proxy import rejections
-from mcp_sidecar.proxy.bodies import Body, BodyTooLarge, message_of, read_body
+from mcp_sidecar.proxy.bodies import UNREADABLE, Body, Upload, message_of, read_body
 from mcp_sidecar.proxy.call import BadSessionId, Call, read_call
 from mcp_sidecar.proxy.config import ListenConfig, UpstreamConfig
 from mcp_sidecar.proxy.listening import Listening
 from mcp_sidecar.proxy.parts import Parts
-from mcp_sidecar.proxy.passing import Passing, stream_of
+from mcp_sidecar.proxy.passing import Passing
 from mcp_sidecar.proxy.posting import Posting
-from mcp_sidecar.proxy.responding import Responder
+from mcp_sidecar.proxy.rejections import Refusal
+from mcp_sidecar.proxy.responding import Responder, last_response
 from mcp_sidecar.proxy.terminating import Terminating
 from mcp_sidecar.wire import headers, origins
 from mcp_sidecar.wire.headers import Pair
-from mcp_sidecar.wire.messages import Kind, Message, NotJson
+from mcp_sidecar.wire.messages import Kind, Message
 from mcp_sidecar.wire.origins import Move
 from mcp_sidecar.wire.revisions import PROTOCOL_VERSION_HEADER, is_sessionless_request
 
@@ -43,6 +44,7 @@ CLIENT_LEFT = 499
 """What nginx logs, too, for a client that did not wait for its answer."""
 
 MAX_HEADERS = 256
+TOO_MUCH = b"HTTP/1.1 431 Request Header Fields Too Large\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
 
 class Incoming:
@@ -51,7 +53,7 @@ class Incoming:
     def __init__(self, ingress: Ingress, request: web.BaseRequest) -> None:
         """``rpc_label`` becomes known when the body is read."""
         self.request = request
-        self.raw: list[Pair] = [(str(name), str(value)) for name, value in request.headers.items()]
+        self.raw: list[Pair] = [(_text(name), _text(value)) for name, value in request.raw_headers]
         self.responder = Responder(request, ingress.parts.clock)
         self.rpc_label = NO_METHOD
         self.message: Message | None = None
@@ -67,6 +69,11 @@ class Incoming:
         """Path and query, byte for byte."""
         raw = self.request.raw_path
         return raw if raw.startswith("/") else self.request.rel_url.raw_path_qs
+
+    @property
+    def upload(self) -> Upload | None:
+        """The body that the client is about to send, if there is one."""
+        return Upload(self.request) if self.request.can_read_body else None
 
 
 class Ingress:
@@ -100,7 +107,7 @@ class Ingress:
         try:
             await self._answer(incoming)
             status = incoming.responder.status
-        except (BodyTooLarge, NotJson, BadSessionId) as error:
+        except (*UNREADABLE, BadSessionId) as error:
             await self._reject(incoming, rejections.of(error))
             status = incoming.responder.status
         except (ConnectionError, asyncio.CancelledError):
@@ -134,11 +141,14 @@ class Ingress:
         elif self._is_endpoint(incoming.request.path) and incoming.method in ("POST", "GET", "DELETE"):
             await self._endpoint_request(incoming)
         else:
-            body = stream_of(incoming.request.content) if incoming.request.can_read_body else None
-            await self._passing(incoming).other_path(body)
+            await self._passing(incoming).other_path(incoming.upload)
 
-    def _gate(self, incoming: Incoming) -> OwnAnswer | None:
+    def _gate(self, incoming: Incoming) -> Refusal | None:
         raw, own = incoming.raw, self._own_origins
+        if not incoming.target.startswith("/") or incoming.method == hdrs.METH_CONNECT:
+            return rejections.BAD_TARGET
+        if any(coding.strip().lower() != "chunked" for coding in headers.values(raw, "transfer-encoding")):
+            return rejections.BAD_CODING  # the coding would be lost on the way, and the body be taken for plain
         if sum(len(name) + len(value) + 4 for name, value in raw) > self.parts.limits.max_header_bytes:
             return rejections.HEADERS_TOO_LARGE
         if self._on_loopback and not all(
@@ -150,8 +160,8 @@ class Ingress:
                 return rejections.BAD_ORIGIN
         return None
 
-    async def _reject(self, incoming: Incoming, answer: OwnAnswer) -> None:
-        self.parts.emit(RequestRejected(answer.status, answer.body.decode()))
+    async def _reject(self, incoming: Incoming, answer: Refusal) -> None:
+        self.parts.emit(RequestRejected(answer.status, answer.reason))
         if not incoming.responder.is_committed:
             await incoming.responder.give(answer)
 
@@ -170,7 +180,7 @@ class Ingress:
         elif incoming.method == "DELETE":
             await Terminating(self.parts, call, incoming.responder).run()
         elif call.client_id is None:
-            await self._passing(incoming).other_path(None)
+            await self._passing(incoming).other_path(incoming.upload)
         else:
             await Listening(self.parts, call, incoming.responder).run()
 
@@ -272,24 +282,41 @@ class Ingress:
 
 
 class ClientProtocol(RequestHandler):
-    """aiohttp's own protocol, but for how it tells a client that its request cannot be read."""
+    """aiohttp's own protocol, but for two things: how it tells a client that its request cannot be read, and a bound."""
+
+    _head_bytes = 0
+
+    def data_received(self, data: bytes) -> None:
+        """Read on. aiohttp bounds the size of a header and their number, which together are a lot of memory."""
+        super().data_received(data)
+        waiter = self._waiter
+        if waiter is None or waiter.done():  # a request is under way: what comes is its body
+            self._head_bytes = 0
+            return
+        self._head_bytes += len(data)
+        if self._head_bytes > 2 * self.max_field_size and self.transport is not None:
+            self.transport.write(TOO_MUCH)
+            self.force_close()
 
     def handle_error(
         self,
         request: web.BaseRequest,
-        status: int = 500,
+        status: int = 500,  # noqa: ARG002 - decided by what went wrong
         exc: BaseException | None = None,
-        message: str | None = None,
+        message: str | None = None,  # noqa: ARG002 - the same
     ) -> web.StreamResponse:
-        """Say 431 where the headers are too large, and log nothing of the request: it may hold credentials."""
-        if isinstance(exc, (http_exceptions.LineTooLong, http_exceptions.BadHttpMessage)) and "too" in str(exc).lower():
-            status = 431
+        """Answer as the sidecar does, and log nothing of the request: it may hold credentials."""
         if request.writer.output_size > 0:
             raise ConnectionError("an answer is under way")
-        reason = b"Request headers are too large" if status == 431 else b"Bad Request"
-        response = web.Response(status=status, body=reason + b"\n", content_type="text/plain")
-        response.force_close()
-        return response
+        return last_response(_unread(exc))
+
+
+def _unread(error: BaseException | None) -> OwnAnswer:
+    """What a request gets that never became one."""
+    if isinstance(error, http_exceptions.LineTooLong) or "Too many headers" in str(error):
+        return rejections.HEADERS_TOO_LARGE
+    is_clients = isinstance(error, http_exceptions.HttpProcessingError)
+    return rejections.UNREADABLE if is_clients else rejections.OWN_FAULT
 
 
 class ClientServer(web.Server):
@@ -298,6 +325,10 @@ class ClientServer(web.Server):
     def __call__(self) -> RequestHandler:
         """A protocol for one connection."""
         return ClientProtocol(self, loop=self._loop, **self._kwargs)
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode("utf-8", "surrogateescape")
 
 
 def make_server(ingress: Ingress) -> ClientServer:

@@ -9,13 +9,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from http import HTTPStatus
 
-from aiohttp import StreamReader
-
 from mcp_sidecar.healing import own_answers
 from mcp_sidecar.healing.facts import ActionObserved, ObservedAction
 from mcp_sidecar.healing.own_answers import OwnAnswer
 from mcp_sidecar.proxy import rejections
-from mcp_sidecar.proxy.bodies import Body, BodyTooLarge, HeldBody, PassingBody
+from mcp_sidecar.proxy.bodies import UNREADABLE, Body, BrokenBody, HeldBody, PassingBody, Upload
 from mcp_sidecar.proxy.holding import Held, Waited
 from mcp_sidecar.proxy.parts import Parts
 from mcp_sidecar.proxy.reading import is_event_stream
@@ -23,7 +21,7 @@ from mcp_sidecar.proxy.relaying import relay_rest
 from mcp_sidecar.proxy.responding import Responder
 from mcp_sidecar.proxy.upstream import Answer, UpstreamFault
 from mcp_sidecar.wire.headers import Pair
-from mcp_sidecar.wire.messages import Message, NotJson
+from mcp_sidecar.wire.messages import Message
 from mcp_sidecar.wire.origins import Move
 from mcp_sidecar.wire.sse import Block, EventSplitter, parse_event, with_data
 
@@ -49,12 +47,18 @@ class Passing:
         self._pairs = pairs
         self._move = move
 
-    async def other_path(self, body: AsyncIterator[bytes] | None) -> None:
-        """A path that is not the MCP endpoint: streamed both ways, 503 at once while the upstream is away."""
+    async def other_path(self, upload: Upload | None) -> None:
+        """A path that is not the MCP endpoint: streamed both ways, 503 at once while the upstream is away.
+
+        Raises ``BrokenBody`` where it was the client that broke off.
+        """
         is_stream = self._method == "GET"
+        body = _streamed(upload) if upload is not None else None
         try:
             answer = await self._parts.upstream.send(self._method, self._target, self._pairs, body, may_idle=is_stream)
         except UpstreamFault as fault:
+            if upload is not None and upload.is_broken:
+                raise BrokenBody from None
             is_down = not fault.fault.may_have_arrived and not self._parts.observes
             await self._responder.give(own_answers.UNAVAILABLE_PATH if is_down else own_answers.BAD_GATEWAY)
             return
@@ -106,7 +110,7 @@ class Passing:
         if isinstance(body, PassingBody) and body.has_begun:
             try:
                 message = await body.read_to_end()
-            except (BodyTooLarge, NotJson) as error:
+            except UNREADABLE as error:
                 return rejections.of(error)
         return own_answers.broken_gateway(message.id)
 
@@ -145,11 +149,12 @@ class Passing:
         return raw if moved == event.data else with_data(raw, moved)
 
 
+async def _streamed(upload: Upload) -> AsyncIterator[bytes]:
+    """The body as it comes. aiohttp sends the head with the first part, which must not wait for the client."""
+    yield b""
+    async for chunk in upload.chunks():
+        yield chunk
+
+
 def _to_send(body: Body) -> bytes | AsyncIterator[bytes]:
     return body.data if isinstance(body, HeldBody) else body.parts()
-
-
-async def stream_of(content: StreamReader) -> AsyncIterator[bytes]:
-    """A client's body, as it comes."""
-    async for chunk in content.iter_any():
-        yield chunk

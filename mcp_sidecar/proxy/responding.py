@@ -7,7 +7,10 @@ are left out. A broken answer is cut, so that nobody takes it for whole.
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from http import HTTPStatus
 
 from aiohttp import hdrs, web
@@ -16,6 +19,7 @@ from mcp_sidecar.healing.own_answers import OwnAnswer
 from mcp_sidecar.wire.headers import Pair
 from mcp_sidecar.wire.sse import KEEP_ALIVE, encode_event
 
+_LINGER_ZERO = struct.pack("ii", 1, 0)
 _ADDED_BY_SERVER = (hdrs.DATE, hdrs.SERVER, hdrs.CONTENT_TYPE)
 
 EVENT_STREAM_HEADERS: tuple[Pair, ...] = (
@@ -25,10 +29,8 @@ EVENT_STREAM_HEADERS: tuple[Pair, ...] = (
 )
 
 
-class PlainResponse(web.StreamResponse):
-    """A response that carries the headers it was given and no others, and that can be cut."""
-
-    is_cut = False
+class UnadornedResponse(web.StreamResponse):
+    """A response that carries the headers it was given and no others."""
 
     async def _prepare_headers(self) -> None:
         given = {name for name in _ADDED_BY_SERVER if name in self.headers}
@@ -36,6 +38,16 @@ class PlainResponse(web.StreamResponse):
         for name in _ADDED_BY_SERVER:
             if name not in given:
                 self.headers.popall(name, None)
+
+
+class WholeResponse(UnadornedResponse, web.Response):
+    """One that is known as a whole."""
+
+
+class PlainResponse(UnadornedResponse):
+    """One that is sent as it comes, and that can be cut."""
+
+    is_cut = False
 
     async def write_eof(self, data: bytes = b"") -> None:
         """End the response; after ``cut`` there is no end."""
@@ -74,7 +86,7 @@ class Responder:
 
     async def start(self, status: int, reason: str | None, pairs: Iterable[Pair]) -> None:
         """Send the head of an answer."""
-        response = PlainResponse(status=status, reason=reason or _phrase(status))
+        response = PlainResponse(status=status, reason=_phrase(status) if reason is None else reason)
         for name, value in pairs:
             response.headers.add(name, value)
         self._response = response
@@ -120,7 +132,14 @@ class Responder:
         if self._response.chunked or self._response.content_length is not None or _is_chunked(self._response):
             transport.close()
         else:
-            transport.abort()  # without a length a closed connection would be a clean end
+            _reset(transport)  # without a length a closed connection would be a clean end
+
+
+def last_response(answer: OwnAnswer) -> WholeResponse:
+    """An answer after which the connection is closed, where there never was a request to respond to."""
+    response = WholeResponse(status=answer.status, body=answer.body, content_type=answer.content_type)
+    response.force_close()
+    return response
 
 
 class Keeper:
@@ -166,10 +185,16 @@ class Keeper:
 
 
 async def _quietly(stream: Responder) -> None:
-    try:
+    with suppress(ConnectionError, RuntimeError):  # the client is leaving; its own task learns it
         await stream.comment()
-    except (ConnectionError, RuntimeError):
-        pass  # the client is leaving; its own task learns it
+
+
+def _reset(transport: asyncio.BaseTransport) -> None:
+    sock = transport.get_extra_info("socket")
+    if sock is not None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO)
+    if isinstance(transport, asyncio.WriteTransport):
+        transport.abort()
 
 
 def _is_chunked(response: web.StreamResponse) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterable
+from http import HTTPStatus
 from types import TracebackType
 from typing import Self
 
@@ -159,7 +160,6 @@ class Upstream:
             max_field_size=self._limits.max_header_bytes,
             max_headers=MAX_HEADERS,
             skip_auto_headers=_ADDED_BY_CLIENT,
-            timeout=self._timeout(self._config.idle_timeout_s),
         )
         # aiohttp would send a GET or DELETE again by itself after a disconnect; what is sent twice is decided here.
         self._session._retry_connection = False
@@ -185,30 +185,40 @@ class Upstream:
                 headers=CIMultiDict(headers),
                 data=body,
                 allow_redirects=False,
-                timeout=self._timeout(None) if may_idle else None,
+                timeout=self._timeout(None if may_idle else self._config.idle_timeout_s),
             )
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             fault = _fault_of(error)
             self._on_connect(fault.may_have_arrived)
             raise UpstreamFault(fault) from None
         self._on_connect(True)
+        if response.status == HTTPStatus.SWITCHING_PROTOCOLS:  # nobody asked for it: Upgrade is not passed on
+            response.close()
+            raise UpstreamFault(Fault.GARBLED)
         return Answer(response)
 
     async def can_connect(self) -> bool:
-        """Try one connect, and close it again."""
+        """Try one connect, for https with its handshake, and close it again."""
         url = URL(self._config.origin)
+        context = self._ssl if isinstance(self._ssl, ssl.SSLContext) else None
         try:
             async with asyncio.timeout(self._config.connect_timeout_s):
-                _, writer = await asyncio.open_connection(url.host, url.port)
+                _, writer = await asyncio.open_connection(url.host, url.port, ssl=context)
         except (TimeoutError, OSError):
             return False
+        is_other = not is_connected_to_itself(writer)
         writer.transport.abort()
-        return True
+        return is_other
 
     def _timeout(self, idle_s: float | None) -> aiohttp.ClientTimeout:
         return aiohttp.ClientTimeout(
             total=None, connect=None, sock_connect=self._config.connect_timeout_s, sock_read=idle_s
         )
+
+
+def is_connected_to_itself(writer: asyncio.StreamWriter) -> bool:
+    """Whether there is nobody at the other end: connects to a closed port may get that very port as their own."""
+    return bool(writer.get_extra_info("sockname") == writer.get_extra_info("peername"))
 
 
 _NOT_SENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)

@@ -33,6 +33,11 @@ class WatchedSidecar(Sidecar):
         """Where a client connects."""
         return f"http://{self.address}/mcp"
 
+    @property
+    def port(self) -> int:
+        """The port that it listens on."""
+        return int(self.address.rpartition(":")[2])
+
 
 @asynccontextmanager
 async def running_sidecar(upstream_url: str, **settings: object) -> AsyncIterator[WatchedSidecar]:
