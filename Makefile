@@ -62,5 +62,5 @@ $(LOCK_VENV)/.ready: Makefile
 
 clean:  ## remove everything that make and the tools have made
 	rm -rf $(VENV) .venvs .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage build dist
-	rm -rf tests/interop/node/node_modules tests/interop/node/conformance/node_modules tests/interop/rust/*/target
+	rm -rf tests/interop/node/node_modules tests/interop/node/conformance/node_modules tests/interop/rust/target
 	find mcp_sidecar tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
