@@ -17,6 +17,9 @@ FAST_PERIOD_S = 5.0
 SLOWEST_PACE_S = 0.250
 SLOWING = 1.5
 
+SCOUT_TURN_S = 1.0
+"""A scout that has not come back by then is perhaps served, perhaps stuck: another one is sent after it."""
+
 
 class Pace:
     """When to try next: often at first, then backing off."""
@@ -109,6 +112,7 @@ class Route:
         self._clock = clock
         self._pace: Pace | None = None
         self._scout: object | None = None
+        self._turn: asyncio.TimerHandle | None = None
         self._changed: asyncio.Future[None] | None = None
 
     def is_scout(self, who: object) -> bool:
@@ -116,11 +120,15 @@ class Route:
         return self._scout is who
 
     def apply(self, who: object) -> bool:
-        """Become the scout if there is none; true if ``who`` is the scout now."""
+        """Become the scout if there is none; true if ``who`` is the scout now, for ``SCOUT_TURN_S`` from now on."""
         if self._scout is None:
             self._scout = who
             self._pace = self._pace or Pace(self._clock)
-        return self._scout is who
+        if self._scout is not who:
+            return False
+        self._end_turn()
+        self._turn = asyncio.get_running_loop().call_later(SCOUT_TURN_S, self.resign, who)
+        return True
 
     def next_delay_s(self) -> float:
         """How long the scout waits before its next try, in seconds."""
@@ -133,14 +141,16 @@ class Route:
         return self._changed
 
     def resign(self, who: object) -> None:
-        """The scout leaves; another one takes its place."""
+        """The scout leaves, or takes too long; another one takes its place."""
         if self._scout is who:
+            self._end_turn()
             self._scout = None
             self._wake()
 
     def note_served(self) -> None:
         """The server itself has answered: everybody may go."""
         if self._pace is not None:
+            self._end_turn()
             self._pace = None
             self._scout = None
             self._wake()
@@ -149,6 +159,11 @@ class Route:
     def is_away(self) -> bool:
         """Whether an ingress was the last to answer."""
         return self._pace is not None
+
+    def _end_turn(self) -> None:
+        if self._turn is not None:
+            self._turn.cancel()
+            self._turn = None
 
     def _wake(self) -> None:
         if self._changed is not None and not self._changed.done():

@@ -186,6 +186,24 @@ def test_the_scouts_place_is_taken_over() -> None:
     virtual_time.run(outage())
 
 
+def test_a_scout_that_is_stuck_is_replaced() -> None:
+    """Its request may take minutes to answer, be it served or not: after a second another one asks."""
+
+    async def outage() -> None:
+        place = waiting(up_at=0.0)
+        stuck = Held(10, 60.0)
+        assert await place.holding.for_route(stuck) is Waited.BACK
+        log = list[float]()
+        await asyncio.sleep(0.5)
+        visits = (visit(place.holding, lambda: virtual_time.now() >= 3.0, log) for _ in range(3))
+        assert all(await asyncio.gather(*visits))
+        assert 1.0 <= min(at for at in log if at > 0.6) < 1.1
+        assert virtual_time.now() < 3.02
+        place.holding.leave(stuck)
+
+    virtual_time.run(outage())
+
+
 def test_an_outage_of_the_route_ends_with_any_answer_of_the_server() -> None:
     """Away from the first page until the server itself has answered anybody."""
 
