@@ -46,6 +46,7 @@ def run(settings: Settings) -> int:
 
 async def _serve(settings: Settings) -> int:
     sidecar = Sidecar(settings)
+    first, second = _stop_signals()
     try:
         await sidecar.start()
     except OSError as error:
@@ -55,21 +56,25 @@ async def _serve(settings: Settings) -> int:
     logs.log().info(
         "listening", address=sidecar.address, admin=sidecar.admin_address, mode=settings.policy().mode.value
     )
-    await _until_stopped(sidecar)
+    await first.wait()
+    await _stop(sidecar, second)
     logs.log().info("stopped")
     return 0
 
 
-async def _until_stopped(sidecar: Sidecar) -> None:
-    loop = asyncio.get_running_loop()
+def _stop_signals() -> tuple[asyncio.Event, asyncio.Event]:
+    """Set by the first and by the second signal to stop; before anybody is told that the process listens."""
     first, second = asyncio.Event(), asyncio.Event()
 
     def on_signal() -> None:
         (second if first.is_set() else first).set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal)
-    await first.wait()
+        asyncio.get_running_loop().add_signal_handler(number, on_signal)
+    return first, second
+
+
+async def _stop(sidecar: Sidecar, second: asyncio.Event) -> None:
     logs.log().info("draining")
     drain = asyncio.create_task(sidecar.drain())
     cut = asyncio.create_task(second.wait())
@@ -192,7 +197,7 @@ def build_parts(settings: Settings, emit: Emit) -> Parts:
     policy, limits, clock, key = settings.policy(), settings.limits_config(), time.monotonic, secrets.token_bytes(32)
     store = SessionStore(settings.session_limits(), emit, salt=secrets.token_bytes(16), clock=clock, new_tag=_new_tag)
     holding = Holding(max_requests=policy.max_held_requests, max_bytes=policy.max_held_bytes, emit=emit, clock=clock)
-    upstream = Upstream(settings.upstream_config(), limits, lambda connected: availability.note(connected))
+    upstream = Upstream(settings.upstream_config(), limits, lambda connected: availability.note(connected))  # noqa: PLW0108 - made below
     availability = Availability(upstream.can_connect, emit, clock, holding.waiting)
     healer = Healer(
         upstream=upstream,

@@ -1,0 +1,73 @@
+"""The sidecar as a process of its own, as a user starts it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+
+class SidecarProcess:
+    """A running `python -m mcp_sidecar`; what it wrote to stderr is read as it comes."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+        self._written = bytearray()
+        self._reading = asyncio.create_task(self._read())
+
+    async def _read(self) -> None:
+        assert self._process.stderr is not None
+        while chunk := await self._process.stderr.read(65536):
+            self._written += chunk
+
+    @property
+    def stderr(self) -> str:
+        return self._written.decode()
+
+    @property
+    def log(self) -> list[dict[str, Any]]:
+        """The log lines so far."""
+        return [json.loads(line) for line in self.stderr.splitlines() if line.startswith("{")]
+
+    async def line(self, event: str, timeout_s: float = 10.0) -> dict[str, Any]:
+        """The first log line of this event; waits for it."""
+        async with asyncio.timeout(timeout_s):
+            while True:
+                found = [line for line in self.log if line["event"] == event]
+                if found:
+                    return found[0]
+                assert not self._reading.done(), f"it ended without a line {event}: {self.stderr}"
+                await asyncio.sleep(0.005)
+
+    def signal(self, number: int) -> None:
+        self._process.send_signal(number)
+
+    async def exit_status(self, timeout_s: float = 10.0) -> int:
+        """Wait for its end; ``TimeoutError`` if it goes on."""
+        async with asyncio.timeout(timeout_s):
+            status = await self._process.wait()
+            await self._reading
+        return status
+
+    async def stop(self) -> None:
+        """Whatever it does, it ends here."""
+        if self._process.returncode is None:
+            self._process.kill()
+        await self._process.wait()
+        await self._reading
+
+
+@asynccontextmanager
+async def sidecar_process(*arguments: str) -> AsyncIterator[SidecarProcess]:
+    """Start a sidecar with these options on top of free ports and JSON logs."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "mcp_sidecar", "--log-format", "json", *arguments), stderr=asyncio.subprocess.PIPE
+    )
+    started = SidecarProcess(process)
+    try:
+        yield started
+    finally:
+        await started.stop()
