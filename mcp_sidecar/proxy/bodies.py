@@ -147,6 +147,8 @@ async def read_body(request: web.BaseRequest, limits: Limits, *, encoded: bool) 
     async for chunk in upload.chunks():
         parts.append(chunk)
         size += len(chunk)
+        if size > limits.max_request_body:
+            raise BodyTooLarge
         if size > limits.max_replay_body:
             return PassingBody(b"".join(parts), upload, limits, announced, encoded=encoded)
     return HeldBody(b"".join(parts))

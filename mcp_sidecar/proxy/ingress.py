@@ -17,7 +17,7 @@ import traceback
 from pathlib import PurePath
 
 from aiohttp import hdrs, http_exceptions, web
-from aiohttp.web_protocol import RequestHandler
+from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
 from mcp_sidecar.healing import own_answers
 from mcp_sidecar.healing.facts import RequestRejected, RequestServed, SidecarFault
@@ -282,13 +282,28 @@ class Ingress:
 
 
 class ClientProtocol(RequestHandler):
-    """aiohttp's own protocol, but for two things: how it tells a client that its request cannot be read, and a bound."""
+    """aiohttp's own protocol, but for what it does with requests that cannot be read."""
 
     _head_bytes = 0
 
     def data_received(self, data: bytes) -> None:
-        """Read on. aiohttp bounds the size of a header and their number, which together are a lot of memory."""
+        """Read on."""
         super().data_received(data)
+        self._end_broken_body()
+        self._bound_head(data)
+
+    def _end_broken_body(self) -> None:
+        """Tell whoever reads a body that its framing is wrong: aiohttp would say so only after the answer."""
+        request = self._current_request
+        is_broken = bool(self._messages) and isinstance(self._messages[-1][0], _ErrInfo)
+        if is_broken and request is not None and not request.content.is_eof():
+            self._messages.pop()
+            request.content.set_exception(web.RequestPayloadError("bad framing"))
+            self._lingering_time = 0.0
+            self.close()
+
+    def _bound_head(self, data: bytes) -> None:
+        """aiohttp bounds the size of a header and their number, which together are a lot of memory."""
         waiter = self._waiter
         if waiter is None or waiter.done():  # a request is under way: what comes is its body
             self._head_bytes = 0
