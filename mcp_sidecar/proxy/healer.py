@@ -56,8 +56,11 @@ PING_BODY = b'{"jsonrpc":"2.0","id":"mcp-sidecar-ping","method":"ping"}'
 
 _NOT_FOR_OWN_REQUESTS = frozenset(
     {"mcp-session-id", "mcp-protocol-version", "last-event-id", "accept", "accept-encoding", "content-type"}
-    | {"content-encoding", "if-none-match", "if-modified-since", "range"}
+    | {"content-encoding", "content-digest", "digest", "idempotency-key"}
+    | {"if-match", "if-none-match", "if-modified-since", "range"}
 )
+_MIRRORED = ("mcp-method", "mcp-name", "mcp-param-")
+"""Headers that repeat what the client's own message says (SEP-2243); on another message they would be a mismatch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +73,8 @@ class Trigger:
 
     def own_headers(self) -> list[Pair]:
         """Headers for a request of ours: the client's own and its credentials, without what is about its message."""
-        kept = [pair for pair in self.headers if pair[0].lower() not in _NOT_FOR_OWN_REQUESTS]
         return [
-            *kept,
+            *(pair for pair in self.headers if not _is_about_the_message(pair[0].lower())),
             ("Content-Type", "application/json"),
             ("Accept", "application/json, text/event-stream"),
             ("Accept-Encoding", "identity"),
@@ -387,6 +389,10 @@ class _Restore:
         seconds = self._healer._clock() - self._started
         session = self._session
         self._healer._emit(HealEnded(session.label, outcome, self._loss.signature, reason, session.generation, seconds))
+
+
+def _is_about_the_message(name: str) -> bool:
+    return name in _NOT_FOR_OWN_REQUESTS or name.startswith(_MIRRORED)
 
 
 def _new_session_id(answer: Answer) -> UpstreamSessionId | None:

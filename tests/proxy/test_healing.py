@@ -126,6 +126,27 @@ async def test_the_handshake_is_repeated_as_it_was_negotiated(version: str, name
         assert told.header("mcp-protocol-version") == named
 
 
+async def test_what_is_about_the_message_stays_with_it() -> None:
+    """Headers that describe the client's own message are on the replay and on nothing that the heal sends."""
+    about = {"Mcp-Method": "tools/call", "Mcp-Name": "charge", "Mcp-Param-Amount": "1", "Idempotency-Key": "k"}
+    async with (
+        FakeUpstream() as upstream,
+        running_sidecar(upstream.url) as sidecar,
+        McpClient(sidecar.url) as client,
+    ):
+        await client.initialize()
+        await upstream.restart()
+        client.headers = {**about, "Accept-Encoding": "gzip", "X-Tenant": "blue"}
+        assert (await client.tool("charge")).text == "charged 1"
+        _, initialize, initialized, replay = upstream.ledger.arrivals[-4:]
+        for own in (initialize, initialized):
+            assert [name for name in about if own.header(name) is not None] == []
+            assert (own.header("x-tenant"), own.header("accept-encoding")) == ("blue", "identity")
+            assert own.header("accept") == "application/json, text/event-stream"
+            assert own.header("content-type") == "application/json"
+        assert {name: replay.header(name) for name in about} == about
+
+
 async def test_nothing_comes_before_initialized() -> None:
     """A server that drops a session which is used too early keeps it, whoever waits and whoever comes meanwhile."""
     async with (
