@@ -119,6 +119,8 @@ class Exchange:
     _healed_once: bool = field(default=False, init=False)
     _renumber: bool = field(default=False, init=False)  # sent again in one session, hence under ids of its own
     _resends_in_doubt: int = field(default=0, init=False)
+    _met_bare_404: bool = field(default=False, init=False)  # in the last answer
+    _met_no_route: bool = field(default=False, init=False)
     _last_status: int | None = field(default=None, init=False)
 
     # -- what the driver reports --------------------------------------------------------------------------------------
@@ -170,11 +172,15 @@ class Exchange:
     def unhealed(self, why: Unhealed) -> Step:
         """The heal ended otherwise."""
         match why:
+            case Unhealed.ALIVE if self._was_the_routes_404:
+                self._resends_in_doubt += 1
+                return self.back()
             case Unhealed.ALIVE | Unhealed.UNPROVEN | Unhealed.UNAUTHORIZED:
                 return Pass()
             case Unhealed.UNREACHABLE:
                 return self._wait(Awaited.CONNECT)
             case Unhealed.NO_ROUTE:
+                self._met_no_route = True
                 return self._wait(Awaited.ROUTE)
             case Unhealed.NOT_RESTORED:
                 return self._session_not_found()
@@ -218,6 +224,15 @@ class Exchange:
         return self.displaced and not self._healed_once and self.mode is Mode.HEAL
 
     @property
+    def _was_the_routes_404(self) -> bool:
+        """Whether a 404 that a live session got was the route's, which came back before the ping.
+
+        Without a sign of that some server may have run the message and answered 404: only what is harmless goes again.
+        """
+        may_resend = self.whole and self._resends_in_doubt < MAX_RESENDS_IN_DOUBT
+        return self._met_bare_404 and may_resend and (self._met_no_route or self.safe_in_doubt)
+
+    @property
     def _may_go_again(self) -> bool:
         return (self.whole or not self._arrived) and (self.safe_in_doubt or not self._may_have_run)
 
@@ -239,6 +254,7 @@ class Exchange:
         return self._heal(judgement, confirm=False)
 
     def _perhaps_lost(self, judgement: Judgement) -> Step:
+        self._met_bare_404 = judgement.bare_404
         return Pass() if self.mode is not Mode.HEAL or self._healed_once else self._heal(judgement, confirm=True)
 
     def _heal(self, judgement: Judgement, *, confirm: bool) -> Step:

@@ -84,7 +84,7 @@ class StreamWatch:
         for member in message.members or (message,):
             if member.kind is Kind.RESPONSE:
                 self._note_answer(member.id, is_rewritable=is_rewritable)
-            elif member.kind is Kind.REQUEST or member.method == "notifications/progress":
+            if member.kind is not Kind.NOTIFICATION or member.method == "notifications/progress":
                 self.committed = True
 
     def _note_answer(self, request_id: JsonRpcId, *, is_rewritable: bool) -> None:

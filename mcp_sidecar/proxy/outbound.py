@@ -22,49 +22,35 @@ def renumbered(message: Message, new_id: Callable[[], str]) -> tuple[bytes, Renu
     return body, Renumbering(ids, tokens)
 
 
-def body_of(message: Message, data: bytes, mark: Mark | None, under_way: Renumbered, label: str) -> bytes | None:
-    """The bytes to send, or ``None`` where the message is for an earlier upstream session and goes nowhere."""
-    if message.kind is Kind.BATCH and message.members:
-        return _batch(message, data, mark, under_way, label)
-    if not _concerns_ids(message):
+def body_of(message: Message, data: bytes, mark: Mark, under_way: Renumbered, label: str) -> bytes | None:
+    """The bytes to send, or ``None`` where the message is for an earlier upstream session and goes nowhere.
+
+    What would have to be written anew and cannot be, since it was too deep to be read, goes nowhere either.
+    """
+    members = message.members or (message,)
+    if not any(_concerns_ids(member) for member in members):
         return data
-    value = _mapped(message, mark, under_way, label)
-    if value is None:
+    kept = [member for member in members if _belongs(member, mark)]
+    values = [_mapped(member, mark, under_way, label) for member in kept]
+    if len(kept) == len(members) and all(value is member.value for value, member in zip(values, kept, strict=True)):
+        return data
+    if not kept or message.is_opaque:
         return None
-    return data if value is message.value else dump(value)
-
-
-def _batch(message: Message, data: bytes, mark: Mark | None, under_way: Renumbered, label: str) -> bytes | None:
-    if not any(_concerns_ids(member) for member in message.members):
-        return data
-    values = [_mapped(member, mark, under_way, label) for member in message.members]
-    kept = [value for value in values if value is not None]
-    unchanged = len(kept) == len(values) and all(
-        value is member.value for value, member in zip(values, message.members, strict=True)
-    )
-    if unchanged:
-        return data
-    return dump(kept) if kept else None
+    return dump(values if message.kind is Kind.BATCH else values[0])
 
 
 def _concerns_ids(message: Message) -> bool:
-    return not message.is_opaque and (message.kind is Kind.RESPONSE or message.method == "notifications/cancelled")
+    return message.kind is Kind.RESPONSE or message.method == "notifications/cancelled"
 
 
-def _mapped(message: Message, mark: Mark | None, under_way: Renumbered, label: str) -> Any | None:
-    if message.kind is Kind.RESPONSE:
-        return _answer(message, mark)
+def _belongs(message: Message, mark: Mark) -> bool:
+    """Whether this is no answer, or one to a question of this very generation (R40)."""
+    return message.kind is not Kind.RESPONSE or mark.off_id(message.id)[0]
+
+
+def _mapped(message: Message, mark: Mark, under_way: Renumbered, label: str) -> Any:
+    """An answer under the id that the upstream gave its question, a cancellation under the id that it knows."""
+    if message.kind is Kind.RESPONSE and mark.generation > FIRST:
+        return {**(message.value or {}), "id": mark.off_id(message.id)[1]}
     new = under_way.get((label, message.cancelled_id)) if message.method == "notifications/cancelled" else None
-    if new is None:
-        return message.value
-    return {**message.value, "params": {**message.params, "requestId": new}}
-
-
-def _answer(message: Message, mark: Mark | None) -> Any | None:
-    """The answer to a question of this very generation, under the id that the upstream gave it (R40)."""
-    if mark is None:
-        return message.value
-    belongs, own_id = mark.off_id(message.id)
-    if not belongs:
-        return None
-    return message.value if mark.generation == FIRST else {**message.value, "id": own_id}
+    return message.value if new is None else {**message.value, "params": {**message.params, "requestId": new}}

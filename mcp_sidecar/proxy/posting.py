@@ -5,6 +5,7 @@ This is the one loop; everything that a step needs done is a method below it, in
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import assert_never
 
 from mcp_sidecar.healing import own_answers
@@ -34,8 +35,8 @@ from mcp_sidecar.proxy.call import Call
 from mcp_sidecar.proxy.healer import Loss
 from mcp_sidecar.proxy.holding import Held, Waited
 from mcp_sidecar.proxy.parts import Parts
-from mcp_sidecar.proxy.reading import KeptAnswer, decoded_body, is_event_stream, is_json, judged_head
-from mcp_sidecar.proxy.relaying import EventRelay, relay_rest
+from mcp_sidecar.proxy.reading import KeptAnswer, decoded_body, is_event_stream, is_json, judged_head, may_be_kept
+from mcp_sidecar.proxy.relaying import EventRelay, Overhearing, relay_rest
 from mcp_sidecar.proxy.responding import Responder
 from mcp_sidecar.proxy.upstream import Answer, UpstreamFault
 from mcp_sidecar.proxy.upstream import Body as UpstreamBody
@@ -66,6 +67,7 @@ class Posting:
         self._generation = 1
         self._renumbering = Renumbering()
         self._watch: StreamWatch | None = None
+        self._shown_id: str | None = None
 
     async def run(self) -> None:
         """Take the exchange to its end."""
@@ -116,8 +118,9 @@ class Posting:
     def _end(self) -> None:
         self._drop_answer()
         self._parts.holding.leave(self._held)
-        for old in self._renumbering.ids.values():
-            self._parts.renumbered.pop((self._call.label(self._parts), old), None)
+        if self._call.session is not None:
+            for old in self._renumbering.ids.values():
+                self._parts.renumbered.pop((self._label, old), None)
 
     def _drop_answer(self) -> None:
         if self._answer is not None:
@@ -146,13 +149,14 @@ class Posting:
         if not isinstance(self._body, HeldBody):
             return self._body.parts()
         session = self._call.session
-        mark = Mark(session.tag, session.generation) if session is not None else None
         if renumber:
             outgoing, self._renumbering = outbound.renumbered(self._message, self._parts.new_id)
-            for new, old in self._renumbering.ids.items():
-                self._parts.renumbered[self._label, old] = new
+            if session is not None:
+                self._parts.renumbered.update({(self._label, old): new for new, old in self._renumbering.ids.items()})
             return outgoing
-        return outbound.body_of(self._message, self._body.data, mark, self._parts.renumbered, self._label)
+        if session is None:  # the ids of strangers must not be mixed up
+            return self._body.data
+        return outbound.body_of(self._message, self._body.data, self._mark, self._parts.renumbered, self._label)
 
     def _headers(self) -> list[Pair]:
         """Identity is asked for: what is to be understood must not be compressed."""
@@ -193,7 +197,7 @@ class Posting:
         try:
             return await decoded_body(answer, PEEK_BYTES)
         except UpstreamFault:
-            if 200 <= answer.status < 300:
+            if 200 <= answer.status < 300 and not self._parts.observes:
                 raise
             return b""  # an error whose body broke off: its status still counts
 
@@ -202,7 +206,7 @@ class Posting:
         if not is_json(answer) or self._parts.observes:
             return None
         limit = self._parts.limits.max_buffered_answer
-        if answer.content_length is not None and answer.content_length > limit:
+        if not may_be_kept(answer, limit):
             return None
         body = await answer.peek(limit + 1)
         return body if answer.whole and len(body) <= limit else None
@@ -237,9 +241,17 @@ class Posting:
     async def _give(self, step: Give) -> None:
         self._tell(step)
         answer = step.answer
-        if self._responder.is_committed and answer is own_answers.SESSION_NOT_FOUND:
-            answer = own_answers.in_session(self._message, Reason.SESSION_LOST)
+        if self._responder.is_committed and step.reason is not None:
+            answer = own_answers.in_session(self._still_unanswered(), step.reason)
         await self._responder.give(answer)
+
+    def _still_unanswered(self) -> Message:
+        """The message without those requests of a batch whose answers the client has."""
+        if self._watch is None or not self._message.members:
+            return self._message
+        waiting = self._watch.unanswered
+        members = [m for m in self._message.members if m.kind is not Kind.REQUEST or m.id in waiting]
+        return replace(self._message, members=tuple(members))
 
     def _tell(self, step: Give) -> None:
         self._tell_observed()
@@ -267,18 +279,43 @@ class Posting:
             return await self._pass_refusal(self._refusal)
         answer = self._answer
         assert answer is not None, "there is an answer to pass"
+        if self._parts.observes:
+            await self._pass_observed(answer)
+            return None
         if self._watch is None:
             self._watch = StreamWatch(self._mark, unanswered=unanswered_ids(self._message.requests))
         self._watch.mark, self._watch.renumbering = self._mark, self._renumbering
         if self._json is not None:
             return await self._pass_json(answer, self._json)
-        if is_event_stream(answer) and 200 <= answer.status < 300 and not self._parts.observes:
+        if is_event_stream(answer) and 200 <= answer.status < 300:
             return await self._pass_events(answer)
         if self._responder.is_committed:
             return self._exchange.stream_broke(AfterEnd.TELL)
+        return await self._pass_rest(answer)
+
+    async def _pass_observed(self, answer: Answer) -> None:
+        """As a plain proxy would, but for what is learned on the way."""
+        await self._responder.start(answer.status, answer.reason, answer.client_headers())
+        limit = self._parts.limits.max_buffered_answer
+        await relay_rest(answer, self._responder, Overhearing(answer, limit, self._learn))
+
+    async def _pass_rest(self, answer: Answer) -> Step | None:
+        """An answer that is nobody's business; one that is small enough is passed on only if it is whole."""
+        limit = self._parts.limits.max_buffered_answer
+        if may_be_kept(answer, limit):
+            try:
+                await answer.peek(limit + 1)
+            except UpstreamFault as fault:
+                if self._waits_for_status_only and 200 <= answer.status < 300:
+                    return Give(own_answers.ACCEPTED)
+                return await self._failed(fault.fault)
         await self._responder.start(answer.status, answer.reason, self._head(answer))
         await relay_rest(answer, self._responder)
         return None
+
+    @property
+    def _waits_for_status_only(self) -> bool:
+        return self._message.kind is not Kind.OTHER and not self._message.is_opaque and not self._message.requests
 
     async def _pass_refusal(self, refusal: KeptAnswer) -> Step | None:
         if self._responder.is_committed:
@@ -311,6 +348,7 @@ class Posting:
         if not self._responder.is_committed:
             self._responder.is_event_stream = True
             await self._responder.start(answer.status, answer.reason, self._head(answer, without={"content-length"}))
+        self._watch.last_event_id = None  # of an attempt before this one
         relay = EventRelay(self._parts, self._call, self._watch, self._responder, self._learn)
         self._parts.open.post_streams += 1
         try:
@@ -325,6 +363,7 @@ class Posting:
         pairs = self._call.client_headers(answer, without=without or ())
         session_id = answer.header(headers.SESSION_ID)
         if self._opens_session(answer) and session_id is not None:
+            self._shown_id = session_id
             pairs.append((headers.SESSION_ID, session_id))
         return pairs
 
@@ -351,7 +390,8 @@ class Posting:
 
     def _learn_session(self, message: Message, answer: Answer) -> None:
         """Record a handshake before the client can see its answer, so that its next request finds the session."""
-        session_id = answer.header(headers.SESSION_ID)
+        # A stream that was begun anew goes on under the id that its head has shown; the upstream knows that one, too.
+        session_id = self._shown_id or answer.header(headers.SESSION_ID)
         if session_id is None or not is_initialize_result(message) or not self._opens_session(answer):
             return
         handshake = Handshake.of(self._message.params, message.result or {})

@@ -48,6 +48,12 @@ def is_encoded(answer: Answer) -> bool:
     return encoding is not None and encoding.strip().lower() not in ("", "identity")
 
 
+def may_be_kept(answer: Answer, limit: int) -> bool:
+    """Whether an answer can be read to its end before any of it is passed on: no stream, and not known as larger."""
+    is_small = answer.content_length is None or answer.content_length <= limit
+    return is_small and media_type(answer.header("Content-Type")) != EVENT_STREAM
+
+
 async def decoded_body(answer: Answer, limit: int) -> bytes:
     """The beginning of a body, decoded for a look at it; the answer itself stays as it came.
 

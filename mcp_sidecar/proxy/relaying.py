@@ -10,23 +10,62 @@ from collections.abc import Callable
 from mcp_sidecar.healing.streams import AfterEnd, Ending, StreamWatch, after_end
 from mcp_sidecar.proxy.call import Call
 from mcp_sidecar.proxy.parts import Parts
-from mcp_sidecar.proxy.reading import is_event_stream
+from mcp_sidecar.proxy.reading import is_event_stream, is_json
 from mcp_sidecar.proxy.responding import Responder
 from mcp_sidecar.proxy.upstream import Answer, UpstreamFault
 from mcp_sidecar.wire import headers
-from mcp_sidecar.wire.messages import Message
-from mcp_sidecar.wire.sse import EventSplitter
+from mcp_sidecar.wire.messages import Message, NotJson, parse
+from mcp_sidecar.wire.sse import Block, EventSplitter, parse_event
 
 Learn = Callable[[Message, Answer], None]
 
 
-async def relay_rest(answer: Answer, responder: Responder) -> None:
+class Overhearing:
+    """Learns from an answer that passes by untouched, and keeps a bounded part of it."""
+
+    def __init__(self, answer: Answer, limit: int, learn: Learn) -> None:
+        """``learn`` is shown every message as soon as it is whole, hence before the client has all of it."""
+        self._answer = answer
+        self._limit = limit
+        self._learn = learn
+        self._splitter = EventSplitter(limit) if is_event_stream(answer) else None
+        self._body = bytearray() if is_json(answer) else None
+
+    def hear(self, chunk: bytes) -> None:
+        """A part of the body has come."""
+        for piece in self._splitter.feed(chunk) if self._splitter is not None else ():
+            if isinstance(piece, Block):
+                self._tell((parse_event(piece.raw).data or "").encode())
+        if self._body is not None:
+            self._body += chunk
+            if len(self._body) > self._limit:
+                self._body = None
+
+    def end(self) -> None:
+        """That was all of it."""
+        if self._body is not None:
+            self._tell(bytes(self._body))
+
+    def _tell(self, body: bytes) -> None:
+        try:
+            message = parse(body)
+        except NotJson:
+            return
+        self._learn(message, self._answer)
+
+
+async def relay_rest(answer: Answer, responder: Responder, overhearing: Overhearing | None = None) -> None:
     """Pass on a body that is nobody's business; where it breaks, so does the client's."""
     try:
         async for chunk in answer.chunks():
+            if overhearing is not None:
+                overhearing.hear(chunk)
             await responder.write(chunk)
     except UpstreamFault:
         responder.cut()
+        return
+    if overhearing is not None:
+        overhearing.end()
 
 
 class EventRelay:

@@ -80,13 +80,15 @@ class Answer:
         """Read up to ``limit`` bytes ahead; ``whole`` tells whether that was all. Raises ``UpstreamFault``."""
         parts = [self.peeked]
         size = len(self.peeked)
-        while size < limit and not self.whole:
-            chunk = await self._read()
-            if not chunk:
-                self.whole = True
-            parts.append(chunk)
-            size += len(chunk)
-        self.peeked = b"".join(parts)
+        try:
+            while size < limit and not self.whole:
+                chunk = await self._read()
+                if not chunk:
+                    self.whole = True
+                parts.append(chunk)
+                size += len(chunk)
+        finally:
+            self.peeked = b"".join(parts)  # what came before a break, too
         return self.peeked
 
     async def chunks(self) -> AsyncIterator[bytes]:
