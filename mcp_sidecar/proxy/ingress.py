@@ -198,8 +198,8 @@ class Ingress:
 
     async def _session_post(self, incoming: Incoming, message: Message, body: Body, *, is_encoded: bool) -> None:
         is_initialize = message.kind is Kind.REQUEST and message.method == "initialize"
-        call = self._call(incoming, drop_session=is_initialize)
         incoming.in_session = True
+        call = self._call(incoming, drop_session=is_initialize)
         if self._is_over(call):
             await incoming.responder.give(own_answers.SESSION_NOT_FOUND)
         elif self._is_for_a_held_request(call, message) or self._was_said_by_heal(call, message):

@@ -43,7 +43,9 @@ class WatchedSidecar(Sidecar):
 async def running_sidecar(upstream_url: str, **settings: object) -> AsyncIterator[WatchedSidecar]:
     """Start a sidecar and stop it. ``settings`` are keys such as ``healing__hold_timeout=0.2``."""
     environ = {f"MCP_SIDECAR_{name.upper()}": str(value) for name, value in settings.items()}
-    options = {"upstream": [upstream_url], "listen": ["127.0.0.1:0"]}
+    options = {"upstream": [upstream_url]}
+    if "listen" not in settings:
+        options["listen"] = ["127.0.0.1:0"]
     if "admin" not in settings:
         options["admin"] = ["off"]
     sidecar = WatchedSidecar(load(options, environ).settings)
