@@ -9,6 +9,7 @@ from tests.interop.conformance import PROGRAM, TARGETS, compare
 
 
 @pytest.mark.interop
+@pytest.mark.interop_full
 @pytest.mark.parametrize("spec", [pytest.param(spec, id=spec.name) for spec in TARGETS])
 def test_no_scenario_is_worse_through_the_sidecar(spec: ServerSpec) -> None:
     """Each check of each scenario comes out at least as well as directly against the same server."""
