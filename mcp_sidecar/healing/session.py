@@ -58,6 +58,16 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
 }
 
 
+def diagram() -> str:
+    """The state diagram in Mermaid's language, for ``docs/architecture.md``; what changes no state is left out."""
+    edges: dict[tuple[State, State], list[str]] = {}
+    for (before, event), after in TRANSITIONS.items():
+        if before is not after:
+            edges.setdefault((before, after), []).append(event.value)
+    lines = [f"    {before} --> {after}: {', '.join(events)}" for (before, after), events in edges.items()]
+    return "\n".join(["stateDiagram-v2", f"    [*] --> {State.ESTABLISHED}", *lines, f"    {State.ENDED} --> [*]"])
+
+
 class InvalidTransition(Exception):
     """A bug of the sidecar: an event that cannot happen in this state."""
 
@@ -68,7 +78,8 @@ class Session:
 
     ``label`` is the short salted hash that logs and the admin page show. ``tag`` makes ids of later generations
     distinguishable from any id an upstream may mint (see ``healing.generations``). Times are seconds of a monotonic
-    clock that the owner reads. ``failed_heals`` counts those in a row that did not restore the session.
+    clock that the owner reads. ``failed_heals`` counts those in a row that did not restore the session;
+    ``told_lost`` is the latest generation whose loss was told.
     """
 
     client_id: ClientSessionId
@@ -87,6 +98,7 @@ class Session:
     streams: int = 0
     recent_heals: tuple[float, ...] = ()
     failed_heals: int = 0
+    told_lost: int = 0
 
     def __post_init__(self) -> None:
         """The first upstream id is the client-visible one (R10)."""

@@ -228,7 +228,6 @@ class _Restore:
         self._loss = loss
         self._trigger = trigger
         self._started = started
-        self._loss_told = False
         self._is_counted = False
 
     async def run(self) -> HealEnd:
@@ -243,12 +242,12 @@ class _Restore:
     def settle(self) -> None:
         """Whatever happened, the session is not left in the middle."""
         if self._session.state is State.HEALING:
-            self._session.failed_heals += 1
+            self._session.failed_heals += self._is_counted
             self._session.fire(Event.NOT_HEALED)
 
     def unavailable(self, fault: Fault) -> HealEnd:
         """What broke may break again at once: it is tried at the pace of a route, not whenever a connect succeeds."""
-        self._end(HealOutcome.UNAVAILABLE, f"upstream {fault.value}")
+        self._end_unavailable(f"upstream {fault.value}")
         return HealEnd(Unhealed.NO_ROUTE if fault.may_have_arrived else Unhealed.UNREACHABLE)
 
     # -- the steps ----------------------------------------------------------------------------------------------------
@@ -298,7 +297,7 @@ class _Restore:
             case InitializeVerdict.GONE | InitializeVerdict.UNAVAILABLE:
                 if self._loss.ambiguous is None:
                     self._count()
-                    self._end(HealOutcome.UNAVAILABLE, "no route to the server")
+                self._end_unavailable("no route to the server")
                 return HealEnd(Unhealed.NO_ROUTE)
             case _:
                 self._count()
@@ -380,10 +379,16 @@ class _Restore:
     # -- what is told -------------------------------------------------------------------------------------------------
 
     def _tell_loss(self) -> None:
-        if not self._loss_told:
-            self._loss_told = True
-            loss = self._loss
-            self._healer._emit(SessionLost(self._session.label, loss.signature, loss.status, loss.generation))
+        """Once per loss, however many heals it takes."""
+        session, loss = self._session, self._loss
+        if session.told_lost < loss.generation:
+            session.told_lost = loss.generation
+            self._healer._emit(SessionLost(session.label, loss.signature, loss.status, loss.generation))
+
+    def _end_unavailable(self, reason: str) -> None:
+        """A loss that nobody could confirm is not told: most likely the upstream is just away."""
+        if self._session.told_lost == self._loss.generation:
+            self._end(HealOutcome.UNAVAILABLE, reason)
 
     def _end(self, outcome: HealOutcome, reason: str) -> None:
         seconds = self._healer._clock() - self._started

@@ -451,6 +451,7 @@ async def test_an_upstream_that_cannot_initialize_sees_no_storm(fault: Fault) ->
         assert all(is_not_found(answer) for answer in answers)
         assert len(upstream.ledger.initializes) <= 1 + 5
         assert upstream.ledger.executions("charge") == []
+        assert len(sidecar.of(SessionLost)) == 1
 
 
 async def test_only_so_many_heals_at_once() -> None:

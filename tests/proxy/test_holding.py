@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 
 from mcp_sidecar.healing.facts import (
+    HealEnded,
     HoldOverflowed,
     MessageDropped,
     ReplayCause,
     RequestReplayed,
+    SessionLost,
     UpstreamBack,
     UpstreamLost,
 )
@@ -328,6 +330,21 @@ async def test_a_route_that_is_away_is_waited_for(page: RoutePage) -> None:
         assert [answer.text for answer in answers] == [f"charged {n}" for n in range(10)]
         assert len(upstream.ledger.executions("charge")) == 10
         assert len(upstream.sessions) == 1
+
+
+async def test_a_route_that_comes_back_is_seen_soon() -> None:
+    """However often a held request asked in vain, it is healed and answered as soon as the server can be reached."""
+    async with connected() as (upstream, sidecar, client):
+        planted = upstream.inject(RoutePage(), times=None)
+        call = asyncio.create_task(client.tool("charge"))
+        await eventually(lambda: planted.hits >= 30)
+        assert (sidecar.of(SessionLost), sidecar.of(HealEnded)) == ([], [])
+        upstream.forget()
+        await upstream.clear()
+        back = time.monotonic()
+        assert (await call).text == "charged 1"
+        assert time.monotonic() - back < 0.2
+        assert len(sidecar.of(HealEnded)) == 1
 
 
 async def test_one_scout_tries_the_route() -> None:
