@@ -175,8 +175,6 @@ class Exchange:
             case Unhealed.ALIVE if self._was_the_routes_404:
                 self._resends_in_doubt += 1
                 return self.back()
-            case Unhealed.ALIVE | Unhealed.UNPROVEN | Unhealed.UNAUTHORIZED:
-                return Pass()
             case Unhealed.UNREACHABLE:
                 return self._wait(Awaited.CONNECT)
             case Unhealed.NO_ROUTE:
@@ -184,6 +182,8 @@ class Exchange:
                 return self._wait(Awaited.ROUTE)
             case Unhealed.NOT_RESTORED:
                 return self._session_not_found()
+            case _:
+                return Pass()
 
     def back(self) -> Step:
         """The hold ended: the upstream may be back. The session id is tried as it is, unless it is another's now."""

@@ -19,12 +19,13 @@ _URL_HEADERS = frozenset({"location", "content-location"})
 
 def host_of(authority: str) -> str:
     """The lower-case host of ``host[:port]``, without brackets; empty where that is not all that is said."""
-    if any(mark in authority for mark in "@/?#"):
-        return ""
+    authority = authority.strip()
     try:
-        return (urlsplit(f"//{authority.strip()}").hostname or "").rstrip(".")
+        parts = urlsplit(f"//{authority}")
     except ValueError:
         return ""
+    shown = _shown_host(parts) if parts.netloc == authority else None
+    return shown.strip("[]").rstrip(".") if shown is not None else ""
 
 
 def is_loopback(host: str) -> bool:
@@ -41,28 +42,40 @@ def canonical(url: str) -> str | None:
     """``scheme://host[:port]`` in lower case, default ports left out; ``None`` where it is no origin."""
     try:
         parts = urlsplit(url.strip())
+        shown = _shown_host(parts)
+    except ValueError:
+        return None
+    if not parts.scheme or shown is None:
+        return None
+    port = "" if parts.port in (None, _DEFAULT_PORTS.get(parts.scheme)) else f":{parts.port}"
+    return f"{parts.scheme}://{shown}{port}"
+
+
+def _shown_host(parts: SplitResult) -> str | None:
+    """The host as a URL shows it; ``None`` where there is none, or the authority says more than host and port.
+
+    A user, a second port or text behind an address in brackets is read one way by one parser and otherwise by the next.
+    """
+    try:
         host, port = parts.hostname, parts.port
     except ValueError:
         return None
-    if not parts.scheme or not host:
-        return None
-    shown = f"[{host}]" if ":" in host else host
-    return f"{parts.scheme}://{shown}" + ("" if port in (None, _DEFAULT_PORTS.get(parts.scheme)) else f":{port}")
+    shown = f"[{host}]" if host and ":" in host else host
+    return shown if host and parts.netloc.lower() in (shown, f"{shown}:", f"{shown}:{port}") else None
 
 
 def is_allowed_origin(origin: str, own: Iterable[str], listed: Iterable[str], *, on_loopback: bool) -> bool:
     """Whether an ``Origin`` is the sidecar's own, a listed one, or loopback to a loopback listener."""
     seen = canonical(origin)
-    if seen is None or _says_more_than_an_origin(urlsplit(origin)):
+    if seen is None or _leads_somewhere(urlsplit(origin)):
         return False
     if seen in {canonical(one) for one in (*own, *listed)}:
         return True
     return on_loopback and is_loopback(urlsplit(seen).hostname or "")
 
 
-def _says_more_than_an_origin(parts: SplitResult) -> bool:
-    """No browser sends that; whoever does hopes that one of two parsers gets it wrong."""
-    return parts.path not in ("", "/") or bool(parts.query or parts.fragment) or "@" in parts.netloc
+def _leads_somewhere(parts: SplitResult) -> bool:
+    return parts.path not in ("", "/") or bool(parts.query or parts.fragment)
 
 
 def is_allowed_host(authority: str, own: Iterable[str], listed: Iterable[str]) -> bool:

@@ -13,7 +13,18 @@ import pytest
 
 from mcp_sidecar.healing import own_answers
 from mcp_sidecar.healing.classify import UNANSWERED, Judgement, SessionKnowledge, Verdict
-from mcp_sidecar.healing.exchange import Awaited, Exchange, Give, Heal, Hold, Pass, Send, Step, Unhealed
+from mcp_sidecar.healing.exchange import (
+    MAX_RESENDS_IN_DOUBT,
+    Awaited,
+    Exchange,
+    Give,
+    Heal,
+    Hold,
+    Pass,
+    Send,
+    Step,
+    Unhealed,
+)
 from mcp_sidecar.healing.facts import ObservedAction, ReplayCause
 from mcp_sidecar.healing.faults import Fault
 from mcp_sidecar.healing.own_answers import Reason
@@ -129,6 +140,8 @@ AWAY: Final = error(Reason.UPSTREAM_UNAVAILABLE)
 UNKNOWN: Final = error(Reason.OUTCOME_UNKNOWN)
 TOO_LARGE: Final = error(Reason.TOO_LARGE_TO_REPLAY)
 GIVEN_UP: Final = error(Reason.CANCELLED)
+
+ROUTE_JUST_BACK: Final[Story] = [(answered(BARE_404), PING_FIRST), (unhealed(Unhealed.ALIVE), NOT_SENT)]
 
 LOSS: Final[dict[str, tuple[Exchange, Story]]] = {
     "healed and sent again, an unsafe call too": (
@@ -255,6 +268,41 @@ CONFIRM: Final[dict[str, tuple[Exchange, Story]]] = {
             (answered(BARE_404), PING_FIRST),
             (unhealed(Unhealed.NO_ROUTE), ROUTE),
             (expired, AWAY),
+        ],
+    ),
+    "a route that is over before the ping: a safe call goes again, but not for ever": (
+        exchange(LIST),
+        [
+            FIRST,
+            *ROUTE_JUST_BACK * MAX_RESENDS_IN_DOUBT,
+            (answered(BARE_404), PING_FIRST),
+            (unhealed(Unhealed.ALIVE), Pass()),
+        ],
+    ),
+    "the same for an unsafe one, once there certainly was no route": (
+        exchange(),
+        [
+            FIRST,
+            (answered(BARE_404), PING_FIRST),
+            (unhealed(Unhealed.NO_ROUTE), ROUTE),
+            (back, NOT_SENT),
+            (answered(BARE_404), PING_FIRST),
+            (unhealed(Unhealed.ALIVE), NOT_SENT),
+        ],
+    ),
+    "the same for a streamed one: passes": (
+        exchange(LIST, whole=False),
+        [FIRST, (answered(BARE_404), PING_FIRST), (unhealed(Unhealed.ALIVE), Pass())],
+    ),
+    "a weak wording is no route's": (
+        exchange(LIST),
+        [
+            FIRST,
+            (answered(BARE_404), PING_FIRST),
+            (unhealed(Unhealed.NO_ROUTE), ROUTE),
+            (back, NOT_SENT),
+            (answered(PERHAPS), PING_UNPROVEN),
+            (unhealed(Unhealed.ALIVE), Pass()),
         ],
     ),
     "a weak wording, and then nobody to ask: nothing more is sent": (

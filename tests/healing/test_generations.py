@@ -1,0 +1,206 @@
+"""Ids that carry their generation: what the client sees, and what of it comes back."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mcp_sidecar.healing.generations import Mark, Renumbering, event_to_client, to_client
+from mcp_sidecar.wire.messages import JsonRpcId, Message, parse
+from mcp_sidecar.wire.sse import parse_event
+from tests.healing import samples
+
+TAG: Final = "t4g"
+FIRST, SECOND, THIRD = (Mark(TAG, generation) for generation in (1, 2, 3))
+NONE: Final = Renumbering()
+RENUMBERED: Final = Renumbering(ids={"new": 7}, tokens={"new-token": "old"})
+
+
+class TestMark:
+    """Put on and taken off."""
+
+    @pytest.mark.parametrize(
+        ("mark", "own", "seen"),
+        [
+            pytest.param(FIRST, 1, 1, id="the first generation passes"),
+            pytest.param(FIRST, "a", "a", id="the first generation passes text"),
+            pytest.param(SECOND, 1, "t4g.2.1", id="a number"),
+            pytest.param(SECOND, "1", 't4g.2."1"', id="text is not a number"),
+            pytest.param(SECOND, 1.5, "t4g.2.1.5", id="a fraction"),
+            pytest.param(THIRD, "t4g.2.1", 't4g.3."t4g.2.1"', id="an id that looks marked"),
+        ],
+    )
+    def test_an_id(self, mark: Mark, own: JsonRpcId, seen: JsonRpcId) -> None:
+        """The type stays inside the mark, so that the upstream gets back what it gave."""
+        assert mark.on_id(own) == seen
+        assert mark.off_id(seen) == (True, own)
+
+    @given(samples.ids, st.integers(1, 4), st.integers(1, 4))
+    def test_an_id_belongs_to_its_generation_only(self, own: JsonRpcId, one: int, other: int) -> None:
+        """Whatever an upstream calls its question, an answer to it reaches no other upstream session."""
+        belongs, back = Mark(TAG, other).off_id(Mark(TAG, one).on_id(own))
+        if one == other:
+            assert (belongs, back, type(back)) == (True, own, type(own))
+        elif one > 1:
+            assert not belongs
+
+    @given(st.text(max_size=8), st.integers(1, 4), st.integers(1, 4))
+    def test_an_event_id_belongs_to_its_generation_only(self, own: str, one: int, other: int) -> None:
+        """A resumption reaches the upstream session that minted the event's id, and no other (R36)."""
+        back = Mark(TAG, other).off_text(Mark(TAG, one).on_text(own))
+        if one == other:
+            assert back == own
+        elif other > 1 or one > 1:
+            assert back is None
+
+    @pytest.mark.parametrize(
+        "seen",
+        [
+            pytest.param(1, id="unmarked"),
+            pytest.param("a", id="unmarked text"),
+            pytest.param(None, id="none"),
+            pytest.param("t4g.1.1", id="the first generation marks nothing"),
+            pytest.param("t4g.22.1", id="a generation to come"),
+            pytest.param("other.2.1", id="another session's tag"),
+            pytest.param("t4g.2.", id="nothing in it"),
+            pytest.param("t4g.2.x", id="no JSON in it"),
+            pytest.param("t4g.2.[1]", id="a list in it"),
+            pytest.param("t4g.2.true", id="a truth in it"),
+            pytest.param("t4g.2.null", id="null in it"),
+            pytest.param("t4g.2.NaN", id="no number in it"),
+            pytest.param("t4g.2.-Infinity", id="infinity in it"),
+            pytest.param(f"t4g.2.{'[' * samples.DEPTH}", id="a bomb in it"),
+            pytest.param(f"t4g.2.{'9' * 5000}", id="a number nobody can read in it"),
+        ],
+    )
+    def test_what_a_client_makes_up(self, seen: JsonRpcId) -> None:
+        """What bears our mark and was never an id, or bears another, goes nowhere; nothing raises."""
+        assert SECOND.off_id(seen) == (False, None)
+
+    def test_a_mark_of_ours_is_none_of_the_first_generation(self) -> None:
+        """Answers to later questions never reach an upstream session that marks nothing."""
+        assert not FIRST.off_id("t4g.2.1")[0]
+        assert FIRST.off_id(2) == (True, 2)
+
+    @given(st.text(max_size=12), st.integers(1, 3))
+    def test_any_text_can_be_asked(self, seen: str, generation: int) -> None:
+        """No text makes it fail, with our tag in front or without."""
+        for text in (seen, f"{TAG}.{seen}", f"{TAG}.{generation}.{seen}"):
+            belongs, own = Mark(TAG, generation).off_id(text)
+            assert belongs or generation == 1 or own is None
+
+
+PROGRESS: Final = samples.notification("notifications/progress", progressToken="new-token", progress=1)
+ASK: Final = samples.request("sampling/createMessage", id=3, x=1)
+CANCEL: Final = samples.notification("notifications/cancelled", requestId=3, reason="r")
+
+
+class TestToClient:
+    """What is changed, and that nothing else is."""
+
+    @pytest.mark.parametrize(
+        ("message", "mark", "renumbering", "changed"),
+        [
+            pytest.param(ASK, SECOND, NONE, {"id": "t4g.2.3"}, id="a question"),
+            pytest.param(
+                CANCEL, SECOND, NONE, {"params": {"requestId": "t4g.2.3", "reason": "r"}}, id="a cancellation"
+            ),
+            pytest.param(samples.response("new"), FIRST, RENUMBERED, {"id": 7}, id="an answer to a second try"),
+            pytest.param(samples.response("new"), SECOND, RENUMBERED, {"id": 7}, id="the same after a heal"),
+            pytest.param(
+                PROGRESS, FIRST, RENUMBERED, {"params": {"progressToken": "old", "progress": 1}}, id="its progress"
+            ),
+            pytest.param(
+                samples.request("notifications/progress", id=3, progressToken="new-token"),
+                SECOND,
+                RENUMBERED,
+                {"id": "t4g.2.3"},
+                id="a question with the name of a notification",
+            ),
+        ],
+    )
+    def test_changed(self, message: Message, mark: Mark, renumbering: Renumbering, changed: dict[str, Any]) -> None:
+        """A question and its cancellation get the mark, answers and progress their old ids back."""
+        assert to_client(message, mark, renumbering) == {**message.value, **changed}
+
+    @pytest.mark.parametrize(
+        ("message", "mark", "renumbering"),
+        [
+            pytest.param(ASK, FIRST, RENUMBERED, id="a question of the first generation"),
+            pytest.param(CANCEL, FIRST, RENUMBERED, id="its cancellation"),
+            pytest.param(samples.response(7), SECOND, RENUMBERED, id="an answer under its own id"),
+            pytest.param(samples.response("x"), SECOND, RENUMBERED, id="an answer to somebody else"),
+            pytest.param(samples.notification("notifications/message"), SECOND, RENUMBERED, id="a notification"),
+            pytest.param(
+                samples.notification("notifications/cancelled"), SECOND, RENUMBERED, id="a cancellation of nothing"
+            ),
+            pytest.param(
+                samples.notification("notifications/cancelled", requestId=[1]), SECOND, NONE, id="of what has no id"
+            ),
+            pytest.param(
+                samples.notification("notifications/progress", progressToken=1),
+                SECOND,
+                RENUMBERED,
+                id="a number's progress",
+            ),
+            pytest.param(
+                samples.notification("notifications/progress", progressToken="x"),
+                SECOND,
+                RENUMBERED,
+                id="other progress",
+            ),
+            pytest.param(samples.notification("notifications/progress"), SECOND, RENUMBERED, id="progress of nothing"),
+            pytest.param(samples.NO_MESSAGE, SECOND, RENUMBERED, id="no JSON-RPC"),
+            pytest.param(samples.deep(id=3, method="x"), SECOND, RENUMBERED, id="opaque"),
+            pytest.param(samples.UNREAD_BATCH, SECOND, RENUMBERED, id="an unread batch"),
+            pytest.param(samples.batch(samples.response(7), samples.response(8)), SECOND, RENUMBERED, id="a batch"),
+            pytest.param(samples.batch(), SECOND, RENUMBERED, id="an empty batch"),
+        ],
+    )
+    def test_untouched(self, message: Message, mark: Mark, renumbering: Renumbering) -> None:
+        """Everything else passes as the bytes that came."""
+        assert to_client(message, mark, renumbering) is None
+
+    def test_a_batch_keeps_its_other_members(self) -> None:
+        """Of a batch only the members that need it are written anew; what is no message stays in its place."""
+        batch = parse(json.dumps([1, "x", None, [2], ASK.value, {"x": 1}]).encode())
+        assert to_client(batch, SECOND, NONE) == [1, "x", None, [2], {**ASK.value, "id": "t4g.2.3"}, {"x": 1}]
+
+    @given(
+        st.dictionaries(st.sampled_from(["method", "id", "params", "result", "error"]), samples.json_values),
+        st.sampled_from([FIRST, SECOND]),
+        st.sampled_from([NONE, RENUMBERED]),
+    )
+    def test_any_message(self, value: dict[str, Any], mark: Mark, renumbering: Renumbering) -> None:
+        """Whatever an upstream sends can be mapped, and only id and params can change."""
+        mapped = to_client(samples.message(**value), mark, renumbering)
+        if mapped is not None:
+            assert {key for key in mapped if mapped[key] != ({"jsonrpc": "2.0"} | value).get(key)} <= {"id", "params"}
+
+
+class TestEvents:
+    """An event of a later generation."""
+
+    RAW: Final = b": c\r\nid: 5\r\nevent: message\r\ndata: {}\r\n\r\n"
+
+    @pytest.mark.parametrize(
+        ("raw", "mapped", "mark", "expected"),
+        [
+            pytest.param(RAW, None, FIRST, RAW, id="untouched"),
+            pytest.param(RAW, None, SECOND, RAW.replace(b": 5", b": t4g.2.5"), id="its id"),
+            pytest.param(RAW, {"a": 1}, FIRST, RAW.replace(b"{}", b'{"a":1}'), id="its message"),
+            pytest.param(
+                RAW, {"a": 1}, SECOND, RAW.replace(b": 5", b": t4g.2.5").replace(b"{}", b'{"a":1}'), id="both"
+            ),
+            pytest.param(b"id\ndata: {}\n\n", None, SECOND, b"id\ndata: {}\n\n", id="an id that resets"),
+            pytest.param(b"data: {}\n\n", None, SECOND, b"data: {}\n\n", id="no id"),
+            pytest.param(b": comment\n\n", None, SECOND, b": comment\n\n", id="a comment"),
+        ],
+    )
+    def test_to_client(self, raw: bytes, mapped: Any, mark: Mark, expected: bytes) -> None:
+        """Only the id and the message change; newlines, order and other fields stay."""
+        assert event_to_client(raw, parse_event(raw), mapped, mark) == expected

@@ -1,0 +1,139 @@
+"""The sidecar's own answers, to the byte: clients were measured with exactly these."""
+
+from __future__ import annotations
+
+import json
+from typing import Final
+
+import pytest
+from hypothesis import given
+
+from mcp_sidecar.healing import own_answers
+from mcp_sidecar.healing.own_answers import OwnAnswer, Reason
+from mcp_sidecar.wire.messages import JsonRpcId, Message, parse
+from tests.healing import samples
+
+AWAY_ERROR: Final = (
+    b'{"jsonrpc":"2.0","error":{"code":-32603,"message":"The MCP server is not available; the request was not executed.",'
+    b'"data":{"reason":"upstream_unavailable"}},"id":%b}'
+)
+RETRY: Final = (("Retry-After", "1"),)
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        pytest.param(
+            own_answers.SESSION_NOT_FOUND,
+            OwnAnswer(
+                404,
+                "text/plain; charset=utf-8",
+                b'{"jsonrpc":"2.0","error":{"code":-32001,"message":"Session not found"},"id":null}',
+            ),
+            id="the one 404",
+        ),
+        pytest.param(own_answers.ACCEPTED, OwnAnswer(202), id="accepted, and empty (R6)"),
+        pytest.param(own_answers.ENDED, OwnAnswer(200), id="ended"),
+        pytest.param(
+            own_answers.GET_NOT_SUPPORTED, OwnAnswer(405, headers=(("Allow", "POST, DELETE"),)), id="no GET stream"
+        ),
+        pytest.param(
+            own_answers.unavailable(7),
+            OwnAnswer(503, "application/json", AWAY_ERROR % b"7", RETRY),
+            id="away, to initialize",
+        ),
+        pytest.param(
+            own_answers.in_session(samples.call(id="a"), Reason.UPSTREAM_UNAVAILABLE),
+            OwnAnswer(200, "application/json", AWAY_ERROR % b'"a"'),
+            id="away, to a request",
+        ),
+        pytest.param(
+            own_answers.in_session(
+                samples.batch(samples.call(id=1), samples.response(5), samples.call(id=2.5)),
+                Reason.UPSTREAM_UNAVAILABLE,
+            ),
+            OwnAnswer(200, "application/json", b"[%b,%b]" % (AWAY_ERROR % b"1", AWAY_ERROR % b"2.5")),
+            id="away, to a batch",
+        ),
+        pytest.param(
+            own_answers.in_session(samples.batch(samples.call(id=1)), Reason.UPSTREAM_UNAVAILABLE),
+            OwnAnswer(200, "application/json", b"[%b]" % (AWAY_ERROR % b"1")),
+            id="away, to a batch of one",
+        ),
+        pytest.param(
+            own_answers.in_session(samples.batch(samples.response(5)), Reason.UPSTREAM_UNAVAILABLE),
+            OwnAnswer(202),
+            id="away, to a batch without requests",
+        ),
+        pytest.param(
+            own_answers.in_session(samples.notification("notifications/x"), Reason.OUTCOME_UNKNOWN),
+            OwnAnswer(202),
+            id="a notification",
+        ),
+        pytest.param(
+            own_answers.in_session(samples.response(5), Reason.UPSTREAM_UNAVAILABLE), OwnAnswer(202), id="a response"
+        ),
+        pytest.param(
+            own_answers.in_session(samples.NO_MESSAGE, Reason.UPSTREAM_UNAVAILABLE),
+            OwnAnswer(200, "application/json", AWAY_ERROR % b"null"),
+            id="no JSON-RPC",
+        ),
+        pytest.param(
+            own_answers.in_session(samples.UNREAD_BATCH, Reason.UPSTREAM_UNAVAILABLE),
+            OwnAnswer(200, "application/json", AWAY_ERROR % b"null"),
+            id="a batch that nobody read: somebody may wait",
+        ),
+        pytest.param(
+            own_answers.opaque(Reason.UPSTREAM_UNAVAILABLE),
+            OwnAnswer(503, "text/plain; charset=utf-8", b"The upstream server is not available.\n", RETRY),
+            id="away, to an encoded request",
+        ),
+        pytest.param(
+            own_answers.opaque(Reason.OUTCOME_UNKNOWN),
+            OwnAnswer(502, "text/plain; charset=utf-8", b"The upstream server broke off without an answer.\n"),
+            id="unknown outcome of an encoded request",
+        ),
+        pytest.param(
+            own_answers.rejected(400, own_answers.PARSE_ERROR, "no"),
+            OwnAnswer(400, "application/json", b'{"jsonrpc":"2.0","error":{"code":-32700,"message":"no"},"id":null}'),
+            id="rejected",
+        ),
+    ],
+)
+def test_to_the_byte(answer: OwnAnswer, expected: OwnAnswer) -> None:
+    """Status, type, headers and body are a contract."""
+    assert answer == expected
+
+
+@pytest.mark.parametrize(
+    ("reason", "code"),
+    [
+        pytest.param(Reason.UPSTREAM_UNAVAILABLE, "upstream_unavailable", id="away"),
+        pytest.param(Reason.OUTCOME_UNKNOWN, "outcome_unknown", id="in doubt"),
+        pytest.param(Reason.TOO_LARGE_TO_REPLAY, "too_large_to_replay", id="too large"),
+        pytest.param(Reason.CANCELLED, "cancelled", id="cancelled"),
+        pytest.param(Reason.SESSION_LOST, "session_lost", id="lost"),
+    ],
+)
+def test_reasons(reason: Reason, code: str) -> None:
+    """Every error says why in a word for programs and in sentences for people."""
+    answer = json.loads(own_answers.in_session(samples.call(), reason).body)
+    assert answer["error"]["code"] == -32603
+    assert answer["error"]["data"] == {"reason": code}
+    assert answer["error"]["message"] == reason.sentence
+    assert reason.sentence.endswith(".")
+
+
+def test_broken_gateway() -> None:
+    """Sessionless traffic whose upstream broke off gets a 502 that says what is not known."""
+    answer = own_answers.broken_gateway("x")
+    assert (answer.status, answer.content_type, answer.headers) == (502, "application/json", ())
+    body = json.loads(answer.body)
+    assert (body["id"], body["error"]["data"]) == ("x", {"reason": "outcome_unknown"})
+
+
+@given(samples.ids)
+def test_an_error_carries_the_requests_own_id(request_id: JsonRpcId) -> None:
+    """Value and type of an id come back, else the client waits until its own timeout."""
+    answer: Message = parse(own_answers.in_session(samples.call(id=request_id), Reason.CANCELLED).body)
+    assert (answer.id, type(answer.id)) == (request_id, type(request_id))

@@ -1,0 +1,154 @@
+"""One client session across upstream sessions: its states, its generations, its budget."""
+
+from __future__ import annotations
+
+from itertools import product
+from pathlib import Path
+from typing import Final
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mcp_sidecar.healing.principal import ANONYMOUS
+from mcp_sidecar.healing.recorded import Handshake
+from mcp_sidecar.healing.session import (
+    TRANSITIONS,
+    ClientSessionId,
+    Event,
+    InvalidTransition,
+    Session,
+    State,
+    UpstreamSessionId,
+    diagram,
+)
+
+ARCHITECTURE: Final = Path(__file__).resolve().parents[2] / "docs" / "architecture.md"
+HANDSHAKE: Final = Handshake(params=b"{}", protocol_version="2025-06-18", result=b"{}")
+PATHS: Final = {
+    State.ESTABLISHED: [],
+    State.HEALING: [Event.LOSS_SEEN],
+    State.LOST: [Event.LOSS_SEEN, Event.NOT_HEALED],
+    State.ENDED: [Event.ENDED],
+}
+
+
+def session_in(state: State = State.ESTABLISHED) -> Session:
+    session = Session(
+        client_id=ClientSessionId("first"),
+        principal=ANONYMOUS,
+        handshake=HANDSHAKE,
+        label="ab12",
+        tag="t",
+        created_at=0.0,
+        last_used_at=0.0,
+    )
+    for event in PATHS[state]:
+        session.fire(event)
+    return session
+
+
+class TestStates:
+    """The table is the whole truth about states."""
+
+    @pytest.mark.parametrize(("state", "event"), list(product(State, Event)))
+    def test_each_event_in_each_state(self, state: State, event: Event) -> None:
+        """An event leads where the table says; one that cannot happen is an error and changes nothing."""
+        session = session_in(state)
+        after = TRANSITIONS.get((state, event))
+        if after is None:
+            with pytest.raises(InvalidTransition, match=f"^{event.value} while {state.value}$"):
+                session.fire(event)
+        else:
+            session.fire(event)
+        assert session.state is (after or state)
+
+    def test_what_ended_stays_so(self) -> None:
+        """There is no way out of the end; a heal under way may still report to it."""
+        assert {after for (before, _), after in TRANSITIONS.items() if before is State.ENDED} == {State.ENDED}
+
+    def test_every_state_is_reached_and_can_end(self) -> None:
+        """No state is decoration."""
+        assert {after for _, after in TRANSITIONS.items()} == set(State)
+        assert all(TRANSITIONS[state, Event.ENDED] is State.ENDED for state in State)
+
+    def test_only_a_heal_leads_out_of_a_loss(self) -> None:
+        """A lost session is whole again only by way of a heal."""
+        entries = {before for (before, _), after in TRANSITIONS.items() if after is State.ESTABLISHED}
+        assert entries == {State.HEALING}
+
+
+class TestDiagram:
+    """The documentation shows the table."""
+
+    def test_it_is_the_one_in_the_documentation(self) -> None:
+        """After a change to the table: paste what ``diagram()`` gives."""
+        assert f"```mermaid\n{diagram()}\n```" in ARCHITECTURE.read_text(encoding="utf-8")
+
+    def test_it_shows_every_change(self) -> None:
+        """Each transition into another state is an edge that names its event."""
+        edges = {}
+        for line in diagram().splitlines()[2:-1]:
+            states, _, events = line.strip().partition(": ")
+            before, _, after = states.partition(" --> ")
+            edges.update({(State(before), Event(event)): State(after) for event in events.split(", ")})
+        assert edges == {key: after for key, after in TRANSITIONS.items() if key[0] is not after}
+
+
+class TestGenerations:
+    """The client's id stays; what stands behind it changes in one place."""
+
+    def test_the_first_upstream_id_is_the_clients(self) -> None:
+        """The sidecar mints no ids (R10)."""
+        session = session_in()
+        assert (session.upstream_id, session.generation) == ("first", 1)
+
+    @pytest.mark.parametrize(
+        ("upstream_id", "tools_still_hold", "safe_tools"),
+        [
+            pytest.param("second", True, {"read"}, id="the same server"),
+            pytest.param("second", False, set(), id="another version: what it said of its tools is void"),
+            pytest.param(None, True, {"read"}, id="stateless from now on"),
+        ],
+    )
+    def test_repoint(self, upstream_id: str | None, tools_still_hold: bool, safe_tools: set[str]) -> None:
+        """A heal changes the upstream's id and raises the generation, and nothing that the client sees."""
+        session = session_in(State.HEALING)
+        session.safe_tools = frozenset({"read"})
+        session.displaced = True
+        new = UpstreamSessionId(upstream_id) if upstream_id is not None else None
+        session.repoint(new, tools_still_hold=tools_still_hold)
+        assert (session.client_id, session.upstream_id, session.generation) == ("first", upstream_id, 2)
+        assert (session.state, session.displaced, set(session.safe_tools)) == (State.ESTABLISHED, False, safe_tools)
+
+    def test_an_end_during_the_heal_wins(self) -> None:
+        """A heal that comes too late repoints nothing."""
+        session = session_in(State.HEALING)
+        session.fire(Event.ENDED)
+        session.repoint(UpstreamSessionId("second"), tools_still_hold=True)
+        assert session.is_ended
+        assert (session.upstream_id, session.generation) == ("first", 1)
+
+    @pytest.mark.parametrize("state", [State.ESTABLISHED, State.HEALING, State.LOST])
+    def test_displaced(self, state: State) -> None:
+        """Whose upstream id was given to another session must be healed before it is used again."""
+        session = session_in(state)
+        session.displace()
+        assert session.displaced
+        assert session.state is not State.ESTABLISHED
+        assert not session.is_ended
+
+
+class TestBudget:
+    """Heals are counted in a moving window."""
+
+    @given(st.lists(st.floats(0, 1000), max_size=20), st.floats(0.001, 100), st.floats(0, 100))
+    def test_heals_within(self, times: list[float], period_s: float, later_s: float) -> None:
+        """Counted is what is younger than the period; what is older is forgotten, so that memory stays bounded."""
+        session = session_in()
+        for at in sorted(times):
+            session.note_heal(at)
+        now = max(times, default=0.0) + later_s
+        young = [at for at in times if now - at < period_s]
+        assert session.heals_within(period_s, now) == len(young)
+        assert len(session.recent_heals) == len(young)

@@ -1,0 +1,283 @@
+"""What is seen on a response stream, and what its end means."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mcp_sidecar.healing.generations import Mark, Renumbering
+from mcp_sidecar.healing.streams import AfterEnd, Ending, StreamWatch, after_end, unanswered_ids
+from mcp_sidecar.wire.messages import Message
+from mcp_sidecar.wire.sse import Block, EventSplitter, Fragment, encode_event
+from tests.healing import samples
+
+FIRST, SECOND = (Mark("t", generation) for generation in (1, 2))
+RESULT: Final = samples.response(1)
+LIMIT: Final = 64
+
+
+def watch(*, mark: Mark = FIRST, waiting: Any = (1,), **more: Any) -> StreamWatch:
+    return StreamWatch(mark, unanswered=set(waiting), **more)
+
+
+def event(value: Any, **fields: Any) -> Block:
+    data = json.dumps(value.value if isinstance(value, Message) else value)
+    return Block(encode_event(data, **fields))
+
+
+def relay(stream: StreamWatch, *pieces: Block | Fragment) -> bytes:
+    return b"".join(stream.relay(piece)[0] for piece in pieces)
+
+
+def fragments(data: bytes, cut: int = 10) -> list[Block | Fragment]:
+    """One event over the limit, as the splitter gives it."""
+    splitter = EventSplitter(LIMIT)
+    raw = b"data: " + data + b"\n\n"
+    return [piece for at in range(0, len(raw), cut) for piece in splitter.feed(raw[at : at + cut])]
+
+
+def long_answer(**members: Any) -> bytes:
+    return json.dumps({"jsonrpc": "2.0", **members, "result": {"text": "x" * 100}}).encode()
+
+
+class TestRelay:
+    """What the client gets, and what is remembered of it."""
+
+    def test_bytes_pass_untouched(self) -> None:
+        """In the first generation nothing is changed, comments and priming events included."""
+        pieces = [Block(b": hi\n\n"), Block(b"id: 1\ndata:\n\n"), Block(b"retry: 5\r\rdata: {}\n\n"), event(RESULT)]
+        assert relay(watch(), *pieces) == b"".join(piece.raw for piece in pieces)
+
+    def test_later_generations_are_marked(self) -> None:
+        """A question and its event id get the mark of their generation."""
+        raw = relay(watch(mark=SECOND), event(samples.request("ping", id=3), id="9"))
+        assert b"id: t.2.9\n" in raw
+        assert b'"id":"t.2.3"' in raw
+
+    def test_the_message_is_handed_over_once(self) -> None:
+        """The caller learns from the message as the upstream sent it."""
+        _, message = watch(mark=SECOND).relay(event(samples.request("ping", id=3)))
+        assert message is not None
+        assert message.id == 3
+
+    @pytest.mark.parametrize(
+        "data",
+        [
+            pytest.param(b"", id="empty"),
+            pytest.param(b"hello", id="text"),
+            pytest.param(b"\xff\xfe", id="no UTF-8"),
+            pytest.param(b'{"id":', id="cut"),
+        ],
+    )
+    def test_no_message(self, data: bytes) -> None:
+        """An event that holds no JSON passes, too."""
+        block = Block(b"data: " + data + b"\n\n")
+        assert watch().relay(block) == (block.raw, None)
+
+    @pytest.mark.parametrize(
+        ("pieces", "last", "retry_ms"),
+        [
+            pytest.param([b"data: {}\n\n"], None, None, id="none"),
+            pytest.param([b"id: 1\ndata:\n\n"], "1", None, id="priming"),
+            pytest.param([b"id: 1\ndata: {}\n\n", b"data: {}\n\n"], "1", None, id="kept"),
+            pytest.param([b"id: 1\ndata: {}\n\n", b"id\ndata: {}\n\n"], None, None, id="reset"),
+            pytest.param([b"id: 1\nretry: 10\n\n", b"id: 2\nretry: x\n\n"], "2", 10, id="retry"),
+        ],
+    )
+    def test_where_the_stream_stands(self, pieces: list[bytes], last: str | None, retry_ms: int | None) -> None:
+        """The last event id is the upstream's own, as a client keeps it."""
+        stream = watch(mark=SECOND)
+        relay(stream, *map(Block, pieces))
+        assert (stream.last_event_id, stream.retry_ms, stream.blocks) == (last, retry_ms, len(pieces))
+
+
+class TestAnswered:
+    """Who still waits."""
+
+    @pytest.mark.parametrize(
+        ("message", "waiting", "left"),
+        [
+            pytest.param(RESULT, {1}, set(), id="a result"),
+            pytest.param(samples.response(1, error={"code": 1, "message": "m"}), {1}, set(), id="an error"),
+            pytest.param(samples.response("1"), {1}, {1}, id="text is not a number"),
+            pytest.param(samples.response(2), {1}, {1}, id="somebody else's"),
+            pytest.param(
+                samples.message(id=None, error={"code": 1, "message": "m"}), {1}, {1}, id="an error without id"
+            ),
+            pytest.param(samples.batch(samples.response(1), samples.response(2)), {1, 2, 3}, {3}, id="a batch"),
+            pytest.param(samples.request("ping", id=1), {1}, {1}, id="a question with the same id"),
+            pytest.param(samples.deep(id=1, result={}), {1}, set(), id="opaque"),
+            pytest.param(samples.UNREAD_BATCH, {1}, {1}, id="an unread batch"),
+        ],
+    )
+    def test_who_is_left(self, message: Message, waiting: set[Any], left: set[Any]) -> None:
+        """Exactly the request with this id is answered."""
+        stream = watch(waiting=waiting)
+        stream.answer_whole(message)
+        assert stream.unanswered == left
+        assert stream.answered is (not left)
+
+    def test_a_second_try(self) -> None:
+        """The answer to the new id is the answer to the old one."""
+        stream = watch(renumbering=Renumbering(ids={"new": 1}))
+        assert stream.answer_whole(samples.response("new")) == {**RESULT.value, "id": 1}
+        assert stream.answered
+
+    @pytest.mark.parametrize(
+        "message",
+        [
+            pytest.param(samples.deep(id="new", result={}), id="opaque"),
+            pytest.param(samples.deep(id=7, result={}), id="another's"),
+        ],
+    )
+    def test_an_answer_that_cannot_get_its_old_id_back(self, message: Message) -> None:
+        """The client cannot know whose it is: it still waits, and is told at the end."""
+        stream = watch(renumbering=Renumbering(ids={"new": 1}))
+        assert stream.answer_whole(message) is None
+        assert not stream.answered
+
+    def test_unanswered_ids(self) -> None:
+        """A POST waits for each of its requests."""
+        assert unanswered_ids(samples.batch(samples.call(id=1), RESULT, samples.call(id="2")).requests) == {1, "2"}
+
+
+class TestCommitted:
+    """After what the client has seen a request may not begin anew."""
+
+    @pytest.mark.parametrize(
+        ("piece", "committed"),
+        [
+            pytest.param(Block(b"id: 1\ndata:\n\n"), False, id="priming"),
+            pytest.param(event(samples.notification("notifications/message")), False, id="a log message"),
+            pytest.param(event(samples.notification("notifications/progress", progressToken=1)), True, id="progress"),
+            pytest.param(event(samples.request("sampling/createMessage")), True, id="a question"),
+            pytest.param(event(samples.batch(RESULT, samples.request("ping", id=9))), True, id="one in a batch"),
+            pytest.param(fragments(long_answer(id=1))[0], True, id="a part of something large"),
+        ],
+    )
+    def test_committed(self, piece: Block | Fragment, committed: bool) -> None:
+        """Progress must not restart and a person must not be asked twice (R40, R48)."""
+        stream = watch()
+        stream.relay(piece)
+        assert stream.committed is committed
+
+
+class TestFragments:
+    """An event too large to be held is understood as far as its end needs it."""
+
+    @pytest.mark.parametrize(
+        ("data", "left"),
+        [
+            pytest.param(long_answer(id=1), set(), id="a result"),
+            pytest.param(json.dumps({"id": 1, "error": {"message": "x" * 100}}).encode(), set(), id="an error"),
+            pytest.param(long_answer(id=2), {1}, id="somebody else's"),
+            pytest.param(json.dumps({"method": "m", "params": "x" * 100}).encode(), {1}, id="a notification"),
+            pytest.param(b"[" + long_answer(id=1) + b"]", set(), id="a batch: taken for the answers"),
+            pytest.param(long_answer(id=1)[:-1], {1}, id="cut"),
+            pytest.param(b'{"a": !' + b"x" * 100 + b', "id": 1, "result": 1}', {1}, id="no JSON in the middle"),
+            pytest.param(b'{"a":1,!' + b"!" * 60 + b'"id":1,"result":1}', {1}, id="no JSON, then something like it"),
+        ],
+    )
+    def test_who_is_left(self, data: bytes, left: set[Any]) -> None:
+        """A large answer answers; what is no JSON answers nobody. Its bytes pass as they are."""
+        stream = watch()
+        pieces = fragments(data)
+        assert relay(stream, *pieces) == b"data: " + data + b"\n\n"
+        assert stream.unanswered == left
+        assert not stream.in_fragment
+
+    @pytest.mark.parametrize(
+        "data",
+        [
+            pytest.param(long_answer(id="new"), id="an answer"),
+            pytest.param(b"[" + long_answer(id="new") + b"]", id="a batch"),
+        ],
+    )
+    def test_a_second_try(self, data: bytes) -> None:
+        """What cannot be written anew bears an id that the client does not know: it still waits."""
+        stream = watch(renumbering=Renumbering(ids={"new": 1}))
+        relay(stream, *fragments(data))
+        assert stream.unanswered == {1}
+
+    def test_two_in_a_row(self) -> None:
+        """Each large event is read from its own beginning."""
+        stream = watch(waiting=(1, 2))
+        relay(stream, *fragments(long_answer(id=1)[:-1]), *fragments(long_answer(id=2)))
+        assert stream.unanswered == {1}
+
+    def test_in_the_middle(self) -> None:
+        """Between its pieces nothing else may be written."""
+        stream = watch()
+        seen = []
+        for piece in fragments(long_answer(id=1)):
+            stream.relay(piece)
+            seen.append(stream.in_fragment)
+        assert seen == [True] * (len(seen) - 1) + [False]
+
+    @given(st.binary(min_size=LIMIT, max_size=3 * LIMIT), st.integers(1, 20))
+    def test_any_bytes(self, data: bytes, cut: int) -> None:
+        """Whatever comes passes, and at most what was asked for is answered."""
+        stream = watch()
+        pieces = fragments(data, cut)
+        assert relay(stream, *pieces) == b"".join(piece.raw for piece in pieces)
+        assert stream.unanswered <= {1}
+
+
+CLEAN, BROKEN = Ending
+FINISH, RESUME, RESEND, TELL, CUT = AfterEnd
+
+NOTHING: Final[dict[str, Any]] = {}
+ANSWERED: Final[dict[str, Any]] = {"unanswered": set()}
+NUMBERED: Final[dict[str, Any]] = {"last_event_id": "5"}
+COMMITTED: Final[dict[str, Any]] = {"committed": True}
+MIDDLE: Final[dict[str, Any]] = {"in_fragment": True}
+
+
+class TestAfterEnd:
+    """The end of a POST's stream."""
+
+    @pytest.mark.parametrize(
+        ("seen", "ending", "may", "after"),
+        [
+            pytest.param(ANSWERED, CLEAN, "", FINISH, id="answered"),
+            pytest.param(ANSWERED, BROKEN, "", FINISH, id="answered, then broken"),
+            pytest.param(ANSWERED | NUMBERED, BROKEN, "resume resend", FINISH, id="answered, whatever one may"),
+            pytest.param(NUMBERED, CLEAN, "resume resend", FINISH, id="polling is no failure"),
+            pytest.param(NUMBERED, BROKEN, "resume", RESUME, id="broken, with an id"),
+            pytest.param(NUMBERED, BROKEN, "resume resend", RESUME, id="resuming comes first"),
+            pytest.param(NUMBERED | COMMITTED, BROKEN, "resume resend", RESUME, id="progress goes on where it was"),
+            pytest.param(NUMBERED, BROKEN, "resend", RESEND, id="cannot be resumed"),
+            pytest.param(NUMBERED, BROKEN, "", TELL, id="neither"),
+            pytest.param(NOTHING, BROKEN, "resume", TELL, id="nothing to resume from"),
+            pytest.param(NOTHING, BROKEN, "resume resend", RESEND, id="harmless"),
+            pytest.param(NOTHING, CLEAN, "resend", RESEND, id="a clean end without id or answer"),
+            pytest.param(NOTHING, CLEAN, "", TELL, id="a clean end without id or answer, unsafe"),
+            pytest.param(COMMITTED, BROKEN, "resend", TELL, id="begun before the client's eyes"),
+            pytest.param(MIDDLE, BROKEN, "resume resend", CUT, id="in the middle of an event"),
+            pytest.param(MIDDLE | NUMBERED, CLEAN, "resume resend", CUT, id="a clean end in the middle of an event"),
+            pytest.param(MIDDLE | ANSWERED, BROKEN, "", CUT, id="in the middle, answered"),
+        ],
+    )
+    def test_after_end(self, seen: dict[str, Any], ending: Ending, may: str, after: AfterEnd) -> None:
+        """A break is never passed on as if the stream were whole, and polling is none."""
+        stream = watch()
+        for name, value in seen.items():
+            setattr(stream, name, value)
+        assert after_end(stream, ending, may_resend="resend" in may, may_resume="resume" in may) is after
+
+    @given(st.sampled_from(Ending), *[st.booleans()] * 6)
+    def test_an_unanswered_break_is_never_an_end(
+        self, ending: Ending, answered: bool, numbered: bool, committed: bool, middle: bool, resend: bool, resume: bool
+    ) -> None:
+        """Whoever waits gets an answer, an error, or a cut; only polling ends without."""
+        stream = watch(waiting=() if answered else (1,))
+        stream.last_event_id, stream.committed, stream.in_fragment = "5" if numbered else None, committed, middle
+        after = after_end(stream, ending, may_resend=resend, may_resume=resume)
+        if after is FINISH:
+            assert answered or (ending is CLEAN and numbered)
+        assert after is not RESEND or (resend and not committed)
+        assert after is not RESUME or (resume and numbered and ending is BROKEN)
