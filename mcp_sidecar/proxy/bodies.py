@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
@@ -36,6 +37,7 @@ class Upload:
         self._is_awaited = request.version >= HttpVersion11 and request.headers.get(hdrs.EXPECT, "").lower() == (
             "100-continue"
         )
+        self._reading = asyncio.Lock()
         self.is_broken = False
 
     async def chunks(self) -> AsyncIterator[bytes]:
@@ -44,12 +46,18 @@ class Upload:
             self._is_awaited = False
             await self._request.writer.write(CONTINUE)
             self._request.writer.output_size = 0  # of the answer nothing is sent yet
-        try:
-            async for chunk in self._content.iter_any():
-                yield chunk
-        except web.RequestPayloadError:
-            self.is_broken = True
-            raise BrokenBody from None
+        while chunk := await self._read():
+            yield chunk
+
+    async def _read(self) -> bytes:
+        # An aiohttp reader can be waited on by one task only, and the one that sent the body until its upstream broke
+        # may not have noticed yet that it was cancelled.
+        async with self._reading:
+            try:
+                return await self._content.readany()
+            except web.RequestPayloadError:
+                self.is_broken = True
+                raise BrokenBody from None
 
 
 @dataclass(slots=True)
