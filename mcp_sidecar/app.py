@@ -29,6 +29,7 @@ from mcp_sidecar.proxy.holding import Holding
 from mcp_sidecar.proxy.ingress import Ingress, make_server
 from mcp_sidecar.proxy.parts import Parts
 from mcp_sidecar.proxy.responding import Keeper
+from mcp_sidecar.proxy.restoring import Tools
 from mcp_sidecar.proxy.store import SessionStore
 from mcp_sidecar.proxy.upstream import Upstream
 from mcp_sidecar.settings import Settings
@@ -199,21 +200,13 @@ def build_parts(settings: Settings, emit: Emit) -> Parts:
     holding = Holding(max_requests=policy.max_held_requests, max_bytes=policy.max_held_bytes, emit=emit, clock=clock)
     upstream = Upstream(settings.upstream_config(), limits, lambda connected: availability.note(connected))  # noqa: PLW0108 - made below
     availability = Availability(upstream.can_connect, emit, clock, holding.waiting)
-    healer = Healer(
-        upstream=upstream,
-        store=store,
-        holding=holding,
-        policy=policy,
-        max_answer_bytes=limits.max_buffered_answer,
-        emit=emit,
-        clock=clock,
-    )
+    healing = Tools(upstream, store, policy, limits.max_buffered_answer, emit, clock)
     return Parts(
         upstream=upstream,
         store=store,
         holding=holding,
         availability=availability,
-        healer=healer,
+        healer=Healer(healing, holding),
         keeper=Keeper(settings.listen_config().comment_interval_s, clock),
         get_streams=GetStreams(),
         policy=policy,

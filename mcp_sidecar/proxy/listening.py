@@ -31,12 +31,12 @@ from mcp_sidecar.healing.session import Session
 from mcp_sidecar.healing.streams import StreamWatch
 from mcp_sidecar.proxy.availability import FAST_PACE_S, SLOWEST_PACE_S
 from mcp_sidecar.proxy.call import Call
-from mcp_sidecar.proxy.healer import Loss
 from mcp_sidecar.proxy.holding import Held, Waited
 from mcp_sidecar.proxy.parts import Parts
 from mcp_sidecar.proxy.reading import decoded_body, is_event_stream, judged_head
 from mcp_sidecar.proxy.relaying import relay_rest
 from mcp_sidecar.proxy.responding import Responder
+from mcp_sidecar.proxy.restoring import Loss
 from mcp_sidecar.proxy.upstream import Answer, UpstreamFault
 from mcp_sidecar.wire import headers
 from mcp_sidecar.wire.headers import Pair

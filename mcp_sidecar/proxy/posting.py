@@ -32,12 +32,12 @@ from mcp_sidecar.healing.streams import AfterEnd, StreamWatch, unanswered_ids
 from mcp_sidecar.proxy import outbound, rejections
 from mcp_sidecar.proxy.bodies import UNREADABLE, Body, HeldBody, PassingBody
 from mcp_sidecar.proxy.call import Call
-from mcp_sidecar.proxy.healer import Loss
 from mcp_sidecar.proxy.holding import Held, Waited
 from mcp_sidecar.proxy.parts import Parts
 from mcp_sidecar.proxy.reading import KeptAnswer, decoded_body, is_event_stream, is_json, judged_head, may_be_kept
 from mcp_sidecar.proxy.relaying import EventRelay, Overhearing, relay_rest
 from mcp_sidecar.proxy.responding import Responder
+from mcp_sidecar.proxy.restoring import Loss
 from mcp_sidecar.proxy.upstream import Answer, UpstreamFault
 from mcp_sidecar.proxy.upstream import Body as UpstreamBody
 from mcp_sidecar.wire import headers
