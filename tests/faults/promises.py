@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -113,7 +114,7 @@ def _route(scene: Scene) -> Promise:
     return Promise.UNAVAILABLE if scene.moment is Moment.FOREVER else Promise.SUCCESS
 
 
-_BY_EVIDENCE = {
+_BY_EVIDENCE: dict[Evidence, Callable[[Scene], Promise]] = {
     Evidence.NOT_SENT: _not_sent,
     Evidence.IN_DOUBT: _in_doubt,
     Evidence.STALLED: lambda _: Promise.UNKNOWN,

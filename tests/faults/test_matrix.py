@@ -86,7 +86,8 @@ class Stood:
 
     async def _until_all_wait(self, tasks: list[asyncio.Task[list[str]]]) -> None:
         async with asyncio.timeout(BOUND_S):
-            while len(self.sidecar.parts.holding) + sum(task.done() for task in tasks) < len(tasks):
+            # What waits in the sidecar announces nothing.
+            while len(self.sidecar.parts.holding) + sum(task.done() for task in tasks) < len(tasks):  # noqa: ASYNC110
                 await asyncio.sleep(0.002)
         if self.case.evidence is Evidence.ROUTE and self.knowledge is Knowledge.BOUND:
             # Every session has learned that not even an ``initialize`` finds the route.
@@ -178,7 +179,8 @@ def _cells() -> Iterator[pytest.ParameterSet]:
             continue  # it is sent once in any case, and together they wait only once
         if knowledge is Knowledge.NONE and moment.loses:
             continue  # no session, nothing to lose
-        for answers in Answers if knowledge is Knowledge.BOUND else (Answers.JSON,):
+        both = knowledge is Knowledge.BOUND and not case.spoils_answers  # a spoiler brings its own form along
+        for answers in Answers if both else (Answers.JSON,):
             name = f"{case.name}-{knowledge.value}-{moment.name.lower()}-{answers.value}"
             yield pytest.param(case, knowledge, moment, answers, id=name)
 

@@ -1,0 +1,394 @@
+"""One POST and its answer: retries under new ids, bodies too large to keep, encoded bodies, clients that leave."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+from typing import Any
+
+import pytest
+
+from mcp_sidecar.healing.facts import DroppedKind, HealEnded, HealOutcome, MessageDropped
+from tests.support.behaviour import Answers, SessionMode
+from tests.support.client import McpClient
+from tests.support.dialects import DIALECTS
+from tests.support.fake_upstream import FakeUpstream
+from tests.support.faults import Answer as Says
+from tests.support.faults import CutStream, ResetAfterExecution, ResetBeforeExecution, Stall, StallAt, TruncateJson
+from tests.support.ledger import Arrival
+from tests.support.sidecar import running_sidecar
+
+BIG = "x" * 200_000
+REPLAYABLE = "64KiB"
+
+
+def sent(arrival: Arrival) -> dict[str, Any]:
+    message: dict[str, Any] = json.loads(arrival.body)
+    return message
+
+
+# -- again in the same session ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("answers", Answers, ids=lambda answers: answers.value)
+@pytest.mark.parametrize("request_id", [7, "seven"], ids=["number", "text"])
+async def test_a_retry_goes_under_new_ids(answers: Answers, request_id: int | str) -> None:
+    """Inside one session no id is used twice: the retry has its own, and the client sees its old one."""
+    async with (
+        FakeUpstream(answers=answers) as upstream,
+        running_sidecar(upstream.url) as sidecar,
+        McpClient(sidecar.url) as client,
+    ):
+        await client.initialize()
+        await client.call("tools/list")
+        upstream.inject(ResetAfterExecution(), times=2, tool="echo")
+        answer = await client.call("tools/call", {"name": "echo", "arguments": {"text": "a"}}, id=request_id)
+        assert (answer.text, answer.response["id"]) == ("a", request_id)
+        ids = [sent(arrival)["id"] for arrival in upstream.ledger.arrived(tool="echo")]
+        assert ids[0] == request_id
+        assert len({json.dumps(each) for each in ids}) == 3
+        assert len({arrival.session_id for arrival in upstream.ledger.arrived(tool="echo")}) == 1
+
+
+async def test_a_harmless_request_is_not_sent_for_ever() -> None:
+    """A request that breaks its server is given up after two retries."""
+    async with (
+        FakeUpstream() as upstream,
+        running_sidecar(upstream.url) as sidecar,
+        McpClient(sidecar.url) as client,
+    ):
+        await client.initialize()
+        upstream.inject(ResetBeforeExecution(), times=None)
+        answer = await client.call("ping", id=1)
+        assert answer.error["data"] == {"reason": "outcome_unknown"}
+        assert upstream.ledger.count("ping") == 3
+
+
+async def test_progress_of_a_retry_comes_under_the_old_token() -> None:
+    """The retry has a new progress token, too; what it reports is mapped back, and so is its response."""
+    async with (
+        FakeUpstream() as upstream,
+        running_sidecar(upstream.url) as sidecar,
+        McpClient(sidecar.url) as client,
+    ):
+        await client.initialize()
+        listed = {"tools": [{"name": "progress", "annotations": {"readOnlyHint": True}}]}
+        upstream.inject(
+            Says(
+                200,
+                (("Content-Type", "application/json"),),
+                json.dumps({"jsonrpc": "2.0", "id": 1, "result": listed}).encode(),
+            )
+        )
+        await client.call("tools/list", id=1)
+        upstream.inject(ResetAfterExecution(), tool="progress")
+        params = {"name": "progress", "arguments": {"steps": 2}, "_meta": {"progressToken": "mine"}}
+        answer = await client.call("tools/call", params, id=5)
+        assert [m["params"]["progressToken"] for m in answer.messages[:-1]] == ["mine", "mine"]
+        assert answer.response["id"] == 5
+        first, second = (sent(arrival) for arrival in upstream.ledger.arrived(tool="progress"))
+        assert first["params"]["_meta"]["progressToken"] == "mine"
+        assert second["params"]["_meta"]["progressToken"] not in ("mine", 5)
+
+
+async def test_a_cancellation_reaches_the_retry() -> None:
+    """``notifications/cancelled`` names the id under which the request is under way now."""
+    async with (
+        FakeUpstream() as upstream,
+        running_sidecar(upstream.url) as sidecar,
+        McpClient(sidecar.url) as client,
+    ):
+        await client.initialize()
+        await client.call("tools/list")
+        upstream.inject(ResetBeforeExecution(), tool="slow_read")
+        call = asyncio.create_task(client.call("tools/call", {"name": "slow_read"}, id=9))
+        await upstream.ledger.wait_for(lambda ledger: len(ledger.executions("slow_read")) == 1)
+        await client.notify("notifications/cancelled", {"requestId": 9})
+        answer = await call
+        assert (answer.error["message"], answer.response["id"]) == ("Request cancelled", 9)
+        assert not sidecar.parts.renumbered
+
+
+async def test_ids_of_strangers_are_not_mixed_up() -> None:
+    """On a server without sessions one client's cancellation never names another client's request."""
+    async with (
+        FakeUpstream(sessions=SessionMode.STATELESS) as upstream,
+        running_sidecar(upstream.url) as sidecar,
+        McpClient(sidecar.url) as one,
+        McpClient(sidecar.url) as other,
+    ):
+        upstream.inject(ResetBeforeExecution(), rpc_method="ping")
+        upstream.inject(Stall(StallAt.BEFORE_HEADERS), rpc_method="ping")
+        call = asyncio.create_task(one.call("ping", id=9))
+        await upstream.ledger.wait_for(lambda ledger: len(ledger.executions("ping")) == 1)
+        await other.notify("notifications/cancelled", {"requestId": 9})
+        upstream.release()
+        assert (await call).response["id"] == 9
+        [cancelled] = upstream.ledger.arrived(rpc_method="notifications/cancelled")
+        assert sent(cancelled)["params"]["requestId"] == 9
+
+
+# -- answers that break -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("chunked", "told"),
+    [pytest.param(False, False, id="announced"), pytest.param(True, False, id="chunked")],
+)
+async def test_a_large_json_answer_that_breaks_is_cut(chunked: bool, told: bool) -> None:
+    """Beyond ``max_buffered_answer`` it streams, and a broken one is never ended as if whole."""
+    async with (
+        FakeUpstream(answers=Answers.JSON) as upstream,
+        running_sidecar(upstream.url, limits__max_buffered_answer="64KiB") as sidecar,
+        McpClient(sidecar.url) as client,
+    ):
+        await client.initialize()
+        upstream.inject(TruncateJson(100_000, chunked=chunked), tool="big")
+        answer = await client.tool("big", bytes=200_000)
+        assert (answer.status, answer.broken is None) == (200, told)
+        whole = await client.tool("big", bytes=200_000)
+        assert len(whole.text) == 200_000
+
+
+@pytest.mark.parametrize("at", [100, 60_000], ids=["early", "late"])
+async def test_a_small_json_answer_that_breaks_is_told(at: int) -> None:
+    """Up to ``max_buffered_answer`` a broken answer is a definite error, and nothing of it is shown."""
+    async with (
+        FakeUpstream(answers=Answers.JSON) as upstream,
+        running_sidecar(upstream.url, limits__max_buffered_answer="64KiB") as sidecar,
+        McpClient(sidecar.url) as client,
+    ):
+        await client.initialize()
+        upstream.inject(TruncateJson(at, chunked=True), tool="big")
+        answer = await client.tool("big", bytes=60_000)
+        assert answer.error["data"] == {"reason": "outcome_unknown"}
+
+
+@pytest.mark.parametrize("dialect", sorted(DIALECTS))
+@pytest.mark.parametrize("chunked", [False, True], ids=["announced", "chunked"])
+async def test_a_refusal_that_breaks_is_understood_or_told(dialect: str, chunked: bool) -> None:
+    """Half of what a server says about a lost session is not its word: a definite answer, and nothing runs twice."""
+    async with (
+        FakeUpstream(dialect=dialect) as upstream,
+        running_sidecar(upstream.url) as sidecar,
+        McpClient(sidecar.url) as client,
+    ):
+        await client.initialize()
+        await upstream.restart()
+        upstream.inject(TruncateJson(10, chunked=chunked), tool="charge")
+        answer = await client.tool("charge")
+        assert (answer.status, answer.broken) == (200, None)
+        ran = len(upstream.ledger.executions("charge"))
+        assert ran == (1 if "result" in answer.response else 0)
+
+
+async def test_a_stream_that_stalls_is_told() -> None:
+    """No byte for ``upstream.idle_timeout`` is a cut; what had come stays."""
+    async with (
+        FakeUpstream() as upstream,
+        running_sidecar(upstream.url, upstream__idle_timeout=0.1) as sidecar,
+        McpClient(sidecar.url) as client,
+    ):
+        await client.initialize()
+        params = {"name": "progress", "arguments": {"steps": 1, "wait": True}, "_meta": {"progressToken": 1}}
+        answer = await client.call("tools/call", params, id=3)
+        assert [message.get("method") for message in answer.messages] == ["notifications/progress", None]
+        assert (answer.response["id"], answer.error["data"]) == (3, {"reason": "outcome_unknown"})
+        await upstream.ledger.wait_for(lambda ledger: ledger.arrived(tool="progress")[0].client_left)
+
+
+async def test_a_name_that_is_not_known_is_an_upstream_that_is_away() -> None:
+    """Nothing was sent: held, then the error with its own id."""
+    async with (
+        running_sidecar("http://nowhere.invalid:9000/mcp", healing__hold_timeout=0.05) as sidecar,
+        McpClient(sidecar.url) as client,
+    ):
+        answer = await client.call("tools/list", id=1)
+        assert (answer.status, answer.response["id"]) == (200, 1)
+        assert answer.error["data"] == {"reason": "upstream_unavailable"}
+
+
+async def test_a_handshake_that_is_begun_anew_has_one_id() -> None:
+    """A cut ``initialize`` stream has shown an id; the session is known under that one, and it heals."""
+    async with (
+        FakeUpstream() as upstream,
+        running_sidecar(upstream.url) as sidecar,
+        McpClient(sidecar.url) as client,
+    ):
+        upstream.inject(CutStream(0, event_ids=False), rpc_method="initialize")
+        await client.initialize()
+        assert len(upstream.sessions) == 2
+        assert (await client.tool("charge")).text == "charged 1"
+        await upstream.restart()
+        assert (await client.tool("charge")).text == "charged 1"
+        assert [fact.outcome for fact in sidecar.of(HealEnded)] == [HealOutcome.HEALED]
+
+
+# -- too large to be kept ---------------------------------------------------------------------------------------------
+
+
+async def test_a_large_request_passes() -> None:
+    """A request that is too large to be kept is streamed."""
+    async with (
+        FakeUpstream() as upstream,
+        running_sidecar(upstream.url, limits__max_replay_body=REPLAYABLE) as sidecar,
+        McpClient(sidecar.url) as client,
+    ):
+        await client.initialize()
+        assert (await client.tool("echo", text=BIG)).text == BIG
+
+
+async def test_a_large_request_of_a_lost_session_is_told_after_the_heal() -> None:
+    """The session is healed, the request gets ``too_large_to_replay`` under its own id, and the next one succeeds."""
+    async with (
+        FakeUpstream() as upstream,
+        running_sidecar(upstream.url, limits__max_replay_body=REPLAYABLE) as sidecar,
+        McpClient(sidecar.url) as client,
+    ):
+        await client.initialize()
+        await upstream.restart()
+        params = {"name": "charge", "arguments": {"note": BIG}}
+        answer = await client.call("tools/call", params, id=11)
+        assert (answer.status, answer.response["id"]) == (200, 11)
+        assert answer.error["data"] == {"reason": "too_large_to_replay"}
+        assert [fact.outcome for fact in sidecar.of(HealEnded)] == [HealOutcome.HEALED]
+        assert upstream.ledger.executions("charge") == []
+        assert "result" in (await client.call("tools/call", params, id=12)).response
+
+
+async def test_a_large_request_is_held_while_the_upstream_is_away() -> None:
+    """Nothing of it was sent: it is sent once the upstream is back."""
+    async with (
+        FakeUpstream() as upstream,
+        running_sidecar(upstream.url, limits__max_replay_body=REPLAYABLE) as sidecar,
+        McpClient(sidecar.url) as client,
+    ):
+        await client.initialize()
+        await upstream.stop()
+        call = asyncio.create_task(client.tool("charge", note=BIG))
+        async with asyncio.timeout(5):
+            while not len(sidecar.parts.holding):  # noqa: ASYNC110 - what waits here announces nothing
+                await asyncio.sleep(0.002)
+        await upstream.start()
+        assert (await call).text == "charged 1"
+        assert len(upstream.ledger.executions("charge")) == 1
+
+
+async def test_a_large_request_that_breaks_is_told_under_its_id() -> None:
+    """Even a harmless one cannot be sent again; its id is read from what is left of it."""
+    async with (
+        FakeUpstream() as upstream,
+        running_sidecar(upstream.url, limits__max_replay_body=REPLAYABLE) as sidecar,
+        McpClient(sidecar.url) as client,
+    ):
+        await client.initialize()
+        await client.call("tools/list")
+        upstream.inject(ResetAfterExecution(), tool="echo")
+        body = {
+            "jsonrpc": "2.0",
+            "method": "tools/call",
+            "params": {"name": "echo", "arguments": {"text": BIG}},
+            "id": 13,
+        }
+        answer = await client.post(body)
+        assert (answer.status, answer.response["id"]) == (200, 13)
+        assert answer.error["data"] == {"reason": "outcome_unknown"}
+        assert upstream.ledger.count(tool="echo") == 1
+
+
+# -- encoded ----------------------------------------------------------------------------------------------------------
+
+
+async def test_an_encoded_request_passes_unread() -> None:
+    """Its bytes arrive as they are, with the header that says how to read them."""
+    body = gzip.compress(b'{"jsonrpc":"2.0","id":1,"method":"ping"}')
+    async with (
+        FakeUpstream() as upstream,
+        running_sidecar(upstream.url) as sidecar,
+        McpClient(sidecar.url) as client,
+    ):
+        await client.initialize()
+        await client.post(body, headers={"Content-Encoding": "gzip"})
+        arrival = upstream.ledger.arrivals[-1]
+        assert (arrival.body, arrival.header("content-encoding")) == (body, "gzip")
+
+
+async def test_an_encoded_request_is_never_sent_twice_in_doubt() -> None:
+    """What cannot be read may be unsafe, and its id is not known: 502."""
+    body = gzip.compress(b'{"jsonrpc":"2.0","id":1,"method":"ping"}')
+    async with (
+        FakeUpstream() as upstream,
+        running_sidecar(upstream.url) as sidecar,
+        McpClient(sidecar.url) as client,
+    ):
+        await client.initialize()
+        before = len(upstream.ledger.arrivals)
+        upstream.inject(ResetBeforeExecution())
+        answer = await client.post(body, headers={"Content-Encoding": "gzip"})
+        assert answer.status == 502
+        assert len(upstream.ledger.arrivals) == before + 1
+
+
+async def test_an_encoded_request_of_a_lost_session_is_replayed() -> None:
+    """A proof that it did not run needs no look into it."""
+    body = gzip.compress(b'{"jsonrpc":"2.0","id":1,"method":"ping"}')
+    async with (
+        FakeUpstream() as upstream,
+        running_sidecar(upstream.url) as sidecar,
+        McpClient(sidecar.url) as client,
+    ):
+        await client.initialize()
+        await upstream.restart()
+        await client.post(body, headers={"Content-Encoding": "gzip"})
+        assert [arrival.body == body for arrival in upstream.ledger.arrivals].count(True) == 2
+        assert len(upstream.ledger.initializes) == 2
+
+
+# -- clients that leave -----------------------------------------------------------------------------------------------
+
+
+async def test_a_client_that_leaves_closes_its_upstream_request() -> None:
+    """The upstream learns at once that nobody waits any more; no cancellation is made up."""
+    async with (
+        FakeUpstream() as upstream,
+        running_sidecar(upstream.url) as sidecar,
+        McpClient(sidecar.url) as client,
+    ):
+        await client.initialize()
+        call = asyncio.create_task(client.tool("slow"))
+        await upstream.ledger.wait_for(lambda ledger: len(ledger.executions("slow")) == 1)
+        call.cancel()
+        await upstream.ledger.wait_for(lambda ledger: ledger.arrived(tool="slow")[0].client_left)
+        assert upstream.ledger.count("notifications/cancelled") == 0
+
+
+async def test_a_client_that_leaves_its_stream_closes_the_upstreams() -> None:
+    """The same in the middle of an event stream."""
+    async with (
+        FakeUpstream() as upstream,
+        running_sidecar(upstream.url) as sidecar,
+        McpClient(sidecar.url) as client,
+    ):
+        await client.initialize()
+        params = {"name": "progress", "arguments": {"steps": 1, "wait": True}, "_meta": {"progressToken": 1}}
+        async with await client.open_call("tools/call", params) as stream:
+            assert await stream.next_message() is not None
+        await upstream.ledger.wait_for(lambda ledger: ledger.arrived(tool="progress")[0].client_left)
+
+
+# -- what nobody waits for --------------------------------------------------------------------------------------------
+
+
+async def test_an_unsafe_notification_that_broke_is_dropped_and_counted() -> None:
+    """It may have arrived and must not arrive twice: 202, and the drop is told."""
+    async with (
+        FakeUpstream() as upstream,
+        running_sidecar(upstream.url) as sidecar,
+        McpClient(sidecar.url) as client,
+    ):
+        await client.initialize()
+        upstream.inject(ResetBeforeExecution())
+        answer = await client.notify("notifications/progress", {"progressToken": 1, "progress": 1})
+        assert (answer.status, answer.body) == (202, b"")
+        assert [fact.kind for fact in sidecar.of(MessageDropped)] == [DroppedKind.NOTIFICATION]

@@ -1,0 +1,308 @@
+"""The event stream of a POST: passed on at once, continued where it broke, and asked on by the right server only."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from mcp_sidecar.healing.facts import DroppedKind, MessageDropped, OutcomeUnknown
+from tests.support.client import McpClient, Stream
+from tests.support.fake_upstream import FakeUpstream
+from tests.support.faults import Answer as Says
+from tests.support.faults import Break, CutStream, EndStream
+from tests.support.sidecar import WatchedSidecar, running_sidecar
+
+HOWS = pytest.mark.parametrize("how", Break, ids=lambda how: how.value)
+
+
+@asynccontextmanager
+async def connected(**behaviour: Any) -> AsyncIterator[tuple[FakeUpstream, WatchedSidecar, McpClient]]:
+    async with (
+        FakeUpstream(**behaviour) as upstream,
+        running_sidecar(upstream.url) as sidecar,
+        McpClient(sidecar.url) as client,
+    ):
+        await client.initialize()
+        await client.call("tools/list")
+        yield upstream, sidecar, client
+
+
+def progress(steps: int, *, wait: bool = False) -> dict[str, Any]:
+    """A tool call that reports its progress."""
+    return {"name": "progress", "arguments": {"steps": steps, "wait": wait}, "_meta": {"progressToken": "token"}}
+
+
+def told_apart(body: bytes) -> bytes:
+    """A stream without what differs between two runs: the number of the stream and that of the execution."""
+    return re.sub(rb'post\d+|"execution":\d+', b"", body)
+
+
+def says_json(message: dict[str, Any]) -> Says:
+    """An answer that the server would not give."""
+    return Says(200, (("Content-Type", "application/json"),), json.dumps(message).encode())
+
+
+# -- passed on --------------------------------------------------------------------------------------------------------
+
+
+async def test_events_pass_at_once() -> None:
+    """An event can be read while the server still works on the next one."""
+    async with connected() as (upstream, _, client), await client.open_call("tools/call", progress(1, wait=True)) as s:
+        first = await s.next_message()
+        assert first is not None
+        assert first["method"] == "notifications/progress"
+        upstream.slow_gate.set()
+        last = await s.next_message()
+        assert last is not None
+        assert last["result"]["content"][0]["text"] == "1 steps"
+        assert await s.next_event() is None
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n"], ids=["lf", "crlf"])
+async def test_a_stream_passes_byte_for_byte(newline: str) -> None:
+    """Nothing of a stream is changed: ids, retry fields, priming events, line ends."""
+    async with (
+        connected(event_ids=True, retry_ms=50, newline=newline) as (upstream, _, client),
+        McpClient(upstream.url) as direct,
+    ):
+        direct.session_id = client.session_id
+        through = await client.call("tools/call", progress(2), id=1)
+        without = await direct.call("tools/call", progress(2), id=1)
+        assert told_apart(through.body) == told_apart(without.body)
+
+
+# -- broken -----------------------------------------------------------------------------------------------------------
+
+
+@HOWS
+async def test_what_came_before_a_break_is_passed_on(how: Break) -> None:
+    """Events that arrived together with the break reach the client, then the error comes in their order."""
+    async with connected() as (upstream, sidecar, client):
+        upstream.inject(CutStream(2, event_ids=False, how=how), tool="progress")
+        answer = await client.call("tools/call", progress(3), id=4)
+        assert answer.broken is None
+        steps = [message["params"]["progress"] for message in answer.messages[:-1]]
+        assert steps == [1, 2]
+        assert answer.response["id"] == 4
+        assert answer.error["data"] == {"reason": "outcome_unknown"}
+        assert len(upstream.ledger.executions("progress")) == 1
+        assert len(sidecar.of(OutcomeUnknown)) == 1
+
+
+@HOWS
+async def test_the_response_itself_may_come_with_the_break(how: Break) -> None:
+    """A stream that breaks behind its response was whole for the client."""
+    async with connected() as (upstream, sidecar, client):
+        upstream.inject(CutStream(1, event_ids=False, how=how), tool="charge")
+        answer = await client.tool("charge")
+        assert (answer.text, answer.broken) == ("charged 1", None)
+        assert len(answer.messages) == 1
+        assert sidecar.of(OutcomeUnknown) == []
+
+
+@HOWS
+@pytest.mark.parametrize("mid_event", [False, True], ids=["between", "inside"])
+async def test_a_broken_stream_is_continued(how: Break, mid_event: bool) -> None:
+    """One GET with the last event id, on the same session with the same credentials; nothing is missing or doubled."""
+    async with connected(event_store=True) as (upstream, _, client):
+        client.headers = {"Authorization": "Bearer one"}
+        await client.initialize()
+        upstream.inject(CutStream(2, event_ids=True, mid_event=mid_event, how=how), tool="progress")
+        answer = await client.call("tools/call", progress(4), id=4)
+        assert [m["params"]["progress"] for m in answer.messages[:-1]] == [1, 2, 3, 4]
+        assert answer.text == "4 steps"
+        [resumed] = upstream.ledger.arrived(http_method="GET")
+        assert resumed.header("last-event-id") == answer.events[1].event_id
+        assert resumed.header("authorization") == "Bearer one"
+        assert resumed.session_id == client.session_id
+        assert upstream.ledger.count(tool="progress") == 1
+
+
+async def test_a_stream_may_break_more_than_once() -> None:
+    """As long as something new came, it is continued again."""
+    async with connected(event_store=True) as (upstream, _, client):
+        upstream.inject(CutStream(1, event_ids=True), times=3)
+        answer = await client.call("tools/call", progress(4), id=4)
+        assert answer.text == "4 steps"
+        assert upstream.ledger.count("GET") == 3
+
+
+async def test_a_stream_that_brings_nothing_new_is_given_up() -> None:
+    """A continued stream that breaks at once is not asked for again."""
+    async with connected(event_store=True) as (upstream, _, client):
+        upstream.inject(CutStream(1, event_ids=True), tool="progress")
+        upstream.inject(CutStream(0, event_ids=True), http_method="GET", times=None)
+        answer = await client.call("tools/call", progress(4), id=4)
+        assert answer.error["data"] == {"reason": "outcome_unknown"}
+        assert upstream.ledger.count("GET") == 1
+
+
+async def test_a_harmless_request_is_begun_anew_where_it_cannot_be_continued() -> None:
+    """Without an event store the GET is refused; a harmless request goes again, on the same stream of the client."""
+    async with connected() as (upstream, _, client):
+        upstream.inject(CutStream(1, event_ids=True), tool="echo")
+        answer = await client.call("tools/call", {"name": "echo", "arguments": {"text": "a"}}, id=4)
+        assert (answer.text, answer.response["id"]) == ("a", 4)
+        assert upstream.ledger.count("GET") == 1
+        assert upstream.ledger.count(tool="echo") == 2
+
+
+async def test_what_has_shown_progress_is_not_begun_anew() -> None:
+    """A second run would report its progress from the start, which may only increase."""
+    listed = {"tools": [{"name": "progress", "annotations": {"readOnlyHint": True}}]}
+    async with connected() as (upstream, _, client):
+        upstream.inject(says_json({"jsonrpc": "2.0", "id": 2, "result": listed}))
+        await client.call("tools/list", id=2)
+        upstream.inject(CutStream(0, event_ids=False), tool="progress")
+        assert (await client.call("tools/call", progress(2), id=4)).text == "2 steps"
+        upstream.inject(CutStream(1, event_ids=False), tool="progress")
+        answer = await client.call("tools/call", progress(2), id=5)
+        assert answer.error["data"] == {"reason": "outcome_unknown"}
+        assert upstream.ledger.count(tool="progress") == 3
+
+
+async def test_polling_passes() -> None:
+    """A clean end behind an event id is the server's wish: the stream ends, and the client comes back with a GET."""
+    async with connected(event_store=True) as (upstream, _, client):
+        upstream.inject(EndStream(1, event_ids=True), tool="charge")
+        answer = await client.tool("charge")
+        [event] = answer.events
+        assert (answer.broken, answer.messages) == (None, [])
+        assert upstream.ledger.count("GET") == 0
+        async with await client.get_stream(last_event_id=event.event_id) as stream:
+            message = await stream.next_message()
+        assert message is not None
+        assert message["result"]["content"][0]["text"] == "charged 1"
+
+
+@pytest.mark.parametrize("event_ids", [True, False], ids=["after-an-id", "without-id"])
+async def test_a_second_attempt_owes_nothing_to_the_first(event_ids: bool) -> None:
+    """An event id of the first stream does not make a clean end of the second one polling."""
+    async with connected() as (upstream, _, client):
+        upstream.inject(CutStream(1 if event_ids else 0, event_ids=event_ids), tool="echo")
+        upstream.inject(EndStream(0, event_ids=False), tool="echo", times=None)
+        answer = await client.tool("echo", text="a")
+        assert answer.error["data"] == {"reason": "outcome_unknown"}
+
+
+async def test_a_restart_under_a_stream_is_told() -> None:
+    """The server dies in the middle of an unsafe call: its error comes on the open stream, the next call heals."""
+    async with connected() as (upstream, _, client):
+        async with await client.open_call("tools/call", progress(1, wait=True), id=6) as stream:
+            assert await stream.next_message() is not None
+            await upstream.restart()
+            last = await stream.next_message()
+            assert last is not None
+            assert (last["id"], last["error"]["data"]) == (6, {"reason": "outcome_unknown"})
+            assert await stream.next_event() is None
+        assert (await client.tool("charge")).text == "charged 1"
+        assert len(upstream.ledger.initializes) == 2
+
+
+async def test_a_restart_under_a_harmless_call_is_not_noticed() -> None:
+    """A call that only reads is begun anew on the healed session, and its answer comes on the open stream."""
+    async with (
+        connected(event_ids=True) as (upstream, _, client),
+        await client.open_call("tools/call", {"name": "slow_read"}, id=6) as stream,
+    ):
+        await upstream.ledger.wait_for(lambda ledger: len(ledger.executions("slow_read")) == 1)
+        await upstream.restart()
+        await upstream.ledger.wait_for(lambda ledger: len(ledger.executions("slow_read", process=2)) == 1)
+        upstream.slow_gate.set()
+        last = await stream.next_message()
+        assert last is not None
+        assert (last["id"], last["result"]["content"][0]["text"]) == (6, "at last")
+        assert len(upstream.ledger.initializes) == 2
+
+
+# -- questions of the server ------------------------------------------------------------------------------------------
+
+
+async def asked(stream: Stream) -> dict[str, Any]:
+    """The next question on a stream."""
+    message = await stream.next_message()
+    assert message is not None
+    assert message["method"] == "elicitation/create"
+    return message
+
+
+ASK = {"name": "ask", "arguments": {}}
+
+
+async def test_an_answer_reaches_the_server_that_asked() -> None:
+    """Inside the first session nothing is changed: the id is the server's own."""
+    async with connected() as (upstream, _, client), await client.open_call("tools/call", ASK) as stream:
+        question = await asked(stream)
+        assert question["id"] == 0
+        assert (await client.respond(question["id"], {"action": "accept"})).status == 202
+        assert (await stream.next_message() or {})["result"]["content"][0]["text"] == "the client said ['action']"
+        assert [reply.expected for reply in upstream.ledger.replies] == [True]
+
+
+async def test_an_old_answer_never_meets_a_new_question() -> None:
+    """The new server counts from 0 again: its question has a marked id, and only an answer to that one reaches it."""
+    async with connected() as (upstream, sidecar, client):
+        async with await client.open_call("tools/call", ASK) as stream:
+            old = await asked(stream)
+            await upstream.restart()
+        async with await client.open_call("tools/call", ASK) as stream:
+            new = await asked(stream)
+            assert new["id"] != old["id"]
+            late = await client.respond(old["id"], {"action": "old"})
+            assert (late.status, late.body) == (202, b"")
+            assert upstream.ledger.replies == []
+            assert [fact.kind for fact in sidecar.of(MessageDropped)] == [DroppedKind.RESPONSE]
+            await client.respond(new["id"], {"new": True})
+            assert (await stream.next_message() or {})["result"]["content"][0]["text"] == "the client said ['new']"
+        assert [(reply.rpc_id, reply.expected) for reply in upstream.ledger.replies] == [(0, True)]
+
+
+async def test_an_answer_that_meets_the_loss_goes_nowhere() -> None:
+    """The first that the client sends after the restart is its old answer: 202, and nothing is healed for it."""
+    async with connected() as (upstream, sidecar, client):
+        async with await client.open_call("tools/call", ASK) as stream:
+            old = await asked(stream)
+            await upstream.restart()
+            answer = await client.respond(old["id"], {"action": "old"})
+        assert (answer.status, answer.body) == (202, b"")
+        assert upstream.ledger.replies == []
+        assert len(upstream.ledger.initializes) == 1
+        assert [fact.kind for fact in sidecar.of(MessageDropped)] == [DroppedKind.RESPONSE]
+
+
+async def test_an_answer_that_cannot_be_read_goes_nowhere_later() -> None:
+    """An answer with a number beyond reading cannot be mapped: in a newer session it is dropped, in the first it passes."""
+    odd = b'{"jsonrpc":"2.0","id":%s,"result":{"n":' + b"1" * 5000 + b"}}"
+    async with connected() as (upstream, _, client):
+        await client.post(odd % b"0")
+        assert upstream.ledger.arrivals[-1].body == odd % b"0"
+        await upstream.restart()
+        await client.call("ping")
+        async with await client.open_call("tools/call", ASK) as stream:
+            question = await asked(stream)
+            for rpc_id in (0, question["id"]):
+                assert (await client.post(odd % json.dumps(rpc_id).encode())).status == 202
+                assert upstream.ledger.arrivals[-1].rpc_methods == ("tools/call",)
+
+
+async def test_a_question_can_be_taken_back() -> None:
+    """A server's ``notifications/cancelled`` names its question as the client saw it."""
+    async with connected() as (upstream, _, client):
+        await upstream.restart()
+        await client.call("ping")
+        async with await client.get_stream() as stream:
+            session = next(iter(upstream.sessions))
+            asking = asyncio.create_task(upstream.ask(session, "roots/list", {}))
+            question = await stream.next_message()
+            upstream.notify("notifications/cancelled", {"requestId": 0}, session)
+            cancelled = await stream.next_message()
+            asking.cancel()
+        assert question is not None
+        assert cancelled is not None
+        assert cancelled["params"]["requestId"] == question["id"] != 0
