@@ -133,7 +133,7 @@ class FactLog:
         if level < self.minimum:
             return
         shown = _fields(fact)
-        if line.throttled:
+        if line.throttled or _is_refusal(fact):
             kept_back = self._kept_back(line.event, shown.get("reason", shown.get("from_status")))
             if kept_back is None:
                 return
@@ -155,6 +155,11 @@ class FactLog:
 class _Kept:
     at: float
     lines: int = 0
+
+
+def _is_refusal(fact: facts.Fact) -> bool:
+    """Tell what anybody who knows a lost id can provoke with every request."""
+    return isinstance(fact, facts.HealEnded) and fact.outcome is facts.HealOutcome.REFUSED
 
 
 def _level(fact: facts.Fact, line: Line) -> int:

@@ -110,6 +110,15 @@ def test_heals_are_never_kept_back() -> None:
     assert len(written(stream)) == 50
 
 
+def test_refusals_are_kept_back() -> None:
+    """Whoever knows a lost id can have a heal refused with every request: that is written once a second."""
+    stream = configured("info")
+    facts_log = logs.FactLog(clock=lambda: 100.0)
+    for _ in range(50):
+        facts_log.write(facts.HealEnded("5e55", facts.HealOutcome.REFUSED, "rmcp-404", "another principal", 1, 0.0))
+    assert len(written(stream)) == 1
+
+
 def test_libraries_show_no_data() -> None:
     """Of other libraries' lines only the fixed part appears, and where an exception came from, never what it says."""
     stream = configured("info")
