@@ -221,7 +221,7 @@ class Exchange:
 
     @property
     def _is_displaced(self) -> bool:
-        return self.displaced and not self._healed_once and self.mode is Mode.HEAL
+        return self.displaced and not self._healed_once and self.mode is not Mode.OBSERVE
 
     @property
     def _was_the_routes_404(self) -> bool:
@@ -237,6 +237,8 @@ class Exchange:
         return (self.whole or not self._arrived) and (self.safe_in_doubt or not self._may_have_run)
 
     def _heal_displaced(self) -> Step:
+        if self.mode is Mode.REWRITE:
+            return self._session_not_found()
         if after_loss(self.message) is AfterLoss.DROP:
             return Give(own_answers.ACCEPTED, drops=True)
         return Heal("id-minted-anew", confirm=False)

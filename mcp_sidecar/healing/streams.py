@@ -12,9 +12,11 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from mcp_sidecar.healing.generations import Mark, Renumbering, event_to_client, to_client
-from mcp_sidecar.wire.messages import JsonRpcId, Kind, Message, NotJson, parse
+from mcp_sidecar.wire.messages import JsonRpcId, Kind, Message, NotJson, from_scan, parse
 from mcp_sidecar.wire.scan import TopLevelScan
-from mcp_sidecar.wire.sse import Block, Fragment, parse_event
+from mcp_sidecar.wire.sse import Block, Event, Fragment, parse_event
+
+_NOTHING = Message(Kind.OTHER)
 
 
 class Ending(Enum):
@@ -56,13 +58,9 @@ class StreamWatch:
         """What the client gets for one piece of the stream, and the message in it, if it holds one."""
         self.blocks += 1
         if isinstance(piece, Fragment):
-            self._watch_fragment(piece)
-            return piece.raw, None
+            return self._relay_fragment(piece), None
         event = parse_event(piece.raw)
-        if event.id is not None:
-            self.last_event_id = event.id or None
-        if event.retry is not None:
-            self.retry_ms = event.retry
+        self._note_fields(event)
         message = _message_in(event.data)
         mapped = to_client(message, self.mark, self.renumbering) if message is not None else None
         if message is not None:
@@ -93,23 +91,36 @@ class StreamWatch:
             request_id = self.renumbering.ids.get(request_id, request_id)
         self.unanswered.discard(request_id)
 
-    def _watch_fragment(self, piece: Fragment) -> None:
+    def _note_fields(self, event: Event) -> None:
+        if event.id is not None:
+            self.last_event_id = event.id or None
+        if event.retry is not None:
+            self.retry_ms = event.retry
+
+    def _relay_fragment(self, piece: Fragment) -> bytes:
         self.in_fragment = not piece.last
         self.committed = True
+        raw = piece.raw
         if self._scan is None:
             self._scan, self._is_json = TopLevelScan(), True
+            raw = self._with_marked_id(raw)
         self._is_json = self._is_json and _goes_on_as_json(self._scan, piece)
-        if not piece.last:
-            return
-        if self._is_json:
-            self._note_scanned(self._scan)
-        self._scan = None
+        if piece.last:
+            self._note_scanned(from_scan(self._scan) if self._is_json else _NOTHING)
+            self._scan = None
+        return raw
 
-    def _note_scanned(self, scan: TopLevelScan) -> None:
-        if scan.is_array and not self.renumbering.ids:
+    def _with_marked_id(self, raw: bytes) -> bytes:
+        """The beginning of a large event; its id stands there, in the whole lines before the data."""
+        whole = raw[: max(raw.rfind(b"\n"), raw.rfind(b"\r")) + 1]
+        event = parse_event(whole)
+        self._note_fields(event)
+        return event_to_client(whole, event, None, self.mark) + raw[len(whole) :]
+
+    def _note_scanned(self, message: Message) -> None:
+        if message.kind is Kind.BATCH and not self.renumbering.ids:
             self.unanswered.clear()
-        elif scan.has_result or scan.has_error:
-            self._note_answer(scan.id, is_rewritable=False)
+        self._note(message)
 
 
 def _goes_on_as_json(scan: TopLevelScan, piece: Fragment) -> bool:

@@ -474,7 +474,10 @@ REWRITE: Final[dict[str, tuple[Exchange, Story]]] = {
         exchange(mode=Mode.REWRITE, session=SessionKnowledge.NONE, endpoint_worked=True),
         [FIRST, (answered(ROUTE_404), AWAY)],
     ),
-    "an id minted anew is the upstream's business": (exchange(mode=Mode.REWRITE, displaced=True), [FIRST]),
+    "an id minted anew is another session's: nothing is sent under it": (
+        exchange(mode=Mode.REWRITE, displaced=True),
+        [(begin, not_found(None))],
+    ),
 }
 
 ENCODED: Final[dict[str, tuple[Exchange, Story]]] = {

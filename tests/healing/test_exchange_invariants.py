@@ -249,9 +249,17 @@ class TestEveryTrip:
         """Observe and rewrite hold, heal and send again nothing; only observe keeps notes."""
         if trip.exchange.mode is not Mode.HEAL:
             assert trip.count(Hold) == trip.count(Heal) == 0
-            assert [step for step in trip.steps if isinstance(step, Send)] == [Send()]
+            assert [step for step in trip.steps if isinstance(step, Send)] in ([Send()], [])
         if trip.exchange.mode is not Mode.OBSERVE:
             assert trip.exchange.observed == []
+
+    @many
+    @given(trips())
+    def test_nothing_is_sent_under_another_sessions_id(self, trip: Trip) -> None:
+        """Where the upstream gave the id away, a heal comes before the first send."""
+        if trip.exchange.displaced and trip.exchange.mode is not Mode.OBSERVE:
+            before_heal = trip.steps[: trip.reports.index(HEALED) + 1 if HEALED in trip.reports else None]
+            assert not any(isinstance(step, Send) for step in before_heal)
 
     @many
     @given(trips())

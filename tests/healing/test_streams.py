@@ -33,10 +33,10 @@ def relay(stream: StreamWatch, *pieces: Block | Fragment) -> bytes:
     return b"".join(stream.relay(piece)[0] for piece in pieces)
 
 
-def fragments(data: bytes, cut: int = 10) -> list[Block | Fragment]:
+def fragments(data: bytes, cut: int = 10, *, head: bytes = b"", tail: bytes = b"") -> list[Block | Fragment]:
     """One event over the limit, as the splitter gives it."""
     splitter = EventSplitter(LIMIT)
-    raw = b"data: " + data + b"\n\n"
+    raw = head + b"data: " + data + b"\n" + tail + b"\n"
     return [piece for at in range(0, len(raw), cut) for piece in splitter.feed(raw[at : at + cut])]
 
 
@@ -174,7 +174,11 @@ class TestFragments:
         [
             pytest.param(long_answer(id=1), set(), id="a result"),
             pytest.param(json.dumps({"id": 1, "error": {"message": "x" * 100}}).encode(), set(), id="an error"),
+            pytest.param(json.dumps({"id": 1, "error": "x" * 100}).encode(), {1}, id="an error that is none"),
             pytest.param(long_answer(id=2), {1}, id="somebody else's"),
+            pytest.param(
+                long_answer(id=1, method="sampling/createMessage"), {1}, id="a question, whatever else it says"
+            ),
             pytest.param(json.dumps({"method": "m", "params": "x" * 100}).encode(), {1}, id="a notification"),
             pytest.param(b"[" + long_answer(id=1) + b"]", set(), id="a batch: taken for the answers"),
             pytest.param(long_answer(id=1)[:-1], {1}, id="cut"),
@@ -189,6 +193,32 @@ class TestFragments:
         assert relay(stream, *pieces) == b"data: " + data + b"\n\n"
         assert stream.unanswered == left
         assert not stream.in_fragment
+
+    @pytest.mark.parametrize(
+        ("head", "tail", "last", "seen"),
+        [
+            pytest.param(b"id: 5\n", b"", "5", b"id: t.2.5\n", id="an id"),
+            pytest.param(b"event: message\rid: 5\r", b"", "5", b"\rid: t.2.5\r", id="carriage returns"),
+            pytest.param(b"id\n", b"", None, b"id\n", id="an id that resets"),
+            pytest.param(b"", b"", "4", b"data: ", id="none"),
+            pytest.param(b"", b"id: 5\n", "4", b"\nid: 5\n", id="behind the data: not seen, hence not resumed from"),
+        ],
+    )
+    def test_its_id(self, head: bytes, tail: bytes, last: str | None, seen: bytes) -> None:
+        """A large event's id counts and is marked as any other's, if it comes first, as servers send it."""
+        stream = watch(mark=SECOND)
+        stream.last_event_id = "4"
+        raw = relay(stream, *fragments(long_answer(id=1), 40, head=head, tail=tail))
+        assert seen in raw
+        assert len(raw.splitlines()) == len((head + b"data: x\n" + tail + b"\n").splitlines())
+        assert stream.last_event_id == last
+        assert stream.answered
+
+    def test_its_retry(self) -> None:
+        """So does its wish for a pause."""
+        stream = watch()
+        relay(stream, *fragments(long_answer(id=1), head=b"retry: 7\n"))
+        assert stream.retry_ms == 7
 
     @pytest.mark.parametrize(
         "data",
