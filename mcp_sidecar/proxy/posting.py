@@ -105,7 +105,6 @@ class Posting:
             opaque=opaque,
             trust_503=policy.trust_503,
             endpoint_worked=self._parts.endpoint_worked,
-            displaced=session is not None and session.displaced,
         )
 
     def _place(self) -> Held:
@@ -133,6 +132,8 @@ class Posting:
         self._drop_answer()
         session = self._call.session
         self._generation = session.generation if session is not None else 1
+        if session is not None and session.displaced and not self._parts.observes:
+            return self._exchange.displaced()
         outgoing = self._outgoing(renumber=step.renumber)
         if outgoing is None:
             return Give(own_answers.ACCEPTED, drops=True)
@@ -289,7 +290,8 @@ class Posting:
             return await self._pass_json(answer, self._json)
         if is_event_stream(answer) and 200 <= answer.status < 300:
             return await self._pass_events(answer)
-        if self._responder.is_committed:
+        is_under_new_id = bool(self._renumbering.ids) and 200 <= answer.status < 300
+        if self._responder.is_committed or is_under_new_id:  # the client would not find its answer
             return self._exchange.stream_broke(AfterEnd.TELL)
         return await self._pass_rest(answer)
 
@@ -333,6 +335,8 @@ class Posting:
         if mapped is not None:
             body = dump(mapped)
         if self._responder.is_committed:
+            if not self._watch.answered:
+                return self._exchange.stream_broke(AfterEnd.TELL)
             await self._responder.give(OwnAnswer(answer.status, own_answers.JSON, body))
             return None
         without = {"content-length"} if mapped is not None else set[str]()

@@ -129,6 +129,22 @@ async def test_ids_of_strangers_are_not_mixed_up() -> None:
         assert sent(cancelled)["params"]["requestId"] == 9
 
 
+@pytest.mark.parametrize("headers", [{}, {"Content-Encoding": "gzip"}], ids=["too-large", "encoded"])
+async def test_an_answer_that_cannot_be_mapped_back_is_not_passed(headers: dict[str, str]) -> None:
+    """The client would wait for ever for an answer that came under the id of the retry."""
+    body = json.dumps({"jsonrpc": "2.0", "id": 1, "result": {"text": BIG}}).encode()
+    async with (
+        FakeUpstream() as upstream,
+        running_sidecar(upstream.url, limits__max_buffered_answer="64KiB") as sidecar,
+        McpClient(sidecar.url) as client,
+    ):
+        await client.initialize()
+        upstream.inject(ResetAfterExecution(), rpc_method="ping")
+        upstream.inject(Says(200, (("Content-Type", "application/json"), *headers.items()), body), rpc_method="ping")
+        answer = await client.call("ping", id=1)
+        assert (answer.response["id"], answer.error["data"]) == (1, {"reason": "outcome_unknown"})
+
+
 # -- answers that break -----------------------------------------------------------------------------------------------
 
 

@@ -153,6 +153,16 @@ async def test_a_harmless_request_is_begun_anew_where_it_cannot_be_continued() -
         assert upstream.ledger.count(tool="echo") == 2
 
 
+async def test_an_answer_that_is_none_ends_the_stream_with_an_error() -> None:
+    """On a stream that is open already the client must get a response, whatever the second attempt brought."""
+    async with connected() as (upstream, _, client):
+        upstream.inject(CutStream(0, event_ids=False), tool="echo")
+        upstream.inject(says_json({"status": "fine"}), tool="echo")
+        answer = await client.tool("echo", text="a")
+        assert answer.error["data"] == {"reason": "outcome_unknown"}
+        assert len(answer.messages) == 1
+
+
 async def test_what_has_shown_progress_is_not_begun_anew() -> None:
     """A second run would report its progress from the start, which may only increase."""
     listed = {"tools": [{"name": "progress", "annotations": {"readOnlyHint": True}}]}
