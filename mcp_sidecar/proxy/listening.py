@@ -43,7 +43,7 @@ from mcp_sidecar.wire.headers import Pair
 from mcp_sidecar.wire.sse import EventSplitter
 
 QUICK_END_S = 1.0
-"""A stream that ended sooner than this after it was attached is attached again only after as long a pause."""
+"""Streams that end sooner than this one after the other are attached again only after as long a pause."""
 
 
 class After(Enum):
@@ -65,15 +65,18 @@ class Listening:
         self._responder = responder
         self._last_seen = headers.value(call.pairs, headers.LAST_EVENT_ID)
         self._pause_s = 0.0
+        self._ended_quickly = False
+        self._was_away = False
         self._is_looked_after = False
 
     async def run(self) -> None:
         """Listen until the client leaves or the stream is over."""
         self._parts.open.get_streams += 1
         try:
-            ended_by_itself = await self._parts.get_streams.serve(self._listen())
+            ended_by_itself = await self._parts.get_streams.serve(self._listen(), self._session)
             if not ended_by_itself and not self._responder.is_committed:
-                await self._responder.give(own_answers.UNAVAILABLE_PATH)
+                is_over = self._session is not None and self._session.is_ended
+                await self._responder.give(own_answers.SESSION_NOT_FOUND if is_over else own_answers.UNAVAILABLE_PATH)
         finally:
             self._parts.open.get_streams -= 1
             self._parts.keeper.discard(self._responder)
@@ -123,7 +126,7 @@ class Listening:
 
     async def _not_reached(self, *, may_have_arrived: bool) -> After:
         if self._may_outlive:
-            return await self._keep_open(After.AWAY)
+            return await self._keep_open(After.NO_ROUTE if may_have_arrived else After.AWAY)
         if not self._responder.is_committed:
             if self._parts.observes:
                 self._parts.emit(ActionObserved(self._label, ObservedAction.REPLAY, "observed"))
@@ -135,6 +138,7 @@ class Listening:
         """Answer 200 although the upstream is away, unless this session is known to have no such stream."""
         session = self._session
         assert session is not None
+        self._was_away = True
         if not self._responder.is_committed:
             if session.refuses_get:
                 await self._responder.give(own_answers.GET_NOT_SUPPORTED)
@@ -205,6 +209,9 @@ class Listening:
             return After.AGAIN
         if end.why is Unhealed.NO_ROUTE:
             return await self._keep_open(After.NO_ROUTE)
+        if end.why is Unhealed.ALIVE and self._was_away:
+            self._was_away = False  # back between that answer and the probe: the answer still was the ingress's
+            return After.AGAIN
         if end.refusal is not None and not self._responder.is_committed:
             refusal = end.refusal
             await self._responder.give(OwnAnswer(refusal.status, body=refusal.body, headers=tuple(refusal.headers)))
@@ -233,6 +240,9 @@ class Listening:
     async def _relay(self, answer: Answer, generation: int) -> After:
         session, started = self._session, self._parts.clock()
         self._parts.holding.route.note_served()
+        self._was_away = False
+        if session is not None:
+            session.refuses_get = False
         if not self._responder.is_committed:
             self._responder.is_event_stream = True
             await self._responder.start(answer.status, answer.reason, self._call.client_headers(answer))
@@ -243,7 +253,7 @@ class Listening:
         if watch.last_event_id is not None:
             self._last_seen = watch.mark.on_text(watch.last_event_id)
         if self._may_outlive and self._is_looked_after and not watch.in_fragment:
-            self._pause_s = self._pause_before_next(self._parts.clock() - started, watch.retry_ms)
+            self._note_end(self._parts.clock() - started, watch.retry_ms)
             return After.AGAIN
         if watch.in_fragment or (broke and (session is None or self._parts.policy.mode is Mode.OBSERVE)):
             self._responder.cut()
@@ -262,10 +272,12 @@ class Listening:
             return True
         return False
 
-    @staticmethod
-    def _pause_before_next(lived_s: float, retry_ms: int | None) -> float:
+    def _note_end(self, lived_s: float, retry_ms: int | None) -> None:
+        """Once a stream may end at once, as at a restart; a server that does it again is not asked in a loop."""
         asked_s = (retry_ms or 0) / 1000
-        return asked_s if asked_s or lived_s >= QUICK_END_S else QUICK_END_S
+        is_quick = lived_s < QUICK_END_S
+        self._pause_s = asked_s or (QUICK_END_S if is_quick and self._ended_quickly else 0.0)
+        self._ended_quickly = is_quick
 
     # -- coming back --------------------------------------------------------------------------------------------------
 

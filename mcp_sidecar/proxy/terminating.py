@@ -69,7 +69,8 @@ class Terminating:
             self._parts.emit(AnswerRewritten(self._call.label(self._parts), answer.status))
             await self._responder.give(own_answers.SESSION_NOT_FOUND)
         else:
-            self._forget_on_success(answer)
+            if self._forget_on_success(answer):
+                self._end_streams()
             await self._pass(answer)
 
     async def _not_answered(self) -> None:
@@ -87,14 +88,22 @@ class Terminating:
         self._forget_on_success(answer)
         await self._pass(answer)
 
-    def _forget_on_success(self, answer: Answer) -> None:
-        if self._call.session is not None and 200 <= answer.status < 300:
-            self._parts.store.end(self._call.session, SessionEnd.TERMINATED)
+    def _forget_on_success(self, answer: Answer) -> bool:
+        """Whether the session is over."""
+        if self._call.session is None or not 200 <= answer.status < 300:
+            return False
+        self._parts.store.end(self._call.session, SessionEnd.TERMINATED)
+        return True
 
     async def _end(self) -> None:
         if self._call.session is not None:
             self._parts.store.end(self._call.session, SessionEnd.TERMINATED)
+            self._end_streams()
         await self._responder.give(own_answers.ENDED)
+
+    def _end_streams(self) -> None:
+        if self._call.session is not None:
+            self._parts.get_streams.end_of(self._call.session)
 
     async def _pass(self, answer: Answer) -> None:
         await self._responder.start(answer.status, answer.reason, self._call.client_headers(answer))

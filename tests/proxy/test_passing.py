@@ -53,9 +53,7 @@ async def test_no_answer_of_another_path_means_anything(status: int) -> None:
         assert sidecar.of(HealEnded) == []
 
 
-@pytest.mark.parametrize(
-    ("mode", "status"), [("heal", 503), ("rewrite", 503), ("observe", 502)], ids=lambda value: str(value)
-)
+@pytest.mark.parametrize(("mode", "status"), [("heal", 503), ("rewrite", 503), ("observe", 502)], ids=str)
 @pytest.mark.parametrize("method", ["GET", "POST", "HEAD"])
 async def test_another_path_is_not_held(mode: str, status: int, method: str) -> None:
     """While the upstream is away it gets 503 at once, 502 where the sidecar only observes."""
