@@ -11,7 +11,8 @@ hang; then heal.
                 │         ├─────▶ Heal ──▶ healed ──▶ Send   once per exchange
                 │         ├─────▶ Hold ──▶ back ──▶ Send     until the hold ends
                 │         └─────▶ Give                       an answer of our own
-                └─────▶ failed ─▶ Send | Hold | Give
+                ├─────▶ failed ─▶ Send | Hold | Give
+                └─────▶ displaced ─▶ Heal | Give             its id is another session's now
 """
 
 from __future__ import annotations
@@ -99,8 +100,7 @@ class Exchange:
 
     ``safe_in_doubt`` is the verdict of the replay matrix; ``whole`` says that the body is held, so that it can be sent
     again; ``opaque`` that it is encoded and was not read; ``endpoint_worked`` that the endpoint has answered 2xx in
-    this process; ``displaced`` that the session's upstream id now is another session's. ``observed`` is what mode
-    ``observe`` would have done since the driver last cleared it.
+    this process. ``observed`` is what mode ``observe`` would have done since the driver last cleared it.
     """
 
     message: Message
@@ -111,7 +111,6 @@ class Exchange:
     opaque: bool = False
     trust_503: bool = False
     endpoint_worked: bool = False
-    displaced: bool = False
     observed: list[ObservedAction] = field(default_factory=list)
     _tried: bool = field(default=False, init=False)  # sent, whether it arrived or not
     _arrived: bool = field(default=False, init=False)  # a body that is not held is gone
@@ -127,11 +126,19 @@ class Exchange:
 
     def begin(self) -> Step:
         """Start the trip."""
-        return self._heal_displaced() if self._is_displaced else self._send()
+        return self._send()
+
+    def displaced(self) -> Step:
+        """Nothing was sent, since the session's upstream id now is another session's: under it, it would run there."""
+        if self.mode is Mode.REWRITE or self._healed_once:
+            return self._session_not_found()
+        if after_loss(self.message) is AfterLoss.DROP:
+            return Give(own_answers.ACCEPTED, drops=True)
+        return Heal("id-minted-anew", confirm=False)
 
     def judged(self, judgement: Judgement, status: int) -> Step:
         """The upstream answered, and the classifier has said what the answer means for the session."""
-        self._arrived = True
+        self._tried = self._arrived = True
         self._last_status = status
         match judgement.verdict:
             case Verdict.SESSION_LOST:
@@ -147,6 +154,7 @@ class Exchange:
 
     def failed(self, fault: Fault) -> Step:
         """There is no answer."""
+        self._tried = True
         if fault.may_have_arrived:
             self._arrived = self._may_have_run = True
         if self.mode is Mode.OBSERVE:
@@ -186,9 +194,7 @@ class Exchange:
                 return Pass()
 
     def back(self) -> Step:
-        """The hold ended: the upstream may be back. The session id is tried as it is, unless it is another's now."""
-        if self._is_displaced:
-            return self._heal_displaced()
+        """The hold ended: the upstream may be back. The session id is tried as it is."""
         return self._send_in_doubt() if self._may_have_run else self._send(ReplayCause.NOT_SENT)
 
     def expired(self) -> Step:
@@ -220,10 +226,6 @@ class Exchange:
     # -- how it decides -----------------------------------------------------------------------------------------------
 
     @property
-    def _is_displaced(self) -> bool:
-        return self.displaced and not self._healed_once and self.mode is not Mode.OBSERVE
-
-    @property
     def _was_the_routes_404(self) -> bool:
         """Whether a 404 that a live session got was the route's, which came back before the ping.
 
@@ -235,13 +237,6 @@ class Exchange:
     @property
     def _may_go_again(self) -> bool:
         return (self.whole or not self._arrived) and (self.safe_in_doubt or not self._may_have_run)
-
-    def _heal_displaced(self) -> Step:
-        if self.mode is Mode.REWRITE:
-            return self._session_not_found()
-        if after_loss(self.message) is AfterLoss.DROP:
-            return Give(own_answers.ACCEPTED, drops=True)
-        return Heal("id-minted-anew", confirm=False)
 
     def _lost(self, judgement: Judgement) -> Step:
         is_bound = self.session is SessionKnowledge.BOUND
@@ -275,8 +270,7 @@ class Exchange:
         return Hold(awaited) if self.mode is Mode.HEAL and self._may_go_again else self.expired()
 
     def _send(self, cause: ReplayCause | None = None) -> Send:
-        is_first, self._tried = not self._tried, True
-        return Send(None if is_first else cause, renumber=self._renumber)
+        return Send(cause if self._tried else None, renumber=self._renumber)
 
     def _send_in_doubt(self) -> Send:
         self._renumber = True

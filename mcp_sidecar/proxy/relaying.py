@@ -119,7 +119,9 @@ class EventRelay:
 
     def _may_resume(self) -> bool:
         session = self._call.session
-        return self._parts.heals and session is not None and session.generation == self._watch.mark.generation
+        if session is None or session.displaced or not self._parts.heals:
+            return False
+        return session.generation == self._watch.mark.generation
 
     async def _resume(self) -> Answer | None:
         """One GET with the last event id, on the same session and with this request's credentials."""

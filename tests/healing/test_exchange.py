@@ -70,6 +70,10 @@ def begin(trip: Exchange) -> Step:
     return trip.begin()
 
 
+def displaced(trip: Exchange) -> Step:
+    return trip.displaced()
+
+
 def answered(judgement: Judgement, status: int = 404) -> Report:
     return lambda trip: trip.judged(judgement, status)
 
@@ -313,32 +317,51 @@ CONFIRM: Final[dict[str, tuple[Exchange, Story]]] = {
 
 DISPLACED: Final[dict[str, tuple[Exchange, Story]]] = {
     "healed before anything is sent, which is no replay": (
-        exchange(displaced=True),
-        [(begin, HEAL_DISPLACED), (healed, Send()), (answered(NEVER[0], 200), Pass())],
+        exchange(),
+        [FIRST, (displaced, HEAL_DISPLACED), (healed, Send()), (answered(NEVER[0], 200), Pass())],
     ),
     "a body that streams has not begun: it can be sent": (
-        exchange(displaced=True, whole=False),
-        [(begin, HEAL_DISPLACED), (healed, Send())],
+        exchange(whole=False),
+        [FIRST, (displaced, HEAL_DISPLACED), (healed, Send())],
     ),
     "no server: held, then healed, never sent under the other's id": (
-        exchange(displaced=True, whole=False),
+        exchange(whole=False),
         [
-            (begin, HEAL_DISPLACED),
+            FIRST,
+            (displaced, HEAL_DISPLACED),
             (unhealed(Unhealed.UNREACHABLE), CONNECT),
-            (back, HEAL_DISPLACED),
+            (back, Send()),
+            (displaced, HEAL_DISPLACED),
             (healed, Send()),
             (REFUSED, CONNECT),
             (back, NOT_SENT),
         ],
     ),
-    "not restored: 404, and nothing was rewritten": (
-        exchange(displaced=True),
-        [(begin, HEAL_DISPLACED), (unhealed(Unhealed.NOT_RESTORED), not_found(None))],
+    "given away while it was held": (
+        exchange(),
+        [FIRST, (REFUSED, CONNECT), (back, NOT_SENT), (displaced, HEAL_DISPLACED), (healed, AFTER_LOSS)],
     ),
-    "a response is dropped at once": (exchange(RESPONSE, displaced=True), [(begin, DROPPED)]),
+    "given away between two tries": (
+        exchange(LIST),
+        [
+            FIRST,
+            (RESET, IN_DOUBT),
+            (displaced, HEAL_DISPLACED),
+            (healed, Send(ReplayCause.SESSION_LOST, renumber=True)),
+        ],
+    ),
+    "given away again after the heal: no second heal": (
+        exchange(),
+        [FIRST, (displaced, HEAL_DISPLACED), (healed, Send()), (displaced, not_found(None))],
+    ),
+    "not restored: 404, and nothing was rewritten": (
+        exchange(),
+        [FIRST, (displaced, HEAL_DISPLACED), (unhealed(Unhealed.NOT_RESTORED), not_found(None))],
+    ),
+    "a response is dropped at once": (exchange(RESPONSE), [FIRST, (displaced, DROPPED)]),
     "initialized is said by the heal": (
-        exchange(INITIALIZED, displaced=True),
-        [(begin, HEAL_DISPLACED), (healed, ACCEPTED)],
+        exchange(INITIALIZED),
+        [FIRST, (displaced, HEAL_DISPLACED), (healed, ACCEPTED)],
     ),
 }
 
@@ -475,8 +498,8 @@ REWRITE: Final[dict[str, tuple[Exchange, Story]]] = {
         [FIRST, (answered(ROUTE_404), AWAY)],
     ),
     "an id minted anew is another session's: nothing is sent under it": (
-        exchange(mode=Mode.REWRITE, displaced=True),
-        [(begin, not_found(None))],
+        exchange(mode=Mode.REWRITE),
+        [FIRST, (displaced, not_found(None))],
     ),
 }
 
@@ -537,7 +560,6 @@ def test_an_answer_that_says_nothing_of_a_loss_passes(
             {"session": SessionKnowledge.UNKNOWN}, answered(PROVEN), Pass(), ObservedAction.REWRITE, id="unknown id"
         ),
         pytest.param({}, answered(BARE_404), Pass(), None, id="perhaps lost: nobody asks"),
-        pytest.param({"displaced": True}, answered(NEVER[0], 200), Pass(), None, id="displaced"),
         pytest.param({}, answered(PAGE, 502), Pass(), ObservedAction.REFUSE, id="an ingress page, unsafe"),
         pytest.param({"message": LIST}, answered(PAGE, 502), Pass(), ObservedAction.REPLAY, id="an ingress page, safe"),
         pytest.param({"trust_503": True}, answered(PAGE, 503), Pass(), ObservedAction.REPLAY, id="a trusted 503"),

@@ -193,6 +193,27 @@ async def test_two_principals_may_hold_the_same_id(counting: pytest.MonkeyPatch)
         assert owner_of_last_call(upstream) == new.headers["Authorization"]
 
 
+async def test_a_healed_session_whose_id_is_minted_again_is_healed_again(counting: pytest.MonkeyPatch) -> None:
+    """Whichever upstream session stands behind a client: once its id is somebody else's, nothing is sent under it."""
+    async with (
+        FakeUpstream(mint=Mint.COUNTER) as upstream,
+        running_sidecar(upstream.url) as sidecar,
+        McpClient(sidecar.url, headers=alice()) as old,
+        McpClient(sidecar.url, headers=alice(sub="bob")) as second,
+        McpClient(sidecar.url, headers=alice(sub="carol")) as third,
+    ):
+        await old.initialize()
+        for newcomers in ((), (second, third)):
+            count_anew(counting)
+            await upstream.restart()
+            for newcomer in newcomers:
+                await newcomer.initialize()
+            for client in (old, *newcomers, old):
+                assert (await client.tool("charge")).text == "charged 1"
+                assert owner_of_last_call(upstream) == client.headers["Authorization"]
+        assert "id-minted-anew" in [fact.signature for fact in sidecar.of(HealEnded)]
+
+
 async def test_deleting_a_displaced_session_spares_the_other(counting: pytest.MonkeyPatch) -> None:
     """A DELETE of a session whose id now is somebody else's ends it here and nothing upstream."""
     async with (
