@@ -76,7 +76,7 @@ def test_every_row_has_been_seen() -> None:
 
 @pytest.mark.parametrize("entry", each(ANSWERED))
 def test_without_a_session_nothing_is_lost(entry: Entry) -> None:
-    """The same bytes in answer to a request without a session id are never about a session (R18)."""
+    """The same bytes in answer to a request without a session id are never about a session (transports, "Session Management" 4)."""
     judged = judge(entry, with_session(entry, SessionKnowledge.NONE))
 
     assert judged.verdict not in (Verdict.SESSION_LOST, Verdict.AMBIGUOUS)
@@ -85,7 +85,7 @@ def test_without_a_session_nothing_is_lost(entry: Entry) -> None:
 
 @pytest.mark.parametrize("entry", each(ANSWERED))
 def test_sessionless_revisions_lose_no_session(entry: Entry) -> None:
-    """The same bytes in answer to 2026-07-28 traffic are never about a session (R62)."""
+    """The same bytes in answer to 2026-07-28 traffic are never about a session (2026-07-28 transports)."""
     facts = RequestFacts(entry.request.http_method, entry.request.rpc_method, SessionKnowledge.BOUND, modern=True)
 
     assert judge(entry, facts).verdict not in (Verdict.SESSION_LOST, Verdict.AMBIGUOUS)
@@ -104,7 +104,7 @@ def test_an_unknown_session_is_lost_only_by_strong_words(entry: Entry) -> None:
 @pytest.mark.parametrize("entry", each(AUTH_FAILURES))
 @pytest.mark.parametrize("session", SessionKnowledge)
 def test_real_auth_failures_always_pass(entry: Entry, session: SessionKnowledge) -> None:
-    """A 401 or 403 of a real middleware is an auth failure, whatever session the request carried (R13, R14)."""
+    """A 401 or 403 of a real middleware is an auth failure, whatever session the request carried."""
     assert judge(entry, with_session(entry, session)).verdict is Verdict.AUTH_FAILURE
 
 

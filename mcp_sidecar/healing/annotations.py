@@ -1,4 +1,4 @@
-"""Which tools may run twice, by what the server says of them (spec R50).
+"""Which tools may run twice, by what the server says of them (tools, annotations).
 
 Hints are the server's own word; ``trust_annotations`` is the operator's decision to take it. Defaults are the
 specification's: no hint means destructive and not idempotent.

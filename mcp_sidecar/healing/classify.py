@@ -88,7 +88,7 @@ class RequestFacts:
 
     @property
     def session_at_stake(self) -> bool:
-        """Whether an answer may be about a session at all: without an id, or without sessions, it never is (R18)."""
+        """Whether an answer may be about a session at all: without an id, or without sessions, it never is."""
         return self.session is not SessionKnowledge.NONE and not self.modern
 
 
@@ -117,7 +117,7 @@ class Judgement:
     ``signature`` is set for SESSION_LOST and AMBIGUOUS, and only there. The other fields are known only where the body
     was needed. ``jsonrpc_body``: an MCP server wrote the answer. ``bare_404``: a 404 that knows nothing of sessions or
     JSON-RPC, hence maybe the route's. ``rpc_code`` is the code of the JSON-RPC error, by which a caller sees that an
-    upstream has become modern-only (R68).
+    upstream has become modern-only.
     """
 
     verdict: Verdict
@@ -308,7 +308,7 @@ def _in_band_verdict(facts: RequestFacts, content: _Content, row: Signature | No
 def _row(facts: RequestFacts, head: AnswerHead, content: _Content, extra: tuple[Signature, ...]) -> Signature | None:
     if content.is_oauth:
         return None
-    # R13: a challenge stays a challenge, unless the table holds a recorded server that sends one by mistake.
+    # A challenge stays a challenge, unless the table holds a recorded server that sends one by mistake.
     challenged = head.status == 401 and head.www_authenticate
     rows = TABLE if challenged else (*extra, *TABLE)
     row = first_fit(rows, content.wording, facts.http_method, facts.rpc_method)
@@ -340,7 +340,7 @@ def _auth_verdict(facts: RequestFacts, head: AnswerHead, content: _Content, row:
 
 
 def _session_verdict_barred(status: int, content: _Content) -> bool:
-    """Tell whether the error is one that says something else by definition (R12, R62)."""
+    """Tell whether the error is one that says something else by definition (2026-07-28 transports)."""
     code = content.wording.code
     return code in _MODERN_ERRORS or (status == 404 and code == JSON_RPC_METHOD_NOT_FOUND)
 

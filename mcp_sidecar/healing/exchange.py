@@ -44,7 +44,7 @@ class Awaited(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Send the message. ``cause`` says why it is not the first time; ``renumber`` gives it new ids (R47)."""
+    """Send the message. ``cause`` says why it is not the first time; ``renumber`` gives it new ids (basic, "Requests")."""
 
     cause: ReplayCause | None = None
     renumber: bool = False

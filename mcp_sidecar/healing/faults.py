@@ -6,7 +6,7 @@ from enum import Enum
 
 
 class Fault(Enum):
-    """Why there is no answer, or no whole one (spec F2, F3, F4, F6)."""
+    """Why there is no answer, or no whole one."""
 
     UNREACHABLE = "unreachable"  # refused, no name, no route, TLS failed: nothing was sent
     BROKEN = "broken"  # reset or closed after something was sent

@@ -1,9 +1,10 @@
 """Ids that carry their generation, so that an old answer never meets a new question.
 
 A restarted server counts from zero again: its question 1 is not the question 1 of before, and its event ids repeat.
-From the second generation on, the client sees such ids with a mark of the session and the generation in front; on the
-way in the mark is taken off, and whatever bears another generation goes nowhere (spec R36, R40). The first generation
-passes untouched. The mark starts with the session's random ``tag``, which no upstream can guess.
+Both must be unique in a client's session (transports, "Resumability and Redelivery"; basic, "Requests"). From the second
+generation on, the client sees such ids with a mark of the session and the generation in front; on the way in the mark is
+taken off, and whatever bears another generation goes nowhere. The first generation passes untouched. The mark starts with
+the session's random ``tag``, which no upstream can guess.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def _id_in(text: str) -> JsonRpcId:
 
 @dataclass(slots=True)
 class Renumbering:
-    """New ids and progress tokens of a request that was sent again inside one upstream session, to the old ones (R47)."""
+    """New ids and progress tokens of a request that was sent again inside one upstream session, to the old ones."""
 
     ids: dict[str, JsonRpcId] = field(default_factory=dict)
     tokens: dict[str, str | int] = field(default_factory=dict)

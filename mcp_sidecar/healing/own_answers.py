@@ -2,7 +2,7 @@
 
 The forms are decided by what real clients do with them, not by the letter of the specification; ``docs/behaviour.md``
 says why. Three rules: a request with a session never gets a 4xx or 5xx of ours but the one 404; an error always
-carries the request's own id; ``initialize`` and sessionless traffic never get a made-up 4xx (spec R19).
+carries the request's own id; ``initialize`` and sessionless traffic never get a made-up 4xx.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ SESSION_NOT_FOUND = OwnAnswer(
     TEXT,
     b'{"jsonrpc":"2.0","error":{"code":-32001,"message":"Session not found"},"id":null}',
 )
-"""Exactly this form: clients that look at the status, at the text, or at the code all start over (clients.md §3.2)."""
+"""Exactly this form: clients that look at the status, at the text, or at the code all start over."""
 
 ACCEPTED = OwnAnswer(HTTPStatus.ACCEPTED)
 ENDED = OwnAnswer(HTTPStatus.OK)
@@ -122,7 +122,7 @@ def broken_gateway(request_id: JsonRpcId) -> OwnAnswer:
 
 
 def opaque(reason: Reason) -> OwnAnswer:
-    """What an encoded request gets, whose id cannot be read: there is no form that carries an id (spec §3.3)."""
+    """What an encoded request gets, whose id cannot be read: there is no form that carries an id."""
     return BAD_GATEWAY if reason is Reason.OUTCOME_UNKNOWN else UNAVAILABLE_PATH
 
 

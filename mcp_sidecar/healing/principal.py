@@ -1,7 +1,7 @@
 """Who is asking: the principal that a session belongs to.
 
 Nothing here verifies a credential; the upstream does. A principal only answers "is this the one that initialized?",
-and it is a keyed hash, so that no credential is kept (spec R29, R55, R59). Cookies never count: a browser sends them
+and it is a keyed hash, so that no credential is kept. Cookies never count: a browser sends them
 on behalf of whoever lured it.
 """
 

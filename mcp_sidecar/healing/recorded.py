@@ -37,7 +37,7 @@ class Handshake:
         return cls(params=dump({**params, "protocolVersion": version}), protocol_version=version, result=dump(kept))
 
     def initialize_request(self, request_id: str) -> bytes:
-        """The body of a re-initialize: the client's own params, offering the version that was negotiated (R23, R24).
+        """The body of a re-initialize: the client's own params, offering the version that was negotiated.
 
         Offering the client's newest again could silently negotiate another version than the one it keeps speaking.
         """
@@ -48,7 +48,7 @@ INITIALIZED = b'{"jsonrpc":"2.0","method":"notifications/initialized"}'
 
 
 class Difference(Enum):
-    """How a new InitializeResult differs from the recorded one (spec §4)."""
+    """How a new InitializeResult differs from the recorded one."""
 
     PROTOCOL_VERSION = "another protocol version"
     SERVER_NAME = "another server name"
@@ -63,7 +63,7 @@ INCOMPATIBLE: dict[OnServerChange, frozenset[Difference]] = {
     OnServerChange.RESET: frozenset(Difference) - {Difference.SERVER_DETAILS},
 }
 """Which differences end a session. Most clients never recover from a 404, so ``adapt`` spends it only where going on
-would be wrong; ``reset`` is the strict form of spec §4."""
+would be wrong; ``reset`` is the strict form."""
 
 
 def differences(recorded: Handshake, result: Mapping[str, Any]) -> frozenset[Difference]:
@@ -84,7 +84,7 @@ def differences(recorded: Handshake, result: Mapping[str, Any]) -> frozenset[Dif
 
 
 def is_same_server(found: frozenset[Difference]) -> bool:
-    """Whether what the old server said of its tools still holds for the new one (R50: current server version)."""
+    """Whether what the old server said of its tools still holds for the new one (current server version)."""
     return not found & {Difference.SERVER_NAME, Difference.SERVER_DETAILS}
 
 

@@ -2,7 +2,7 @@
 
 Two failures, two columns. *After a loss* the upstream said that it had no session, before it dispatched anything: the
 message did not run. *In doubt* the connection broke after sending: it may have run, and only what is harmless twice
-goes again (spec R49–R51, RFC 9110 §9.2.2).
+goes again (RFC 9110 §9.2.2).
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def after_loss(message: Message) -> AfterLoss:
     """What to do with a message that a lost session refused.
 
     A JSON-RPC response never goes to a newer session: the new server's question with the same id may be another one
-    (R40). A batch is replayed if any member is to be, else left to the heal if any member is.
+    (basic, "Requests"). A batch is replayed if any member is to be, else left to the heal if any member is.
     """
     if message.kind is Kind.RESPONSE:
         return AfterLoss.DROP
@@ -77,8 +77,8 @@ def is_safe_in_doubt(message: Message, safe_tools: Container[str]) -> bool:
     """Whether a message that may have run may be sent again.
 
     ``safe_tools`` are the names that the ``tools/list`` of this principal declared ``readOnlyHint`` or
-    ``idempotentHint`` (R50); empty where annotations are not trusted. Task-augmented calls never are (R42).
-    A batch is as safe as its least safe member (R51); one whose members are not known is not.
+    ``idempotentHint`` (tools, annotations); empty where annotations are not trusted. Task-augmented calls never are (tasks).
+    A batch is as safe as its least safe member; one whose members are not known is not.
     """
     if message.kind is Kind.BATCH:
         return bool(message.members) and all(is_safe_in_doubt(member, safe_tools) for member in message.members)

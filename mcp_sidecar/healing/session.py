@@ -101,7 +101,7 @@ class Session:
     told_lost: int = 0
 
     def __post_init__(self) -> None:
-        """The first upstream id is the client-visible one (R10)."""
+        """The first upstream id is the client-visible one."""
         self.upstream_id = UpstreamSessionId(self.client_id)
 
     def fire(self, event: Event) -> None:

@@ -69,7 +69,7 @@ class Call:
     def client_headers(self, answer: Answer, *, without: Iterable[str] = ()) -> list[Pair]:
         """The upstream's headers for the client, in which no session id appears but the client's own.
 
-        Some clients adopt whatever id a response carries, and one fails on it (clients.md §3.5).
+        Some clients adopt whatever id a response carries, and one fails on it.
         """
         seen = answer.header(headers.SESSION_ID)
         pairs = self.move.headers(answer.client_headers(without={"mcp-session-id", *without}))

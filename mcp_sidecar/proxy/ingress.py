@@ -221,7 +221,7 @@ class Ingress:
 
     @staticmethod
     def _was_said_by_heal(call: Call, message: Message) -> bool:
-        """Whether this is a client's `initialized` that a heal has already told the newer session (R25)."""
+        """Whether this is a client's `initialized` that a heal has already told the newer session."""
         is_initialized = message.kind is Kind.NOTIFICATION and message.method == "notifications/initialized"
         return is_initialized and call.session is not None and call.session.generation > 1
 

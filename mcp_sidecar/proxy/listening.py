@@ -115,7 +115,7 @@ class Listening:
             return await self._refused(answer, generation)
 
     def _headers(self, generation: int) -> list[Pair]:
-        """An event id of an earlier upstream session must never reach a newer one (R36)."""
+        """An event id of an earlier upstream session must never reach a newer one."""
         pairs = self._call.upstream_headers(without={"last-event-id", "accept-encoding"})
         last = self._last_seen
         if last is not None and self._session is not None:

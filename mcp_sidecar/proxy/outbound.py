@@ -17,7 +17,7 @@ Renumbered = Mapping[tuple[str, JsonRpcId], str]
 
 
 def renumbered(message: Message, new_id: Callable[[], str]) -> tuple[bytes, Renumbering]:
-    """A copy of a request under new ids and progress tokens, and how to map them back (R47)."""
+    """A copy of a request under new ids and progress tokens, and how to map them back (basic, "Requests")."""
     body, ids, tokens = messages.renumbered(message, lambda _: new_id())
     return body, Renumbering(ids, tokens)
 
@@ -44,7 +44,7 @@ def _concerns_ids(message: Message) -> bool:
 
 
 def _belongs(message: Message, mark: Mark) -> bool:
-    """Whether this is no answer, or one to a question of this very generation (R40)."""
+    """Whether this is no answer, or one to a question of this very generation (basic, "Requests")."""
     return message.kind is not Kind.RESPONSE or mark.off_id(message.id)[0]
 
 

@@ -30,7 +30,7 @@ class Open:
 class Parts:
     """The process's own things. ``key`` is the secret of all keyed hashes; ``endpoint_worked`` is set by the first 2xx.
 
-    ``renumbered`` tells under which new id a request of a client is under way (R47).
+    ``renumbered`` tells under which new id a request of a client is under way (basic, "Requests").
     """
 
     upstream: Upstream

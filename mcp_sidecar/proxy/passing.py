@@ -102,7 +102,7 @@ class Passing:
     async def _own_answer(self, fault: UpstreamFault, body: Body, message: Message) -> OwnAnswer | None:
         """The answer to give at once, or ``None`` where the request may wait."""
         if self._parts.observes:
-            action = ObservedAction.REWRITE if fault.fault.may_have_arrived else ObservedAction.REPLAY
+            action = ObservedAction.REFUSE if fault.fault.may_have_arrived else ObservedAction.REPLAY
             self._parts.emit(ActionObserved("", action, "observed"))
             return own_answers.BAD_GATEWAY
         if not fault.fault.may_have_arrived:

@@ -374,7 +374,7 @@ class Posting:
     # -- what is learned from what passes -----------------------------------------------------------------------------
 
     def _opens_session(self, answer: Answer) -> bool:
-        """Whether the answer may carry a new session id: only one to ``initialize``, and no error (R8)."""
+        """Whether the answer may carry a new session id: only one to ``initialize``, and no error."""
         if not self._is_initialize or not 200 <= answer.status < 300:
             return False
         session_id = answer.header(headers.SESSION_ID)

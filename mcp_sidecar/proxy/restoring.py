@@ -132,7 +132,7 @@ class Restore:
     # -- the steps ----------------------------------------------------------------------------------------------------
 
     async def _confirm(self, original: JudgedAnswer) -> HealEnd | None:
-        """Ask with a ping on the same session (R12); ``None`` means go on with ``initialize``."""
+        """Ask with a ping on the same session; ``None`` means go on with ``initialize``."""
         async with await self._post(PING_BODY, self._session.upstream_id) as answer:
             body = b"" if is_event_stream(answer) else await decoded_body(answer, PEEK_BYTES)
             ping = JudgedAnswer(judged_head(answer), body, complete=answer.whole)
@@ -232,7 +232,7 @@ class Restore:
         return HealEnd(Unhealed.NOT_RESTORED)
 
     async def _discard(self, upstream_id: UpstreamSessionId | None) -> None:
-        """Leave no orphan behind: a new session that is not used is ended (R52)."""
+        """Leave no orphan behind: a new session that is not used is ended."""
         if upstream_id is None:
             return
         with contextlib.suppress(UpstreamFault):

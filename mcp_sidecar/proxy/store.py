@@ -1,7 +1,7 @@
 """Sessions by client session id: memory, with O(1) expiry.
 
 A session is found only together with its principal: two principals may hold the same id, and neither ever gets the
-other's session (spec R29, R56). Ended ids are remembered as keyed hashes with the principals whose they were, a bounded
+other's session. Ended ids are remembered as keyed hashes with the principals whose they were, a bounded
 number of them.
 """
 

@@ -1,4 +1,4 @@
-"""A DELETE of an older revision: sent once, never heals, never waits (spec R20)."""
+"""A DELETE of an older revision: sent once, never heals, never waits (transports, "Session Management" 5)."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def tool(name: Any, **hints: Any) -> dict[str, Any]:
     ],
 )
 def test_safe_tools(tools: Any, safe: set[str]) -> None:
-    """No hint means destructive and not idempotent, and only ``true`` is a hint (R50)."""
+    """No hint means destructive and not idempotent, and only ``true`` is a hint (tools, annotations)."""
     assert safe_tools_in({"tools": tools}) == safe
 
 

@@ -139,7 +139,7 @@ GATES: list[Any] = [
 def test_only_sessions_of_ours_are_lost_or_ambiguous(
     facts: RequestFacts, status: int, body: bytes, verdict: Verdict
 ) -> None:
-    """The same answer means something else by whose session the request carried (R12, R18)."""
+    """The same answer means something else by whose session the request carried (transports, "Session Management" 4)."""
     judged = judge(status, body, facts, content_type=None)
 
     assert judged.verdict is verdict
@@ -274,7 +274,7 @@ SUCCESSES: list[Any] = [
 
 @pytest.mark.parametrize(("body", "verdict"), SUCCESSES)
 def test_inside_a_success_little_counts(body: bytes, verdict: str) -> None:
-    """Results are never searched; errors inside a 200 count only where they cannot come from what ran (R17)."""
+    """Results are never searched; errors inside a 200 count only where they cannot come from what ran."""
     assert judge(200, body).verdict is Verdict[verdict]
 
 
@@ -345,7 +345,7 @@ def test_rows_of_operators_pass_the_same_gates(facts: RequestFacts) -> None:
 
 
 def test_rows_of_operators_leave_authorization_alone() -> None:
-    """A 401 of an operator's row counts without a challenge only, and never as an OAuth error (R13)."""
+    """A 401 of an operator's row counts without a challenge only, and never as an OAuth error."""
     assert judge(401, b"who is it", extra=(MINE_401,)).verdict is Verdict.SESSION_LOST
     assert judge(401, b"who is it", extra=(MINE_401,), challenged=True).verdict is Verdict.AUTH_FAILURE
     oauth = b'{"error":"invalid_token","message":"who is it"}'
@@ -353,7 +353,7 @@ def test_rows_of_operators_leave_authorization_alone() -> None:
 
 
 def test_rows_of_operators_inside_a_success_need_an_error_of_nobody() -> None:
-    """Inside a 200 an operator's row, too, counts only for an error without the request's id (R17)."""
+    """Inside a 200 an operator's row, too, counts only for an error without the request's id."""
     assert judge(200, rpc_error("Start over"), extra=(MINE_200,)).verdict is Verdict.SESSION_LOST
     assert judge(200, rpc_error("Start over", id=7), extra=(MINE_200,)).verdict is Verdict.OK
 

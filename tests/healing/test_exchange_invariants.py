@@ -223,7 +223,7 @@ class TestEveryTrip:
     @many
     @given(trips())
     def test_a_second_try_in_one_session_has_its_own_ids(self, trip: Trip) -> None:
-        """What may have run in a session is sent there again only under ids that it has not seen (R47)."""
+        """What may have run in a session is sent there again only under ids that it has not seen (basic, "Requests")."""
         in_doubt = False
         for report, step in zip(trip.reports, trip.steps[1:], strict=False):
             in_doubt = (in_doubt or report.ran) and report is not HEALED

@@ -50,7 +50,7 @@ class TestMark:
 
     @given(st.text(max_size=8), st.integers(1, 4), st.integers(1, 4))
     def test_an_event_id_belongs_to_its_generation_only(self, own: str, one: int, other: int) -> None:
-        """A resumption reaches the upstream session that minted the event's id, and no other (R36)."""
+        """A resumption reaches the upstream session that minted the event's id, and no other (transports, "Resumability and Redelivery")."""
         back = Mark(TAG, other).off_text(Mark(TAG, one).on_text(own))
         if one == other:
             assert back == own

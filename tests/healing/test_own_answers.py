@@ -32,7 +32,7 @@ RETRY: Final = (("Retry-After", "1"),)
             ),
             id="the one 404",
         ),
-        pytest.param(own_answers.ACCEPTED, OwnAnswer(202), id="accepted, and empty (R6)"),
+        pytest.param(own_answers.ACCEPTED, OwnAnswer(202), id="accepted, and empty"),
         pytest.param(own_answers.ENDED, OwnAnswer(200), id="ended"),
         pytest.param(
             own_answers.GET_NOT_SUPPORTED, OwnAnswer(405, headers=(("Allow", "POST, DELETE"),)), id="no GET stream"

@@ -65,7 +65,7 @@ class TestHandshake:
     """The client's own words, but for the version."""
 
     def test_the_request_of_a_heal(self) -> None:
-        """The negotiated version is offered, not the client's newest; all else is as the client said it (R23, R24)."""
+        """The negotiated version is offered, not the client's newest; all else is as the client said it (lifecycle, "Version Negotiation")."""
         request = parse(RECORDED.initialize_request("id-1"))
         assert (request.method, request.id) == ("initialize", "id-1")
         assert request.params == {**PARAMS, "protocolVersion": "2025-06-18"}
@@ -191,7 +191,7 @@ class TestWhatEndsASession:
         ],
     )
     def test_incompatible(self, difference: Difference, adapt: bool, reset: bool) -> None:
-        """Adapt ends a session only where going on would be wrong, reset as spec §4 says."""
+        """Adapt ends a session only where going on would be wrong, reset as strictly as the specification allows."""
         assert (difference in INCOMPATIBLE[OnServerChange.ADAPT]) is adapt
         assert (difference in INCOMPATIBLE[OnServerChange.RESET]) is reset
 
@@ -205,7 +205,7 @@ class TestWhatEndsASession:
         ],
     )
     def test_what_was_said_of_tools(self, found: set[Difference], same: bool) -> None:
-        """Hints hold for the server and version that gave them (R50)."""
+        """Hints hold for the server and version that gave them (tools, annotations)."""
         assert is_same_server(frozenset(found)) is same
 
 

@@ -59,7 +59,7 @@ SPECIFIED: Final = [
 
 @pytest.mark.parametrize(("message", "after", "safe"), SPECIFIED)
 def test_matrix(message: Message, after: AfterLoss, safe: bool) -> None:
-    """Each kind of message has its row (spec §3.2)."""
+    """Each kind of message has its row."""
     assert after_loss(message) is after
     assert is_safe_in_doubt(message, SAFE_TOOLS) is safe
 
@@ -89,7 +89,7 @@ parts = st.sampled_from(
 
 @given(st.lists(parts, min_size=1, max_size=5))
 def test_a_batch_is_as_safe_as_its_least_safe_member(members: list[Message]) -> None:
-    """One unsafe member is enough to send none of them again in doubt (R51)."""
+    """One unsafe member is enough to send none of them again in doubt."""
     safe = [is_safe_in_doubt(member, SAFE_TOOLS) for member in members]
     assert is_safe_in_doubt(samples.batch(*members), SAFE_TOOLS) is all(safe)
 

@@ -99,7 +99,7 @@ class TestGenerations:
     """The client's id stays; what stands behind it changes in one place."""
 
     def test_the_first_upstream_id_is_the_clients(self) -> None:
-        """The sidecar mints no ids (R10)."""
+        """The sidecar mints no ids."""
         session = session_in()
         assert (session.upstream_id, session.generation) == ("first", 1)
 

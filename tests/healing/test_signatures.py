@@ -38,7 +38,7 @@ def test_a_row_says_who_sends_it(row: Signature) -> None:
 
 @pytest.mark.parametrize("row", EVERY_ROW)
 def test_authorization_is_left_alone(row: Signature) -> None:
-    """No row takes a 403 or 407; a row for 401 is a whole, exact wording (R13, R14)."""
+    """No row takes a 403 or 407; a row for 401 is a whole, exact wording."""
     assert not row.statuses & {403, 407}
     if 401 in row.statuses:
         assert row.whole
@@ -242,7 +242,7 @@ def test_operators_add_rows(text: str, methods: tuple[str, ...] | list[str], may
 
 
 def test_an_operators_401_must_be_the_whole_text() -> None:
-    """What belongs to authorization is taken from it only by an exact wording (R13)."""
+    """What belongs to authorization is taken from it only by an exact wording."""
     row = operator_signature(name="mine", status=401, text="session gone", methods=(), may_have_run=True)
 
     assert row.fits(Wording(401, verbatim=("Session gone",)), "POST", None)

@@ -160,7 +160,7 @@ class TestCommitted:
         ],
     )
     def test_committed(self, piece: Block | Fragment, committed: bool) -> None:
-        """Progress must not restart and a person must not be asked twice (R40, R48)."""
+        """Progress must not restart and a person must not be asked twice (basic, "Requests"; progress)."""
         stream = watch()
         stream.relay(piece)
         assert stream.committed is committed

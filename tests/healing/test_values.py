@@ -76,7 +76,7 @@ class TestLabels:
     ],
 )
 def test_faults(fault: Fault, may_have_arrived: bool) -> None:
-    """Only a connection that never stood proves that nothing arrived (F2)."""
+    """Only a connection that never stood proves that nothing arrived."""
     assert fault.may_have_arrived is may_have_arrived
 
 

@@ -183,7 +183,7 @@ async def test_the_answer_to_initialize_may_have_any_form(form: Form, priming: P
 
 
 async def test_a_server_that_became_stateless_goes_on_without_an_id() -> None:
-    """Re-initialize returns no id: the client keeps its own, and none goes upstream (R31)."""
+    """Re-initialize returns no id: the client keeps its own, and none goes upstream."""
     async with (
         FakeUpstream() as upstream,
         running_sidecar(upstream.url) as sidecar,
@@ -245,7 +245,7 @@ async def test_the_server_that_comes_back_is_compared(
 
 
 async def test_a_version_change_without_promised_notices_resets() -> None:
-    """Strict form of spec §4: where lists may have changed and the client was not promised to hear of it, 404."""
+    """Strict form: where lists may have changed and the client was not promised to hear of it, 404."""
     async with (
         FakeUpstream(capabilities=UNPROMISED) as upstream,
         running_sidecar(upstream.url, healing__on_server_change="reset") as sidecar,
@@ -477,7 +477,7 @@ async def test_only_so_many_heals_at_once() -> None:
 
 
 async def test_a_heal_goes_on_when_its_client_leaves() -> None:
-    """`initialize` is not cancelled; the request of the client that left is never replayed (R32)."""
+    """`initialize` is not cancelled; the request of the client that left is never replayed."""
     async with (
         FakeUpstream() as upstream,
         running_sidecar(upstream.url) as sidecar,

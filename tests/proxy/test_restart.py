@@ -12,6 +12,7 @@ from tests.support.client import McpClient
 from tests.support.dialects import DIALECTS
 from tests.support.fake_upstream import FakeUpstream
 from tests.support.sidecar import running_sidecar
+from tests.support.waiting import eventually
 
 UNVOUCHED = {"affine", "agentdeals", "neotoma-404", "neotoma-503", "one-mcp", "unknown-session-id"}
 """Servers known only from reports: nobody has read whether they look for the session before they run a call."""
@@ -90,8 +91,7 @@ async def test_calls_during_an_outage_are_held() -> None:
         await client.initialize()
         await upstream.stop()
         calls = [asyncio.create_task(client.tool("charge", n=n)) for n in range(10)]
-        while len(sidecar.parts.holding) < 10:
-            await asyncio.sleep(0.01)
+        await eventually(lambda: len(sidecar.parts.holding) == 10)
         await upstream.restart()
         answers = await asyncio.gather(*calls)
         assert all("result" in answer.response for answer in answers)

@@ -276,7 +276,7 @@ class McpClient:
             response = await self.http.request(method, self.url, data=data, headers=sent, allow_redirects=False)
         except (aiohttp.ClientError, ConnectionError) as error:
             raise NoAnswer(str(error)) from error
-        self.seen_session_ids += [sid for sid in response.headers.getall(SESSION_HEADER, [])]
+        self.seen_session_ids += list(response.headers.getall(SESSION_HEADER, []))
         return response
 
     def _headers(self, with_body: bool, bare: bool) -> CIMultiDict[str]:

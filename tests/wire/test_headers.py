@@ -166,7 +166,7 @@ class TestSessionId:
         ],
     )
     def test_is_valid(self, session_id: str, valid: bool) -> None:
-        """An id is hostile input until it has passed here (R9)."""
+        """An id is hostile input until it has passed here."""
         assert is_valid_session_id(session_id) is valid
 
     @given(st.text(max_size=5))
