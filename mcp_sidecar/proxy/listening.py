@@ -102,8 +102,9 @@ class Listening:
 
     async def _attach(self) -> After:
         session = self._session
-        if session is not None and session.displaced and self._parts.heals:
-            return await self._heal(Loss(session.generation, "id-minted-anew", 0))
+        if session is not None and session.displaced and not self._parts.observes:
+            loss = Loss(session.generation, "id-minted-anew", 0)
+            return await (self._heal(loss) if self._parts.heals else self._rewrite(loss.status, loss.signature))
         generation = session.generation if session is not None else 1
         try:
             answer = await self._parts.upstream.send("GET", self._call.target, self._headers(generation), may_idle=True)
@@ -221,10 +222,12 @@ class Listening:
         return await self._pass(answer)
 
     async def _rewrite(self, status: int, signature: str) -> After:
+        """Give the 404 in place of an answer; ``status`` is 0 where the upstream was not even asked."""
         if self._call.is_foreign:
             self._parts.healer.refuse_foreign(self._label, signature)
         if not self._responder.is_committed:
-            self._parts.emit(AnswerRewritten(self._label, status))
+            if status:
+                self._parts.emit(AnswerRewritten(self._label, status))
             await self._responder.give(own_answers.SESSION_NOT_FOUND)
         return After.OVER
 

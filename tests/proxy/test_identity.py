@@ -231,6 +231,25 @@ async def test_deleting_a_displaced_session_spares_the_other(counting: pytest.Mo
         assert (await new.tool("charge")).text == "charged 1"
 
 
+async def test_rewrite_sends_nothing_under_an_id_that_is_another_sessions(counting: pytest.MonkeyPatch) -> None:
+    """Where nothing is healed, the former holder of an id gets the 404, for its calls and for its stream."""
+    async with (
+        FakeUpstream(mint=Mint.COUNTER) as upstream,
+        running_sidecar(upstream.url, mode="rewrite") as sidecar,
+        McpClient(sidecar.url, headers=alice()) as old,
+        McpClient(sidecar.url, headers=alice(sub="bob")) as new,
+    ):
+        await old.initialize()
+        count_anew(counting)
+        await upstream.restart()
+        await new.initialize()
+        assert is_not_found(await old.tool("charge"))
+        async with await old.get_stream() as stream:
+            assert is_not_found(await stream.read())
+        assert not upstream.ledger.executions("charge")
+        assert upstream.ledger.count("GET") == 0
+
+
 @pytest.mark.parametrize("answers", Answers, ids=lambda answers: answers.value)
 async def test_a_heal_uses_the_credentials_of_the_request_that_met_the_loss(answers: Answers) -> None:
     """Every request of a heal carries that request's credentials and custom headers, not those of the handshake."""
