@@ -394,7 +394,7 @@ async def test_a_drain_ends_streams_cleanly_at_once() -> None:
         request = "GET /mcp HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n"
         request += f"Mcp-Session-Id: {client.session_id}\r\n\r\n"
         listening = asyncio.create_task(raw_exchange(sidecar.port, request.encode()))
-        await attached(upstream)
+        await eventually(lambda: any(session.streams for session in sidecar.parts.store))
         await sidecar.drain()
         answer = await listening
         assert answer.data.endswith(b"0\r\n\r\n")
