@@ -7,7 +7,6 @@ passed on as if the stream were whole.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -33,19 +32,20 @@ class AfterEnd(Enum):
     RESUME = "resume"  # one GET with Last-Event-ID on the same session
     RESEND = "resend"  # the request is harmless and nothing of consequence was relayed
     TELL = "tell"  # an error event with the request's id
-    CUT = "cut"  # in the middle of an event: nothing can be said any more
+    CUT = "cut"  # in the middle of an event, or nobody knows the ids: nothing can be said
 
 
 @dataclass(slots=True)
 class StreamWatch:
     """Looks at what is relayed on one stream, maps its ids, and remembers what its end will depend on.
 
-    ``unanswered`` are the client's request ids that still wait. A message is handed to the caller once, by ``relay``.
+    ``unanswered`` are the client's request ids that still wait, ``None`` where nobody knows whether any does. A message
+    is handed to the caller once, by ``relay``.
     """
 
     mark: Mark
     renumbering: Renumbering = field(default_factory=Renumbering)
-    unanswered: set[JsonRpcId] = field(default_factory=set)
+    unanswered: set[JsonRpcId] | None = field(default_factory=set)
     last_event_id: str | None = None
     retry_ms: int | None = None
     committed: bool = False
@@ -69,8 +69,8 @@ class StreamWatch:
 
     @property
     def answered(self) -> bool:
-        """Whether nobody waits for anything on this stream any more."""
-        return not self.unanswered
+        """Whether it is known that nobody waits for anything on this stream any more."""
+        return self.unanswered is not None and not self.unanswered
 
     def answer_whole(self, message: Message) -> object | None:
         """A JSON answer, mapped for the client; ``None`` where it passes untouched."""
@@ -89,7 +89,8 @@ class StreamWatch:
         """An answer counts under the id that the client will see; where that is not its own, it still waits."""
         if is_rewritable and isinstance(request_id, str):
             request_id = self.renumbering.ids.get(request_id, request_id)
-        self.unanswered.discard(request_id)
+        if self.unanswered is not None:
+            self.unanswered.discard(request_id)
 
     def _note_fields(self, event: Event) -> None:
         if event.id is not None:
@@ -118,7 +119,7 @@ class StreamWatch:
         return event_to_client(whole, event, None, self.mark) + raw[len(whole) :]
 
     def _note_scanned(self, message: Message) -> None:
-        if message.kind is Kind.BATCH and not self.renumbering.ids:
+        if message.kind is Kind.BATCH and not self.renumbering.ids and self.unanswered is not None:
             self.unanswered.clear()
         self._note(message)
 
@@ -143,6 +144,8 @@ def after_end(watch: StreamWatch, ending: Ending, *, may_resend: bool, may_resum
         return AfterEnd.CUT
     if watch.answered:
         return AfterEnd.FINISH
+    if watch.unanswered is None:
+        return AfterEnd.FINISH if ending is Ending.CLEAN else AfterEnd.CUT
     if ending is Ending.CLEAN and watch.last_event_id is not None:
         return AfterEnd.FINISH
     if watch.last_event_id is not None and may_resume:
@@ -152,9 +155,13 @@ def after_end(watch: StreamWatch, ending: Ending, *, may_resend: bool, may_resum
     return AfterEnd.TELL
 
 
-def unanswered_ids(messages: Iterable[Message]) -> set[JsonRpcId]:
-    """The ids that a POST waits for."""
-    return {message.id for message in messages}
+def unanswered_ids(message: Message) -> set[JsonRpcId] | None:
+    """The ids that a POST waits for; ``None`` where they are not known: encoded, unread, or not yet here."""
+    is_unread_batch = message.kind is Kind.BATCH and message.is_opaque and not message.members
+    if message.kind is Kind.OTHER or is_unread_batch:
+        return None
+    ids = {request.id for request in message.requests}
+    return None if None in ids else ids
 
 
 def _message_in(data: str | None) -> Message | None:

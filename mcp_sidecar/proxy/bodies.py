@@ -23,6 +23,10 @@ class BrokenBody(Exception):
     """The client's framing of the body is wrong, or ends before the body does."""
 
 
+class _TakenOver(Exception):
+    """Somebody else reads the rest: what the upstream got must not look whole."""
+
+
 UNREADABLE = (BodyTooLarge, BrokenBody, NotJson)
 """Why a body cannot be read: the client's fault, whatever the upstream made of the part it got."""
 
@@ -89,6 +93,7 @@ class PassingBody:
         self._failure: BodyTooLarge | BrokenBody | NotJson | None = None
         self.announced = announced
         self.has_begun = False
+        self._is_taken_over = False
         self._look(beginning)
 
     @property
@@ -108,7 +113,11 @@ class PassingBody:
         try:
             async for chunk in self._rest.chunks():
                 self._look(chunk)
+                if self._is_taken_over:
+                    raise _TakenOver
                 yield chunk
+            if self._is_taken_over:
+                raise _TakenOver
             self._end()
         except UNREADABLE as error:
             self._failure = error
@@ -117,8 +126,10 @@ class PassingBody:
     async def read_to_end(self) -> Message:
         """Read what is left without sending it anywhere, to learn the request's id.
 
-        Raises one of ``UNREADABLE``, also where that is why the upstream did not get it whole.
+        Whoever still sends it stops. Raises one of ``UNREADABLE``, also where that is why the upstream did not get it
+        whole.
         """
+        self._is_taken_over = True
         if self._failure is not None:
             raise self._failure
         async for chunk in self._rest.chunks():

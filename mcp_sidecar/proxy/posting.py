@@ -10,7 +10,7 @@ from typing import assert_never
 
 from mcp_sidecar.healing import own_answers
 from mcp_sidecar.healing.annotations import updated as updated_tools
-from mcp_sidecar.healing.classify import PEEK_BYTES, NeedBody, judge_body, judge_head
+from mcp_sidecar.healing.classify import PEEK_BYTES, NeedBody, Verdict, judge_body, judge_head
 from mcp_sidecar.healing.classify import Answer as JudgedAnswer
 from mcp_sidecar.healing.exchange import Awaited, Exchange, Give, Heal, Hold, Pass, Send, Step
 from mcp_sidecar.healing.facts import (
@@ -43,6 +43,9 @@ from mcp_sidecar.proxy.upstream import Body as UpstreamBody
 from mcp_sidecar.wire import headers
 from mcp_sidecar.wire.headers import Pair
 from mcp_sidecar.wire.messages import Kind, Message, NotJson, dump, is_initialize_result, parse
+
+_PASSED = frozenset({Verdict.OK, Verdict.AUTH_FAILURE, Verdict.OTHER})
+"""What an answer may mean and yet be the client's own: it passes while the request is still on its way."""
 
 
 class Posting:
@@ -170,14 +173,27 @@ class Posting:
         return [*pairs, ("Accept-Encoding", "identity")]
 
     async def _failed(self, fault: Fault) -> Step:
-        if isinstance(self._body, PassingBody) and self._body.has_begun:
+        is_over = not self._parts.heals or (isinstance(self._body, PassingBody) and self._body.has_begun)
+        return (is_over and await self._read_to_end()) or self._exchange.failed(fault)
+
+    async def _read_to_end(self) -> Give | None:
+        """What a large message says at its end, perhaps its id, must be known before it gets an answer of ours.
+
+        An answer itself where the client's body is at fault.
+        """
+        if isinstance(self._body, PassingBody):
             try:
                 self._message = self._exchange.message = await self._body.read_to_end()
             except UNREADABLE as error:
                 return Give(rejections.of(error))
-        return self._exchange.failed(fault)
+        return None
+
+    async def _expired(self) -> Step:
+        return await self._read_to_end() or self._exchange.expired()
 
     async def _judge(self, answer: Answer) -> Step:
+        if isinstance(self._body, PassingBody):
+            self._message = self._exchange.message = self._body.message  # by now more of it is known
         facts, head = self._call.facts(self._message.method), judged_head(answer)
         if 200 <= answer.status < 300:
             self._parts.endpoint_worked = True
@@ -187,6 +203,10 @@ class Posting:
             body = self._json if self._json is not None else await self._peek(answer)
             self._original = JudgedAnswer(head, body, complete=answer.whole)
             judgement = judge_body(facts, head, body, complete=answer.whole, extra=self._parts.policy.signatures)
+        if not self._parts.observes and (judgement.verdict not in _PASSED or judgement.bare_404):
+            refusal = await self._read_to_end()
+            if refusal is not None:
+                return refusal
         step = self._exchange.judged(judgement, answer.status)
         if not (isinstance(step, Hold) and step.awaited is Awaited.ROUTE):
             self._parts.holding.route.note_served()
@@ -221,7 +241,7 @@ class Posting:
         loss = Loss(self._generation, step.signature, self._answer.status if self._answer else 0, original)
         waited, end = await self._parts.healer.heal(session, loss, self._call.trigger, self._held)
         if waited is not Waited.BACK:
-            return self._exchange.cancelled() if waited is Waited.CANCELLED else self._exchange.expired()
+            return self._exchange.cancelled() if waited is Waited.CANCELLED else await self._expired()
         if end.why is None:
             return self._exchange.healed()
         self._refusal = end.refusal
@@ -235,7 +255,7 @@ class Posting:
             waited = await self._parts.holding.for_route(self._held)
         if waited is Waited.BACK:
             return self._exchange.back()
-        return self._exchange.cancelled() if waited is Waited.CANCELLED else self._exchange.expired()
+        return self._exchange.cancelled() if waited is Waited.CANCELLED else await self._expired()
 
     # -- Give ---------------------------------------------------------------------------------------------------------
 
@@ -248,9 +268,9 @@ class Posting:
 
     def _still_unanswered(self) -> Message:
         """The message without those requests of a batch whose answers the client has."""
-        if self._watch is None or not self._message.members:
+        waiting = self._watch.unanswered if self._watch is not None else None
+        if waiting is None or not self._message.members:
             return self._message
-        waiting = self._watch.unanswered
         members = [m for m in self._message.members if m.kind is not Kind.REQUEST or m.id in waiting]
         return replace(self._message, members=tuple(members))
 
@@ -284,7 +304,7 @@ class Posting:
             await self._pass_observed(answer)
             return None
         if self._watch is None:
-            self._watch = StreamWatch(self._mark, unanswered=unanswered_ids(self._message.requests))
+            self._watch = StreamWatch(self._mark, unanswered=unanswered_ids(self._message))
         self._watch.mark, self._watch.renumbering = self._mark, self._renumbering
         if self._json is not None:
             return await self._pass_json(answer, self._json)

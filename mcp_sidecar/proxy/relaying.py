@@ -113,7 +113,7 @@ class EventRelay:
                     await self._responder.write(data)
         except UpstreamFault:
             return Ending.BROKEN
-        if self._watch.answered:
+        if not self._watch.unanswered:
             await self._responder.write(splitter.pending)
         return Ending.CLEAN
 

@@ -175,7 +175,8 @@ def parse(body: bytes) -> Message:
 def from_scan(scan: TopLevelScan) -> Message:
     """What a scan has told so far as an opaque message; a batch has no members here.
 
-    A method or id that was too long to be kept makes the message OTHER.
+    A method or id that was too long to be kept makes the message OTHER. What names a method and has not ended is taken
+    for a request, of which the id (None) may still come: some SDKs write it last.
     """
     if scan.is_array:
         return Message(Kind.BATCH)
@@ -186,6 +187,8 @@ def from_scan(scan: TopLevelScan) -> Message:
         has_id=scan.has_id,
         is_answer=scan.has_result or scan.error_is_object,
     )
+    if kind is Kind.NOTIFICATION and not scan.complete:
+        kind = Kind.REQUEST
     return Message(kind, *_visible(kind, scan.method, scan.id), meta_protocol_version=scan.meta_protocol_version)
 
 

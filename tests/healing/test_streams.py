@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mcp_sidecar.healing.generations import Mark, Renumbering
 from mcp_sidecar.healing.streams import AfterEnd, Ending, StreamWatch, after_end, unanswered_ids
-from mcp_sidecar.wire.messages import Message
+from mcp_sidecar.wire.messages import Kind, Message
 from mcp_sidecar.wire.sse import Block, EventSplitter, Fragment, encode_event
 from tests.healing import samples
 
@@ -142,7 +142,32 @@ class TestAnswered:
 
     def test_unanswered_ids(self) -> None:
         """A POST waits for each of its requests."""
-        assert unanswered_ids(samples.batch(samples.call(id=1), RESULT, samples.call(id="2")).requests) == {1, "2"}
+        assert unanswered_ids(samples.batch(samples.call(id=1), RESULT, samples.call(id="2"))) == {1, "2"}
+
+    @pytest.mark.parametrize(
+        ("message", "ids"),
+        [
+            pytest.param(samples.call(id=1), {1}, id="a request"),
+            pytest.param(samples.notification("notifications/progress"), set(), id="a notification"),
+            pytest.param(RESULT, set(), id="a response"),
+            pytest.param(samples.UNREAD_BATCH, None, id="an unread batch"),
+            pytest.param(Message(Kind.OTHER), None, id="encoded"),
+            pytest.param(Message(Kind.REQUEST, "tools/call"), None, id="its id is still to come"),
+        ],
+    )
+    def test_whether_the_ids_are_known(self, message: Message, ids: set[Any] | None) -> None:
+        """Nobody waits, or nobody knows: these are not the same."""
+        assert unanswered_ids(message) == ids
+
+    @pytest.mark.parametrize(
+        "pieces", [[event(RESULT)], fragments(b"[" + long_answer(id=1) + b"]")], ids=["whole", "large"]
+    )
+    def test_unknown_ids_stay_unknown(self, pieces: list[Block | Fragment]) -> None:
+        """Whoever else waits behind an answer is not known either."""
+        stream = StreamWatch(FIRST, unanswered=None)
+        relay(stream, *pieces)
+        assert stream.unanswered is None
+        assert not stream.answered
 
 
 class TestCommitted:
@@ -254,13 +279,14 @@ class TestFragments:
         stream = watch()
         pieces = fragments(data, cut)
         assert relay(stream, *pieces) == b"".join(piece.raw for piece in pieces)
-        assert stream.unanswered <= {1}
+        assert stream.unanswered in ({1}, set())
 
 
 CLEAN, BROKEN = Ending
 FINISH, RESUME, RESEND, TELL, CUT = AfterEnd
 
 NOTHING: Final[dict[str, Any]] = {}
+UNKNOWN: Final[dict[str, Any]] = {"unanswered": None}
 ANSWERED: Final[dict[str, Any]] = {"unanswered": set()}
 NUMBERED: Final[dict[str, Any]] = {"last_event_id": "5"}
 COMMITTED: Final[dict[str, Any]] = {"committed": True}
@@ -276,6 +302,8 @@ class TestAfterEnd:
             pytest.param(ANSWERED, CLEAN, "", FINISH, id="answered"),
             pytest.param(ANSWERED, BROKEN, "", FINISH, id="answered, then broken"),
             pytest.param(ANSWERED | NUMBERED, BROKEN, "resume resend", FINISH, id="answered, whatever one may"),
+            pytest.param(UNKNOWN, CLEAN, "", FINISH, id="unknown ids, a clean end"),
+            pytest.param(UNKNOWN | NUMBERED, BROKEN, "resume resend", CUT, id="unknown ids, broken"),
             pytest.param(NUMBERED, CLEAN, "resume resend", FINISH, id="polling is no failure"),
             pytest.param(NUMBERED, BROKEN, "resume", RESUME, id="broken, with an id"),
             pytest.param(NUMBERED, BROKEN, "resume resend", RESUME, id="resuming comes first"),

@@ -5,18 +5,30 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
 from mcp_sidecar.healing.facts import DroppedKind, HealEnded, HealOutcome, MessageDropped
 from tests.support.behaviour import Answers, SessionMode
-from tests.support.client import McpClient
+from tests.support.client import McpClient, raw_exchange, raw_post
 from tests.support.dialects import DIALECTS
 from tests.support.fake_upstream import FakeUpstream
 from tests.support.faults import Answer as Says
-from tests.support.faults import CutStream, ResetAfterExecution, ResetBeforeExecution, Stall, StallAt, TruncateJson
+from tests.support.faults import (
+    CutStream,
+    EndStream,
+    Fault,
+    ResetAfterExecution,
+    ResetBeforeExecution,
+    Stage,
+    Stall,
+    StallAt,
+    TruncateJson,
+)
 from tests.support.ledger import Arrival
+from tests.support.raw_upstream import Conversation, RawUpstream
 from tests.support.sidecar import running_sidecar
 
 BIG = "x" * 200_000
@@ -313,6 +325,90 @@ async def test_a_large_request_that_breaks_is_told_under_its_id() -> None:
         assert upstream.ledger.count(tool="echo") == 1
 
 
+ID_LAST = {"method": "tools/call", "params": {"name": "charge", "arguments": {"note": BIG}}, "jsonrpc": "2.0", "id": 77}
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        pytest.param(None, "too_large_to_replay", id="lost"),
+        pytest.param(ResetAfterExecution(), "outcome_unknown", id="reset"),
+        pytest.param(CutStream(after_events=0, event_ids=False), "outcome_unknown", id="stream-cut"),
+        pytest.param(EndStream(after_events=0, event_ids=False), "outcome_unknown", id="stream-ended"),
+        pytest.param(Says(502, (), b"bad gateway"), "outcome_unknown", id="gateway"),
+    ],
+)
+async def test_an_id_at_the_end_of_a_large_request_is_known(fault: Fault | None, reason: str) -> None:
+    """Some SDKs write the id last: what is not read to its end is not taken for a notification, for which nobody waits."""
+    async with (
+        FakeUpstream() as upstream,
+        running_sidecar(upstream.url, limits__max_replay_body=REPLAYABLE) as sidecar,
+        McpClient(sidecar.url) as client,
+    ):
+        await client.initialize()
+        if fault is None:
+            await upstream.restart()
+        else:
+            upstream.inject(fault, tool="charge")
+        answer = await client.post(ID_LAST)
+        assert (answer.status, answer.response["id"]) == (200, 77)
+        assert answer.error["data"] == {"reason": reason}
+
+
+async def test_an_id_at_the_end_is_known_although_nothing_was_sent() -> None:
+    """The error for an upstream that stays away bears the id, too."""
+    async with (
+        FakeUpstream() as upstream,
+        running_sidecar(upstream.url, limits__max_replay_body=REPLAYABLE, healing__hold_timeout=0.2) as sidecar,
+        McpClient(sidecar.url) as client,
+    ):
+        await client.initialize()
+        await upstream.stop()
+        answer = await client.post(ID_LAST)
+        assert (answer.status, answer.response["id"]) == (200, 77)
+        assert answer.error["data"] == {"reason": "upstream_unavailable"}
+
+
+@pytest.mark.parametrize("mode", ["heal", "rewrite"])
+async def test_a_large_request_that_is_refused_at_its_head_is_read_to_its_end(mode: str) -> None:
+    """A server may refuse a lost session before it reads the body: the id still comes from the client."""
+    handshake = {
+        "protocolVersion": "2025-06-18",
+        "capabilities": {},
+        "serverInfo": {"name": "early", "version": "1"},
+    }
+
+    def says(status: bytes, body: object, more: bytes = b"") -> bytes:
+        text = json.dumps(body).encode()
+        head = b"HTTP/1.1 %b\r\nContent-Type: application/json\r\nContent-Length: %d\r\n" % (status, len(text))
+        return head + more + b"\r\n" + text
+
+    async def play(talk: Conversation) -> None:
+        if int(talk.request.values("content-length")[0]) > len(BIG):
+            error = {"jsonrpc": "2.0", "error": {"code": -32001, "message": "Session not found"}, "id": None}
+            await talk.send(says(b"404 Not Found", error))
+            await talk.client_left.wait()
+            return
+        message = json.loads(await talk.read_body())
+        opens = {"jsonrpc": "2.0", "id": message.get("id"), "result": handshake}
+        await talk.send(says(b"200 OK", opens, b"Mcp-Session-Id: s\r\n"))
+
+    async with (
+        RawUpstream(play) as upstream,
+        running_sidecar(upstream.url, limits__max_replay_body=REPLAYABLE, healing__mode=mode) as sidecar,
+        McpClient(sidecar.url) as client,
+    ):
+        await client.initialize()
+        large = {**ID_LAST, "params": {"name": "charge", "arguments": {"note": 40 * BIG}}}
+        request = raw_post(sidecar.port, json.dumps(large).encode(), f"Mcp-Session-Id: {client.session_id}")
+        answer = await raw_exchange(sidecar.port, request)
+        if mode == "rewrite":
+            assert answer.status == 404
+        else:
+            error = json.loads(answer.data.partition(b"\r\n\r\n")[2])
+            assert (error["id"], error["error"]["data"]) == (77, {"reason": "too_large_to_replay"})
+
+
 # -- encoded ----------------------------------------------------------------------------------------------------------
 
 
@@ -408,3 +504,48 @@ async def test_an_unsafe_notification_that_broke_is_dropped_and_counted() -> Non
         answer = await client.notify("notifications/progress", {"progressToken": 1, "progress": 1})
         assert (answer.status, answer.body) == (202, b"")
         assert [fact.kind for fact in sidecar.of(MessageDropped)] == [DroppedKind.NOTIFICATION]
+
+
+@dataclass(frozen=True, slots=True)
+class CutsAtOnce:
+    """A stream whose head has come, and a comment; then nothing more."""
+
+    executes: bool = False
+
+    async def play(self, stage: Stage) -> None:
+        await stage.wire.head(200, (("Content-Type", "text/event-stream"),), None)
+        await stage.wire.body(b": hi\n\n")
+        await stage.wire.close()
+
+
+@pytest.mark.parametrize("what", ["batch", "encoded"])
+async def test_a_stream_for_unknown_ids_is_cut_where_it_breaks(what: str) -> None:
+    """Where nobody knows who waits there is no error to send, but neither is the broken stream ended as if whole."""
+    async with (
+        FakeUpstream() as upstream,
+        running_sidecar(upstream.url, limits__max_replay_body=REPLAYABLE) as sidecar,
+        McpClient(sidecar.url, version="2025-03-26") as client,
+    ):
+        await client.initialize()
+        call = client.request("tools/call", {"name": "charge", "arguments": {"note": BIG}}, id=5)
+        upstream.inject(CutsAtOnce(), http_method="POST")
+        if what == "batch":
+            answer = await client.post([call])
+        else:
+            coded = gzip.compress(json.dumps(call).encode())
+            answer = await client.post(coded, headers={"Content-Encoding": "gzip"})
+        assert answer.status == 200
+        assert answer.broken is not None
+
+
+async def test_a_stream_for_unknown_ids_may_end() -> None:
+    """A clean end is one."""
+    async with (
+        FakeUpstream(answers=Answers.SSE) as upstream,
+        running_sidecar(upstream.url, limits__max_replay_body=REPLAYABLE) as sidecar,
+        McpClient(sidecar.url, version="2025-03-26") as client,
+    ):
+        await client.initialize()
+        answer = await client.post([client.request("tools/call", {"name": "echo", "arguments": {"text": BIG}}, id=5)])
+        assert (answer.status, answer.broken) == (200, None)
+        assert answer.messages[0]["id"] == 5

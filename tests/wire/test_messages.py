@@ -149,6 +149,21 @@ class TestKind:
         assert (told.kind, told.method, told.id) == (found.kind, found.method, found.id)
         assert told.meta_protocol_version == found.meta_protocol_version
 
+    @pytest.mark.parametrize(
+        ("rest", "kind", "id"),
+        [
+            pytest.param(b"", Kind.REQUEST, None, id="not ended"),
+            pytest.param(b',"id":7', Kind.OTHER, None, id="an id that may go on"),
+            pytest.param(b',"id":7}', Kind.REQUEST, 7, id="a request"),
+            pytest.param(b"}", Kind.NOTIFICATION, None, id="a notification"),
+        ],
+    )
+    def test_an_id_may_come_last(self, rest: bytes, kind: Kind, id: int | None) -> None:
+        """Only an end without an id makes a notification: until then somebody may wait."""
+        scan = TopLevelScan()
+        scan.feed(b'{"method":"m","params":{},"jsonrpc":"2.0"' + rest)
+        assert (from_scan(scan).kind, from_scan(scan).id) == (kind, id)
+
 
 def _refused(literal: str) -> None:
     raise ValueError(literal)
