@@ -21,6 +21,7 @@ from mcp_sidecar.healing.signatures import TABLE
 from mcp_sidecar.ops import logs
 from mcp_sidecar.ops.admin import Admin
 from mcp_sidecar.ops.metrics import Metrics
+from mcp_sidecar.proxy.attachments import Attachments
 from mcp_sidecar.proxy.availability import Availability
 from mcp_sidecar.proxy.config import ListenConfig
 from mcp_sidecar.proxy.get_streams import GetStreams
@@ -196,7 +197,15 @@ class Sidecar:
 def build_parts(settings: Settings, emit: Emit) -> Parts:
     """Put together what every exchange works with. Needs a running event loop."""
     policy, limits, clock, key = settings.policy(), settings.limits_config(), time.monotonic, secrets.token_bytes(32)
-    store = SessionStore(settings.session_limits(), emit, salt=secrets.token_bytes(16), clock=clock, new_tag=_new_tag)
+    attachments = Attachments()
+    store = SessionStore(
+        settings.session_limits(),
+        emit,
+        salt=secrets.token_bytes(16),
+        clock=clock,
+        new_tag=_new_tag,
+        on_displaced=attachments.break_off,
+    )
     holding = Holding(max_requests=policy.max_held_requests, max_bytes=policy.max_held_bytes, emit=emit, clock=clock)
     upstream = Upstream(settings.upstream_config(), limits, lambda connected: availability.note(connected))  # noqa: PLW0108 - made below
     availability = Availability(upstream.can_connect, emit, clock, holding.waiting)
@@ -209,6 +218,7 @@ def build_parts(settings: Settings, emit: Emit) -> Parts:
         healer=Healer(healing, holding),
         keeper=Keeper(settings.listen_config().comment_interval_s, clock),
         get_streams=GetStreams(),
+        attachments=attachments,
         policy=policy,
         limits=limits,
         emit=emit,

@@ -111,6 +111,8 @@ class Listening:
         except UpstreamFault as fault:
             return await self._not_reached(may_have_arrived=fault.fault.may_have_arrived)
         async with answer:
+            if session is not None and session.generation > generation and not self._parts.observes:
+                return After.AGAIN  # healed meanwhile: what was opened may be another one's by now
             if answer.status == 200 and is_event_stream(answer):
                 return await self._relay(answer, generation)
             return await self._refused(answer, generation)
@@ -252,7 +254,9 @@ class Listening:
             if session is not None and self._parts.heals:
                 self._look_after(session)
         watch = StreamWatch(Mark(session.tag, generation) if session is not None else Mark("", 1))
-        broke = await self._relay_events(answer, watch)
+        owner = session if not self._parts.observes else None
+        with self._parts.attachments.holding(owner, answer):
+            broke = await self._relay_events(answer, watch)
         if watch.last_event_id is not None:
             self._last_seen = watch.mark.on_text(watch.last_event_id)
         if self._may_outlive and self._is_looked_after and not watch.in_fragment:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from mcp_sidecar.healing.facts import Emit
 from mcp_sidecar.healing.policy import Mode, Policy
+from mcp_sidecar.proxy.attachments import Attachments
 from mcp_sidecar.proxy.availability import Availability
 from mcp_sidecar.proxy.config import Limits
 from mcp_sidecar.proxy.get_streams import GetStreams
@@ -40,6 +41,7 @@ class Parts:
     healer: Healer
     keeper: Keeper
     get_streams: GetStreams
+    attachments: Attachments
     policy: Policy
     limits: Limits
     emit: Emit

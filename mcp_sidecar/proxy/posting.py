@@ -27,7 +27,7 @@ from mcp_sidecar.healing.labels import rpc_label
 from mcp_sidecar.healing.own_answers import OwnAnswer, Reason
 from mcp_sidecar.healing.recorded import Handshake
 from mcp_sidecar.healing.replay import is_safe_in_doubt
-from mcp_sidecar.healing.session import ClientSessionId
+from mcp_sidecar.healing.session import ClientSessionId, UpstreamSessionId
 from mcp_sidecar.healing.streams import AfterEnd, StreamWatch, unanswered_ids
 from mcp_sidecar.proxy import outbound, rejections
 from mcp_sidecar.proxy.bodies import UNREADABLE, Body, HeldBody, PassingBody
@@ -144,6 +144,7 @@ class Posting:
             self._parts.emit(RequestReplayed(self._label, step.cause, rpc_label(self._message)))
         try:
             self._answer = await self._parts.upstream.send("POST", self._call.target, self._headers(), outgoing)
+            self._claim_new_id(self._answer)
             return await self._judge(self._answer)
         except UpstreamFault as fault:
             return await self._failed(fault.fault)
@@ -402,6 +403,11 @@ class Posting:
             return False
         message = _parsed(self._json) if self._json is not None else None
         return self._json is None or (message is not None and is_initialize_result(message))
+
+    def _claim_new_id(self, answer: Answer) -> None:
+        """From the head of the answer on the id is in use upstream, whatever the body will say."""
+        if self._opens_session(answer):
+            self._parts.store.claim_upstream_id(UpstreamSessionId(answer.header(headers.SESSION_ID) or ""), None)
 
     def _learn(self, message: Message, answer: Answer) -> None:
         if self._is_initialize:

@@ -85,7 +85,8 @@ class EventRelay:
         resumed: Answer | None = None
         try:
             while True:
-                ending = await self._relay(resumed or answer)
+                with self._parts.attachments.holding(self._call.session, resumed or answer):
+                    ending = await self._relay(resumed or answer)
                 has_advanced = self._watch.blocks > blocks_before
                 after = after_end(
                     self._watch, ending, may_resend=may_resend(), may_resume=has_advanced and self._may_resume()

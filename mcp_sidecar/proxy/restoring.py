@@ -107,6 +107,7 @@ class Restore:
         self._trigger = trigger
         self._started = started
         self._is_counted = False
+        self._claimed_id: UpstreamSessionId | None = None
 
     async def run(self) -> HealEnd:
         """Do it. Raises ``UpstreamFault`` where the upstream breaks off."""
@@ -123,6 +124,8 @@ class Restore:
         if self._session.state is State.HEALING:
             self._session.failed_heals += self._is_counted
             self._session.fire(Event.NOT_HEALED)
+        if self._session.is_ended or self._session.upstream_id != self._claimed_id:
+            self._tools.store.release_upstream_id(self._claimed_id, self._session)
 
     def unavailable(self, fault: Fault) -> HealEnd:
         """What broke may break again at once: it is tried at the pace of a route, not whenever a connect succeeds."""
@@ -159,8 +162,9 @@ class Restore:
             if not 200 <= answer.status < 300:
                 return await self._not_accepted(answer)
             self._count()
+            upstream_id = self._claimed_id = _new_session_id(answer)
+            self._tools.store.claim_upstream_id(upstream_id, self._session)
             message = await read_rpc_answer(answer, REQUEST_ID, self._tools.max_answer_bytes)
-            upstream_id = _new_session_id(answer)
         self._tell_loss()
         if message is None or not is_initialize_result(message):
             return await self._give_up(upstream_id, HealOutcome.FAILED, "initialize was rejected")
@@ -221,10 +225,12 @@ class Restore:
         return end
 
     def _repoint(self, upstream_id: UpstreamSessionId | None, *, tools_still_hold: bool) -> None:
-        store = self._tools.store
-        store.release_upstream_id(self._session.upstream_id, self._session)
+        store, former = self._tools.store, self._session.upstream_id
+        if former != upstream_id:
+            store.release_upstream_id(former, self._session)
         self._session.repoint(upstream_id, tools_still_hold=tools_still_hold)
-        store.claim_upstream_id(self._session)
+        if not store.has_claimed(upstream_id, self._session):  # minted for another one since then
+            store.displace(self._session)
 
     async def _give_up(self, upstream_id: UpstreamSessionId | None, outcome: HealOutcome, reason: str) -> HealEnd:
         self._end(outcome, reason)

@@ -32,13 +32,18 @@ class SessionStore:
         salt: bytes,
         clock: Callable[[], float],
         new_tag: Callable[[], str],
+        on_displaced: Callable[[Session], None] = lambda _: None,
     ) -> None:
-        """``clock`` gives monotonic seconds, ``new_tag`` a short unguessable text."""
+        """``clock`` gives monotonic seconds, ``new_tag`` a short unguessable text.
+
+        ``on_displaced`` hears of every session whose upstream id has become another's.
+        """
         self._limits = limits
         self._emit = emit
         self._salt = salt
         self._clock = clock
         self._new_tag = new_tag
+        self._on_displaced = on_displaced
         self._by_use: OrderedDict[Key, Session] = OrderedDict()
         self._by_age: OrderedDict[Key, Session] = OrderedDict()
         self._holders: dict[ClientSessionId, int] = {}
@@ -76,7 +81,7 @@ class SessionStore:
         )
         self._by_use[key] = self._by_age[key] = session
         self._holders[client_id] = self._holders.get(client_id, 0) + 1
-        self.claim_upstream_id(session)
+        self.claim_upstream_id(session.upstream_id, session)
         self._emit(SessionOpened(session.label, handshake.protocol_version))
         self.sweep()
         return session
@@ -112,14 +117,28 @@ class SessionStore:
         ended_of = self._ended.get(self._hash(client_id))
         return ended_of is not None and (principal in ended_of or client_id not in self._holders)
 
-    def claim_upstream_id(self, session: Session) -> None:
-        """The upstream has just minted this session's id: whoever else stood on it stands on nothing any more."""
-        if session.upstream_id is None:
+    def claim_upstream_id(self, upstream_id: UpstreamSessionId | None, claimant: Session | None) -> None:
+        """The upstream has just minted this id: whoever else stood on it stands on nothing any more.
+
+        To be called as soon as the id is seen, for the upstream takes requests under it from then on; ``claimant`` is
+        ``None`` where there is no session for it yet.
+        """
+        if upstream_id is None:
             return
-        former = self._by_upstream_id.get(session.upstream_id)
-        if former is not None and former is not session and former.upstream_id == session.upstream_id:
-            former.displace()
-        self._by_upstream_id[session.upstream_id] = session
+        former = self._by_upstream_id.pop(upstream_id, None)
+        if claimant is not None:
+            self._by_upstream_id[upstream_id] = claimant
+        if former is not None and former is not claimant and former.upstream_id == upstream_id:
+            self.displace(former)
+
+    def has_claimed(self, upstream_id: UpstreamSessionId | None, session: Session) -> bool:
+        """Whether nobody else was given the id since the session claimed it."""
+        return upstream_id is None or self._by_upstream_id.get(upstream_id) is session
+
+    def displace(self, session: Session) -> None:
+        """The upstream id of this session is another session's now."""
+        session.displace()
+        self._on_displaced(session)
 
     def release_upstream_id(self, upstream_id: UpstreamSessionId | None, session: Session) -> None:
         """A heal has replaced this upstream id."""

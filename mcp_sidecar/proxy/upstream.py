@@ -7,6 +7,7 @@ followed, decompressed, added or kept: no redirects, no cookies, no defaults for
 from __future__ import annotations
 
 import asyncio
+import io
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterable
 from http import HTTPStatus
@@ -28,6 +29,7 @@ closing connection could not be told from one that was executed."""
 
 CHUNK_BYTES = 64 * 1024
 MAX_HEADERS = 256
+IN_ONE_GO_BYTES = 1024 * 1024
 
 _ADDED_BY_CLIENT = (hdrs.USER_AGENT, hdrs.ACCEPT, hdrs.ACCEPT_ENCODING, hdrs.CONTENT_TYPE)
 
@@ -110,6 +112,8 @@ class Answer:
         try:
             return await content.readany()
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
+            if self._fault is not None:
+                raise UpstreamFault(self._fault) from None
             self._fault = _fault_of(error)
         # What arrived before the break is part of the answer, perhaps all that a client waits for; aiohttp's reader
         # raises the break first and would never hand it out.
@@ -117,6 +121,11 @@ class Answer:
         if not arrived:
             raise UpstreamFault(self._fault)
         return arrived
+
+    def break_off(self) -> None:
+        """Whatever has not been read is lost, now and for whoever is reading: as if the upstream had broken off."""
+        self._fault = Fault.BROKEN
+        self._response.close()
 
     def close(self) -> None:
         """Let go of the connection: kept if everything was read, closed otherwise."""
@@ -185,7 +194,7 @@ class Upstream:
                 method,
                 URL(self._config.origin + target, encoded=True),
                 headers=CIMultiDict(headers),
-                data=body,
+                data=_in_steps(body),
                 allow_redirects=False,
                 timeout=self._timeout(None if may_idle else self._config.idle_timeout_s),
             )
@@ -226,6 +235,11 @@ def is_connected_to_itself(writer: asyncio.StreamWriter) -> bool:
 _NOT_SENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
 _STALLED = (asyncio.TimeoutError,)
 _GARBLED = (aiohttp.ClientResponseError, aiohttp.InvalidURL)
+
+
+def _in_steps(body: Body) -> Body | io.BytesIO:
+    """A large body is written step by step, so that others have their turn."""
+    return io.BytesIO(body) if isinstance(body, bytes) and len(body) > IN_ONE_GO_BYTES else body
 
 
 def _fault_of(error: BaseException) -> Fault:

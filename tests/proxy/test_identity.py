@@ -16,8 +16,10 @@ from tests.support.client import McpClient
 from tests.support.credentials import alice, bearer
 from tests.support.dialects import Mint
 from tests.support.fake_upstream import FakeUpstream
+from tests.support.faults import SlowHeaders
 from tests.support.own_answers import is_not_found
 from tests.support.sidecar import running_sidecar
+from tests.support.waiting import eventually
 
 Headers = dict[str, str]
 
@@ -212,6 +214,35 @@ async def test_a_healed_session_whose_id_is_minted_again_is_healed_again(countin
                 assert (await client.tool("charge")).text == "charged 1"
                 assert owner_of_last_call(upstream) == client.headers["Authorization"]
         assert "id-minted-anew" in [fact.signature for fact in sidecar.of(HealEnded)]
+
+
+async def test_a_displaced_session_lets_go_of_the_open_stream(counting: pytest.MonkeyPatch) -> None:
+    """A stream that was attached under an id just before it became known as another's carries nothing of that one's."""
+    async with (
+        FakeUpstream(mint=Mint.COUNTER) as upstream,
+        running_sidecar(upstream.url) as sidecar,
+        McpClient(sidecar.url, headers=alice()) as old,
+        McpClient(sidecar.url, headers=alice(sub="bob")) as new,
+    ):
+        await old.initialize()
+        async with await old.get_stream() as stream:
+            await eventually(lambda: upstream.sessions["session-1"].get_streams_open)
+            count_anew(counting)
+            upstream.inject(SlowHeaders(pieces=5, pause_s=0.2), rpc_method="initialize")
+            opening = asyncio.create_task(new.initialize())
+            await upstream.restart()
+            await opening
+            await eventually(
+                lambda: upstream.ledger.count("GET") == 3 and upstream.sessions["session-2"].get_streams_open
+            )
+            assert new.session_id == "session-1"
+            assert upstream.sessions["session-1"].get_streams_open == 0
+            upstream.notify("notifications/for-new", session_id="session-1")
+            upstream.notify("notifications/for-old", session_id="session-2")
+            message = await stream.next_message()
+            assert message is not None and message["method"] == "notifications/for-old"
+            async with await new.get_stream() as own:
+                assert own.status == 200
 
 
 async def test_deleting_a_displaced_session_spares_the_other(counting: pytest.MonkeyPatch) -> None:

@@ -85,12 +85,28 @@ def test_a_heal_may_take_an_id_that_another_stood_on() -> None:
     first, second = place.open("one", ALICE), place.open("two", BOB)
     place.store.release_upstream_id(first.upstream_id, first)
     first.upstream_id = UpstreamSessionId("two")
-    place.store.claim_upstream_id(first)
+    place.store.claim_upstream_id(first.upstream_id, first)
     assert second.displaced and not first.displaced
     place.store.release_upstream_id(second.upstream_id, second)
     second.upstream_id = UpstreamSessionId("one")
-    place.store.claim_upstream_id(second)
+    place.store.claim_upstream_id(second.upstream_id, second)
     assert not first.displaced
+
+
+def test_an_id_is_claimed_before_there_is_a_session_for_it() -> None:
+    """The upstream takes requests under it from then on; whoever was given it later has it."""
+    displaced: list[Session] = []
+    place = watched()
+    place.store._on_displaced = displaced.append
+    former, healing = place.open("one", ALICE), place.open("two", BOB)
+    place.store.claim_upstream_id(UpstreamSessionId("one"), healing)
+    assert displaced == [former] and former.displaced
+    assert place.store.has_claimed(UpstreamSessionId("one"), healing)
+    place.store.claim_upstream_id(UpstreamSessionId("one"), None)
+    assert not place.store.has_claimed(UpstreamSessionId("one"), healing)
+    assert displaced == [former]
+    place.store.claim_upstream_id(None, healing)
+    assert place.store.has_claimed(None, healing)
 
 
 def test_idle_sessions_expire() -> None:
