@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
-from mcp_sidecar.healing.generations import Mark, Renumbering, event_to_client, to_client
+from mcp_sidecar.healing.generations import FIRST, Mark, Renumbering, event_to_client, to_client
 from mcp_sidecar.wire.messages import JsonRpcId, Kind, Message, NotJson, from_scan, parse
 from mcp_sidecar.wire.scan import TopLevelScan
 from mcp_sidecar.wire.sse import Block, Event, Fragment, parse_event
@@ -40,7 +40,8 @@ class StreamWatch:
     """Looks at what is relayed on one stream, maps its ids, and remembers what its end will depend on.
 
     ``unanswered`` are the client's request ids that still wait, ``None`` where nobody knows whether any does. A message
-    is handed to the caller once, by ``relay``.
+    is handed to the caller once, by ``relay``. ``misaddressed``: an answer went by under an id that the client does not
+    know, since it was too large to be written anew; it will not come again.
     """
 
     mark: Mark
@@ -50,6 +51,7 @@ class StreamWatch:
     retry_ms: int | None = None
     committed: bool = False
     in_fragment: bool = False
+    misaddressed: bool = False
     blocks: int = 0
     _scan: TopLevelScan | None = field(default=None, init=False)
     _is_json: bool = field(default=True, init=False)
@@ -66,6 +68,11 @@ class StreamWatch:
         if message is not None:
             self._note(message)
         return event_to_client(piece.raw, event, mapped, self.mark), message
+
+    @property
+    def rewrites(self) -> bool:
+        """Whether ids on this stream must be written anew."""
+        return self.mark.generation > FIRST or bool(self.renumbering.ids or self.renumbering.tokens)
 
     @property
     def answered(self) -> bool:
@@ -87,8 +94,9 @@ class StreamWatch:
 
     def _note_answer(self, request_id: JsonRpcId, *, is_rewritable: bool) -> None:
         """An answer counts under the id that the client will see; where that is not its own, it still waits."""
-        if is_rewritable and isinstance(request_id, str):
-            request_id = self.renumbering.ids.get(request_id, request_id)
+        if isinstance(request_id, str) and request_id in self.renumbering.ids:
+            self.misaddressed |= not is_rewritable
+            request_id = self.renumbering.ids[request_id] if is_rewritable else request_id
         if self.unanswered is not None:
             self.unanswered.discard(request_id)
 
@@ -119,8 +127,11 @@ class StreamWatch:
         return event_to_client(whole, event, None, self.mark) + raw[len(whole) :]
 
     def _note_scanned(self, message: Message) -> None:
-        if message.kind is Kind.BATCH and not self.renumbering.ids and self.unanswered is not None:
-            self.unanswered.clear()
+        if message.kind is Kind.BATCH and self.unanswered is not None:
+            if self.renumbering.ids:
+                self.misaddressed = True
+            else:
+                self.unanswered.clear()
         self._note(message)
 
 
@@ -146,6 +157,8 @@ def after_end(watch: StreamWatch, ending: Ending, *, may_resend: bool, may_resum
         return AfterEnd.FINISH
     if watch.unanswered is None:
         return AfterEnd.FINISH if ending is Ending.CLEAN else AfterEnd.CUT
+    if watch.misaddressed:
+        return AfterEnd.TELL
     if ending is Ending.CLEAN and watch.last_event_id is not None:
         return AfterEnd.FINISH
     if watch.last_event_id is not None and may_resume:

@@ -123,6 +123,15 @@ class PassingBody:
             self._failure = error
             raise
 
+    @property
+    def may_hold_answers(self) -> bool:
+        """Whether it may turn out to be an answer to a question of the server, which belongs to one upstream session."""
+        return self._scan is not None and not self._scan.has_method
+
+    async def whole(self) -> bytes:
+        """All of it, in place of ``parts``. Raises one of ``UNREADABLE``."""
+        return b"".join([part async for part in self.parts()])
+
     async def read_to_end(self) -> Message:
         """Read what is left without sending it anywhere, to learn the request's id.
 

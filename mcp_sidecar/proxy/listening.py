@@ -34,13 +34,12 @@ from mcp_sidecar.proxy.call import Call
 from mcp_sidecar.proxy.holding import Held, Waited
 from mcp_sidecar.proxy.parts import Parts
 from mcp_sidecar.proxy.reading import decoded_body, is_event_stream, judged_head
-from mcp_sidecar.proxy.relaying import relay_rest
+from mcp_sidecar.proxy.relaying import relay_rest, splitter_for
 from mcp_sidecar.proxy.responding import Responder
 from mcp_sidecar.proxy.restoring import Loss
 from mcp_sidecar.proxy.upstream import Answer, UpstreamFault
 from mcp_sidecar.wire import headers
 from mcp_sidecar.wire.headers import Pair
-from mcp_sidecar.wire.sse import EventSplitter
 
 QUICK_END_S = 1.0
 """Streams that end sooner than this one after the other are attached again only after as long a pause."""
@@ -268,7 +267,7 @@ class Listening:
 
     async def _relay_events(self, answer: Answer, watch: StreamWatch) -> bool:
         """Relay until the upstream's side ends; true if it broke."""
-        splitter = EventSplitter(self._parts.limits.max_buffered_answer)
+        splitter = splitter_for(watch, self._parts.limits)
         try:
             async for chunk in answer.chunks():
                 for piece in splitter.feed(chunk):

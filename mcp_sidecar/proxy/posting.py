@@ -22,7 +22,7 @@ from mcp_sidecar.healing.facts import (
     RequestReplayed,
 )
 from mcp_sidecar.healing.faults import Fault
-from mcp_sidecar.healing.generations import Mark, Renumbering
+from mcp_sidecar.healing.generations import FIRST, Mark, Renumbering
 from mcp_sidecar.healing.labels import rpc_label
 from mcp_sidecar.healing.own_answers import OwnAnswer, Reason
 from mcp_sidecar.healing.recorded import Handshake
@@ -134,6 +134,10 @@ class Posting:
     async def _send(self, step: Send) -> Step:
         self._drop_answer()
         session = self._call.session
+        if session is not None and session.generation > FIRST:
+            refusal = await self._keep_answers()
+            if refusal is not None:
+                return refusal
         self._generation = session.generation if session is not None else 1
         if session is not None and session.displaced and not self._parts.observes:
             return self._exchange.displaced()
@@ -148,6 +152,17 @@ class Posting:
             return await self._judge(self._answer)
         except UpstreamFault as fault:
             return await self._failed(fault.fault)
+
+    async def _keep_answers(self) -> Give | None:
+        """Have the whole of what may answer a question: only then is it known which generation it belongs to."""
+        if not isinstance(self._body, PassingBody) or self._body.has_begun or not self._body.may_hold_answers:
+            return None
+        try:
+            self._body = HeldBody(await self._body.whole())
+            self._message = self._exchange.message = parse(self._body.data)
+        except UNREADABLE as error:
+            return Give(rejections.of(error))
+        return None
 
     def _outgoing(self, *, renumber: bool) -> UpstreamBody:
         """The body to send under the present generation; ``None`` where nothing of it may go there."""

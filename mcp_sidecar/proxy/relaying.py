@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from mcp_sidecar.healing.streams import AfterEnd, Ending, StreamWatch, after_end
 from mcp_sidecar.proxy.call import Call
+from mcp_sidecar.proxy.config import Limits
 from mcp_sidecar.proxy.parts import Parts
 from mcp_sidecar.proxy.reading import is_event_stream, is_json
 from mcp_sidecar.proxy.responding import Responder
@@ -52,6 +53,12 @@ class Overhearing:
         except NotJson:
             return
         self._learn(message, self._answer)
+
+
+def splitter_for(watch: StreamWatch, limits: Limits) -> EventSplitter:
+    """Cuts a stream into the events that can be held. Where ids must be written anew, larger ones are held, too."""
+    limit = limits.max_buffered_answer
+    return EventSplitter(max(limit, limits.max_request_body) if watch.rewrites else limit)
 
 
 async def relay_rest(answer: Answer, responder: Responder, overhearing: Overhearing | None = None) -> None:
@@ -104,7 +111,7 @@ class EventRelay:
                 resumed.close()
 
     async def _relay(self, answer: Answer) -> Ending:
-        splitter = EventSplitter(self._parts.limits.max_buffered_answer)
+        splitter = splitter_for(self._watch, self._parts.limits)
         try:
             async for chunk in answer.chunks():
                 for piece in splitter.feed(chunk):

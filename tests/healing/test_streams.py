@@ -121,6 +121,19 @@ class TestAnswered:
         assert stream.unanswered == left
         assert stream.answered is (not left)
 
+    @pytest.mark.parametrize(
+        ("stream", "rewrites"),
+        [
+            pytest.param(watch(), False, id="nothing"),
+            pytest.param(watch(mark=SECOND), True, id="a later generation"),
+            pytest.param(watch(renumbering=Renumbering(ids={"new": 1})), True, id="new ids"),
+            pytest.param(watch(renumbering=Renumbering(tokens={"new": 1})), True, id="new tokens"),
+        ],
+    )
+    def test_whether_anything_is_written_anew(self, stream: StreamWatch, rewrites: bool) -> None:
+        """Where it is, an event must be whole."""
+        assert stream.rewrites is rewrites
+
     def test_a_second_try(self) -> None:
         """The answer to the new id is the answer to the old one."""
         stream = watch(renumbering=Renumbering(ids={"new": 1}))
@@ -257,6 +270,7 @@ class TestFragments:
         stream = watch(renumbering=Renumbering(ids={"new": 1}))
         relay(stream, *fragments(data))
         assert stream.unanswered == {1}
+        assert stream.misaddressed
 
     def test_two_in_a_row(self) -> None:
         """Each large event is read from its own beginning."""
@@ -290,6 +304,7 @@ UNKNOWN: Final[dict[str, Any]] = {"unanswered": None}
 ANSWERED: Final[dict[str, Any]] = {"unanswered": set()}
 NUMBERED: Final[dict[str, Any]] = {"last_event_id": "5"}
 COMMITTED: Final[dict[str, Any]] = {"committed": True}
+MISADDRESSED: Final[dict[str, Any]] = {"misaddressed": True}
 MIDDLE: Final[dict[str, Any]] = {"in_fragment": True}
 
 
@@ -304,6 +319,7 @@ class TestAfterEnd:
             pytest.param(ANSWERED | NUMBERED, BROKEN, "resume resend", FINISH, id="answered, whatever one may"),
             pytest.param(UNKNOWN, CLEAN, "", FINISH, id="unknown ids, a clean end"),
             pytest.param(UNKNOWN | NUMBERED, BROKEN, "resume resend", CUT, id="unknown ids, broken"),
+            pytest.param(NUMBERED | MISADDRESSED, CLEAN, "resume resend", TELL, id="answered under a foreign id"),
             pytest.param(NUMBERED, CLEAN, "resume resend", FINISH, id="polling is no failure"),
             pytest.param(NUMBERED, BROKEN, "resume", RESUME, id="broken, with an id"),
             pytest.param(NUMBERED, BROKEN, "resume resend", RESUME, id="resuming comes first"),

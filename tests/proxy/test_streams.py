@@ -15,7 +15,7 @@ from mcp_sidecar.healing.facts import DroppedKind, MessageDropped, OutcomeUnknow
 from tests.support.client import McpClient, Stream
 from tests.support.fake_upstream import FakeUpstream
 from tests.support.faults import Answer as Says
-from tests.support.faults import Break, CutStream, EndStream
+from tests.support.faults import Break, CutStream, EndStream, ResetAfterExecution
 from tests.support.sidecar import WatchedSidecar, running_sidecar
 
 HOWS = pytest.mark.parametrize("how", Break, ids=lambda how: how.value)
@@ -271,6 +271,110 @@ async def test_an_old_answer_never_meets_a_new_question() -> None:
             await client.respond(new["id"], {"new": True})
             assert (await stream.next_message() or {})["result"]["content"][0]["text"] == "the client said ['new']"
         assert [(reply.rpc_id, reply.expected) for reply in upstream.ledger.replies] == [(0, True)]
+
+
+LARGE = "x" * 200_000
+SMALL_LIMITS = {"limits__max_replay_body": "64KiB", "limits__max_buffered_answer": "64KiB"}
+
+
+async def test_a_large_answer_belongs_to_its_question() -> None:
+    """What is too large to be held is held all the same where it may answer: an old answer meets no new question."""
+    async with (
+        FakeUpstream() as upstream,
+        running_sidecar(upstream.url, **SMALL_LIMITS) as sidecar,
+        McpClient(sidecar.url) as client,
+    ):
+        await client.initialize()
+        async with await client.open_call("tools/call", ASK) as stream:
+            old = await asked(stream)
+            await upstream.restart()
+        async with await client.open_call("tools/call", ASK) as stream:
+            new = await asked(stream)
+            late = await client.respond(old["id"], {"old": LARGE})
+            assert (late.status, late.body) == (202, b"")
+            assert upstream.ledger.replies == []
+            assert [fact.kind for fact in sidecar.of(MessageDropped)] == [DroppedKind.RESPONSE]
+            await client.respond(new["id"], {"new": LARGE})
+            assert (await stream.next_message() or {})["result"]["content"][0]["text"] == "the client said ['new']"
+        assert [(reply.rpc_id, reply.expected) for reply in upstream.ledger.replies] == [(0, True)]
+
+
+async def test_a_large_answer_of_the_first_session_passes() -> None:
+    """There it is streamed as it is."""
+    async with (
+        FakeUpstream() as upstream,
+        running_sidecar(upstream.url, **SMALL_LIMITS) as sidecar,
+        McpClient(sidecar.url) as client,
+    ):
+        await client.initialize()
+        async with await client.open_call("tools/call", ASK) as stream:
+            question = await asked(stream)
+            assert (await client.respond(question["id"], {"a": LARGE})).status == 202
+        assert [reply.expected for reply in upstream.ledger.replies] == [True]
+
+
+@pytest.mark.parametrize("body", [b'{"id":1,"result":{"a":"%b"}', b'[{"a":"%b"},]'], ids=["cut", "no-json"])
+async def test_a_large_answer_that_is_no_json_is_refused(body: bytes) -> None:
+    """As any other body."""
+    async with (
+        FakeUpstream() as upstream,
+        running_sidecar(upstream.url, **SMALL_LIMITS) as sidecar,
+        McpClient(sidecar.url) as client,
+    ):
+        await client.initialize()
+        await upstream.restart()
+        await client.call("ping")
+        assert (await client.post(body % LARGE.encode())).status == 400
+
+
+async def test_a_large_question_is_marked() -> None:
+    """In a later session a question bears its mark however large it is, and its answer reaches it."""
+    async with (
+        FakeUpstream() as upstream,
+        running_sidecar(upstream.url, **SMALL_LIMITS) as sidecar,
+        McpClient(sidecar.url) as client,
+    ):
+        await client.initialize()
+        await upstream.restart()
+        await client.call("ping")
+        async with await client.get_stream() as stream:
+            session = next(iter(upstream.sessions))
+            asking = asyncio.create_task(upstream.ask(session, "sampling/createMessage", {"text": LARGE}))
+            question = await stream.next_message()
+            assert question is not None
+            assert question["id"] != 0
+            await client.respond(question["id"], {"a": 1})
+            await asking
+
+
+async def test_a_large_answer_to_a_second_attempt_bears_the_clients_id() -> None:
+    """However large it is, and although the stream has event ids."""
+    async with (
+        FakeUpstream(event_ids=True) as upstream,
+        running_sidecar(upstream.url, **SMALL_LIMITS) as sidecar,
+        McpClient(sidecar.url) as client,
+    ):
+        await client.initialize()
+        await client.call("tools/list")
+        upstream.inject(ResetAfterExecution(), tool="big")
+        answer = await client.call("tools/call", {"name": "big", "arguments": {"bytes": 200_000}}, id=56)
+        assert [message["id"] for message in answer.messages] == [56]
+        assert "result" in answer.response
+
+
+async def test_an_answer_too_large_to_get_its_id_back_is_told() -> None:
+    """Beyond the bound it goes by under an id that the client does not know: an error follows, event id or not."""
+    async with (
+        FakeUpstream(event_ids=True) as upstream,
+        running_sidecar(upstream.url, **SMALL_LIMITS, limits__max_request_body="64KiB") as sidecar,
+        McpClient(sidecar.url) as client,
+    ):
+        await client.initialize()
+        await client.call("tools/list")
+        upstream.inject(ResetAfterExecution(), tool="big")
+        answer = await client.call("tools/call", {"name": "big", "arguments": {"bytes": 200_000}}, id=56)
+        assert answer.messages[-1]["id"] == 56
+        assert answer.messages[-1]["error"]["data"] == {"reason": "outcome_unknown"}
 
 
 async def test_an_answer_that_meets_the_loss_goes_nowhere() -> None:
