@@ -204,7 +204,9 @@ class Listening:
         assert session is not None
         held = Held(0, self._parts.policy.hold_timeout_s)
         waited, end = await self._parts.healer.heal(session, loss, self._call.trigger, held)
-        if waited is not Waited.BACK or end.why is Unhealed.UNREACHABLE:
+        if waited is not Waited.BACK:
+            return await self._keep_open(After.NO_ROUTE)  # the upstream may well accept connects: no reason to hurry
+        if end.why is Unhealed.UNREACHABLE:
             return await self._keep_open(After.AWAY)
         if end.why is None:
             self._last_seen = None

@@ -15,13 +15,15 @@ from mcp_sidecar.healing.facts import (
     AnswerRewritten,
     HealEnded,
     HealOutcome,
+    HoldOverflowed,
     ObservedAction,
     SidecarFault,
 )
+from mcp_sidecar.proxy.availability import SLOWEST_PACE_S
 from tests.support.behaviour import Answers
 from tests.support.client import McpClient, Stream, raw_exchange
 from tests.support.fake_upstream import FakeUpstream
-from tests.support.faults import Answer, CutStream, IngressPage, ResetBeforeExecution, RoutePage
+from tests.support.faults import Answer, CutStream, IngressPage, ResetBeforeExecution, RoutePage, Stall
 from tests.support.ledger import Ledger
 from tests.support.sidecar import WatchedSidecar, running_sidecar
 from tests.support.waiting import eventually
@@ -439,3 +441,24 @@ async def test_an_answer_that_is_no_stream_passes() -> None:
         async with await client.get_stream() as stream:
             answer = await stream.read()
             assert (answer.status, answer.body, answer.content_type) == (200, b"<p>hello", "text/html")
+
+
+async def test_a_stream_that_finds_no_place_to_wait_does_not_hurry() -> None:
+    """While the hold is full and the heal stalls, the upstream is asked at the pace of a route, not in a loop."""
+    async with (
+        scene(healing__max_held_requests=1) as (upstream, sidecar, client),
+        McpClient(sidecar.url) as other,
+        await client.get_stream() as stream,
+    ):
+        await other.initialize()
+        await attached(upstream)
+        upstream.inject(Stall(), rpc_method="initialize", times=None)
+        await upstream.restart()
+        holding = asyncio.create_task(other.call("ping"))
+        await eventually(lambda: upstream.ledger.count("GET") >= 2 and sidecar.of(HoldOverflowed))
+        asked, began = upstream.ledger.count("GET"), asyncio.get_running_loop().time()
+        await eventually(lambda: upstream.ledger.count("GET") >= asked + 3)
+        assert asyncio.get_running_loop().time() - began >= 2 * SLOWEST_PACE_S / 2
+        stream.close()
+        upstream.release()
+        await holding
