@@ -16,6 +16,10 @@ from mcp_sidecar.wire.messages import dump
 
 LISTS = ("tools", "prompts", "resources")
 
+MAX_PARAMS_BYTES = 64 * 1024
+"""A client that says more of itself than this is not remembered, and its session not healed: real ones say some hundred
+bytes, and what thousands of sessions keep must be bounded."""
+
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
 class Handshake:
@@ -35,6 +39,11 @@ class Handshake:
         version = str(result["protocolVersion"])
         kept = {name: result.get(name) for name in ("serverInfo", "capabilities", "instructions")}
         return cls(params=dump({**params, "protocolVersion": version}), protocol_version=version, result=dump(kept))
+
+    @property
+    def is_too_large(self) -> bool:
+        """Whether the client said more than is kept."""
+        return len(self.params) > MAX_PARAMS_BYTES
 
     def initialize_request(self, request_id: str) -> bytes:
         """The body of a re-initialize: the client's own params, offering the version that was negotiated.

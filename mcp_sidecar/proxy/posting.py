@@ -440,7 +440,8 @@ class Posting:
         if session_id is None or not is_initialize_result(message) or not self._opens_session(answer):
             return
         handshake = Handshake.of(self._message.params, message.result or {})
-        self._parts.store.open(ClientSessionId(session_id), self._call.principal, handshake)
+        if not handshake.is_too_large:
+            self._parts.store.open(ClientSessionId(session_id), self._call.principal, handshake)
 
     @property
     def _mark(self) -> Mark:

@@ -14,6 +14,7 @@ from mcp_sidecar.healing.policy import OnServerChange
 from mcp_sidecar.healing.recorded import (
     INCOMPATIBLE,
     INITIALIZED,
+    MAX_PARAMS_BYTES,
     Difference,
     Handshake,
     differences,
@@ -207,6 +208,13 @@ class TestWhatEndsASession:
     def test_what_was_said_of_tools(self, found: set[Difference], same: bool) -> None:
         """Hints hold for the server and version that gave them (tools, annotations)."""
         assert is_same_server(frozenset(found)) is same
+
+
+@pytest.mark.parametrize(("size", "too_large"), [(100, False), (MAX_PARAMS_BYTES, True)], ids=["usual", "too large"])
+def test_what_a_client_says_of_itself_is_bounded(size: int, too_large: bool) -> None:
+    """Every session keeps it, so there is a size from which on it is not kept."""
+    params = {"capabilities": {"experimental": {"x": "y" * size}}}
+    assert Handshake.of(params, {"protocolVersion": "2025-06-18"}).is_too_large is too_large
 
 
 @given(st.text(max_size=5))
