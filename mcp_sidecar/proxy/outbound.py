@@ -10,10 +10,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from mcp_sidecar.healing.generations import FIRST, Mark, Renumbering
+from mcp_sidecar.healing.session import Session
 from mcp_sidecar.wire import messages
 from mcp_sidecar.wire.messages import JsonRpcId, Kind, Message, dump
 
-Renumbered = Mapping[tuple[str, JsonRpcId], str]
+Renumbered = Mapping[tuple[Session, JsonRpcId], str]
 
 
 def renumbered(message: Message, new_id: Callable[[], str]) -> tuple[bytes, Renumbering]:
@@ -22,7 +23,7 @@ def renumbered(message: Message, new_id: Callable[[], str]) -> tuple[bytes, Renu
     return body, Renumbering(ids, tokens)
 
 
-def body_of(message: Message, data: bytes, mark: Mark, under_way: Renumbered, label: str) -> bytes | None:
+def body_of(message: Message, data: bytes, mark: Mark, under_way: Renumbered, session: Session) -> bytes | None:
     """The bytes to send, or ``None`` where the message is for an earlier upstream session and goes nowhere.
 
     What would have to be written anew and cannot be, since it was too deep to be read, goes nowhere either.
@@ -31,7 +32,7 @@ def body_of(message: Message, data: bytes, mark: Mark, under_way: Renumbered, la
     if not any(_concerns_ids(member) for member in members):
         return data
     kept = [member for member in members if _belongs(member, mark)]
-    values = [_mapped(member, mark, under_way, label) for member in kept]
+    values = [_mapped(member, mark, under_way, session) for member in kept]
     if len(kept) == len(members) and all(value is member.value for value, member in zip(values, kept, strict=True)):
         return data
     if not kept or message.is_opaque:
@@ -48,9 +49,9 @@ def _belongs(message: Message, mark: Mark) -> bool:
     return message.kind is not Kind.RESPONSE or mark.off_id(message.id)[0]
 
 
-def _mapped(message: Message, mark: Mark, under_way: Renumbered, label: str) -> Any:
+def _mapped(message: Message, mark: Mark, under_way: Renumbered, session: Session) -> Any:
     """An answer under the id that the upstream gave its question, a cancellation under the id that it knows."""
     if message.kind is Kind.RESPONSE and mark.generation > FIRST:
         return {**(message.value or {}), "id": mark.off_id(message.id)[1]}
-    new = under_way.get((label, message.cancelled_id)) if message.method == "notifications/cancelled" else None
+    new = under_way.get((session, message.cancelled_id)) if message.method == "notifications/cancelled" else None
     return message.value if new is None else {**message.value, "params": {**message.params, "requestId": new}}

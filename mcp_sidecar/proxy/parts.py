@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from mcp_sidecar.healing.facts import Emit
 from mcp_sidecar.healing.policy import Mode, Policy
+from mcp_sidecar.healing.session import Session
 from mcp_sidecar.proxy.attachments import Attachments
 from mcp_sidecar.proxy.availability import Availability
 from mcp_sidecar.proxy.config import Limits
@@ -50,7 +51,7 @@ class Parts:
     key: bytes
     endpoint_worked: bool = False
     open: Open = field(default_factory=Open)
-    renumbered: dict[tuple[str, JsonRpcId], str] = field(default_factory=dict)
+    renumbered: dict[tuple[Session, JsonRpcId], str] = field(default_factory=dict)
 
     @property
     def heals(self) -> bool:

@@ -120,9 +120,10 @@ class Posting:
     def _end(self) -> None:
         self._drop_answer()
         self._parts.holding.leave(self._held)
-        if self._call.session is not None:
+        session = self._call.session
+        if session is not None:
             for old in self._renumbering.ids.values():
-                self._parts.renumbered.pop((self._label, old), None)
+                self._parts.renumbered.pop((session, old), None)
 
     def _drop_answer(self) -> None:
         if self._answer is not None:
@@ -172,11 +173,11 @@ class Posting:
         if renumber:
             outgoing, self._renumbering = outbound.renumbered(self._message, self._parts.new_id)
             if session is not None:
-                self._parts.renumbered.update({(self._label, old): new for new, old in self._renumbering.ids.items()})
+                self._parts.renumbered.update({(session, old): new for new, old in self._renumbering.ids.items()})
             return outgoing
         if session is None:  # the ids of strangers must not be mixed up
             return self._body.data
-        return outbound.body_of(self._message, self._body.data, self._mark, self._parts.renumbered, self._label)
+        return outbound.body_of(self._message, self._body.data, self._mark, self._parts.renumbered, session)
 
     def _headers(self) -> list[Pair]:
         """Identity is asked for: what is to be understood must not be compressed."""
