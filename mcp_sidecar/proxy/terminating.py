@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from mcp_sidecar.healing import own_answers
 from mcp_sidecar.healing.classify import (
     PEEK_BYTES,
@@ -14,6 +16,7 @@ from mcp_sidecar.healing.classify import (
     judge_head,
 )
 from mcp_sidecar.healing.facts import ActionObserved, AnswerRewritten, ObservedAction, SessionEnd
+from mcp_sidecar.healing.session import Session
 from mcp_sidecar.proxy.call import Call
 from mcp_sidecar.proxy.parts import Parts
 from mcp_sidecar.proxy.reading import decoded_body, judged_head
@@ -37,13 +40,25 @@ class Terminating:
         if session is not None and session.displaced:
             await self._end()  # the id now is another session's: it must not be ended upstream
             return
+        generation = session.generation if session is not None else 0
         try:
-            answer = await self._parts.upstream.send("DELETE", self._call.target, self._call.upstream_headers())
+            answer = await self._send()
         except UpstreamFault:
             await self._not_answered()
-            return
-        async with answer:
-            await self._answered(answer, await self._judge(answer))
+        else:
+            async with answer:
+                await self._answered(answer, await self._judge(answer))
+        if session is not None and session.is_ended and session.generation > generation:
+            await self._end_successor(session)
+
+    async def _send(self) -> Answer:
+        return await self._parts.upstream.send("DELETE", self._call.target, self._call.upstream_headers())
+
+    async def _end_successor(self, session: Session) -> None:
+        """A heal was quicker than the upstream's answer: what the client ended by now is another upstream session."""
+        if session.upstream_id is not None and not session.displaced:
+            with contextlib.suppress(UpstreamFault):
+                (await self._send()).close()
 
     async def _judge(self, answer: Answer) -> Judgement:
         facts, head = self._call.facts(None), judged_head(answer)

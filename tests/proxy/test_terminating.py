@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -231,3 +232,20 @@ async def test_a_delete_ends_the_sessions_open_stream() -> None:
         assert [event async for event in stream.rest()] == []
         await upstream.ledger.wait_for(lambda ledger: ledger.arrived(http_method="GET")[0].client_left)
         assert sidecar.parts.open.get_streams == 0
+
+
+async def test_a_delete_that_a_heal_overtakes_ends_the_new_session_too() -> None:
+    """Nothing is left upstream that nobody will ever end."""
+    async with FakeUpstream() as upstream, running_sidecar(upstream.url) as sidecar, McpClient(sidecar.url) as client:
+        await client.initialize()
+        await upstream.restart()
+        upstream.inject(Stall(), http_method="DELETE")
+        deleting = asyncio.create_task(client.delete())
+        await upstream.ledger.wait_for(lambda ledger: ledger.count("DELETE") == 1)
+        assert (await client.call("ping")).status == 200
+        assert len(upstream.sessions) == 1
+        upstream.release()
+        assert (await deleting).status == 200
+        await eventually(lambda: not upstream.sessions)
+        assert upstream.ledger.count("DELETE") == 2
+        await assert_ended(client, upstream)
