@@ -17,6 +17,7 @@ hang; then heal.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from http import HTTPStatus
@@ -89,7 +90,8 @@ class Unhealed(Enum):
     ALIVE = "alive"  # the session lives: the answer was about this message only
     UNPROVEN = "unproven"  # neither alive nor lost
     UNREACHABLE = "unreachable"  # no connection
-    NO_ROUTE = "no route"  # an ingress answers instead of the server
+    NO_ROUTE = "no route"  # `initialize` met a 404, too: the route is missing, and nothing behind it was reached
+    GATEWAY = "gateway"  # a page of an ingress, or a break, in the place of the server's answer: proves nothing
     UNAUTHORIZED = "unauthorized"  # the credentials were refused: that refusal is passed on
     NOT_RESTORED = "not restored"  # refused, incompatible or rejected: the client has to start over
 
@@ -98,15 +100,16 @@ class Unhealed(Enum):
 class Exchange:
     """One POST of a client of an older revision.
 
-    ``safe_in_doubt`` is the verdict of the replay matrix; ``whole`` says that the body is held, so that it can be sent
-    again; ``opaque`` that it is encoded and was not read; ``endpoint_worked`` that the endpoint has answered 2xx in
-    this process. ``observed`` is what mode ``observe`` would have done since the driver last cleared it.
+    ``is_safe`` gives the verdict of the replay matrix at this moment: a server that was exchanged takes its hints with
+    it. ``whole`` says that the body is held, so that it can be sent again; ``opaque`` that it is encoded and was not
+    read; ``endpoint_worked`` that the endpoint has answered 2xx in this process. ``observed`` is what mode ``observe``
+    would have done since the driver last cleared it.
     """
 
     message: Message
     session: SessionKnowledge
     mode: Mode
-    safe_in_doubt: bool
+    is_safe: Callable[[], bool]
     whole: bool = True
     opaque: bool = False
     trust_503: bool = False
@@ -115,6 +118,8 @@ class Exchange:
     _tried: bool = field(default=False, init=False)  # sent, whether it arrived or not
     _arrived: bool = field(default=False, init=False)  # a body that is not held is gone
     _may_have_run: bool = field(default=False, init=False)
+    _may_have_run_before: bool = field(default=False, init=False)  # the last answer, that is
+    _was_safe: bool = field(default=True, init=False)  # wherever it was sent
     _healed_once: bool = field(default=False, init=False)
     _renumber: bool = field(default=False, init=False)  # sent again in one session, hence under ids of its own
     _resends_in_doubt: int = field(default=0, init=False)
@@ -140,6 +145,7 @@ class Exchange:
         """The upstream answered, and the classifier has said what the answer means for the session."""
         self._tried = self._arrived = True
         self._last_status = status
+        self._met_bare_404 = False
         match judgement.verdict:
             case Verdict.SESSION_LOST:
                 return self._lost(judgement)
@@ -148,7 +154,7 @@ class Exchange:
             case Verdict.UNAVAILABLE if not judgement.jsonrpc_body:
                 return self._gateway_page(status)
             case _ if judgement.bare_404 and self.session is SessionKnowledge.NONE and self.endpoint_worked:
-                return self._observe(ObservedAction.REPLAY) if self.mode is Mode.OBSERVE else self._wait(Awaited.ROUTE)
+                return self._gateway_page(status)
             case _:
                 return Pass()
 
@@ -170,6 +176,7 @@ class Exchange:
     def healed(self) -> Step:
         """The session stands on a new upstream session."""
         self._healed_once = True
+        self._settle_404(proves_not_run=True)
         after = after_loss(self.message)
         if after is not AfterLoss.REPLAY:
             return Give(own_answers.ACCEPTED, drops=after is AfterLoss.DROP)
@@ -182,12 +189,15 @@ class Exchange:
         match why:
             case Unhealed.ALIVE if self._was_the_routes_404:
                 self._resends_in_doubt += 1
+                self._settle_404(proves_not_run=self._met_no_route)
                 return self.back()
-            case Unhealed.UNREACHABLE:
-                return self._wait(Awaited.CONNECT)
             case Unhealed.NO_ROUTE:
-                self._met_no_route = True
+                self._met_no_route = self._met_no_route or self._met_bare_404
+                self._settle_404(proves_not_run=True)
                 return self._wait(Awaited.ROUTE)
+            case Unhealed.UNREACHABLE | Unhealed.GATEWAY:
+                self._settle_404(proves_not_run=False)
+                return self._wait(Awaited.CONNECT if why is Unhealed.UNREACHABLE else Awaited.ROUTE)
             case Unhealed.NOT_RESTORED:
                 return self._session_not_found()
             case _:
@@ -199,11 +209,17 @@ class Exchange:
 
     def expired(self) -> Step:
         """The wait lasted as long as it may, or there was no room for it, or the sidecar drains."""
+        self._settle_404(proves_not_run=self._met_no_route)
         return self._outcome_unknown() if self._may_have_run else self._unavailable()
 
     def cancelled(self) -> Step:
         """The client cancelled the held request."""
         return self._error(Reason.CANCELLED)
+
+    @property
+    def safe_in_doubt(self) -> bool:
+        """Whether it may run twice: where it was sent it was harmless, and where it would be sent now it is."""
+        return self._was_safe and self.is_safe()
 
     @property
     def may_resend_stream(self) -> bool:
@@ -255,10 +271,20 @@ class Exchange:
         return Pass() if self.mode is not Mode.HEAL or self._healed_once else self._heal(judgement, confirm=True)
 
     def _heal(self, judgement: Judgement, *, confirm: bool) -> Step:
-        # A bare 404 is the route's, or a ping that meets it, too, shows that it comes before anything is dispatched.
-        if not (judgement.proves_not_run or judgement.bare_404):
+        self._may_have_run_before = self._may_have_run
+        if not judgement.proves_not_run:
             self._may_have_run = True
         return Heal(judgement.signature.name if judgement.signature is not None else "unnamed", confirm=confirm)
+
+    def _settle_404(self, *, proves_not_run: bool) -> None:
+        """Say of a bare 404 in the last answer whether it came before anything was dispatched.
+
+        A tool may answer 404 itself, after it ran. Only a ping or an ``initialize`` that is denied in the same way shows
+        that the message did not get as far; a page or a break in their place does not.
+        """
+        if self._met_bare_404 and proves_not_run:
+            self._may_have_run = self._may_have_run_before
+        self._met_bare_404 = False
 
     def _gateway_page(self, status: int) -> Step:
         if not (self.trust_503 and status == HTTPStatus.SERVICE_UNAVAILABLE):
@@ -270,6 +296,7 @@ class Exchange:
         return Hold(awaited) if self.mode is Mode.HEAL and self._may_go_again else self.expired()
 
     def _send(self, cause: ReplayCause | None = None) -> Send:
+        self._was_safe = self.safe_in_doubt
         return Send(cause if self._tried else None, renumber=self._renumber)
 
     def _send_in_doubt(self) -> Send:

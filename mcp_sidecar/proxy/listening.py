@@ -211,7 +211,7 @@ class Listening:
         if end.why is None:
             self._last_seen = None
             return After.AGAIN
-        if end.why is Unhealed.NO_ROUTE:
+        if end.why in (Unhealed.NO_ROUTE, Unhealed.GATEWAY):
             return await self._keep_open(After.NO_ROUTE)
         if end.why is Unhealed.ALIVE and self._was_away:
             self._was_away = False  # back between that answer and the probe: the answer still was the ingress's

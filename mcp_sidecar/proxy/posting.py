@@ -97,18 +97,22 @@ class Posting:
     # -- setting out --------------------------------------------------------------------------------------------------
 
     def _begin_exchange(self, opaque: bool) -> Exchange:
-        policy, session = self._parts.policy, self._call.session
-        safe_tools = session.safe_tools if session is not None and policy.trust_annotations else frozenset()
+        policy = self._parts.policy
         return Exchange(
             message=self._message,
             session=self._call.knowledge,
             mode=policy.mode,
-            safe_in_doubt=is_safe_in_doubt(self._message, safe_tools),
+            is_safe=self._is_safe,
             whole=isinstance(self._body, HeldBody),
             opaque=opaque,
             trust_503=policy.trust_503,
             endpoint_worked=self._parts.endpoint_worked,
         )
+
+    def _is_safe(self) -> bool:
+        session = self._call.session
+        trusts = session is not None and self._parts.policy.trust_annotations
+        return is_safe_in_doubt(self._message, session.safe_tools if session is not None and trusts else frozenset())
 
     def _place(self) -> Held:
         policy, session = self._parts.policy, self._call.session

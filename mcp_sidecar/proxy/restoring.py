@@ -130,7 +130,7 @@ class Restore:
     def unavailable(self, fault: Fault) -> HealEnd:
         """What broke may break again at once: it is tried at the pace of a route, not whenever a connect succeeds."""
         self._end_unavailable(f"upstream {fault.value}")
-        return HealEnd(Unhealed.NO_ROUTE if fault.may_have_arrived else Unhealed.UNREACHABLE)
+        return HealEnd(Unhealed.GATEWAY if fault.may_have_arrived else Unhealed.UNREACHABLE)
 
     # -- the steps ----------------------------------------------------------------------------------------------------
 
@@ -146,7 +146,7 @@ class Restore:
                 self._session.fire(Event.ALIVE_AFTER_ALL)
                 return HealEnd(Unhealed.ALIVE)
             case ProbeVerdict.UNAVAILABLE:
-                return HealEnd(Unhealed.NO_ROUTE)
+                return HealEnd(Unhealed.GATEWAY)
             case _:
                 self._session.fire(Event.ALIVE_AFTER_ALL)
                 return HealEnd(Unhealed.UNPROVEN)
@@ -177,11 +177,11 @@ class Restore:
                 # Not counted: tokens are not verified here, and a bad one must not spend the owner's budget.
                 self._end(HealOutcome.FAILED, "the credentials were refused")
                 return HealEnd(Unhealed.UNAUTHORIZED, refusal=await kept(answer, PEEK_BYTES))
-            case InitializeVerdict.GONE | InitializeVerdict.UNAVAILABLE:
+            case InitializeVerdict.GONE | InitializeVerdict.UNAVAILABLE as verdict:
                 if self._loss.ambiguous is None:
                     self._count()
                 self._end_unavailable("no route to the server")
-                return HealEnd(Unhealed.NO_ROUTE)
+                return HealEnd(Unhealed.NO_ROUTE if verdict is InitializeVerdict.GONE else Unhealed.GATEWAY)
             case _:
                 self._count()
                 self._tell_loss()

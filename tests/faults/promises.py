@@ -108,8 +108,9 @@ def _resumable(scene: Scene) -> Promise:
 def _route(scene: Scene) -> Promise:
     if scene.knowledge is Knowledge.UNKNOWN:
         return Promise.UPSTREAMS  # nothing has ever worked here
-    in_session = scene.knowledge is Knowledge.BOUND and scene.traffic.kind is not Kind.INITIALIZE
-    if scene.moment is Moment.ONCE and in_session and not scene.safe:
+    if scene.knowledge is Knowledge.NONE or scene.traffic.kind is Kind.INITIALIZE:
+        return _gateway(scene)  # nobody can be asked whether it was the server that said 404, after running it
+    if scene.moment is Moment.ONCE and not scene.safe:
         return Promise.UPSTREAMS  # the session answers a ping: some server may have run it and said 404
     return Promise.UNAVAILABLE if scene.moment is Moment.FOREVER else Promise.SUCCESS
 

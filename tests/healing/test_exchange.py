@@ -59,7 +59,8 @@ NEVER: Final = (Judgement(Verdict.OK), Judgement(Verdict.OTHER), Judgement(Verdi
 
 
 def exchange(message: Message = CALL, mode: Mode = Mode.HEAL, **facts: Any) -> Exchange:
-    defaults = {"session": SessionKnowledge.BOUND, "safe_in_doubt": message in (LIST, INITIALIZE, INITIALIZED)}
+    is_safe = message in (LIST, INITIALIZE, INITIALIZED)
+    defaults = {"session": SessionKnowledge.BOUND, "is_safe": lambda: is_safe}
     return Exchange(message=message, mode=mode, **{**defaults, **facts})
 
 
@@ -145,7 +146,7 @@ UNKNOWN: Final = error(Reason.OUTCOME_UNKNOWN)
 TOO_LARGE: Final = error(Reason.TOO_LARGE_TO_REPLAY)
 GIVEN_UP: Final = error(Reason.CANCELLED)
 
-ROUTE_JUST_BACK: Final[Story] = [(answered(BARE_404), PING_FIRST), (unhealed(Unhealed.ALIVE), NOT_SENT)]
+ROUTE_JUST_BACK: Final[Story] = [(answered(BARE_404), PING_FIRST), (unhealed(Unhealed.ALIVE), IN_DOUBT)]
 
 LOSS: Final[dict[str, tuple[Exchange, Story]]] = {
     "healed and sent again, an unsafe call too": (
@@ -294,6 +295,62 @@ CONFIRM: Final[dict[str, tuple[Exchange, Story]]] = {
             (unhealed(Unhealed.ALIVE), NOT_SENT),
         ],
     ),
+    "a bare 404, and the ping meets a page or a break: an unsafe call may have run": (
+        exchange(),
+        [FIRST, (answered(BARE_404), PING_FIRST), (unhealed(Unhealed.GATEWAY), UNKNOWN)],
+    ),
+    "a bare 404, and nobody to ask: an unsafe call may have run": (
+        exchange(),
+        [FIRST, (answered(BARE_404), PING_FIRST), (unhealed(Unhealed.UNREACHABLE), UNKNOWN)],
+    ),
+    "a bare 404, and no end of the ping: an unsafe call may have run": (
+        exchange(),
+        [FIRST, (answered(BARE_404), PING_FIRST), (expired, UNKNOWN)],
+    ),
+    "a bare 404 where there was no route before, and no end of the ping": (
+        exchange(),
+        [
+            FIRST,
+            (answered(BARE_404), PING_FIRST),
+            (unhealed(Unhealed.NO_ROUTE), ROUTE),
+            (back, NOT_SENT),
+            (answered(BARE_404), PING_FIRST),
+            (expired, AWAY),
+        ],
+    ),
+    "a bare 404, and the ping meets a page: a safe call waits, and the doubt stays": (
+        exchange(LIST),
+        [
+            FIRST,
+            (answered(BARE_404), PING_FIRST),
+            (unhealed(Unhealed.GATEWAY), ROUTE),
+            (back, IN_DOUBT),
+            (answered(BARE_404), PING_FIRST),
+            (unhealed(Unhealed.NO_ROUTE), ROUTE),
+            (back, IN_DOUBT),
+        ],
+    ),
+    "a denied ping explains the 404, not the reset before it": (
+        exchange(LIST),
+        [
+            FIRST,
+            (RESET, IN_DOUBT),
+            (answered(BARE_404), PING_FIRST),
+            (unhealed(Unhealed.NO_ROUTE), ROUTE),
+            (expired, UNKNOWN),
+        ],
+    ),
+    "a missing route that only another answer showed excuses no 404": (
+        exchange(),
+        [
+            FIRST,
+            (answered(PROVEN), HEAL),
+            (unhealed(Unhealed.NO_ROUTE), ROUTE),
+            (back, NOT_SENT),
+            (answered(BARE_404), PING_FIRST),
+            (unhealed(Unhealed.ALIVE), Pass()),
+        ],
+    ),
     "the same for a streamed one: passes": (
         exchange(LIST, whole=False),
         [FIRST, (answered(BARE_404), PING_FIRST), (unhealed(Unhealed.ALIVE), Pass())],
@@ -388,9 +445,23 @@ OUTAGE: Final[dict[str, tuple[Exchange, Story]]] = {
         exchange(whole=False),
         [FIRST, (REFUSED, CONNECT), (back, NOT_SENT), (RESET, UNKNOWN)],
     ),
-    "a route's 404, stateless, once the endpoint worked": (
+    "a 404, stateless, once the endpoint worked: some server may have run it": (
         exchange(session=SessionKnowledge.NONE, endpoint_worked=True),
-        [FIRST, (answered(ROUTE_404), ROUTE), (back, NOT_SENT), (answered(ROUTE_404), ROUTE), (expired, AWAY)],
+        [FIRST, (answered(ROUTE_404), UNKNOWN)],
+    ),
+    "the same for a safe one: it waits for the route": (
+        exchange(LIST, session=SessionKnowledge.NONE, endpoint_worked=True),
+        [FIRST, (answered(ROUTE_404), ROUTE), (back, IN_DOUBT), (answered(ROUTE_404), ROUTE), (expired, UNKNOWN)],
+    ),
+    "the same for initialize": (
+        exchange(INITIALIZE, session=SessionKnowledge.NONE, endpoint_worked=True),
+        [
+            FIRST,
+            (answered(ROUTE_404), ROUTE),
+            (back, IN_DOUBT),
+            (answered(ROUTE_404), ROUTE),
+            (expired, UNAVAILABLE_503),
+        ],
     ),
     "a route's 404 before the endpoint ever worked passes": (
         exchange(session=SessionKnowledge.NONE),
@@ -401,8 +472,8 @@ OUTAGE: Final[dict[str, tuple[Exchange, Story]]] = {
         [FIRST, (answered(ROUTE_404), Pass())],
     ),
     "a route's 404 to a streamed body": (
-        exchange(session=SessionKnowledge.NONE, endpoint_worked=True, whole=False),
-        [FIRST, (answered(ROUTE_404), AWAY)],
+        exchange(LIST, session=SessionKnowledge.NONE, endpoint_worked=True, whole=False),
+        [FIRST, (answered(ROUTE_404), UNKNOWN)],
     ),
 }
 
@@ -495,7 +566,7 @@ REWRITE: Final[dict[str, tuple[Exchange, Story]]] = {
     ),
     "a route's 404: told at once": (
         exchange(mode=Mode.REWRITE, session=SessionKnowledge.NONE, endpoint_worked=True),
-        [FIRST, (answered(ROUTE_404), AWAY)],
+        [FIRST, (answered(ROUTE_404), UNKNOWN)],
     ),
     "an id minted anew is another session's: nothing is sent under it": (
         exchange(mode=Mode.REWRITE),
@@ -567,7 +638,7 @@ def test_an_answer_that_says_nothing_of_a_loss_passes(
             {"session": SessionKnowledge.NONE, "endpoint_worked": True},
             answered(ROUTE_404),
             Pass(),
-            ObservedAction.REPLAY,
+            ObservedAction.REFUSE,
             id="a route's 404",
         ),
         pytest.param({}, REFUSED, BAD_GATEWAY, ObservedAction.REPLAY, id="refused"),
@@ -590,6 +661,26 @@ def test_a_loss_without_a_row_has_a_name() -> None:
     trip = exchange()
     trip.begin()
     assert trip.judged(Judgement(Verdict.SESSION_LOST), 404) == Heal("unnamed", confirm=False)
+
+
+HINTS: Final = [
+    pytest.param([answered(PROVEN), healed, RESET], UNKNOWN, id="reset by the next server"),
+    pytest.param([answered(UNPROVEN), healed], UNKNOWN, id="healed onto the next server"),
+    pytest.param([REFUSED, back, answered(PAGE, 502)], UNKNOWN, id="a page after an outage"),
+]
+
+
+@pytest.mark.parametrize(("reports", "step"), HINTS)
+@pytest.mark.parametrize("verdicts", [(True, False), (False, True)], ids=["forgotten", "new"])
+def test_hints_count_where_it_was_sent_and_where_it_would_go(
+    reports: list[Report], step: Step, verdicts: tuple[bool, bool]
+) -> None:
+    """A hint of one server allows no second run on another one, in either direction."""
+    now = [verdicts[0]]
+    trip = exchange(is_safe=lambda: now[0])
+    trip.begin()
+    now[0] = verdicts[1]
+    assert [report(trip) for report in reports][-1] == step
 
 
 @pytest.mark.parametrize(

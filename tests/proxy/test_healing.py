@@ -19,6 +19,7 @@ from tests.support.fake_upstream import FakeUpstream
 from tests.support.faults import (
     Answer,
     CloseBeforeHeaders,
+    Crash,
     Fault,
     GarbageHeaders,
     IngressPage,
@@ -585,7 +586,15 @@ async def test_a_ping_that_is_refused_proves_nothing() -> None:
         assert (await client.tool("charge")).text == "charged 1"
 
 
-async def test_a_ping_that_breaks_leaves_the_request_waiting() -> None:
+PINGS = [
+    pytest.param(ResetBeforeExecution(), id="reset"),
+    pytest.param(IngressPage(503), id="page"),
+    pytest.param(Crash(), id="crash"),
+]
+
+
+@pytest.mark.parametrize("ping", PINGS)
+async def test_a_ping_that_breaks_leaves_a_harmless_request_waiting(ping: Fault) -> None:
     """The upstream went away between the answer and the ping: the request is held and settled when it is back."""
     async with (
         FakeUpstream() as upstream,
@@ -593,10 +602,45 @@ async def test_a_ping_that_breaks_leaves_the_request_waiting() -> None:
         McpClient(sidecar.url) as client,
     ):
         await client.initialize()
-        upstream.inject(BARE_404, tool="charge")
-        upstream.inject(ResetBeforeExecution(), rpc_method="ping")
-        assert (await client.tool("charge")).text == "charged 1"
-        assert (len(upstream.ledger.initializes), len(upstream.ledger.executions("charge"))) == (1, 1)
+        upstream.inject(BARE_404, rpc_method="tools/list")
+        planted = upstream.inject(ping, rpc_method="ping")
+        call = asyncio.create_task(client.call("tools/list"))
+        await eventually(lambda: planted.hits == 1)
+        if isinstance(ping, Crash):
+            await eventually(lambda: sidecar.parts.holding.waiting() == 1)
+            await upstream.start()
+        assert "tools" in (await call).result
+
+
+@pytest.mark.parametrize("ping", PINGS)
+async def test_a_ping_that_breaks_does_not_show_that_a_tool_did_not_run(ping: Fault) -> None:
+    """A tool may answer 404 itself, after it ran: it is sent again only if a ping is denied in the same way."""
+    async with (
+        FakeUpstream() as upstream,
+        running_sidecar(upstream.url) as sidecar,
+        McpClient(sidecar.url) as client,
+    ):
+        await client.initialize()
+        upstream.inject(Answer(404, (("Content-Type", "text/plain"),), b"no such order", executes=True), tool="charge")
+        upstream.inject(ping, rpc_method="ping")
+        assert (await client.tool("charge")).error["data"] == {"reason": "outcome_unknown"}
+        assert len(upstream.ledger.executions("charge")) == 1
+
+
+async def test_a_hint_of_one_server_allows_nothing_on_the_next() -> None:
+    """A tool that declared itself harmless runs once on another version, which has declared nothing yet."""
+    async with (
+        FakeUpstream(answers=Form.JSON) as upstream,
+        running_sidecar(upstream.url) as sidecar,
+        McpClient(sidecar.url) as client,
+    ):
+        await client.initialize()
+        await client.call("tools/list")
+        await upstream.restart(server_version="2.0")
+        upstream.inject(ResetAfterExecution(), tool="put", times=None, skip=1)  # the first one meets the loss
+        answer = await client.tool("put", key="k", value="v")
+        assert answer.error["data"] == {"reason": "outcome_unknown"}
+        assert len(upstream.ledger.executions("put")) == 1
 
 
 # -- signatures of the operator ---------------------------------------------------------------------------------------

@@ -21,8 +21,10 @@ from mcp_sidecar.healing.facts import (
     UpstreamBack,
     UpstreamLost,
 )
+from tests.support.behaviour import SessionMode
 from tests.support.client import Answer, McpClient
 from tests.support.fake_upstream import FakeUpstream
+from tests.support.faults import Answer as Answered
 from tests.support.faults import IngressPage, Refuse, RoutePage, Router
 from tests.support.own_answers import is_error, is_unavailable
 from tests.support.script import Planted
@@ -390,8 +392,24 @@ async def test_a_404_before_the_endpoint_ever_worked_passes() -> None:
         await client.initialize()
         upstream.inject(RoutePage(), times=None)
         assert is_unavailable(await client.call("initialize", {}, id=8, bare=True), 8)
-        assert is_error(await client.call("tools/list", id=9, bare=True), 9, "upstream_unavailable")
+        assert is_error(await client.call("tools/list", id=9, bare=True), 9, "outcome_unknown")
         assert is_error(await client.call("tools/list", id=10), 10, "upstream_unavailable")
+
+
+async def test_a_404_without_a_session_does_not_show_that_nothing_ran() -> None:
+    """A stateless server's tool may answer 404 itself: nobody can be asked, so only what is harmless is sent again."""
+    async with (
+        FakeUpstream(sessions=SessionMode.STATELESS) as upstream,
+        running_sidecar(upstream.url) as sidecar,
+        McpClient(sidecar.url) as client,
+    ):
+        await client.initialize()
+        ran = Answered(404, (("Content-Type", "text/plain"),), b"no such order", executes=True)
+        upstream.inject(ran, tool="charge")
+        upstream.inject(ran, rpc_method="tools/list", times=3)
+        assert is_error(await client.call("tools/call", {"name": "charge"}, id=9), 9, "outcome_unknown")
+        assert len(upstream.ledger.executions("charge")) == 1
+        assert "tools" in (await client.call("tools/list")).result
 
 
 # -- how soon ---------------------------------------------------------------------------------------------------------
