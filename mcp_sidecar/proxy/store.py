@@ -8,7 +8,7 @@ number of them.
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from weakref import WeakValueDictionary
 
@@ -48,7 +48,8 @@ class SessionStore:
         self._by_age: OrderedDict[Key, Session] = OrderedDict()
         self._holders: dict[ClientSessionId, int] = {}
         self._by_upstream_id: dict[UpstreamSessionId, Session] = {}
-        self._ended: OrderedDict[bytes, frozenset[Principal]] = OrderedDict()
+        self._ended: OrderedDict[tuple[bytes, Principal], None] = OrderedDict()
+        self._ended_of: Counter[bytes] = Counter()
         self._handshakes: WeakValueDictionary[bytes, Handshake] = WeakValueDictionary()
 
     def __len__(self) -> int:
@@ -114,8 +115,8 @@ class SessionStore:
 
         What is another's session by now must not be reached under an id that was one's own once.
         """
-        ended_of = self._ended.get(self._hash(client_id))
-        return ended_of is not None and (principal in ended_of or client_id not in self._holders)
+        hashed = self._hash(client_id)
+        return (hashed, principal) in self._ended or (hashed in self._ended_of and client_id not in self._holders)
 
     def claim_upstream_id(self, upstream_id: UpstreamSessionId | None, claimant: Session | None) -> None:
         """The upstream has just minted this id: whoever else stood on it stands on nothing any more.
@@ -203,19 +204,24 @@ class SessionStore:
         self._emit(SessionEnded(session.label, reason))
 
     def _remember_ended(self, client_id: ClientSessionId, principal: Principal) -> None:
+        self._forget_ended(client_id, principal)  # to be remembered as the latest
         hashed = self._hash(client_id)
-        self._ended[hashed] = self._ended.get(hashed, frozenset()) | {principal}
-        self._ended.move_to_end(hashed)
+        self._ended[hashed, principal] = None
+        self._ended_of[hashed] += 1
         while len(self._ended) > self._limits.max_sessions:
-            self._ended.popitem(last=False)
+            (oldest, _), _ = self._ended.popitem(last=False)
+            self._count_down(oldest)
 
     def _forget_ended(self, client_id: ClientSessionId, principal: Principal) -> None:
         hashed = self._hash(client_id)
-        left = self._ended.get(hashed, frozenset()) - {principal}
-        if left:
-            self._ended[hashed] = left
-        else:
-            self._ended.pop(hashed, None)
+        if (hashed, principal) in self._ended:
+            del self._ended[hashed, principal]
+            self._count_down(hashed)
+
+    def _count_down(self, hashed: bytes) -> None:
+        self._ended_of[hashed] -= 1
+        if not self._ended_of[hashed]:
+            del self._ended_of[hashed]
 
     def _shared(self, handshake: Handshake) -> Handshake:
         """The same client against the same server says the same thousands of times: keep it once."""

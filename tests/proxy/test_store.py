@@ -250,3 +250,18 @@ def test_labels_are_salted_hashes() -> None:
     other = SessionStore(SessionLimits(), place.facts.append, salt=b"other", clock=lambda: 0.0, new_tag=lambda: "t")
     assert other.label("secret-id") != session.label
     assert [fact.session for fact in place.facts if isinstance(fact, SessionOpened)] == [session.label]
+
+
+def test_ended_ids_are_bounded_by_whose_they_were() -> None:
+    """A server that mints one id for all does not make the process remember everybody who ever came."""
+    place = watched(max_sessions=3)
+    everybody = [Principal(f"p{number}".encode()) for number in range(5)]
+    for principal in everybody:
+        place.store.end(place.open("s", principal), SessionEnd.TERMINATED)
+    assert len(place.store._ended) == 3
+    place.open("s", ALICE)
+    assert [place.is_ended("s", principal) for principal in everybody] == [False, False, True, True, True]
+    for name in ("a", "b", "c"):
+        place.store.end(place.open(name), SessionEnd.TERMINATED)
+    assert not place.is_ended("s", everybody[-1])
+    assert len(place.store._ended_of) == 3
