@@ -41,7 +41,8 @@ class StreamWatch:
 
     ``unanswered`` are the client's request ids that still wait, ``None`` where nobody knows whether any does. A message
     is handed to the caller once, by ``relay``. ``misaddressed``: an answer went by under an id that the client does not
-    know, since it was too large to be written anew; it will not come again.
+    know, since it was too large to be written anew; it will not come again. ``heard`` counts what concerned the requests:
+    answers to them, progress, the beginning of something large.
     """
 
     mark: Mark
@@ -53,6 +54,7 @@ class StreamWatch:
     in_fragment: bool = False
     misaddressed: bool = False
     blocks: int = 0
+    heard: int = 0
     _scan: TopLevelScan | None = field(default=None, init=False)
     _is_json: bool = field(default=True, init=False)
 
@@ -89,6 +91,7 @@ class StreamWatch:
         for member in message.members or (message,):
             if member.kind is Kind.RESPONSE:
                 self._note_answer(member.id, is_rewritable=is_rewritable)
+            self.heard += member.method == "notifications/progress"
             if member.kind is not Kind.NOTIFICATION or member.method == "notifications/progress":
                 self.committed = True
 
@@ -97,7 +100,8 @@ class StreamWatch:
         if isinstance(request_id, str) and request_id in self.renumbering.ids:
             self.misaddressed |= not is_rewritable
             request_id = self.renumbering.ids[request_id] if is_rewritable else request_id
-        if self.unanswered is not None:
+        if self.unanswered is not None and request_id in self.unanswered:
+            self.heard += 1
             self.unanswered.discard(request_id)
 
     def _note_fields(self, event: Event) -> None:
@@ -112,6 +116,7 @@ class StreamWatch:
         raw = piece.raw
         if self._scan is None:
             self._scan, self._is_json = TopLevelScan(), True
+            self.heard += 1
             raw = self._with_marked_id(raw)
         self._is_json = self._is_json and _goes_on_as_json(self._scan, piece)
         if piece.last:

@@ -5,6 +5,7 @@ Nothing is held back longer than it takes to know where an event ends, and a bro
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
 from mcp_sidecar.healing.streams import AfterEnd, Ending, StreamWatch, after_end
@@ -85,6 +86,7 @@ class EventRelay:
         self._watch = watch
         self._responder = responder
         self._learn = learn
+        self._give_up_at: float | None = None  # loop time; a resumed stream has brought nothing of ours so far
 
     async def run(self, answer: Answer, *, may_resend: Callable[[], bool]) -> AfterEnd:
         """Relay until the stream has ended for good, and say what is left to do."""
@@ -93,7 +95,7 @@ class EventRelay:
         try:
             while True:
                 with self._parts.attachments.holding(self._call.session, resumed or answer):
-                    ending = await self._relay(resumed or answer)
+                    ending = await self._relay_in_time(resumed or answer)
                 has_advanced = self._watch.blocks > blocks_before
                 after = after_end(
                     self._watch, ending, may_resend=may_resend(), may_resume=has_advanced and self._may_resume()
@@ -101,6 +103,8 @@ class EventRelay:
                 if after is not AfterEnd.RESUME:
                     return after
                 blocks_before = self._watch.blocks
+                if self._give_up_at is None:
+                    self._give_up_at = asyncio.get_running_loop().time() + self._parts.policy.hold_timeout_s
                 if resumed is not None:
                     resumed.close()
                 resumed = await self._resume()
@@ -110,7 +114,16 @@ class EventRelay:
             if resumed is not None:
                 resumed.close()
 
-    async def _relay(self, answer: Answer) -> Ending:
+    async def _relay_in_time(self, answer: Answer) -> Ending:
+        """Servers without an event store may take a resume for a new listener, and never bring what is waited for."""
+        try:
+            async with asyncio.timeout_at(self._give_up_at) as deadline:
+                return await self._relay(answer, deadline)
+        except TimeoutError:
+            return Ending.BROKEN
+
+    async def _relay(self, answer: Answer, deadline: asyncio.Timeout) -> Ending:
+        heard_before = self._watch.heard
         splitter = splitter_for(self._watch, self._parts.limits)
         try:
             async for chunk in answer.chunks():
@@ -118,6 +131,9 @@ class EventRelay:
                     data, message = self._watch.relay(piece)
                     if message is not None:
                         self._learn(message, answer)
+                    if self._give_up_at is not None and self._watch.heard > heard_before:
+                        self._give_up_at = None
+                        deadline.reschedule(None)
                     await self._responder.write(data)
         except UpstreamFault:
             return Ending.BROKEN
@@ -127,6 +143,8 @@ class EventRelay:
 
     def _may_resume(self) -> bool:
         session = self._call.session
+        if self._give_up_at is not None and asyncio.get_running_loop().time() >= self._give_up_at:
+            return False
         if session is None or session.displaced or not self._parts.heals:
             return False
         return session.generation == self._watch.mark.generation
@@ -141,8 +159,9 @@ class EventRelay:
             (headers.LAST_EVENT_ID, self._watch.last_event_id),
         ]
         try:
-            answer = await self._parts.upstream.send("GET", self._call.target, pairs)
-        except UpstreamFault:
+            async with asyncio.timeout_at(self._give_up_at):  # some send no head before their first event
+                answer = await self._parts.upstream.send("GET", self._call.target, pairs)
+        except (UpstreamFault, TimeoutError):
             return None
         if answer.status == 200 and is_event_stream(answer):
             return answer

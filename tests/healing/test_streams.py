@@ -153,6 +153,22 @@ class TestAnswered:
         assert stream.answer_whole(message) is None
         assert not stream.answered
 
+    @pytest.mark.parametrize(
+        ("message", "heard"),
+        [
+            pytest.param(RESULT, 1, id="an answer"),
+            pytest.param(samples.response(2), 0, id="an answer to another"),
+            pytest.param(samples.notification("notifications/progress", progressToken=1), 1, id="progress"),
+            pytest.param(samples.notification("notifications/message"), 0, id="a log message"),
+            pytest.param(samples.request("ping", id=1), 0, id="a question"),
+        ],
+    )
+    def test_what_concerns_the_requests(self, message: Message, heard: int) -> None:
+        """Only that shows that a resumed stream is the right one."""
+        stream = watch()
+        stream.relay(event(message))
+        assert stream.heard == heard
+
     def test_unanswered_ids(self) -> None:
         """A POST waits for each of its requests."""
         assert unanswered_ids(samples.batch(samples.call(id=1), RESULT, samples.call(id="2"))) == {1, "2"}

@@ -143,6 +143,49 @@ async def test_a_stream_that_brings_nothing_new_is_given_up() -> None:
         assert upstream.ledger.count("GET") == 1
 
 
+@pytest.mark.parametrize("talks", [False, True], ids=["silent", "notifies"])
+async def test_a_resumed_stream_that_brings_nothing_of_ours_is_given_up(talks: bool) -> None:
+    """A server without an event store takes the GET for a listener: its notifications are no sign of the answer."""
+    async with (
+        FakeUpstream(event_ids=True, resume_status=None, second_get_status=None) as upstream,
+        running_sidecar(upstream.url, healing__hold_timeout=0.3) as sidecar,
+        McpClient(sidecar.url) as client,
+    ):
+        await client.initialize()
+        upstream.inject(CutStream(1, event_ids=True), tool="progress")
+        call = asyncio.create_task(client.call("tools/call", progress(2), id=4))
+        await upstream.ledger.wait_for(lambda ledger: ledger.count("GET") == 1)
+        async with asyncio.timeout(5):
+            while not call.done():
+                if talks:
+                    upstream.notify("notifications/message", {"level": "info", "data": "tick"})
+                await asyncio.wait({call}, timeout=0.02)
+        answer = call.result()
+        assert answer.messages[-1]["error"]["data"] == {"reason": "outcome_unknown"}
+        assert upstream.ledger.count("GET") == 1
+
+
+async def test_a_resumed_stream_that_brought_something_may_take_its_time() -> None:
+    """Progress shows that it is the right stream: it is waited for as long as any other."""
+    async with (
+        FakeUpstream(event_store=True) as upstream,
+        running_sidecar(upstream.url, healing__hold_timeout=0.2) as sidecar,
+        McpClient(sidecar.url) as client,
+    ):
+        await client.initialize()
+        upstream.inject(CutStream(1, event_ids=True), tool="progress")
+        async with await client.open_call("tools/call", progress(2, wait=True), id=4) as stream:
+            for step in (1, 2):
+                message = await stream.next_message()
+                assert message is not None
+                assert message["params"]["progress"] == step
+            assert upstream.ledger.count("GET") == 1
+            with pytest.raises(TimeoutError):
+                await stream.next_message(0.5)
+            upstream.slow_gate.set()
+            assert (await stream.next_message() or {})["result"]["content"][0]["text"] == "2 steps"
+
+
 async def test_a_harmless_request_is_begun_anew_where_it_cannot_be_continued() -> None:
     """Without an event store the GET is refused; a harmless request goes again, on the same stream of the client."""
     async with connected() as (upstream, _, client):
