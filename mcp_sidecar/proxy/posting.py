@@ -34,7 +34,7 @@ from mcp_sidecar.proxy.bodies import UNREADABLE, Body, HeldBody, PassingBody
 from mcp_sidecar.proxy.call import Call
 from mcp_sidecar.proxy.holding import Held, Waited
 from mcp_sidecar.proxy.parts import Parts
-from mcp_sidecar.proxy.reading import KeptAnswer, decoded_body, is_event_stream, is_json, judged_head, may_be_kept
+from mcp_sidecar.proxy.reading import KeptAnswer, decoded_body, is_event_stream, is_json, judged_head, kept, may_be_kept
 from mcp_sidecar.proxy.relaying import EventRelay, Overhearing, relay_rest
 from mcp_sidecar.proxy.responding import Responder
 from mcp_sidecar.proxy.restoring import Loss
@@ -346,6 +346,9 @@ class Posting:
         """An answer that is nobody's business; one that is small enough is passed on only if it is whole."""
         limit = self._parts.limits.max_buffered_answer
         if may_be_kept(answer, limit):
+            if answer.status >= 400:
+                await self._pass_error(answer, limit)
+                return None
             try:
                 await answer.peek(limit + 1)
             except UpstreamFault as fault:
@@ -355,6 +358,17 @@ class Posting:
         await self._responder.start(answer.status, answer.reason, self._head(answer))
         await relay_rest(answer, self._responder)
         return None
+
+    async def _pass_error(self, answer: Answer, limit: int) -> None:
+        """An error is the upstream's word, whatever became of its body: what came of that is passed on."""
+        error = await kept(answer, limit + 1)
+        if answer.whole or len(error.body) > limit:
+            await self._responder.start(answer.status, answer.reason, self._head(answer))
+            await relay_rest(answer, self._responder)
+            return
+        pairs = [*self._head(answer, without={"content-length"}), ("Content-Length", str(len(error.body)))]
+        await self._responder.start(answer.status, answer.reason, pairs)
+        await self._responder.write(error.body)
 
     @property
     def _waits_for_status_only(self) -> bool:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import zlib
 from dataclasses import dataclass
 
 from mcp_sidecar.healing.classify import AnswerHead
-from mcp_sidecar.proxy.upstream import Answer
+from mcp_sidecar.proxy.upstream import Answer, UpstreamFault
 from mcp_sidecar.wire.headers import Pair, media_type
 from mcp_sidecar.wire.messages import JsonRpcId, Kind, Message, NotJson, parse
 from mcp_sidecar.wire.sse import Block, EventSplitter, parse_event
 
 EVENT_STREAM = "text/event-stream"
 JSON = "application/json"
+
+ERROR_BODY_TIMEOUT_S = 2.0
+"""How long the body of an error is waited for altogether, however it drips: its status alone says most."""
 
 _ANY_DEFLATE = {"gzip": zlib.MAX_WBITS | 16, "x-gzip": zlib.MAX_WBITS | 16, "deflate": zlib.MAX_WBITS}
 
@@ -54,12 +58,23 @@ def may_be_kept(answer: Answer, limit: int) -> bool:
     return is_small and media_type(answer.header("Content-Type")) != EVENT_STREAM
 
 
+async def beginning(answer: Answer, limit: int) -> bytes:
+    """Up to ``limit`` bytes of a body; of an error's no more than came in time. Raises ``UpstreamFault``."""
+    if answer.status < 400:
+        return await answer.peek(limit)
+    try:
+        async with asyncio.timeout(ERROR_BODY_TIMEOUT_S):
+            return await answer.peek(limit)
+    except TimeoutError:
+        return answer.peeked
+
+
 async def decoded_body(answer: Answer, limit: int) -> bytes:
     """The beginning of a body, decoded for a look at it; the answer itself stays as it came.
 
     Reads and returns at most about ``limit`` bytes. Raises ``UpstreamFault``.
     """
-    raw = await answer.peek(limit)
+    raw = await beginning(answer, limit)
     if not is_encoded(answer):
         return raw
     return decoded(raw, answer.header("Content-Encoding") or "", limit)
@@ -77,8 +92,11 @@ def decoded(raw: bytes, encoding: str, limit: int) -> bytes:
 
 
 async def kept(answer: Answer, limit: int) -> KeptAnswer:
-    """Read an answer up to ``limit`` bytes and keep it. Raises ``UpstreamFault``."""
-    body = await answer.peek(limit)
+    """Read an answer up to ``limit`` bytes, or to where it breaks or gets stuck, and keep that."""
+    try:
+        body = await beginning(answer, limit)
+    except UpstreamFault:
+        body = answer.peeked
     pairs = answer.client_headers(without={"mcp-session-id", "content-length"})
     return KeptAnswer(answer.status, answer.reason, pairs, body)
 
