@@ -19,6 +19,10 @@ from mcp_sidecar.wire import headers
 from mcp_sidecar.wire.messages import Message, NotJson, parse
 from mcp_sidecar.wire.sse import Block, EventSplitter, parse_event
 
+RESUME_HOLDS = 4
+"""How many times ``hold_timeout`` a resumed stream may be silent about the request: a minute by default, which is what
+clients wait for a call."""
+
 Learn = Callable[[Message, Answer], None]
 
 
@@ -104,7 +108,7 @@ class EventRelay:
                     return after
                 blocks_before = self._watch.blocks
                 if self._give_up_at is None:
-                    self._give_up_at = asyncio.get_running_loop().time() + self._parts.policy.hold_timeout_s
+                    self._give_up_at = asyncio.get_running_loop().time() + self._patience_s
                 if resumed is not None:
                     resumed.close()
                 resumed = await self._resume()
@@ -113,6 +117,10 @@ class EventRelay:
         finally:
             if resumed is not None:
                 resumed.close()
+
+    @property
+    def _patience_s(self) -> float:
+        return self._parts.policy.hold_timeout_s * RESUME_HOLDS
 
     async def _relay_in_time(self, answer: Answer) -> Ending:
         """Servers without an event store may take a resume for a new listener, and never bring what is waited for."""
