@@ -121,6 +121,11 @@ def broken_gateway(request_id: JsonRpcId) -> OwnAnswer:
     return OwnAnswer(HTTPStatus.BAD_GATEWAY, JSON, dump(error(request_id, Reason.OUTCOME_UNKNOWN)))
 
 
+def outcome_unknown(request_id: JsonRpcId) -> OwnAnswer:
+    """What a client gets that polls for a request whose upstream session is gone."""
+    return OwnAnswer(HTTPStatus.OK, JSON, dump(error(request_id, Reason.OUTCOME_UNKNOWN)))
+
+
 def opaque(reason: Reason) -> OwnAnswer:
     """What an encoded request gets, whose id cannot be read: there is no form that carries an id."""
     return BAD_GATEWAY if reason is Reason.OUTCOME_UNKNOWN else UNAVAILABLE_PATH

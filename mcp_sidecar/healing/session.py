@@ -8,15 +8,21 @@ news. States change only along ``TRANSITIONS``; the diagram in the documentation
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NewType
 
 from mcp_sidecar.healing.principal import Principal
 from mcp_sidecar.healing.recorded import Handshake
+from mcp_sidecar.wire.messages import JsonRpcId
 
 ClientSessionId = NewType("ClientSessionId", str)
 UpstreamSessionId = NewType("UpstreamSessionId", str)
+
+
+MAX_POLLED_STREAMS = 100
+"""How many streams that are to be polled are remembered per session."""
 
 
 class State(StrEnum):
@@ -99,6 +105,7 @@ class Session:
     recent_heals: tuple[float, ...] = ()
     failed_heals: int = 0
     told_lost: int = 0
+    _polled: dict[str, tuple[JsonRpcId, ...]] | None = None
 
     def __post_init__(self) -> None:
         """The first upstream id is the client-visible one."""
@@ -122,6 +129,17 @@ class Session:
         self.displaced = False
         if not tools_still_hold:
             self.safe_tools = frozenset()
+
+    def note_polled(self, seen_event_id: str, waiting: Iterable[JsonRpcId]) -> None:
+        """The upstream ended the stream of these requests in order to be polled for the rest, from this event on."""
+        self._polled = self._polled or {}
+        self._polled[seen_event_id] = tuple(waiting)
+        if len(self._polled) > MAX_POLLED_STREAMS:
+            del self._polled[next(iter(self._polled))]
+
+    def polled_from(self, seen_event_id: str | None) -> tuple[JsonRpcId, ...]:
+        """The requests that a client which resumes behind this event still waits for."""
+        return (self._polled or {}).get(seen_event_id or "", ())
 
     def displace(self) -> None:
         """The upstream has given this session's id to another one: it must not be used again."""

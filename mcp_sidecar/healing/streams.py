@@ -164,8 +164,8 @@ def after_end(watch: StreamWatch, ending: Ending, *, may_resend: bool, may_resum
         return AfterEnd.FINISH if ending is Ending.CLEAN else AfterEnd.CUT
     if watch.misaddressed:
         return AfterEnd.TELL
-    if ending is Ending.CLEAN and watch.last_event_id is not None:
-        return AfterEnd.FINISH
+    if ending is Ending.CLEAN and watch.last_event_id is not None and not watch.renumbering.ids:
+        return AfterEnd.FINISH  # a client that polled for a request under an id of ours would not know the answer
     if watch.last_event_id is not None and may_resume:
         return AfterEnd.RESUME
     if may_resend and not watch.committed:

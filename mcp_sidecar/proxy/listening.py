@@ -23,8 +23,9 @@ from mcp_sidecar.healing.classify import (
 )
 from mcp_sidecar.healing.classify import Answer as JudgedAnswer
 from mcp_sidecar.healing.exchange import Unhealed
-from mcp_sidecar.healing.facts import ActionObserved, AnswerRewritten, ObservedAction
+from mcp_sidecar.healing.facts import ActionObserved, AnswerRewritten, ObservedAction, OutcomeUnknown
 from mcp_sidecar.healing.generations import Mark
+from mcp_sidecar.healing.labels import OTHER
 from mcp_sidecar.healing.own_answers import OwnAnswer
 from mcp_sidecar.healing.policy import Mode
 from mcp_sidecar.healing.session import Session
@@ -63,6 +64,8 @@ class Listening:
         self._call = call
         self._responder = responder
         self._last_seen = headers.value(call.pairs, headers.LAST_EVENT_ID)
+        self._polled = set(call.session.polled_from(self._last_seen)) if call.session is not None else set()
+        self._is_poll = bool(self._polled)
         self._pause_s = 0.0
         self._ended_quickly = False
         self._was_away = False
@@ -105,6 +108,8 @@ class Listening:
             loss = Loss(session.generation, "id-minted-anew", 0)
             return await (self._heal(loss) if self._parts.heals else self._rewrite(loss.status, loss.signature))
         generation = session.generation if session is not None else 1
+        if self._polled and self._own_last_event_id(generation) is None and self._parts.heals:
+            return await self._tell_outcome_unknown()
         try:
             answer = await self._parts.upstream.send("GET", self._call.target, self._headers(generation), may_idle=True)
         except UpstreamFault as fault:
@@ -119,12 +124,25 @@ class Listening:
     def _headers(self, generation: int) -> list[Pair]:
         """An event id of an earlier upstream session must never reach a newer one."""
         pairs = self._call.upstream_headers(without={"last-event-id", "accept-encoding"})
-        last = self._last_seen
-        if last is not None and self._session is not None:
-            last = Mark(self._session.tag, generation).off_text(last)
+        last = self._own_last_event_id(generation)
         if last is not None:
             pairs.append((headers.LAST_EVENT_ID, last))
         return [*pairs, ("Accept-Encoding", "identity")]
+
+    def _own_last_event_id(self, generation: int) -> str | None:
+        """The client's last event id as the upstream minted it; ``None`` where it is of another generation."""
+        if self._last_seen is None or self._session is None:
+            return self._last_seen
+        return Mark(self._session.tag, generation).off_text(self._last_seen)
+
+    async def _tell_outcome_unknown(self) -> After:
+        """What the client polls for died with its upstream session; a 404 or 405 would leave some clients waiting."""
+        if not self._responder.is_committed:
+            await self._responder.start_events()
+        for request_id in self._polled:
+            self._parts.emit(OutcomeUnknown(self._label, OTHER))
+            await self._responder.give(own_answers.outcome_unknown(request_id))
+        return After.OVER
 
     async def _not_reached(self, *, may_have_arrived: bool) -> After:
         if self._may_outlive:
@@ -209,8 +227,7 @@ class Listening:
         if end.why is Unhealed.UNREACHABLE:
             return await self._keep_open(After.AWAY)
         if end.why is None:
-            self._last_seen = None
-            return After.AGAIN
+            return await self._begin_anew()
         if end.why in (Unhealed.NO_ROUTE, Unhealed.GATEWAY):
             return await self._keep_open(After.NO_ROUTE)
         if end.why is Unhealed.ALIVE and self._was_away:
@@ -223,6 +240,13 @@ class Listening:
         if end.why is Unhealed.NOT_RESTORED or answer is None:
             return await self._rewrite(loss.status, loss.signature)
         return await self._pass(answer)
+
+    async def _begin_anew(self) -> After:
+        """The session is healed: its listener is attached anew, and who polled for an answer learns that there is none."""
+        if self._polled:
+            return await self._tell_outcome_unknown()
+        self._last_seen = None
+        return After.AGAIN
 
     async def _rewrite(self, status: int, signature: str) -> After:
         """Give the 404 in place of an answer; ``status`` is 0 where the upstream was not even asked."""
@@ -255,11 +279,14 @@ class Listening:
             if session is not None and self._parts.heals:
                 self._look_after(session)
         watch = StreamWatch(Mark(session.tag, generation) if session is not None else Mark("", 1))
+        watch.unanswered = self._polled
         owner = session if not self._parts.observes else None
         with self._parts.attachments.holding(owner, answer):
             broke = await self._relay_events(answer, watch)
         if watch.last_event_id is not None:
             self._last_seen = watch.mark.on_text(watch.last_event_id)
+        if self._is_poll and not self._polled:
+            return After.OVER
         if self._may_outlive and self._is_looked_after and not watch.in_fragment:
             self._note_end(self._parts.clock() - started, watch.retry_ms)
             return After.AGAIN

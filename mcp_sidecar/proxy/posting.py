@@ -416,7 +416,16 @@ class Posting:
             self._parts.open.post_streams -= 1
         if after is AfterEnd.CUT:
             self._responder.cut()
+        self._note_polling(after)
         return self._exchange.stream_broke(after)
+
+    def _note_polling(self, after: AfterEnd) -> None:
+        """Should the session be lost before the client polls, it still learns that nobody will answer."""
+        watch, session = self._watch, self._call.session
+        if watch is None or session is None or after is not AfterEnd.FINISH:
+            return
+        if watch.unanswered and watch.last_event_id is not None:
+            session.note_polled(watch.mark.on_text(watch.last_event_id), watch.unanswered)
 
     def _head(self, answer: Answer, *, without: set[str] | None = None) -> list[Pair]:
         pairs = self._call.client_headers(answer, without=without or ())

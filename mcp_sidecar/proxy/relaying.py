@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from mcp_sidecar.healing.faults import Fault
 from mcp_sidecar.healing.streams import AfterEnd, Ending, StreamWatch, after_end
 from mcp_sidecar.proxy.call import Call
 from mcp_sidecar.proxy.config import Limits
@@ -16,6 +17,7 @@ from mcp_sidecar.proxy.reading import is_event_stream, is_json
 from mcp_sidecar.proxy.responding import Responder
 from mcp_sidecar.proxy.upstream import Answer, UpstreamFault
 from mcp_sidecar.wire import headers
+from mcp_sidecar.wire.headers import Pair
 from mcp_sidecar.wire.messages import Message, NotJson, parse
 from mcp_sidecar.wire.sse import Block, EventSplitter, parse_event
 
@@ -168,10 +170,19 @@ class EventRelay:
         ]
         try:
             async with asyncio.timeout_at(self._give_up_at):  # some send no head before their first event
-                answer = await self._parts.upstream.send("GET", self._call.target, pairs)
+                answer = await self._get(pairs)
         except (UpstreamFault, TimeoutError):
             return None
         if answer.status == 200 and is_event_stream(answer):
             return answer
         answer.close()
         return None
+
+    async def _get(self, pairs: list[Pair]) -> Answer:
+        """A server that ends a stream may close its connection right behind it, and a GET that meets that is sent again."""
+        try:
+            return await self._parts.upstream.send("GET", self._call.target, pairs)
+        except UpstreamFault as fault:
+            if fault.fault is not Fault.BROKEN:
+                raise
+        return await self._parts.upstream.send("GET", self._call.target, pairs)

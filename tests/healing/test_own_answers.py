@@ -126,6 +126,8 @@ def test_reasons(reason: Reason, code: str) -> None:
 
 def test_broken_gateway() -> None:
     """Sessionless traffic whose upstream broke off gets a 502 that says what is not known."""
+    assert own_answers.outcome_unknown("x").status == 200
+    assert own_answers.outcome_unknown("x").body == own_answers.broken_gateway("x").body
     answer = own_answers.broken_gateway("x")
     assert (answer.status, answer.content_type, answer.headers) == (502, "application/json", ())
     body = json.loads(answer.body)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from mcp_sidecar.healing.principal import ANONYMOUS
 from mcp_sidecar.healing.recorded import Handshake
 from mcp_sidecar.healing.session import (
+    MAX_POLLED_STREAMS,
     TRANSITIONS,
     ClientSessionId,
     Event,
@@ -120,6 +121,16 @@ class TestGenerations:
         session.repoint(new, tools_still_hold=tools_still_hold)
         assert (session.client_id, session.upstream_id, session.generation) == ("first", upstream_id, 2)
         assert (session.state, session.displaced, set(session.safe_tools)) == (State.ESTABLISHED, False, safe_tools)
+
+    def test_polled_streams(self) -> None:
+        """Who waits behind which event is remembered, of the latest streams only."""
+        session = session_in()
+        assert session.polled_from(None) == session.polled_from("event-0") == ()
+        for number in range(MAX_POLLED_STREAMS + 1):
+            session.note_polled(f"event-{number}", [number])
+        assert session.polled_from("event-0") == ()
+        assert session.polled_from("event-1") == (1,)
+        assert session.polled_from(f"event-{MAX_POLLED_STREAMS}") == (MAX_POLLED_STREAMS,)
 
     def test_an_end_during_the_heal_wins(self) -> None:
         """A heal that comes too late repoints nothing."""

@@ -319,6 +319,7 @@ NOTHING: Final[dict[str, Any]] = {}
 UNKNOWN: Final[dict[str, Any]] = {"unanswered": None}
 ANSWERED: Final[dict[str, Any]] = {"unanswered": set()}
 NUMBERED: Final[dict[str, Any]] = {"last_event_id": "5"}
+RENUMBERED: dict[str, Any] = {"renumbering": Renumbering({"mcp-sidecar-1": 7}, {})}
 COMMITTED: Final[dict[str, Any]] = {"committed": True}
 MISADDRESSED: Final[dict[str, Any]] = {"misaddressed": True}
 MIDDLE: Final[dict[str, Any]] = {"in_fragment": True}
@@ -337,6 +338,8 @@ class TestAfterEnd:
             pytest.param(UNKNOWN | NUMBERED, BROKEN, "resume resend", CUT, id="unknown ids, broken"),
             pytest.param(NUMBERED | MISADDRESSED, CLEAN, "resume resend", TELL, id="answered under a foreign id"),
             pytest.param(NUMBERED, CLEAN, "resume resend", FINISH, id="polling is no failure"),
+            pytest.param(NUMBERED | RENUMBERED, CLEAN, "resume", RESUME, id="polling for an id that only we know"),
+            pytest.param(NUMBERED | RENUMBERED, CLEAN, "", TELL, id="the same, and no resume"),
             pytest.param(NUMBERED, BROKEN, "resume", RESUME, id="broken, with an id"),
             pytest.param(NUMBERED, BROKEN, "resume resend", RESUME, id="resuming comes first"),
             pytest.param(NUMBERED | COMMITTED, BROKEN, "resume resend", RESUME, id="progress goes on where it was"),

@@ -234,6 +234,48 @@ async def test_polling_passes() -> None:
         assert message["result"]["content"][0]["text"] == "charged 1"
 
 
+@pytest.mark.parametrize("healed_by", ["the poll", "another call"])
+async def test_polling_for_a_call_of_a_lost_session_is_told(healed_by: str) -> None:
+    """The client polls for a call that died with its server: it gets that call's error, and the stream ends."""
+    async with connected(event_store=True) as (upstream, sidecar, client):
+        upstream.inject(EndStream(1, event_ids=True), tool="charge")
+        answer = await client.call("tools/call", {"name": "charge", "arguments": {"amount": 5}}, id="mine")
+        [event] = answer.events
+        await upstream.restart()
+        if healed_by == "another call":
+            assert (await client.tool("echo", text="on")).text == "on"
+        async with await client.get_stream(last_event_id=event.event_id) as stream:
+            assert stream.status == 200
+            message = await stream.next_message()
+            assert message is not None
+            assert (message["id"], message["error"]["data"]) == ("mine", {"reason": "outcome_unknown"})
+            assert await stream.next_event() is None
+        assert len(upstream.ledger.executions("charge")) == 1
+        assert len(sidecar.of(OutcomeUnknown)) == 1
+
+
+async def test_polling_ends_with_the_answer() -> None:
+    """The stream of a client that polled for one call ends with it: it is not the session's listening stream."""
+    async with connected(event_store=True) as (upstream, _, client):
+        upstream.inject(EndStream(1, event_ids=True), tool="charge")
+        [event] = (await client.tool("charge")).events
+        async with await client.get_stream(last_event_id=event.event_id) as stream:
+            assert await stream.next_message() is not None
+            upstream.end_get_streams()
+            assert await stream.next_event() is None
+        assert upstream.ledger.count("GET") == 1
+
+
+async def test_a_second_attempt_is_polled_for_here() -> None:
+    """A client would not know the answer to an id of ours: the sidecar fetches it, and maps it back."""
+    async with connected(event_store=True) as (upstream, _, client):
+        upstream.inject(ResetAfterExecution(), tool="echo")
+        upstream.inject(EndStream(1, event_ids=True), tool="echo")
+        answer = await client.call("tools/call", {"name": "echo", "arguments": {"text": "a"}}, id="mine")
+        assert (answer.response["id"], answer.text) == ("mine", "a")
+        assert upstream.ledger.count("GET") == 1
+
+
 @pytest.mark.parametrize("event_ids", [True, False], ids=["after-an-id", "without-id"])
 async def test_a_second_attempt_owes_nothing_to_the_first(event_ids: bool) -> None:
     """An event id of the first stream does not make a clean end of the second one polling."""
