@@ -18,6 +18,8 @@ JSON = "application/json"
 ERROR_BODY_TIMEOUT_S = 2.0
 """How long the body of an error is waited for altogether, however it drips: its status alone says most."""
 
+NO_MESSAGE = Message(Kind.OTHER)
+
 _ANY_DEFLATE = {"gzip": zlib.MAX_WBITS | 16, "x-gzip": zlib.MAX_WBITS | 16, "deflate": zlib.MAX_WBITS}
 
 
@@ -29,6 +31,22 @@ class KeptAnswer:
     reason: str
     headers: list[Pair]
     body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class WholeJson:
+    """A JSON answer that was read whole. ``message`` is what it says; of kind OTHER where it is no JSON."""
+
+    body: bytes
+    message: Message
+
+
+def whole_json(body: bytes) -> WholeJson:
+    """Look into a JSON answer, once."""
+    try:
+        return WholeJson(body, parse(body))
+    except NotJson:
+        return WholeJson(body, NO_MESSAGE)
 
 
 def judged_head(answer: Answer) -> AnswerHead:

@@ -1,0 +1,73 @@
+"""What the sidecar learns from an answer that passes: a new session, the safe tools of this one.
+
+Everything is learned before the client sees it, so that the client's next request finds it.
+"""
+
+from __future__ import annotations
+
+from mcp_sidecar.healing.annotations import updated as updated_tools
+from mcp_sidecar.healing.recorded import Handshake
+from mcp_sidecar.healing.session import ClientSessionId, UpstreamSessionId
+from mcp_sidecar.proxy.call import Call
+from mcp_sidecar.proxy.parts import Parts
+from mcp_sidecar.proxy.reading import WholeJson
+from mcp_sidecar.proxy.upstream import Answer
+from mcp_sidecar.wire import headers
+from mcp_sidecar.wire.messages import Kind, Message, is_initialize_result
+
+
+class Learning:
+    """What one POST teaches. ``message`` is kept up to date by the owner: a large one is known bit by bit.
+
+    ``generation`` is the one that the request was last sent under.
+    """
+
+    def __init__(self, parts: Parts, call: Call, message: Message) -> None:
+        """Nothing is known yet."""
+        self._parts = parts
+        self._call = call
+        self._shown_id: str | None = None
+        self.message = message
+        self.generation = 1
+        self.is_initialize = message.kind is Kind.REQUEST and message.method == "initialize"
+
+    def new_session_id(self, answer: Answer, whole: WholeJson | None = None) -> str | None:
+        """The session id that the answer gives out: only one to ``initialize`` does, and no error.
+
+        ``whole`` is its body, if that is known already.
+        """
+        if not self.is_initialize or not 200 <= answer.status < 300:
+            return None
+        session_id = answer.header(headers.SESSION_ID)
+        if session_id is None or not headers.is_valid_session_id(session_id):
+            return None
+        return session_id if whole is None or is_initialize_result(whole.message) else None
+
+    def show(self, session_id: str) -> None:
+        """The client is shown this id from the head of an answer on."""
+        self._shown_id = session_id
+
+    def claim_new_id(self, answer: Answer) -> None:
+        """From the head of the answer on the id is in use upstream, whatever the body will say."""
+        session_id = self.new_session_id(answer)
+        if session_id is not None:
+            self._parts.store.claim_upstream_id(UpstreamSessionId(session_id), None)
+
+    def learn(self, message: Message, answer: Answer) -> None:
+        """Look at one message of the answer."""
+        if self.is_initialize:
+            self._learn_session(message, answer)
+        elif self.message.method == "tools/list" and self._call.session is not None and message.result is not None:
+            session = self._call.session
+            if self.generation == session.generation:
+                is_first_page = self.message.cursor is None
+                session.safe_tools = updated_tools(session.safe_tools, message.result, is_first_page=is_first_page)
+
+    def _learn_session(self, message: Message, answer: Answer) -> None:
+        # A stream that was begun anew goes on under the id that its head has shown; the upstream knows that one, too.
+        session_id = self._shown_id or answer.header(headers.SESSION_ID)
+        if session_id is None or not is_initialize_result(message) or self.new_session_id(answer) is None:
+            return
+        handshake = Handshake.of(self.message.params, message.result or {})
+        if not handshake.is_too_large:
+            self._parts.store.open(ClientSessionId(session_id), self._call.principal, handshake)
