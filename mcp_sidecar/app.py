@@ -32,6 +32,7 @@ from mcp_sidecar.proxy.parts import Parts
 from mcp_sidecar.proxy.responding import Keeper
 from mcp_sidecar.proxy.restoring import Tools
 from mcp_sidecar.proxy.store import SessionStore
+from mcp_sidecar.proxy.telling import Telling
 from mcp_sidecar.proxy.upstream import Upstream
 from mcp_sidecar.settings import Settings
 
@@ -156,6 +157,7 @@ class Sidecar:
         await self.parts.healer.stop()
         await self.parts.availability.stop()
         await self.parts.keeper.stop()
+        await self.parts.telling.stop()
         await self.parts.upstream.close()
         await self._admin.stop()
 
@@ -209,7 +211,9 @@ def build_parts(settings: Settings, emit: Emit) -> Parts:
     holding = Holding(max_requests=policy.max_held_requests, max_bytes=policy.max_held_bytes, emit=emit, clock=clock)
     upstream = Upstream(settings.upstream_config(), limits, lambda connected: availability.note(connected))  # noqa: PLW0108 - made below
     availability = Availability(upstream.can_connect, emit, clock, holding.waiting)
-    healing = Tools(upstream, store, policy, limits.max_buffered_answer, emit, clock)
+    get_streams = GetStreams()
+    telling = Telling(get_streams, emit)
+    healing = Tools(upstream, store, telling, policy, limits.max_buffered_answer, emit, clock)
     return Parts(
         upstream=upstream,
         store=store,
@@ -217,8 +221,9 @@ def build_parts(settings: Settings, emit: Emit) -> Parts:
         availability=availability,
         healer=Healer(healing, holding),
         keeper=Keeper(settings.listen_config().comment_interval_s, clock),
-        get_streams=GetStreams(),
+        get_streams=get_streams,
         attachments=attachments,
+        telling=telling,
         policy=policy,
         limits=limits,
         emit=emit,

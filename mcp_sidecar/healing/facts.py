@@ -56,6 +56,22 @@ class SessionEnd(StrEnum):
     REPLACED = "replaced"  # the upstream minted the same id anew
 
 
+class RestoreStep(StrEnum):
+    """What a healed session's new server is told again after ``initialized``, in this order."""
+
+    SET_LEVEL = "logging/setLevel"
+    SUBSCRIBE = "resources/subscribe"
+
+
+class HintKind(StrEnum):
+    """What a notification of ours to a client is about."""
+
+    CANCELLED = "cancelled"
+    UPDATED = "updated"
+    LIST_CHANGED = "list_changed"
+    MESSAGE = "message"
+
+
 @dataclass(frozen=True, slots=True)
 class RequestServed:
     """A client request got its answer. ``rpc_method`` is a label of the bounded set, ``seconds`` the whole exchange."""
@@ -139,6 +155,22 @@ class MessageDropped:
 
 
 @dataclass(frozen=True, slots=True)
+class RestoreRefused:
+    """A healed session's new server refused what the old one had taken."""
+
+    session: str
+    step: RestoreStep
+
+
+@dataclass(frozen=True, slots=True)
+class HintDropped:
+    """A notification of ours that no open stream could carry."""
+
+    session: str
+    kind: HintKind
+
+
+@dataclass(frozen=True, slots=True)
 class ActionObserved:
     """Mode ``observe``: what would have been done."""
 
@@ -196,6 +228,8 @@ Fact = (
     | AnswerRewritten
     | OutcomeUnknown
     | MessageDropped
+    | RestoreRefused
+    | HintDropped
     | ActionObserved
     | UpstreamLost
     | UpstreamBack

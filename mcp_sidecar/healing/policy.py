@@ -25,9 +25,20 @@ class OnServerChange(StrEnum):
     RESET = "reset"
 
 
+class Announce(StrEnum):
+    """How the client is told that the server restarted and that its in-memory state is new."""
+
+    OFF = "off"
+    LOG = "log"
+    RESULT = "result"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """The ``healing`` section of the settings. Times are seconds, sizes bytes; header names are lower case."""
+    """The ``healing`` section of the settings. Times are seconds, sizes bytes; header names are lower case.
+
+    ``early_stream_after_s`` of 0 is never.
+    """
 
     mode: Mode = Mode.HEAL
     hold_timeout_s: float = 15.0
@@ -41,4 +52,7 @@ class Policy:
     bind_principal: bool = True
     principal_headers: tuple[str, ...] = ("authorization", "x-api-key")
     on_server_change: OnServerChange = OnServerChange.ADAPT
+    compare_lists: bool = True
+    announce: Announce = Announce.LOG
+    early_stream_after_s: float = 0.0
     signatures: tuple[Signature, ...] = ()

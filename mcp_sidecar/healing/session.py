@@ -13,8 +13,10 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NewType
 
+from mcp_sidecar.healing.hints import Hint
 from mcp_sidecar.healing.principal import Principal
 from mcp_sidecar.healing.recorded import Handshake
+from mcp_sidecar.healing.remembered import Remembered
 from mcp_sidecar.wire.messages import JsonRpcId
 
 ClientSessionId = NewType("ClientSessionId", str)
@@ -85,7 +87,8 @@ class Session:
     ``label`` is the short salted hash that logs and the admin page show. ``tag`` makes ids of later generations
     distinguishable from any id an upstream may mint (see ``healing.generations``). Times are seconds of a monotonic
     clock that the owner reads. ``failed_heals`` counts those in a row that did not restore the session;
-    ``told_lost`` is the latest generation whose loss was told.
+    ``told_lost`` is the latest generation whose loss was told. ``hints`` wait for an answer that can
+    carry them.
     """
 
     client_id: ClientSessionId
@@ -105,6 +108,8 @@ class Session:
     recent_heals: tuple[float, ...] = ()
     failed_heals: int = 0
     told_lost: int = 0
+    remembered: Remembered = field(default_factory=Remembered)
+    hints: tuple[Hint, ...] = ()
     _polled: dict[str, tuple[JsonRpcId, ...]] | None = None
 
     def __post_init__(self) -> None:

@@ -52,6 +52,8 @@ LINES: Mapping[type[facts.Fact], Line] = {
     facts.AnswerRewritten: Line("answer_rewritten", logging.INFO, throttled=True),
     facts.OutcomeUnknown: Line("outcome_unknown", logging.WARNING),
     facts.MessageDropped: Line("message_dropped", logging.INFO, throttled=True),
+    facts.RestoreRefused: Line("restore_refused", logging.WARNING),
+    facts.HintDropped: Line("hint_dropped", logging.DEBUG),
     facts.ActionObserved: Line("action_observed", logging.INFO),
     facts.UpstreamLost: Line("upstream_lost", logging.WARNING),
     facts.UpstreamBack: Line("upstream_back", logging.INFO),

@@ -56,6 +56,8 @@ class Metrics:
             facts.AnswerRewritten: lambda fact: self._rewritten.labels(str(fact.from_status)).inc(),
             facts.OutcomeUnknown: lambda fact: self._unknown.labels(fact.rpc_method).inc(),
             facts.MessageDropped: lambda fact: self._dropped.labels(fact.kind.value).inc(),
+            facts.RestoreRefused: lambda fact: self._restores_refused.labels(fact.step.value).inc(),
+            facts.HintDropped: lambda fact: self._hints_dropped.labels(fact.kind.value).inc(),
             facts.ActionObserved: lambda fact: self._observed.labels(fact.action.value).inc(),
         }
 
@@ -88,6 +90,12 @@ class Metrics:
             "outcomes_unknown", "Requests that may have run and were not sent again.", "rpc_method"
         )
         self._dropped = self._counter("messages_dropped", "Messages of clients that went nowhere.", "kind")
+        self._restores_refused = self._counter(
+            "restores_refused", "Restore steps that a healed session's new server refused.", "step"
+        )
+        self._hints_dropped = self._counter(
+            "hints_dropped", "Hints to clients that no open stream could carry.", "kind"
+        )
         self._observed = self._counter("observed", "What mode heal would have done (mode observe).", "action")
 
     def _make_gauges(self) -> None:
@@ -111,6 +119,8 @@ class Metrics:
             (self._unknown, rpc_methods),
             (self._dropped, facts.DroppedKind),
             (self._observed, facts.ObservedAction),
+            (self._restores_refused, facts.RestoreStep),
+            (self._hints_dropped, facts.HintKind),
             (self._streams, STREAM_KINDS),
         )
         for metric, values in known:

@@ -16,6 +16,7 @@ from mcp_sidecar.proxy.healer import Healer
 from mcp_sidecar.proxy.holding import Holding
 from mcp_sidecar.proxy.responding import Keeper
 from mcp_sidecar.proxy.store import SessionStore
+from mcp_sidecar.proxy.telling import Telling
 from mcp_sidecar.proxy.upstream import Upstream
 from mcp_sidecar.wire.messages import JsonRpcId
 
@@ -43,6 +44,7 @@ class Parts:
     keeper: Keeper
     get_streams: GetStreams
     attachments: Attachments
+    telling: Telling
     policy: Policy
     limits: Limits
     emit: Emit

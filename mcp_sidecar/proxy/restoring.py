@@ -27,6 +27,7 @@ from mcp_sidecar.healing.recorded import INCOMPATIBLE, INITIALIZED, differences,
 from mcp_sidecar.healing.session import Event, Session, State, UpstreamSessionId
 from mcp_sidecar.proxy.reading import KeptAnswer, decoded_body, is_event_stream, judged_head, kept, read_rpc_answer
 from mcp_sidecar.proxy.store import SessionStore
+from mcp_sidecar.proxy.telling import Telling
 from mcp_sidecar.proxy.upstream import Answer, Upstream, UpstreamFault
 from mcp_sidecar.wire import headers
 from mcp_sidecar.wire.headers import Pair
@@ -90,6 +91,7 @@ class Tools:
 
     upstream: Upstream
     store: SessionStore
+    telling: Telling
     policy: Policy
     max_answer_bytes: int
     emit: Emit

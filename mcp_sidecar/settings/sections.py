@@ -24,19 +24,9 @@ from pydantic import (
     model_validator,
 )
 
-from mcp_sidecar.healing.policy import Mode, OnServerChange
+from mcp_sidecar.healing.policy import Announce, Mode, OnServerChange
 from mcp_sidecar.healing.signatures import Signature, operator_signature
 from mcp_sidecar.settings import values
-
-_LATER = "Accepted and checked now; acted upon by a later release."
-
-
-class Announce(StrEnum):
-    """Whether the client is told that server state is new."""
-
-    OFF = "off"
-    LOG = "log"
-    RESULT = "result"
 
 
 class LogFormat(StrEnum):
@@ -275,16 +265,18 @@ class HealingSection(_Section):
         "Another protocol version or server name is 404 in both.",
     )
     compare_lists: Boolean = Field(
-        True, description=f"After a heal, look whether tools, prompts or resources changed. {_LATER}"
+        True,
+        description="After a heal, look whether the lists that the client has seen changed, and tell it if so.",
     )
     announce: Annotated[Announce, BeforeValidator(values.choice(Announce))] = Field(
         Announce.LOG,
-        description=f"Whether the client is told that server state is new: off, log or result. {_LATER}",
+        description="Whether the client is told after a heal that the server's in-memory state is new: off; log: a message "
+        "where the client set a log level; result: also a text block in the next tool result.",
     )
     early_stream_after: Seconds = Field(
         0.0,
-        description="A request held longer than so many seconds, whose client accepts an event stream, gets it early; 0 is "
-        f"never. {_LATER}",
+        description="A request held longer than so many seconds, whose client accepts an event stream, gets it early and "
+        "comments on it; 0 is never.",
     )
     signatures: Annotated[tuple[SignatureRow, ...], BeforeValidator(values.items)] = Field(
         (),

@@ -111,6 +111,9 @@ class Settings(BaseSettings):
             bind_principal=healing.bind_principal,
             principal_headers=tuple(dict.fromkeys(name.lower() for name in healing.principal_headers)),
             on_server_change=healing.on_server_change,
+            compare_lists=healing.compare_lists,
+            announce=healing.announce,
+            early_stream_after_s=healing.early_stream_after,
             signatures=tuple(
                 row.signature(f"operator-{place}") for place, row in enumerate(healing.signatures, start=1)
             ),

@@ -25,6 +25,8 @@ EXAMPLES: dict[str, tuple[facts.Fact, str]] = {
     "answer_rewritten": (facts.AnswerRewritten("ab12", 400), "info"),
     "outcome_unknown": (facts.OutcomeUnknown("ab12", "tools/call"), "warning"),
     "message_dropped": (facts.MessageDropped("ab12", facts.DroppedKind.RESPONSE, "older generation"), "info"),
+    "restore_refused": (facts.RestoreRefused("ab12", facts.RestoreStep.SUBSCRIBE), "warning"),
+    "hint_dropped": (facts.HintDropped("ab12", facts.HintKind.UPDATED), "debug"),
     "action_observed": (facts.ActionObserved("ab12", facts.ObservedAction.HEAL, "python-404"), "info"),
     "upstream_lost": (facts.UpstreamLost("refused"), "warning"),
     "upstream_back": (facts.UpstreamBack(1.5, 3), "info"),
@@ -78,7 +80,7 @@ def test_nothing_per_request_at_info() -> None:
     stream = configured("info")
     for fact, _ in EXAMPLES.values():
         logs.log_fact(fact)
-    quiet = {"request_served", "session_opened", "session_ended", "session_lost", "request_replayed"}
+    quiet = {"request_served", "session_opened", "session_ended", "session_lost", "request_replayed", "hint_dropped"}
     assert {line["event"] for line in written(stream)} == set(EXAMPLES) - quiet
 
 

@@ -9,7 +9,7 @@ import pytest
 from mcp_sidecar.healing import facts
 from mcp_sidecar.ops.metrics import Metrics
 
-# The contract's table: what users' dashboards are built on.
+# The contract's table, which users' dashboards are built on, and what came on top of it.
 CONTRACT = {
     "mcp_sidecar_requests_total": ("counter", {"http_method", "rpc_method", "status"}),
     "mcp_sidecar_request_seconds": ("histogram", {"rpc_method"}),
@@ -22,6 +22,8 @@ CONTRACT = {
     "mcp_sidecar_outcomes_unknown_total": ("counter", {"rpc_method"}),
     "mcp_sidecar_messages_dropped_total": ("counter", {"kind"}),
     "mcp_sidecar_observed_total": ("counter", {"action"}),
+    "mcp_sidecar_restores_refused_total": ("counter", {"step"}),
+    "mcp_sidecar_hints_dropped_total": ("counter", {"kind"}),
     "mcp_sidecar_held_requests": ("gauge", set()),
     "mcp_sidecar_streams": ("gauge", {"kind"}),
     "mcp_sidecar_upstream_up": ("gauge", set()),
@@ -37,6 +39,8 @@ EVERYTHING: tuple[facts.Fact, ...] = (
     facts.OutcomeUnknown("ab12", "tools/call"),
     facts.MessageDropped("ab12", facts.DroppedKind.NOTIFICATION, "upstream away"),
     facts.ActionObserved("ab12", facts.ObservedAction.HEAL, "python-404"),
+    facts.RestoreRefused("ab12", facts.RestoreStep.SUBSCRIBE),
+    facts.HintDropped("ab12", facts.HintKind.UPDATED),
 )
 
 
@@ -46,7 +50,7 @@ def value(metrics: Metrics, name: str, **labels: str) -> float | None:
 
 
 def test_the_metrics_are_the_contract_s() -> None:
-    """Exactly the contract's names, kinds and labels, besides the standard ones of process and Python."""
+    """Exactly these names, kinds and labels, besides the standard ones of process and Python."""
     metrics = Metrics()
     for fact in EVERYTHING:
         metrics.record(fact)
@@ -74,6 +78,8 @@ def test_the_metrics_are_the_contract_s() -> None:
         pytest.param(EVERYTHING[5], "outcomes_unknown_total", {"rpc_method": "tools/call"}, id="unknown"),
         pytest.param(EVERYTHING[6], "messages_dropped_total", {"kind": "notification"}, id="dropped"),
         pytest.param(EVERYTHING[7], "observed_total", {"action": "heal"}, id="observed"),
+        pytest.param(EVERYTHING[8], "restores_refused_total", {"step": "resources/subscribe"}, id="restores-refused"),
+        pytest.param(EVERYTHING[9], "hints_dropped_total", {"kind": "updated"}, id="hints-dropped"),
     ],
 )  # fmt: skip
 def test_a_fact_is_counted_once(fact: facts.Fact, name: str, labels: dict[str, str]) -> None:
@@ -127,6 +133,8 @@ def test_bounded_series_begin_at_zero() -> None:
         ("replays", "cause", facts.ReplayCause),
         ("messages_dropped", "kind", facts.DroppedKind),
         ("observed", "action", facts.ObservedAction),
+        ("restores_refused", "step", facts.RestoreStep),
+        ("hints_dropped", "kind", facts.HintKind),
     ):
         assert [value(metrics, f"mcp_sidecar_{name}_total", **{label: str(kind)}) for kind in kinds] == [0] * len(kinds)
 

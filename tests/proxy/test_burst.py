@@ -17,10 +17,12 @@ from mcp_sidecar.healing.principal import ANONYMOUS
 from mcp_sidecar.healing.recorded import Handshake
 from mcp_sidecar.healing.session import ClientSessionId
 from mcp_sidecar.proxy.config import SessionLimits
+from mcp_sidecar.proxy.get_streams import GetStreams
 from mcp_sidecar.proxy.healer import Healer
 from mcp_sidecar.proxy.holding import Held, Holding, Waited
 from mcp_sidecar.proxy.restoring import HEALED, Loss, Tools, Trigger
 from mcp_sidecar.proxy.store import SessionStore
+from mcp_sidecar.proxy.telling import Telling
 from mcp_sidecar.proxy.upstream import Upstream
 from mcp_sidecar.wire.headers import Pair
 from tests.support import virtual_time
@@ -134,7 +136,8 @@ def test_ten_thousand_sessions_are_not_healed_in_the_same_second() -> None:
         upstream, clock, policy = InstantUpstream(), virtual_time.now, Policy()
         store = SessionStore(SessionLimits(), facts.append, salt=b"s", clock=clock, new_tag=lambda: "t")
         holding = Holding(max_requests=10_000, max_bytes=10_000, emit=facts.append, clock=clock)
-        healer = Healer(Tools(cast(Upstream, upstream), store, policy, 1024, facts.append, clock), holding)
+        telling = Telling(GetStreams(), facts.append)
+        healer = Healer(Tools(cast(Upstream, upstream), store, telling, policy, 1024, facts.append, clock), holding)
         handshake = Handshake.of(PARAMS, RESULT)
         sessions = [store.open(ClientSessionId(f"client-{n}"), ANONYMOUS, handshake) for n in range(10_000)]
         loss, trigger = Loss(1, "python-404", 404), Trigger("/mcp", [], ANONYMOUS)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mcp_sidecar.healing.policy import Mode, OnServerChange, Policy
+from mcp_sidecar.healing.policy import Announce, Mode, OnServerChange, Policy
 from mcp_sidecar.proxy.config import Limits, ListenConfig, SessionLimits, UpstreamConfig
 from mcp_sidecar.settings import Loaded, Mistakes, Settings, load
 
@@ -99,6 +99,9 @@ def test_every_key_is_handed_down(toml: Path) -> None:
         bind_principal=False,
         principal_headers=("x-tenant",),
         on_server_change=OnServerChange.RESET,
+        compare_lists=False,
+        announce=Announce.RESULT,
+        early_stream_after_s=3,
         signatures=policy.signatures,
     )
     assert [row.name for row in policy.signatures] == ["operator-1"]
