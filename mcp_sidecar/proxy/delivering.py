@@ -164,6 +164,5 @@ class Delivery:
         pairs = self._call.client_headers(answer, without=without)
         session_id = self._learning.new_session_id(answer, whole)
         if session_id is not None:
-            self._learning.show(session_id)
-            pairs.append((headers.SESSION_ID, session_id))
+            pairs.append((headers.SESSION_ID, self._learning.shown_id(session_id)))
         return pairs

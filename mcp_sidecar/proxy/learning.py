@@ -26,7 +26,7 @@ class Learning:
         """Nothing is known yet."""
         self._parts = parts
         self._call = call
-        self._shown_id: str | None = None
+        self._ids: tuple[ClientSessionId, UpstreamSessionId] | None = None  # of the new session
         self.message = message
         self.generation = 1
         self.is_initialize = message.kind is Kind.REQUEST and message.method == "initialize"
@@ -43,9 +43,14 @@ class Learning:
             return None
         return session_id if whole is None or is_initialize_result(whole.message) else None
 
-    def show(self, session_id: str) -> None:
-        """The client is shown this id from the head of an answer on."""
-        self._shown_id = session_id
+    def shown_id(self, session_id: str) -> ClientSessionId:
+        """The id that the client gets to see for the upstream's, the same in everything that it sees of this answer."""
+        # A stream that was begun anew goes on under the id that its head has shown; the upstream knows that one, too.
+        if self._ids is None:
+            minted = UpstreamSessionId(session_id)
+            own = self._parts.store.id_for_newcomer(minted, self._call.principal)
+            self._ids = (ClientSessionId(minted) if self._parts.observes else own, minted)
+        return self._ids[0]
 
     def claim_new_id(self, answer: Answer) -> None:
         """From the head of the answer on the id is in use upstream, whatever the body will say."""
@@ -64,10 +69,13 @@ class Learning:
                 session.safe_tools = updated_tools(session.safe_tools, message.result, is_first_page=is_first_page)
 
     def _learn_session(self, message: Message, answer: Answer) -> None:
-        # A stream that was begun anew goes on under the id that its head has shown; the upstream knows that one, too.
-        session_id = self._shown_id or answer.header(headers.SESSION_ID)
-        if session_id is None or not is_initialize_result(message) or self.new_session_id(answer) is None:
+        session_id = self.new_session_id(answer)
+        if session_id is None or not is_initialize_result(message):
             return
         handshake = Handshake.of(self.message.params, message.result or {})
-        if not handshake.is_too_large:
-            self._parts.store.open(ClientSessionId(session_id), self._call.principal, handshake)
+        if handshake.is_too_large:
+            return
+        self.shown_id(session_id)
+        assert self._ids is not None
+        client_id, upstream_id = self._ids
+        self._parts.store.open(client_id, self._call.principal, handshake, upstream_id)

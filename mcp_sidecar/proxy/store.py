@@ -64,8 +64,28 @@ class SessionStore:
         """The short salted hash by which a session is shown."""
         return hashlib.blake2b(session_id.encode(), key=self._salt, digest_size=6).hexdigest()
 
-    def open(self, client_id: ClientSessionId, principal: Principal, handshake: Handshake) -> Session:
-        """An ``initialize`` was answered with a new id: record the session behind it."""
+    def id_for_newcomer(self, upstream_id: UpstreamSessionId, principal: Principal) -> ClientSessionId:
+        """The id that the client of a new session is to know: the upstream's own, unless the principal holds it already.
+
+        A server that counts its sessions mints an id again after a restart. Two clients that nothing else tells apart
+        must not go under one id.
+        """
+        own = ClientSessionId(upstream_id)
+        while (own, principal) in self._by_use:
+            own = ClientSessionId(f"{self._new_tag()}.{upstream_id}")
+        return own
+
+    def open(
+        self,
+        client_id: ClientSessionId,
+        principal: Principal,
+        handshake: Handshake,
+        upstream_id: UpstreamSessionId | None = None,
+    ) -> Session:
+        """An ``initialize`` was answered with a new id: record the session behind it.
+
+        ``upstream_id`` is what the upstream calls it, where that is not the client's id.
+        """
         now = self._clock()
         key = (client_id, principal)
         if (old := self._by_use.get(key)) is not None:
@@ -80,6 +100,7 @@ class SessionStore:
             created_at=now,
             last_used_at=now,
         )
+        session.upstream_id = upstream_id or session.upstream_id
         self._by_use[key] = self._by_age[key] = session
         self._holders[client_id] = self._holders.get(client_id, 0) + 1
         self.claim_upstream_id(session.upstream_id, session)

@@ -195,6 +195,27 @@ async def test_two_principals_may_hold_the_same_id(counting: pytest.MonkeyPatch)
         assert owner_of_last_call(upstream) == new.headers["Authorization"]
 
 
+async def test_clients_that_nothing_tells_apart_get_ids_that_do(counting: pytest.MonkeyPatch) -> None:
+    """A newcomer without credentials gets no id that an older client without credentials goes under."""
+    async with (
+        FakeUpstream(mint=Mint.COUNTER) as upstream,
+        running_sidecar(upstream.url) as sidecar,
+        McpClient(sidecar.url) as old,
+        McpClient(sidecar.url) as new,
+    ):
+        await old.initialize()
+        count_anew(counting)
+        await upstream.restart()
+        await new.initialize()
+        assert old.session_id == "session-1" != new.session_id
+        ran_in = []
+        for client in (old, new, old, new):
+            assert (await client.tool("charge")).text == "charged 1"
+            ran_in.append(upstream.ledger.executions("charge")[-1].session_id)
+        assert ran_in == ["session-2", "session-1", "session-2", "session-1"]
+        assert set(new.seen_session_ids) == {new.session_id}
+
+
 async def test_a_healed_session_whose_id_is_minted_again_is_healed_again(counting: pytest.MonkeyPatch) -> None:
     """Whichever upstream session stands behind a client: once its id is somebody else's, nothing is sent under it."""
     async with (

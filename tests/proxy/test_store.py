@@ -69,6 +69,17 @@ def test_two_principals_hold_the_same_id() -> None:
     assert len(place.store) == 2
 
 
+def test_a_newcomer_gets_an_id_that_its_principal_does_not_hold() -> None:
+    """Its own where it can, else one that says the same upstream; another principal may hold the same one."""
+    place = watched()
+    assert place.store.id_for_newcomer(UpstreamSessionId("s"), ALICE) == "s"
+    place.open("s", ALICE)
+    given = place.store.id_for_newcomer(UpstreamSessionId("s"), ALICE)
+    assert given != "s"
+    assert given.endswith(".s")
+    assert place.store.id_for_newcomer(UpstreamSessionId("s"), BOB) == "s"
+
+
 def test_the_same_principal_with_the_same_id_replaces() -> None:
     """The upstream minted the id anew for it: the former session is over, and the id is not an ended one."""
     place = watched()
