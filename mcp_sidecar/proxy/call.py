@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from mcp_sidecar.healing.classify import RequestFacts, SessionKnowledge
 from mcp_sidecar.healing.principal import Principal, credential_of, principal_of
 from mcp_sidecar.healing.session import ClientSessionId, Session, UpstreamSessionId
+from mcp_sidecar.proxy.own_requests import Trigger
 from mcp_sidecar.proxy.parts import Parts
-from mcp_sidecar.proxy.restoring import Trigger
 from mcp_sidecar.proxy.upstream import Answer
 from mcp_sidecar.wire import headers
 from mcp_sidecar.wire.headers import Pair

@@ -17,7 +17,8 @@ from mcp_sidecar.healing.faults import Fault
 from mcp_sidecar.healing.principal import Principal
 from mcp_sidecar.healing.session import Event, Session
 from mcp_sidecar.proxy.holding import Held, Holding, Waited
-from mcp_sidecar.proxy.restoring import HEALED, HealEnd, Loss, Restore, Tools, Trigger
+from mcp_sidecar.proxy.own_requests import Trigger
+from mcp_sidecar.proxy.restoring import HEALED, HealEnd, Loss, Restore, Tools
 from mcp_sidecar.proxy.upstream import UpstreamFault
 
 FLIGHT_TIMEOUT_S = 60.0

@@ -1,4 +1,4 @@
-"""One heal, step by step: confirm with a ping, initialize, compare, ``initialized``.
+"""One heal, step by step: confirm with a ping, initialize, compare, ``initialized``, what else the client had set.
 
 What is sent carries the credentials of the request that triggered the heal, and nothing of them is kept. A new session
 that is not told everything, or not wanted after all, is ended upstream and never taken for whole.
@@ -6,62 +6,40 @@ that is not told everything, or not wanted after all, is ended upstream and neve
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from mcp_sidecar.healing.classify import (
     PEEK_BYTES,
     InitializeVerdict,
     ProbeVerdict,
     judge_initialize_status,
-    judge_probe,
 )
 from mcp_sidecar.healing.classify import Answer as JudgedAnswer
 from mcp_sidecar.healing.exchange import Unhealed
 from mcp_sidecar.healing.facts import Emit, HealEnded, HealOutcome, SessionEnd, SessionLost
 from mcp_sidecar.healing.faults import Fault
+from mcp_sidecar.healing.hints import restarted
 from mcp_sidecar.healing.policy import Policy
-from mcp_sidecar.healing.principal import Principal
 from mcp_sidecar.healing.recorded import INCOMPATIBLE, INITIALIZED, differences, is_same_server
+from mcp_sidecar.healing.restore_steps import StepVerdict
 from mcp_sidecar.healing.session import Event, Session, State, UpstreamSessionId
-from mcp_sidecar.proxy.reading import KeptAnswer, decoded_body, is_event_stream, judged_head, kept, read_rpc_answer
+from mcp_sidecar.proxy.own_requests import OwnRequests, Trigger
+from mcp_sidecar.proxy.reading import (
+    KeptAnswer,
+    decoded_body,
+    kept,
+    read_rpc_answer,
+)
+from mcp_sidecar.proxy.retelling import Retelling, in_time
 from mcp_sidecar.proxy.store import SessionStore
 from mcp_sidecar.proxy.telling import Telling
 from mcp_sidecar.proxy.upstream import Answer, Upstream, UpstreamFault
 from mcp_sidecar.wire import headers
-from mcp_sidecar.wire.headers import Pair
 from mcp_sidecar.wire.messages import Message, is_initialize_result
-from mcp_sidecar.wire.revisions import PROTOCOL_VERSION_HEADER, sends_version_header
 
 REQUEST_ID = "mcp-sidecar-initialize"
-PING_BODY = b'{"jsonrpc":"2.0","id":"mcp-sidecar-ping","method":"ping"}'
-
-_NOT_FOR_OWN_REQUESTS = frozenset(
-    {"mcp-session-id", "mcp-protocol-version", "last-event-id", "accept", "accept-encoding", "content-type"}
-    | {"content-encoding", "content-digest", "digest", "idempotency-key"}
-    | {"if-match", "if-none-match", "if-modified-since", "range"}
-)
-_MIRRORED = ("mcp-method", "mcp-name", "mcp-param-")
-"""Headers that repeat what the client's own message says (SEP-2243); on another message they would be a mismatch."""
-
-
-@dataclass(frozen=True, slots=True)
-class Trigger:
-    """The client request on whose behalf a heal runs; its credentials are used for it and for nothing else."""
-
-    target: str
-    headers: list[Pair] = field(repr=False)
-    credential: Principal = field(repr=False)
-
-    def own_headers(self) -> list[Pair]:
-        """Headers for a request of ours: the client's own and its credentials, without what is about its message."""
-        return [
-            *(pair for pair in self.headers if not _is_about_the_message(pair[0].lower())),
-            ("Content-Type", "application/json"),
-            ("Accept", "application/json, text/event-stream"),
-            ("Accept-Encoding", "identity"),
-        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +84,8 @@ class Restore:
         self._tools = tools
         self._session = session
         self._loss = loss
-        self._trigger = trigger
+        self._own = OwnRequests(tools.upstream, session, trigger)
+        self._retelling = Retelling(self._own, tools.policy.signatures, tools.max_answer_bytes, tools.emit)
         self._started = started
         self._is_counted = False
         self._claimed_id: UpstreamSessionId | None = None
@@ -114,9 +93,9 @@ class Restore:
     async def run(self) -> HealEnd:
         """Do it. Raises ``UpstreamFault`` where the upstream breaks off."""
         if self._loss.ambiguous is not None:
-            end = await self._confirm(self._loss.ambiguous)
-            if end is not None:
-                return end
+            alive = await self._confirm(self._loss.ambiguous)
+            if alive is not None:
+                return alive
         else:
             self._tell_loss()
         return await self._initialize()
@@ -138,10 +117,7 @@ class Restore:
 
     async def _confirm(self, original: JudgedAnswer) -> HealEnd | None:
         """Ask with a ping on the same session; ``None`` means go on with ``initialize``."""
-        async with await self._post(PING_BODY, self._session.upstream_id) as answer:
-            body = b"" if is_event_stream(answer) else await decoded_body(answer, PEEK_BYTES)
-            ping = JudgedAnswer(judged_head(answer), body, complete=answer.whole)
-        match judge_probe(original, ping, self._tools.policy.signatures):
+        match await self._retelling.ping(original, self._session.upstream_id):
             case ProbeVerdict.LOST:
                 return None
             case ProbeVerdict.ALIVE:
@@ -155,7 +131,7 @@ class Restore:
 
     async def _initialize(self) -> HealEnd:
         try:
-            answer = await self._post(self._session.handshake.initialize_request(REQUEST_ID), None)
+            answer = await self._own.post(self._session.handshake.initialize_request(REQUEST_ID), None)
         except UpstreamFault as fault:
             if fault.fault.may_have_arrived:
                 self._count()
@@ -204,27 +180,52 @@ class Restore:
             end = await self._give_up(upstream_id, HealOutcome.INCOMPATIBLE, reason)
             self._tools.store.end(self._session, SessionEnd.INCOMPATIBLE)
             return end
-        refused = await self._tell_initialized(upstream_id)
-        if refused is not None:
-            return refused
+        failed = await self._tell_everything(upstream_id, result.get("capabilities") or {})
+        if failed is not None:
+            return failed
         if self._session.is_ended:  # the client's DELETE came meanwhile and wins
             return await self._give_up(upstream_id, HealOutcome.REFUSED, "the session was ended")
         self._repoint(upstream_id, tools_still_hold=is_same_server(found))
         self._end(HealOutcome.HEALED, "healed")
+        self._tell_client()
         return HEALED
 
-    async def _tell_initialized(self, upstream_id: UpstreamSessionId | None) -> HealEnd | None:
-        """Say ``initialized``; ``None`` if it was taken, else the end of the heal."""
+    # -- what the new session is told ---------------------------------------------------------------------------------
+
+    async def _tell_everything(
+        self, upstream_id: UpstreamSessionId | None, capabilities: Mapping[str, Any]
+    ) -> HealEnd | None:
+        """``None`` if the new session knows all that the old one knew; else how the heal ends, and it is ended, too."""
         try:
-            async with await self._post(INITIALIZED, upstream_id, in_session=True) as answer:
-                if 200 <= answer.status < 300:
-                    return None
-                end = await self._not_accepted(answer)
-        except UpstreamFault:
-            await self._discard(upstream_id)
+            end = await self._tell_initialized(upstream_id)
+            if end is None and upstream_id is not None:
+                end = self._after(await self._retelling.run(upstream_id, capabilities))
+        except BaseException:  # out of time or abandoned: what was begun is not left behind either
+            await self._own.discard(upstream_id)
             raise
-        await self._discard(upstream_id)
+        if end is not None:
+            await self._own.discard(upstream_id)
         return end
+
+    async def _tell_initialized(self, upstream_id: UpstreamSessionId | None) -> HealEnd | None:
+        async with in_time(), await self._own.post(INITIALIZED, upstream_id, in_session=True) as answer:
+            if await self._retelling.judge("notifications/initialized", answer) is StepVerdict.LOST:
+                return self._after(StepVerdict.LOST)
+            return None if 200 <= answer.status < 300 else await self._not_accepted(answer)
+
+    def _after(self, verdict: StepVerdict) -> HealEnd | None:
+        """A server that was restarted once more is nothing to give up for: the next heal begins anew."""
+        match verdict:
+            case StepVerdict.LOST:
+                self._end_unavailable("the new session was lost at once")
+                return HealEnd(Unhealed.GATEWAY)
+            case StepVerdict.NO_ROUTE | StepVerdict.GATEWAY:
+                self._end_unavailable("no route to the server")
+                return HealEnd(Unhealed.NO_ROUTE if verdict is StepVerdict.NO_ROUTE else Unhealed.GATEWAY)
+            case _:
+                return None
+
+    # -- the end ------------------------------------------------------------------------------------------------------
 
     def _repoint(self, upstream_id: UpstreamSessionId | None, *, tools_still_hold: bool) -> None:
         store, former = self._tools.store, self._session.upstream_id
@@ -236,34 +237,17 @@ class Restore:
 
     async def _give_up(self, upstream_id: UpstreamSessionId | None, outcome: HealOutcome, reason: str) -> HealEnd:
         self._end(outcome, reason)
-        await self._discard(upstream_id)
+        await self._own.discard(upstream_id)
         return HealEnd(Unhealed.NOT_RESTORED)
 
-    async def _discard(self, upstream_id: UpstreamSessionId | None) -> None:
-        """Leave no orphan behind: a new session that is not used is ended."""
-        if upstream_id is None:
-            return
-        with contextlib.suppress(UpstreamFault):
-            answer = await self._send("DELETE", None, upstream_id, in_session=True)
-            answer.close()
-
-    # -- requests of our own ------------------------------------------------------------------------------------------
-
-    async def _post(self, body: bytes, upstream_id: UpstreamSessionId | None, *, in_session: bool = False) -> Answer:
-        return await self._send("POST", body, upstream_id, in_session=in_session or upstream_id is not None)
-
-    async def _send(
-        self, method: str, body: bytes | None, upstream_id: UpstreamSessionId | None, *, in_session: bool
-    ) -> Answer:
-        pairs = self._trigger.own_headers()
-        version = self._session.handshake.protocol_version
-        if upstream_id is not None:
-            pairs.append((headers.SESSION_ID, upstream_id))
-        if in_session and sends_version_header(version):
-            pairs.append((PROTOCOL_VERSION_HEADER, version))
-        return await self._tools.upstream.send(method, self._trigger.target, pairs, body)
-
     # -- what is told -------------------------------------------------------------------------------------------------
+
+    def _tell_client(self) -> None:
+        """Whatever died with the old upstream session, and whatever may have been missed."""
+        session = self._session
+        hints = session.remembered.take_hints(session.generation)
+        hints += restarted(self._tools.policy.announce, session.remembered.log_level)
+        self._tools.telling.tell(session, hints, may_wait=True)
 
     def _tell_loss(self) -> None:
         """Once per loss, however many heals it takes."""
@@ -281,10 +265,6 @@ class Restore:
         seconds = self._tools.clock() - self._started
         session = self._session
         self._tools.emit(HealEnded(session.label, outcome, self._loss.signature, reason, session.generation, seconds))
-
-
-def _is_about_the_message(name: str) -> bool:
-    return name in _NOT_FOR_OWN_REQUESTS or name.startswith(_MIRRORED)
 
 
 def _new_session_id(answer: Answer) -> UpstreamSessionId | None:

@@ -20,7 +20,8 @@ from mcp_sidecar.proxy.config import SessionLimits
 from mcp_sidecar.proxy.get_streams import GetStreams
 from mcp_sidecar.proxy.healer import Healer
 from mcp_sidecar.proxy.holding import Held, Holding, Waited
-from mcp_sidecar.proxy.restoring import HEALED, Loss, Tools, Trigger
+from mcp_sidecar.proxy.own_requests import Trigger
+from mcp_sidecar.proxy.restoring import HEALED, Loss, Tools
 from mcp_sidecar.proxy.store import SessionStore
 from mcp_sidecar.proxy.telling import Telling
 from mcp_sidecar.proxy.upstream import Upstream
