@@ -54,6 +54,7 @@ class SessionEnd(StrEnum):
     EVICTED = "evicted"  # max_sessions
     INCOMPATIBLE = "incompatible"  # the server that came back is another one
     REPLACED = "replaced"  # the upstream minted the same id anew
+    GIVEN_UP = "given_up"  # lost for good under a stream that was open: its client gets the 404 next
 
 
 class RestoreStep(StrEnum):
@@ -61,6 +62,14 @@ class RestoreStep(StrEnum):
 
     SET_LEVEL = "logging/setLevel"
     SUBSCRIBE = "resources/subscribe"
+
+
+class ListKind(StrEnum):
+    """What a server lists, by the name of its capability; resource templates count as resources."""
+
+    TOOLS = "tools"
+    PROMPTS = "prompts"
+    RESOURCES = "resources"
 
 
 class HintKind(StrEnum):
@@ -171,6 +180,18 @@ class HintDropped:
 
 
 @dataclass(frozen=True, slots=True)
+class ListsChanged:
+    """A healed session's new server lists something else than what its client saw.
+
+    ``promised``: the client was to hear of changes.
+    """
+
+    session: str
+    kind: ListKind
+    promised: bool
+
+
+@dataclass(frozen=True, slots=True)
 class ActionObserved:
     """Mode ``observe``: what would have been done."""
 
@@ -230,6 +251,7 @@ Fact = (
     | MessageDropped
     | RestoreRefused
     | HintDropped
+    | ListsChanged
     | ActionObserved
     | UpstreamLost
     | UpstreamBack

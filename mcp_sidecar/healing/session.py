@@ -14,6 +14,7 @@ from enum import StrEnum
 from typing import NewType
 
 from mcp_sidecar.healing.hints import Hint
+from mcp_sidecar.healing.lists import SeenLists
 from mcp_sidecar.healing.principal import Principal
 from mcp_sidecar.healing.recorded import Handshake
 from mcp_sidecar.healing.remembered import Remembered
@@ -88,7 +89,8 @@ class Session:
     distinguishable from any id an upstream may mint (see ``healing.generations``). Times are seconds of a monotonic
     clock that the owner reads. ``failed_heals`` counts those in a row that did not restore the session;
     ``told_lost`` is the latest generation whose loss was told. ``hints`` wait for an answer that can
-    carry them.
+    carry them. ``lists`` are those that the client has seen; ``aftercare_due`` from a heal until somebody has begun to
+    compare them. ``told_restart``: the model knows of the latest heal. ``posts`` counts the exchanges under way.
     """
 
     client_id: ClientSessionId
@@ -110,6 +112,10 @@ class Session:
     told_lost: int = 0
     remembered: Remembered = field(default_factory=Remembered)
     hints: tuple[Hint, ...] = ()
+    lists: SeenLists | None = None
+    aftercare_due: bool = False
+    told_restart: bool = True
+    posts: int = 0
     _polled: dict[str, tuple[JsonRpcId, ...]] | None = None
 
     def __post_init__(self) -> None:
@@ -132,6 +138,8 @@ class Session:
         self.generation += 1
         self.failed_heals = 0
         self.displaced = False
+        self.aftercare_due = True
+        self.told_restart = False
         if not tools_still_hold:
             self.safe_tools = frozenset()
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
+from mcp_sidecar.healing.announcing import Announcing
 from mcp_sidecar.healing.generations import FIRST, Mark, Renumbering, event_to_client, to_client
 from mcp_sidecar.wire.messages import JsonRpcId, Kind, Message, NotJson, from_scan, parse
 from mcp_sidecar.wire.scan import TopLevelScan
@@ -42,7 +44,7 @@ class StreamWatch:
     ``unanswered`` are the client's request ids that still wait, ``None`` where nobody knows whether any does. A message
     is handed to the caller once, by ``relay``. ``misaddressed``: an answer went by under an id that the client does not
     know, since it was too large to be written anew; it will not come again. ``heard`` counts what concerned the requests:
-    answers to them, progress, the beginning of something large.
+    answers to them, progress, the beginning of something large. ``announcing`` adds what the model is to know.
     """
 
     mark: Mark
@@ -55,6 +57,7 @@ class StreamWatch:
     misaddressed: bool = False
     blocks: int = 0
     heard: int = 0
+    announcing: Announcing | None = None
     _scan: TopLevelScan | None = field(default=None, init=False)
     _is_json: bool = field(default=True, init=False)
 
@@ -66,7 +69,7 @@ class StreamWatch:
         event = parse_event(piece.raw)
         self._note_fields(event)
         message = _message_in(event.data)
-        mapped = to_client(message, self.mark, self.renumbering) if message is not None else None
+        mapped = self._for_client(message) if message is not None else None
         if message is not None:
             self._note(message)
         return event_to_client(piece.raw, event, mapped, self.mark), message
@@ -84,7 +87,14 @@ class StreamWatch:
     def answer_whole(self, message: Message) -> object | None:
         """A JSON answer, mapped for the client; ``None`` where it passes untouched."""
         self._note(message)
-        return to_client(message, self.mark, self.renumbering)
+        return self._for_client(message)
+
+    def _for_client(self, message: Message) -> Any | None:
+        mapped = to_client(message, self.mark, self.renumbering)
+        if self.announcing is None:
+            return mapped
+        seen = message.value if mapped is None else mapped
+        return self.announcing.added_to(seen, self.mark.generation) or mapped
 
     def _note(self, message: Message) -> None:
         is_rewritable = not message.is_opaque

@@ -54,6 +54,7 @@ LINES: Mapping[type[facts.Fact], Line] = {
     facts.MessageDropped: Line("message_dropped", logging.INFO, throttled=True),
     facts.RestoreRefused: Line("restore_refused", logging.WARNING),
     facts.HintDropped: Line("hint_dropped", logging.DEBUG),
+    facts.ListsChanged: Line("lists_changed", logging.INFO),
     facts.ActionObserved: Line("action_observed", logging.INFO),
     facts.UpstreamLost: Line("upstream_lost", logging.WARNING),
     facts.UpstreamBack: Line("upstream_back", logging.INFO),

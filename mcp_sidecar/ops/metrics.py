@@ -57,6 +57,7 @@ class Metrics:
             facts.OutcomeUnknown: lambda fact: self._unknown.labels(fact.rpc_method).inc(),
             facts.MessageDropped: lambda fact: self._dropped.labels(fact.kind.value).inc(),
             facts.RestoreRefused: lambda fact: self._restores_refused.labels(fact.step.value).inc(),
+            facts.ListsChanged: lambda fact: self._lists_changed.labels(fact.kind.value).inc(),
             facts.HintDropped: lambda fact: self._hints_dropped.labels(fact.kind.value).inc(),
             facts.ActionObserved: lambda fact: self._observed.labels(fact.action.value).inc(),
         }
@@ -96,6 +97,9 @@ class Metrics:
         self._hints_dropped = self._counter(
             "hints_dropped", "Hints to clients that no open stream could carry.", "kind"
         )
+        self._lists_changed = self._counter(
+            "lists_changed", "Lists that a healed session's new server answers differently.", "kind"
+        )
         self._observed = self._counter("observed", "What mode heal would have done (mode observe).", "action")
 
     def _make_gauges(self) -> None:
@@ -121,6 +125,7 @@ class Metrics:
             (self._observed, facts.ObservedAction),
             (self._restores_refused, facts.RestoreStep),
             (self._hints_dropped, facts.HintKind),
+            (self._lists_changed, facts.ListKind),
             (self._streams, STREAM_KINDS),
         )
         for metric, values in known:

@@ -27,6 +27,7 @@ EXAMPLES: dict[str, tuple[facts.Fact, str]] = {
     "message_dropped": (facts.MessageDropped("ab12", facts.DroppedKind.RESPONSE, "older generation"), "info"),
     "restore_refused": (facts.RestoreRefused("ab12", facts.RestoreStep.SUBSCRIBE), "warning"),
     "hint_dropped": (facts.HintDropped("ab12", facts.HintKind.UPDATED), "debug"),
+    "lists_changed": (facts.ListsChanged("ab12", facts.ListKind.TOOLS, promised=True), "info"),
     "action_observed": (facts.ActionObserved("ab12", facts.ObservedAction.HEAL, "python-404"), "info"),
     "upstream_lost": (facts.UpstreamLost("refused"), "warning"),
     "upstream_back": (facts.UpstreamBack(1.5, 3), "info"),

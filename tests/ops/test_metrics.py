@@ -24,6 +24,7 @@ CONTRACT = {
     "mcp_sidecar_observed_total": ("counter", {"action"}),
     "mcp_sidecar_restores_refused_total": ("counter", {"step"}),
     "mcp_sidecar_hints_dropped_total": ("counter", {"kind"}),
+    "mcp_sidecar_lists_changed_total": ("counter", {"kind"}),
     "mcp_sidecar_held_requests": ("gauge", set()),
     "mcp_sidecar_streams": ("gauge", {"kind"}),
     "mcp_sidecar_upstream_up": ("gauge", set()),
@@ -41,6 +42,7 @@ EVERYTHING: tuple[facts.Fact, ...] = (
     facts.ActionObserved("ab12", facts.ObservedAction.HEAL, "python-404"),
     facts.RestoreRefused("ab12", facts.RestoreStep.SUBSCRIBE),
     facts.HintDropped("ab12", facts.HintKind.UPDATED),
+    facts.ListsChanged("ab12", facts.ListKind.PROMPTS, promised=False),
 )
 
 
@@ -80,6 +82,7 @@ def test_the_metrics_are_the_contract_s() -> None:
         pytest.param(EVERYTHING[7], "observed_total", {"action": "heal"}, id="observed"),
         pytest.param(EVERYTHING[8], "restores_refused_total", {"step": "resources/subscribe"}, id="restores-refused"),
         pytest.param(EVERYTHING[9], "hints_dropped_total", {"kind": "updated"}, id="hints-dropped"),
+        pytest.param(EVERYTHING[10], "lists_changed_total", {"kind": "prompts"}, id="lists-changed"),
     ],
 )  # fmt: skip
 def test_a_fact_is_counted_once(fact: facts.Fact, name: str, labels: dict[str, str]) -> None:

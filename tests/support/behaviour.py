@@ -93,6 +93,9 @@ class Behaviour:
     echo_session_id: bool = True
     page_size: int | None = None
     extra_tools: tuple[str, ...] = ()
+    extra_prompts: tuple[str, ...] = ()
+    extra_resources: tuple[str, ...] = ()
+    extra_templates: tuple[str, ...] = ()
     authorization: frozenset[str] | None = None
     www_authenticate: str | None = 'Bearer error="invalid_token"'
     bind_principal: bool = False

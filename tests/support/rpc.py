@@ -239,11 +239,13 @@ async def _unsubscribe(call: Call) -> Result:
 
 
 async def _list_resources(call: Call) -> Result:
-    return {"resources": [{"uri": "fake://one", "name": "one"}, {"uri": "fake://two", "name": "two"}]}
+    names = ("one", "two", *call.behaviour.extra_resources)
+    return {"resources": [{"uri": f"fake://{name}", "name": name} for name in names]}
 
 
 async def _list_templates(call: Call) -> Result:
-    return {"resourceTemplates": [{"uriTemplate": "fake://{name}", "name": "any"}]}
+    more = [{"uriTemplate": f"fake://{name}/{{id}}", "name": name} for name in call.behaviour.extra_templates]
+    return {"resourceTemplates": [{"uriTemplate": "fake://{name}", "name": "any"}, *more]}
 
 
 async def _read_resource(call: Call) -> Result:
@@ -254,7 +256,8 @@ async def _read_resource(call: Call) -> Result:
 
 
 async def _list_prompts(call: Call) -> Result:
-    return {"prompts": [{"name": "greet", "description": "Greets."}]}
+    more = [{"name": name} for name in call.behaviour.extra_prompts]
+    return {"prompts": [{"name": "greet", "description": "Greets."}, *more]}
 
 
 async def _get_prompt(call: Call) -> Result:
