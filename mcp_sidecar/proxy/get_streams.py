@@ -1,6 +1,6 @@
 """The open GET streams: who serves them, and on which of them a session's client listens.
 
-A drain ends all of them cleanly at once, a DELETE those of its session.
+A drain ends all of them cleanly at once, a DELETE those of its session, a client's next GET the one before it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ import asyncio
 from collections.abc import Awaitable, Iterable
 from typing import Protocol
 
-from mcp_sidecar.healing.session import Session
+from mcp_sidecar.healing.session import Session, UpstreamSessionId
+from mcp_sidecar.proxy.returning import Returning
 
 
 class Listener(Protocol):
@@ -17,6 +18,15 @@ class Listener(Protocol):
 
     async def tell(self, events: bytes) -> bool:
         """Send whole events of our own; false where the stream cannot carry them now."""
+
+    async def open_ahead(self, upstream_id: UpstreamSessionId, generation: int) -> None:
+        """A heal has a new upstream session: begin to listen to it, before it is the client's."""
+
+    def is_behind(self, event_id: str) -> bool:
+        """Whether the client, coming back behind this event, comes back for this very stream."""
+
+    def heal_ended(self) -> None:
+        """Go where the session stands now: to what was opened ahead, or back from it."""
 
 
 class GetStreams:
@@ -26,8 +36,10 @@ class GetStreams:
         """No streams yet."""
         self._serving: dict[asyncio.Task[object], Session | None] = {}
         self._of_session: dict[Session, set[asyncio.Task[object]]] = {}
-        self._listeners: dict[Session, Listener] = {}
+        self._listening: dict[Session, dict[Listener, asyncio.Task[object]]] = {}
         self._ending: set[asyncio.Task[object]] = set()
+        self._awaited: dict[asyncio.Task[object], asyncio.Future[None]] = {}
+        self.returning = Returning()
 
     def __len__(self) -> int:
         """How many streams are open."""
@@ -35,8 +47,7 @@ class GetStreams:
 
     async def serve(self, work: Awaitable[None], session: Session | None = None) -> bool:
         """Do the work of one stream in this task; false if it was ended from here and not by itself."""
-        task = asyncio.current_task()
-        assert task is not None, "an exchange runs in a task"
+        task = _this_task()
         self._serving[task] = session
         if session is not None:
             self._of_session.setdefault(session, set()).add(task)
@@ -54,23 +65,57 @@ class GetStreams:
     def _forget(self, task: asyncio.Task[object]) -> None:
         session = self._serving.pop(task)
         self._ending.discard(task)
+        awaited = self._awaited.pop(task, None)
+        if awaited is not None and not awaited.done():
+            awaited.set_result(None)
         if session is not None:
             self._of_session[session].discard(task)
             if not self._of_session[session]:
                 del self._of_session[session]
 
+    # -- where a client listens ---------------------------------------------------------------------------------------
+
     def listens(self, session: Session, listener: Listener) -> None:
         """From now on this stream is where the client of the session listens."""
-        self._listeners[session] = listener
+        self._listening.setdefault(session, {})[listener] = _this_task()
+
+    async def takes_over(self, session: Session, listener: Listener) -> bool:
+        """The same, and those before it end; upstream they are closed when this returns. True if there were any.
+
+        To be called by the task that serves the newer stream.
+        """
+        former = [task for task in self._listening.get(session, {}).values() if task in self._serving]
+        self.listens(session, listener)
+        self._end(former)
+        gone = [self._awaited.setdefault(task, asyncio.get_running_loop().create_future()) for task in former]
+        if gone:
+            await asyncio.wait(gone)
+        return bool(gone)
 
     def leaves(self, session: Session, listener: Listener) -> None:
         """This stream is over."""
-        if self._listeners.get(session) is listener:
-            del self._listeners[session]
+        listeners = self._listening.get(session, {})
+        listeners.pop(listener, None)
+        if not listeners:
+            self._listening.pop(session, None)
 
     def listener_of(self, session: Session) -> Listener | None:
-        """Where the client of the session listens, if it does."""
-        return self._listeners.get(session)
+        """Where the client of the session listens, if it does: on the stream that it opened last."""
+        listeners = self._listening.get(session)
+        return next(reversed(listeners)) if listeners else None
+
+    async def open_ahead(self, session: Session, upstream_id: UpstreamSessionId | None) -> None:
+        """A heal has a new upstream session for this one: its listener, if there is one, begins to listen to it."""
+        listener = self.listener_of(session)
+        if listener is not None and upstream_id is not None:
+            await listener.open_ahead(upstream_id, session.generation + 1)
+
+    def heal_ended(self, session: Session) -> None:
+        """Whatever came of the heal, the listener goes where the session stands now."""
+        for listener in list(self._listening.get(session, ())):
+            listener.heal_ended()
+
+    # -- ending -------------------------------------------------------------------------------------------------------
 
     def end_all(self) -> None:
         """End every open stream cleanly."""
@@ -85,3 +130,9 @@ class GetStreams:
             if task not in self._ending:
                 self._ending.add(task)
                 task.cancel()
+
+
+def _this_task() -> asyncio.Task[object]:
+    task = asyncio.current_task()
+    assert task is not None, "an exchange runs in a task"
+    return task

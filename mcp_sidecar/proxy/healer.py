@@ -19,6 +19,7 @@ from mcp_sidecar.healing.session import Event, Session
 from mcp_sidecar.proxy.holding import Held, Holding, Waited
 from mcp_sidecar.proxy.own_requests import Trigger
 from mcp_sidecar.proxy.restoring import HEALED, HealEnd, Loss, Restore, Tools
+from mcp_sidecar.proxy.turns import Turn, Turns
 from mcp_sidecar.proxy.upstream import UpstreamFault
 
 FLIGHT_TIMEOUT_S = 60.0
@@ -40,6 +41,7 @@ class Flight:
 
     task: asyncio.Task[HealEnd]
     credential: Principal
+    turn: Turn
 
 
 class Healer:
@@ -49,14 +51,17 @@ class Healer:
         """``holding`` is where requests wait for a heal."""
         self._tools = tools
         self._holding = holding
-        self._slots = asyncio.Semaphore(tools.policy.max_concurrent_heals)
+        self._turns = Turns(tools.policy.max_concurrent_heals)
         self._flights: dict[Session, Flight] = {}
         self._random = random.Random()
 
-    async def heal(self, session: Session, loss: Loss, trigger: Trigger, held: Held) -> tuple[Waited, HealEnd]:
+    async def heal(
+        self, session: Session, loss: Loss, trigger: Trigger, held: Held, *, is_urgent: bool = True
+    ) -> tuple[Waited, HealEnd]:
         """Have the session healed, or wait for whoever is at it.
 
-        Waits no longer than ``held`` may; the heal itself goes on.
+        Waits no longer than ``held`` may; the heal itself goes on. ``is_urgent``: a request waits for it, not only an
+        idle stream.
         """
         while True:
             if session.is_ended:
@@ -70,6 +75,8 @@ class Healer:
                     self._refuse(session, loss, "heals of this session in a minute")
                     return Waited.BACK, HealEnd(Unhealed.NOT_RESTORED)
                 flight = self._start(session, loss, trigger)
+            if is_urgent:
+                self._turns.promote(flight.turn)
             waited, end = await self._holding.for_result(held, flight.task)
             if end is None or self._counts_for(end, flight, loss, trigger):
                 return waited, end or HEALED
@@ -89,8 +96,9 @@ class Healer:
 
     def _start(self, session: Session, loss: Loss, trigger: Trigger) -> Flight:
         session.fire(Event.LOSS_SEEN)
-        task = asyncio.create_task(self._fly(session, loss, trigger))
-        flight = Flight(task, trigger.credential)
+        turn = Turn()
+        task = asyncio.create_task(self._fly(session, loss, trigger, turn))
+        flight = Flight(task, trigger.credential, turn)
         self._flights[session] = flight
         task.add_done_callback(lambda _: self._flights.pop(session, None))
         return flight
@@ -114,12 +122,11 @@ class Healer:
     def _refuse(self, session: Session, loss: Loss, reason: str) -> None:
         self._tools.emit(HealEnded(session.label, HealOutcome.REFUSED, loss.signature, reason, session.generation, 0.0))
 
-    async def _fly(self, session: Session, loss: Loss, trigger: Trigger) -> HealEnd:
+    async def _fly(self, session: Session, loss: Loss, trigger: Trigger, turn: Turn) -> HealEnd:
         started = self._tools.clock()
         if session.failed_heals >= QUICK_TRIES:
             await asyncio.sleep(SLOW_PACE_S)
-        queued = self._slots.locked()
-        async with self._slots:
+        async with self._turns.place(turn) as queued:
             if queued:
                 await asyncio.sleep(self._random.uniform(0, JITTER_S))
             flight = Restore(self._tools, session, loss, trigger, started)

@@ -2,7 +2,8 @@
 
 In a session that this sidecar knows the client's stream is the sidecar's: once answered 200 it stays open while the
 upstream is away, and is attached again when it is back, after a heal where the session was lost. There is never an
-upstream GET without a client's (it would swallow messages), and never two for one client's.
+upstream GET without a client's (it would swallow messages), and never two for one client's: a client that listens anew
+has left its former stream, and that one ends first.
 """
 
 from __future__ import annotations
@@ -12,38 +13,36 @@ import random
 from enum import Enum
 
 from mcp_sidecar.healing import own_answers
-from mcp_sidecar.healing.classify import (
-    PEEK_BYTES,
-    Judgement,
-    NeedBody,
-    SessionKnowledge,
-    Verdict,
-    judge_body,
-    judge_head,
-)
 from mcp_sidecar.healing.classify import Answer as JudgedAnswer
+from mcp_sidecar.healing.classify import Judgement, SessionKnowledge, Verdict
 from mcp_sidecar.healing.exchange import Unhealed
 from mcp_sidecar.healing.facts import ActionObserved, AnswerRewritten, ObservedAction, OutcomeUnknown
-from mcp_sidecar.healing.generations import Mark
+from mcp_sidecar.healing.generations import FIRST, Mark, Renumbering
 from mcp_sidecar.healing.labels import OTHER
 from mcp_sidecar.healing.own_answers import OwnAnswer
 from mcp_sidecar.healing.policy import Mode
-from mcp_sidecar.healing.session import Session
+from mcp_sidecar.healing.session import Session, UpstreamSessionId
 from mcp_sidecar.healing.streams import StreamWatch
-from mcp_sidecar.proxy.availability import FAST_PACE_S, SLOWEST_PACE_S
+from mcp_sidecar.proxy.attaching import Attaching, judged_get
+from mcp_sidecar.proxy.availability import SLOWEST_PACE_S
 from mcp_sidecar.proxy.call import Call
+from mcp_sidecar.proxy.client_stream import ClientStream
 from mcp_sidecar.proxy.holding import Held, Waited
 from mcp_sidecar.proxy.parts import Parts
-from mcp_sidecar.proxy.reading import decoded_body, is_event_stream, judged_head
+from mcp_sidecar.proxy.position import Position, note_unanswered
+from mcp_sidecar.proxy.reading import is_event_stream
 from mcp_sidecar.proxy.relaying import relay_rest, splitter_for
 from mcp_sidecar.proxy.responding import Responder
 from mcp_sidecar.proxy.restoring import Loss
 from mcp_sidecar.proxy.upstream import Answer, UpstreamFault
 from mcp_sidecar.wire import headers
-from mcp_sidecar.wire.headers import Pair
 
 QUICK_END_S = 1.0
 """Streams that end sooner than this one after the other are attached again only after as long a pause."""
+
+CONFLICT, CONFLICTS = 409, 20
+"""How often a stream that was there before is tried again, at ``SLOWEST_PACE_S``: the server needs a moment to learn that
+the former one is closed."""
 
 
 class After(Enum):
@@ -56,17 +55,19 @@ class After(Enum):
 
 
 class Listening:
-    """One GET of a client."""
+    """One GET of a client. A ``Listener`` of its session, unless the client comes for the answer to a request."""
 
     def __init__(self, parts: Parts, call: Call, responder: Responder) -> None:
         """``call.pairs`` still hold the client's ``Last-Event-ID``."""
         self._parts = parts
         self._call = call
         self._responder = responder
-        self._last_seen = headers.value(call.pairs, headers.LAST_EVENT_ID)
-        self._polled = set(call.session.polled_from(self._last_seen)) if call.session is not None else set()
-        self._is_poll = bool(self._polled)
+        self._position = Position(call.session, headers.value(call.pairs, headers.LAST_EVENT_ID))
+        self._upstream = Attaching(parts, call, self._position)
+        self._stream = ClientStream(responder)
+        self._watch: StreamWatch | None = None
         self._pause_s = 0.0
+        self._conflicts_left = 0
         self._ended_quickly = False
         self._was_away = False
         self._is_looked_after = False
@@ -77,19 +78,35 @@ class Listening:
         try:
             ended_by_itself = await self._parts.get_streams.serve(self._listen(), self._session)
             if not ended_by_itself and not self._responder.is_committed:
-                is_over = self._session is not None and self._session.is_ended
-                await self._responder.give(own_answers.SESSION_NOT_FOUND if is_over else own_answers.UNAVAILABLE_PATH)
+                await self._answer_ended()
         finally:
             self._parts.open.get_streams -= 1
             self._parts.keeper.discard(self._responder)
-            self._responder.may_comment = False
             if self._is_looked_after and self._session is not None:
                 self._parts.store.stream_closed(self._session)
 
     async def _listen(self) -> None:
-        after = await self._attach()
-        while after is not After.OVER:
-            after = await self._come_back(after)
+        try:
+            await self._take_place()
+            after = await self._attach()
+            while after is not After.OVER:
+                after = await self._come_back(after)
+        finally:
+            self._upstream.close()
+            self._stream.end()
+            if self._session is not None:
+                self._parts.get_streams.leaves(self._session, self)
+                note_unanswered(self._session, self._watch, self._position.polled)
+
+    async def _answer_ended(self) -> None:
+        """The stream was ended from outside before it had begun: by a DELETE, by a newer one, or by the drain."""
+        session = self._session
+        if session is not None and session.is_ended:
+            await self._responder.give(own_answers.SESSION_NOT_FOUND)
+        elif session is not None and self._parts.get_streams.listener_of(session) is not None:
+            await self._responder.start_events()
+        else:
+            await self._responder.give(own_answers.UNAVAILABLE_PATH)
 
     @property
     def _session(self) -> Session | None:
@@ -100,20 +117,51 @@ class Listening:
         """Whether the stream goes on when the upstream's side ends."""
         return self._parts.heals and self._session is not None and not self._session.is_ended
 
+    # -- as the session's listener ------------------------------------------------------------------------------------
+
+    async def _take_place(self) -> None:
+        """Become the session's listener. A former one ends, unless the client may be after something else here."""
+        if not self._may_outlive or self._session is None or self._position.is_poll:
+            return
+        former = self._parts.get_streams.listener_of(self._session)
+        last_seen = self._position.last_seen
+        if former is not None and last_seen is not None and not former.is_behind(last_seen):
+            return
+        if await self._parts.get_streams.takes_over(self._session, self):
+            self._conflicts_left = CONFLICTS
+
+    def is_behind(self, event_id: str) -> bool:
+        """See ``Listener``."""
+        return self._position.is_at(event_id, self._watch)
+
+    async def tell(self, events: bytes) -> bool:
+        """See ``Listener``."""
+        return await self._stream.tell(events)
+
+    async def open_ahead(self, upstream_id: UpstreamSessionId, generation: int) -> None:
+        """See ``Listener``."""
+        await self._upstream.open_ahead(upstream_id, generation)
+
+    def heal_ended(self) -> None:
+        """See ``Listener``."""
+        self._upstream.heal_ended()
+
     # -- one attempt --------------------------------------------------------------------------------------------------
 
-    async def _attach(self) -> After:
+    async def _attach(self, *, comes_back: bool = False) -> After:
         session = self._session
         if session is not None and session.displaced and not self._parts.observes:
             loss = Loss(session.generation, "id-minted-anew", 0)
             return await (self._heal(loss) if self._parts.heals else self._rewrite(loss.status, loss.signature))
         generation = session.generation if session is not None else 1
-        if self._polled and self._own_last_event_id(generation) is None and self._parts.heals:
+        if self._parts.heals and self._position.is_stranded(generation):
             return await self._tell_outcome_unknown()
         try:
-            answer = await self._parts.upstream.send("GET", self._call.target, self._headers(generation), may_idle=True)
+            answer = await self._upstream.get(generation, comes_back=comes_back)
         except UpstreamFault as fault:
             return await self._not_reached(may_have_arrived=fault.fault.may_have_arrived)
+        if answer is None:
+            return After.AGAIN
         async with answer:
             if session is not None and session.generation > generation and not self._parts.observes:
                 return After.AGAIN  # healed meanwhile: what was opened may be another one's by now
@@ -121,25 +169,11 @@ class Listening:
                 return await self._relay(answer, generation)
             return await self._refused(answer, generation)
 
-    def _headers(self, generation: int) -> list[Pair]:
-        """An event id of an earlier upstream session must never reach a newer one."""
-        pairs = self._call.upstream_headers(without={"last-event-id", "accept-encoding"})
-        last = self._own_last_event_id(generation)
-        if last is not None:
-            pairs.append((headers.LAST_EVENT_ID, last))
-        return [*pairs, ("Accept-Encoding", "identity")]
-
-    def _own_last_event_id(self, generation: int) -> str | None:
-        """The client's last event id as the upstream minted it; ``None`` where it is of another generation."""
-        if self._last_seen is None or self._session is None:
-            return self._last_seen
-        return Mark(self._session.tag, generation).off_text(self._last_seen)
-
     async def _tell_outcome_unknown(self) -> After:
         """What the client polls for died with its upstream session; a 404 or 405 would leave some clients waiting."""
         if not self._responder.is_committed:
             await self._responder.start_events()
-        for request_id in self._polled:
+        for request_id in self._position.polled:
             self._parts.emit(OutcomeUnknown(self._label, OTHER))
             await self._responder.give(own_answers.outcome_unknown(request_id))
         return After.OVER
@@ -160,45 +194,45 @@ class Listening:
         assert session is not None
         self._was_away = True
         if not self._responder.is_committed:
-            if session.refuses_get:
+            if session.refuses_get and not self._position.is_poll:
                 await self._responder.give(own_answers.GET_NOT_SUPPORTED)
                 return After.OVER
             await self._responder.start_events()
             self._look_after(session)
-            await self._responder.comment()
+            await self._stream.comment()
         return why
 
     def _look_after(self, session: Session) -> None:
         session.streams += 1
         self._is_looked_after = True
-        self._responder.may_comment = True
+        self._stream.may_comment = self._responder.may_comment = True
         self._parts.keeper.add(self._responder)
 
     # -- the upstream answers with something else than a stream -------------------------------------------------------
 
     async def _refused(self, answer: Answer, generation: int) -> After:
-        judgement, original = await self._judge(answer)
-        if answer.status == 405 and self._session is not None:
+        judgement, original = await judged_get(self._parts, self._call, answer)
+        if answer.status == 405 and self._session is not None and self._position.last_seen is None:
             self._session.refuses_get = True
         if judgement.verdict in (Verdict.SESSION_LOST, Verdict.AMBIGUOUS):
             return await self._lost(answer, judgement, original, generation)
         if judgement.verdict is Verdict.UNAVAILABLE and not judgement.jsonrpc_body and self._may_outlive:
             return await self._keep_open(After.NO_ROUTE)
+        if judgement.verdict is not Verdict.AUTH_FAILURE and self._may_outlive:
+            return await self._refused_in_session(answer)
         return await self._pass(answer)
 
-    async def _judge(self, answer: Answer) -> tuple[Judgement, JudgedAnswer]:
-        facts, head = self._call.facts(None), judged_head(answer)
-        judgement = judge_head(facts, head)
-        original = JudgedAnswer(head, b"", complete=False)
-        if isinstance(judgement, NeedBody):
-            try:
-                body = await decoded_body(answer, PEEK_BYTES)
-            except UpstreamFault:
-                body = b""
-            original = JudgedAnswer(head, body, complete=answer.whole)
-            extra = self._parts.policy.signatures
-            judgement = judge_body(facts, head, body, complete=answer.whole, extra=extra)
-        return judgement, original
+    async def _refused_in_session(self, answer: Answer) -> After:
+        """The session is alive, and the client's stream may be had in another way."""
+        if self._position.is_poll:
+            return await self._tell_outcome_unknown()
+        if answer.status == CONFLICT and self._conflicts_left:
+            self._conflicts_left -= 1
+            return After.NO_ROUTE
+        if self._responder.is_committed and self._position.last_seen is not None:
+            self._position.forget()  # it cannot be resumed here
+            return After.AGAIN
+        return await self._pass(answer)
 
     async def _lost(self, answer: Answer, judgement: Judgement, original: JudgedAnswer, generation: int) -> After:
         is_certain = judgement.verdict is Verdict.SESSION_LOST
@@ -211,8 +245,8 @@ class Listening:
         name = judgement.signature.name if judgement.signature is not None else "unnamed"
         if not self._may_outlive:
             return await (self._rewrite(answer.status, name) if is_certain else self._pass(answer))
-        if not is_certain and self._last_seen is not None:
-            self._last_seen = None  # perhaps only the resume was refused (rmcp up to 1.4: 500)
+        if not is_certain and self._position.last_seen is not None:
+            self._position.forget()  # perhaps only the resume was refused (rmcp up to 1.4: 500)
             return After.AGAIN
         loss = Loss(generation, name, answer.status, None if is_certain else original)
         return await self._heal(loss, answer)
@@ -221,13 +255,13 @@ class Listening:
         session = self._session
         assert session is not None
         held = Held(0, self._parts.policy.hold_timeout_s)
-        waited, end = await self._parts.healer.heal(session, loss, self._call.trigger, held)
+        waited, end = await self._parts.healer.heal(session, loss, self._call.trigger, held, is_urgent=False)
         if waited is not Waited.BACK:
             return await self._keep_open(After.NO_ROUTE)  # the upstream may well accept connects: no reason to hurry
         if end.why is Unhealed.UNREACHABLE:
             return await self._keep_open(After.AWAY)
         if end.why is None:
-            return await self._begin_anew()
+            return After.AGAIN
         if end.why in (Unhealed.NO_ROUTE, Unhealed.GATEWAY):
             return await self._keep_open(After.NO_ROUTE)
         if end.why is Unhealed.ALIVE and self._was_away:
@@ -240,13 +274,6 @@ class Listening:
         if end.why is Unhealed.NOT_RESTORED or answer is None:
             return await self._rewrite(loss.status, loss.signature)
         return await self._pass(answer)
-
-    async def _begin_anew(self) -> After:
-        """The session is healed: its listener is attached anew, and who polled for an answer learns that there is none."""
-        if self._polled:
-            return await self._tell_outcome_unknown()
-        self._last_seen = None
-        return After.AGAIN
 
     async def _rewrite(self, status: int, signature: str) -> After:
         """Give the 404 in place of an answer; ``status`` is 0 where the upstream was not even asked."""
@@ -269,8 +296,29 @@ class Listening:
 
     async def _relay(self, answer: Answer, generation: int) -> After:
         session, started = self._session, self._parts.clock()
+        await self._begin(answer, session)
+        if session is not None:
+            self._parts.aftercare.listens(session, generation, self._call.trigger)
+        self._watch = watch = _watch(session, generation)
+        watch.unanswered = self._position.polled
+        with self._upstream.attached(answer, generation):
+            broke = await self._relay_events(answer, watch)
+        self._position.advance(watch)
+        if self._position.is_answered:
+            return After.OVER
+        if self._may_outlive and self._is_looked_after and not watch.in_fragment:
+            if session is not None and session.generation == generation:
+                self._note_end(self._parts.clock() - started, watch.retry_ms)
+            return After.AGAIN
+        if watch.in_fragment or (broke and (session is None or self._parts.policy.mode is Mode.OBSERVE)):
+            self._responder.cut()
+        return After.OVER
+
+    async def _begin(self, answer: Answer, session: Session | None) -> None:
+        """The upstream's stream is there."""
         self._parts.holding.route.note_served()
         self._was_away = False
+        self._conflicts_left = CONFLICTS
         if session is not None:
             session.refuses_get = False
         if not self._responder.is_committed:
@@ -278,21 +326,7 @@ class Listening:
             await self._responder.start(answer.status, answer.reason, self._call.client_headers(answer))
             if session is not None and self._parts.heals:
                 self._look_after(session)
-        watch = StreamWatch(Mark(session.tag, generation) if session is not None else Mark("", 1))
-        watch.unanswered = self._polled
-        owner = session if not self._parts.observes else None
-        with self._parts.attachments.holding(owner, answer):
-            broke = await self._relay_events(answer, watch)
-        if watch.last_event_id is not None:
-            self._last_seen = watch.mark.on_text(watch.last_event_id)
-        if self._is_poll and not self._polled:
-            return After.OVER
-        if self._may_outlive and self._is_looked_after and not watch.in_fragment:
-            self._note_end(self._parts.clock() - started, watch.retry_ms)
-            return After.AGAIN
-        if watch.in_fragment or (broke and (session is None or self._parts.policy.mode is Mode.OBSERVE)):
-            self._responder.cut()
-        return After.OVER
+                self._parts.telling.tell_waiting(session)
 
     async def _relay_events(self, answer: Answer, watch: StreamWatch) -> bool:
         """Relay until the upstream's side ends; true if it broke."""
@@ -300,9 +334,10 @@ class Listening:
         try:
             async for chunk in answer.chunks():
                 for piece in splitter.feed(chunk):
-                    data, _ = watch.relay(piece)
-                    self._responder.may_comment = self._is_looked_after and not watch.in_fragment
-                    await self._responder.write(data)
+                    data, message = watch.relay(piece)
+                    if message is not None and self._session is not None:
+                        self._session.remembered.heard(message, watch.mark)
+                    await self._stream.relay(data, in_event=watch.in_fragment)
         except UpstreamFault:
             return True
         return False
@@ -317,18 +352,32 @@ class Listening:
     # -- coming back --------------------------------------------------------------------------------------------------
 
     async def _come_back(self, after: After) -> After:
+        if not self._upstream.is_expected:
+            async with self._upstream.unless_moved():
+                await self._wait_for_turn(after)
+        if self._session is not None and self._session.is_ended:
+            return After.OVER
+        return await self._attach(comes_back=True)
+
+    async def _wait_for_turn(self, after: After) -> None:
         if after is After.AWAY:
             await self._parts.holding.for_stream(self._parts.availability)
-            await asyncio.sleep(random.uniform(0, FAST_PACE_S))
         elif after is After.NO_ROUTE:
             await asyncio.sleep(random.uniform(SLOWEST_PACE_S / 2, SLOWEST_PACE_S))
         elif self._pause_s:
             pause_s, self._pause_s = self._pause_s, 0.0
             await asyncio.sleep(pause_s)
-        if self._session is not None and self._session.is_ended:
-            return After.OVER
-        return await self._attach()
+        if self._responder.is_committed:
+            await self._parts.get_streams.returning.spread()
 
     @property
     def _label(self) -> str:
         return self._call.label(self._parts)
+
+
+def _watch(session: Session | None, generation: int) -> StreamWatch:
+    """A call that was sent again reports its progress under a token of ours, and some servers do so here."""
+    if session is None:
+        return StreamWatch(Mark("", FIRST))
+    renumbering = Renumbering(tokens=session.progress.renewed)
+    return StreamWatch(Mark(session.tag, generation), renumbering, progress=session.progress)

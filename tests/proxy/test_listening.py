@@ -95,14 +95,17 @@ async def test_a_client_that_leaves_ends_the_upstream_stream() -> None:
             assert again.status == 200
 
 
-async def test_a_second_stream_gets_the_upstreams_answer() -> None:
-    """Whether there may be two is the server's decision."""
-    async with scene() as (upstream, _, client), await client.get_stream() as stream:
+async def test_a_second_stream_replaces_the_first() -> None:
+    """The client has left its former one, which ends cleanly; the upstream never has two of them open."""
+    async with scene() as (upstream, sidecar, client), await client.get_stream() as stream:
         await attached(upstream)
         async with await client.get_stream() as second:
-            assert second.status == 409
-        upstream.notify("notifications/one")
-        assert await next_method(stream) == "notifications/one"
+            assert second.status == 200
+            assert all([event.message is None async for event in stream.rest()])
+            await attached(upstream)
+            upstream.notify("notifications/one")
+            assert await next_method(second) == "notifications/one"
+            assert sidecar.parts.open.get_streams == 1
 
 
 async def test_the_upstream_sees_the_clients_headers_and_its_own_id() -> None:

@@ -1,0 +1,89 @@
+"""A bounded number of places for work that many want to do at once.
+
+Whoever is waited for goes before whoever only looks after itself; within a class, first come, first served.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+
+@dataclass(eq=False, slots=True)
+class Turn:
+    """One who wants a place. ``is_urgent``: a request waits for the work."""
+
+    is_urgent: bool = False
+    granted: asyncio.Future[None] | None = field(default=None, init=False)
+    has_place: bool = field(default=False, init=False)
+
+
+class Turns:
+    """Hands out the places."""
+
+    def __init__(self, places: int) -> None:
+        """``places``: how many may work at a time."""
+        self._free = places
+        self._urgent: dict[Turn, None] = {}
+        self._idle: dict[Turn, None] = {}
+
+    @asynccontextmanager
+    async def place(self, turn: Turn) -> AsyncIterator[bool]:
+        """Have a place while the block runs; the value tells whether it had to be waited for."""
+        queued = await self.take(turn)
+        try:
+            yield queued
+        finally:
+            self.give_back(turn)
+
+    async def take(self, turn: Turn) -> bool:
+        """Take a place, to be given back; true if there was none free at once."""
+        if self._free:
+            self._free -= 1
+            turn.has_place = True
+            return False
+        turn.granted = asyncio.get_running_loop().create_future()
+        self._queue_of(turn)[turn] = None
+        try:
+            await turn.granted
+        except asyncio.CancelledError:
+            self._queue_of(turn).pop(turn, None)
+            self.give_back(turn)  # if it was granted just now
+            raise
+        return True
+
+    def give_back(self, turn: Turn) -> None:
+        """Give the place to the next one. Does nothing where ``turn`` has none."""
+        if not turn.has_place:
+            return
+        turn.has_place = False
+        following = self._next()
+        if following is None:
+            self._free += 1
+        else:
+            following.has_place = True
+
+    def promote(self, turn: Turn) -> None:
+        """From now on a request waits for this one, too."""
+        if turn.is_urgent:
+            return
+        is_waiting = turn in self._idle
+        self._idle.pop(turn, None)
+        turn.is_urgent = True
+        if is_waiting:
+            self._urgent[turn] = None
+
+    def _queue_of(self, turn: Turn) -> dict[Turn, None]:
+        return self._urgent if turn.is_urgent else self._idle
+
+    def _next(self) -> Turn | None:
+        for queue in (self._urgent, self._idle):
+            while queue:
+                turn = next(iter(queue))
+                del queue[turn]
+                if turn.granted is not None and not turn.granted.done():  # else it is about to leave
+                    turn.granted.set_result(None)
+                    return turn
+        return None
