@@ -7,9 +7,11 @@ carries the request's own id; ``initialize`` and sessionless traffic never get a
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from http import HTTPStatus
+from typing import Any
 
 from mcp_sidecar.wire.messages import JsonRpcId, Kind, Message, dump, error_object
 
@@ -17,6 +19,8 @@ INTERNAL_ERROR = -32603
 INVALID_REQUEST = -32600
 PARSE_ERROR = -32700
 RETRY_AFTER_S = 1
+HTTP_ERROR = "http_error"
+"""The ``data.reason`` where the upstream has answered, but on a stream its status cannot be passed on."""
 
 JSON = "application/json"
 TEXT = "text/plain; charset=utf-8"
@@ -92,9 +96,26 @@ def in_session(message: Message, reason: Reason) -> OwnAnswer:
 
     Where the ids are not known there is one error without an id.
     """
+    return _for_each(message, lambda request_id: error(request_id, reason))
+
+
+def instead_of(message: Message, status: int, phrase: str, said: Mapping[str, Any] | None = None) -> OwnAnswer:
+    """What a message gets whose stream was open before the upstream answered with an error status.
+
+    ``said`` is the JSON-RPC error in that answer, if there is one: it reaches the requests under their own ids.
+    """
+    error = said or {
+        "code": INTERNAL_ERROR,
+        "message": f"The MCP server answered with HTTP status {status} {phrase}".rstrip() + ".",
+        "data": {"reason": HTTP_ERROR, "status": status},
+    }
+    return _for_each(message, lambda request_id: {"jsonrpc": "2.0", "id": request_id, "error": error})
+
+
+def _for_each(message: Message, make: Callable[[JsonRpcId], dict[str, object]]) -> OwnAnswer:
     if message.kind is Kind.OTHER or _is_unread_batch(message):
-        return OwnAnswer(HTTPStatus.OK, JSON, dump(error(None, reason)))
-    errors = [error(request.id, reason) for request in message.requests]
+        return OwnAnswer(HTTPStatus.OK, JSON, dump(make(None)))
+    errors = [make(request.id) for request in message.requests]
     if not errors:
         return ACCEPTED
     body: object = errors if message.members else errors[0]

@@ -16,6 +16,7 @@ from typing import NewType
 from mcp_sidecar.healing.hints import Hint
 from mcp_sidecar.healing.lists import SeenLists
 from mcp_sidecar.healing.principal import Principal
+from mcp_sidecar.healing.progress import Progress
 from mcp_sidecar.healing.recorded import Handshake
 from mcp_sidecar.healing.remembered import Remembered
 from mcp_sidecar.wire.messages import JsonRpcId
@@ -116,6 +117,7 @@ class Session:
     aftercare_due: bool = False
     told_restart: bool = True
     posts: int = 0
+    progress: Progress = field(default_factory=Progress)
     _polled: dict[str, tuple[JsonRpcId, ...]] | None = None
 
     def __post_init__(self) -> None:

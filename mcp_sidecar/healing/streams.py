@@ -13,6 +13,7 @@ from typing import Any
 
 from mcp_sidecar.healing.announcing import Announcing
 from mcp_sidecar.healing.generations import FIRST, Mark, Renumbering, event_to_client, to_client
+from mcp_sidecar.healing.progress import Progress
 from mcp_sidecar.wire.messages import JsonRpcId, Kind, Message, NotJson, from_scan, parse
 from mcp_sidecar.wire.scan import TopLevelScan
 from mcp_sidecar.wire.sse import Block, Event, Fragment, parse_event
@@ -44,13 +45,14 @@ class StreamWatch:
     ``unanswered`` are the client's request ids that still wait, ``None`` where nobody knows whether any does. A message
     is handed to the caller once, by ``relay``. ``misaddressed``: an answer went by under an id that the client does not
     know, since it was too large to be written anew; it will not come again. ``heard`` counts what concerned the requests:
-    answers to them, progress, the beginning of something large. ``announcing`` adds what the model is to know.
+    answers to them, progress, the beginning of something large. ``announcing`` adds what the model is to know, ``progress`` holds back what would go back.
     """
 
     mark: Mark
     renumbering: Renumbering = field(default_factory=Renumbering)
     unanswered: set[JsonRpcId] | None = field(default_factory=set)
     last_event_id: str | None = None
+    former_event_id: str | None = None
     retry_ms: int | None = None
     committed: bool = False
     in_fragment: bool = False
@@ -58,6 +60,7 @@ class StreamWatch:
     blocks: int = 0
     heard: int = 0
     announcing: Announcing | None = None
+    progress: Progress | None = None
     _scan: TopLevelScan | None = field(default=None, init=False)
     _is_json: bool = field(default=True, init=False)
 
@@ -72,6 +75,8 @@ class StreamWatch:
         mapped = self._for_client(message) if message is not None else None
         if message is not None:
             self._note(message)
+            if self.progress is not None and not self.progress.lets_pass(message, self.mark.generation):
+                return b"", message
         return event_to_client(piece.raw, event, mapped, self.mark), message
 
     @property
@@ -98,12 +103,13 @@ class StreamWatch:
 
     def _note(self, message: Message) -> None:
         is_rewritable = not message.is_opaque
+        may_come_again = self.progress is not None and self.progress.judges(message)
         for member in message.members or (message,):
             if member.kind is Kind.RESPONSE:
                 self._note_answer(member.id, is_rewritable=is_rewritable)
             self.heard += member.method == "notifications/progress"
             if member.kind is not Kind.NOTIFICATION or member.method == "notifications/progress":
-                self.committed = True
+                self.committed |= not may_come_again
 
     def _note_answer(self, request_id: JsonRpcId, *, is_rewritable: bool) -> None:
         """An answer counts under the id that the client will see; where that is not its own, it still waits."""
@@ -116,7 +122,7 @@ class StreamWatch:
 
     def _note_fields(self, event: Event) -> None:
         if event.id is not None:
-            self.last_event_id = event.id or None
+            self.former_event_id, self.last_event_id = self.last_event_id, event.id or None
         if event.retry is not None:
             self.retry_ms = event.retry
 

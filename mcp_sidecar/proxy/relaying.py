@@ -144,6 +144,7 @@ class EventRelay:
                     if self._give_up_at is not None and self._watch.heard > heard_before:
                         self._give_up_at = None
                         deadline.reschedule(None)
+                    self._responder.may_comment = not self._watch.in_fragment
                     await self._responder.write(data)
         except UpstreamFault:
             return Ending.BROKEN

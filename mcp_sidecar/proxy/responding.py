@@ -186,7 +186,8 @@ class Keeper:
 
 async def _quietly(stream: Responder) -> None:
     with suppress(ConnectionError, RuntimeError):  # the client is leaving; its own task learns it
-        await stream.comment()
+        if stream.may_comment:  # still: since the look at it a large event may have begun
+            await stream.comment()
 
 
 def _reset(transport: asyncio.BaseTransport) -> None:

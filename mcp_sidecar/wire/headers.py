@@ -5,6 +5,7 @@ Headers are handled as pairs throughout: names may repeat, their case and order 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 
 Pair = tuple[str, str]
@@ -94,6 +95,18 @@ def is_valid_session_id(session_id: str) -> bool:
     return 0 < len(session_id) <= MAX_SESSION_ID_BYTES and all(
         "\x21" <= character <= "\x7e" for character in session_id
     )
+
+
+def accepts(pairs: Iterable[Pair], wanted: str) -> bool:
+    """Whether ``Accept`` names this media type; a wildcard is no promise to understand it."""
+    listed = (entry for value in values(pairs, "accept") for entry in value.split(","))
+    return any(media_type(entry) == wanted and not _is_refused(entry) for entry in listed)
+
+
+def _is_refused(entry: str) -> bool:
+    """Whether an entry of ``Accept`` has the weight 0."""
+    parameters = [parameter.strip().lower() for parameter in entry.split(";")[1:]]
+    return any(re.fullmatch(r"q=0(\.0*)?", parameter) is not None for parameter in parameters)
 
 
 def media_type(content_type: str | None) -> str:

@@ -121,6 +121,12 @@ class Message:
         return _token_or_none(self.params.get("progressToken")) if self.method == "notifications/progress" else None
 
     @property
+    def reported_progress(self) -> float | None:
+        """How far a ``notifications/progress`` says that it is; ``None`` where that is no number."""
+        value = self.params.get("progress") if self.method == "notifications/progress" else None
+        return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+    @property
     def cancelled_id(self) -> JsonRpcId:
         """The request that a ``notifications/cancelled`` gives up."""
         return valid_id(self.params.get("requestId")) if self.method == "notifications/cancelled" else None

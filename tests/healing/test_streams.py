@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mcp_sidecar.healing.generations import Mark, Renumbering
+from mcp_sidecar.healing.progress import Progress
 from mcp_sidecar.healing.streams import AfterEnd, Ending, StreamWatch, after_end, unanswered_ids
 from mcp_sidecar.wire.messages import Kind, Message
 from mcp_sidecar.wire.sse import Block, EventSplitter, Fragment, encode_event
@@ -27,6 +28,10 @@ def watch(*, mark: Mark = FIRST, waiting: Any = (1,), **more: Any) -> StreamWatc
 def event(value: Any, **fields: Any) -> Block:
     data = json.dumps(value.value if isinstance(value, Message) else value)
     return Block(encode_event(data, **fields))
+
+
+def progress(value: Any) -> Message:
+    return samples.notification("notifications/progress", progressToken="p", progress=value)
 
 
 def relay(stream: StreamWatch, *pieces: Block | Fragment) -> bytes:
@@ -218,6 +223,32 @@ class TestCommitted:
         stream = watch()
         stream.relay(piece)
         assert stream.committed is committed
+
+    @pytest.mark.parametrize(
+        ("piece", "committed"),
+        [
+            pytest.param(event(progress(1)), False, id="progress"),
+            pytest.param(event(samples.batch(progress(1))), True, id="in a batch"),
+            pytest.param(event(progress("far")), True, id="no number"),
+            pytest.param(event(samples.notification("notifications/progress", progress=1)), True, id="of nothing"),
+            pytest.param(event(samples.request("sampling/createMessage")), True, id="a question"),
+        ],
+    )
+    def test_committed_where_progress_is_watched(self, piece: Block | Fragment, committed: bool) -> None:
+        """What can be held back when it comes again does not keep a request from going again."""
+        stream = watch()
+        stream.progress = Progress()
+        stream.relay(piece)
+        assert stream.committed is committed
+
+    def test_what_would_go_back_is_held_back(self) -> None:
+        """Of the next run only what is further than the one before."""
+        stream = watch()
+        stream.progress = Progress()
+        assert relay(stream, event(progress(1)), event(progress(2)))
+        stream.mark = SECOND
+        assert relay(stream, event(progress(1)), event(progress(2))) == b""
+        assert b'"progress":2.5' in relay(stream, event(progress(2.5))).replace(b" ", b"")
 
 
 class TestFragments:

@@ -1,0 +1,65 @@
+"""What the client of a session has seen of the progress of its calls, so that a second run of one does not go back.
+
+The value must increase with each notification (utilities/progress, "Behavior Requirements"). A call that is run again
+begins at its beginning: what it reports passes from where it is further than the run before it. Inside one run nothing is
+judged; that is between the client and its server.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from mcp_sidecar.wire.messages import Message
+
+Token = str | int
+
+MAX_TOKENS = 1000
+"""How many calls of a session are remembered; a server may report on any number."""
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far each call is in the client's eyes, and which run of it came that far.
+
+    A run is told by its generation and by the token that the upstream knows. ``renewed`` are the tokens of ours under which
+    calls were sent again, to the client's own.
+    """
+
+    renewed: dict[str, Token] = field(default_factory=dict)
+    _furthest: dict[Token, tuple[tuple[int, Token], float]] | None = None
+
+    @staticmethod
+    def judges(message: Message) -> bool:
+        """Whether this is one report of progress that can be understood."""
+        return message.reported_token is not None and message.reported_progress is not None
+
+    def lets_pass(self, message: Message, generation: int) -> bool:
+        """Whether the client may see this message."""
+        reported, value = message.reported_token, message.reported_progress
+        if reported is None or value is None:
+            return True
+        token = self.renewed.get(reported, reported) if isinstance(reported, str) else reported
+        run = (generation, reported)
+        self._furthest = self._furthest or {}
+        last_run, furthest = self._furthest.get(token, (run, value))
+        if run != last_run and value <= furthest:
+            return False
+        self._furthest[token] = (run, max(value, furthest))
+        if len(self._furthest) > MAX_TOKENS:
+            del self._furthest[next(iter(self._furthest))]
+        return True
+
+    def forget(self, message: Message) -> None:
+        """No run of these requests is under way: before the first, and after the last."""
+        if not self._furthest and not self.renewed:
+            return
+        for request in message.requests:
+            token = request.progress_token
+            if token is not None:
+                self._forget(token)
+
+    def _forget(self, token: Token) -> None:
+        if self._furthest is not None:
+            self._furthest.pop(token, None)
+        for new in [new for new, old in self.renewed.items() if old == token]:
+            del self.renewed[new]
