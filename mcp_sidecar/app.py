@@ -21,6 +21,7 @@ from mcp_sidecar.healing.signatures import TABLE
 from mcp_sidecar.ops import logs
 from mcp_sidecar.ops.admin import Admin
 from mcp_sidecar.ops.metrics import Metrics
+from mcp_sidecar.proxy.aftercare import Aftercare
 from mcp_sidecar.proxy.attachments import Attachments
 from mcp_sidecar.proxy.availability import Availability
 from mcp_sidecar.proxy.config import ListenConfig
@@ -157,6 +158,7 @@ class Sidecar:
         await self.parts.healer.stop()
         await self.parts.availability.stop()
         await self.parts.keeper.stop()
+        await self.parts.aftercare.stop()
         await self.parts.telling.stop()
         await self.parts.upstream.close()
         await self._admin.stop()
@@ -213,7 +215,7 @@ def build_parts(settings: Settings, emit: Emit) -> Parts:
     availability = Availability(upstream.can_connect, emit, clock, holding.waiting)
     get_streams = GetStreams()
     telling = Telling(get_streams, emit)
-    healing = Tools(upstream, store, telling, policy, limits.max_buffered_answer, emit, clock)
+    healing = Tools(upstream, store, telling, policy, limits.max_buffered_answer, emit, clock, get_streams)
     return Parts(
         upstream=upstream,
         store=store,
@@ -224,6 +226,7 @@ def build_parts(settings: Settings, emit: Emit) -> Parts:
         get_streams=get_streams,
         attachments=attachments,
         telling=telling,
+        aftercare=Aftercare(healing),
         policy=policy,
         limits=limits,
         emit=emit,

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable
 
 from mcp_sidecar.healing import own_answers
+from mcp_sidecar.healing.announcing import Announcing, calls_in
 from mcp_sidecar.healing.exchange import Exchange, Give, Step
 from mcp_sidecar.healing.faults import Fault
 from mcp_sidecar.healing.generations import Mark, Renumbering
 from mcp_sidecar.healing.own_answers import OwnAnswer
+from mcp_sidecar.healing.policy import Announce
 from mcp_sidecar.healing.streams import AfterEnd, StreamWatch, unanswered_ids
 from mcp_sidecar.proxy.call import Call
 from mcp_sidecar.proxy.learning import Learning
@@ -67,7 +69,7 @@ class Delivery:
         ``whole`` is its body if it is JSON and was read. ``None`` where there is nothing left to do.
         """
         if self._watch is None:
-            self._watch = StreamWatch(mark, unanswered=unanswered_ids(self._message))
+            self._watch = StreamWatch(mark, unanswered=unanswered_ids(self._message), announcing=self._announcing)
         watch = self._watch
         watch.mark, watch.renumbering = mark, renumbering
         if whole is not None:
@@ -78,6 +80,13 @@ class Delivery:
         if self._responder.is_committed or is_under_new_id:  # the client would not find its answer
             return self._exchange.stream_broke(AfterEnd.TELL)
         return await self._pass_rest(answer)
+
+    @property
+    def _announcing(self) -> Announcing | None:
+        session = self._call.session
+        if session is None or self._parts.policy.announce is not Announce.RESULT:
+            return None
+        return Announcing(session, calls_in(self._message.requests))
 
     @property
     def _message(self) -> Message:

@@ -1,13 +1,19 @@
-"""What the sidecar learns from an answer that passes: a new session, the safe tools of this one.
+"""What the sidecar learns from an answer that passes: a new session, its lists, what was set in it, what was asked.
 
 Everything is learned before the client sees it, so that the client's next request finds it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from mcp_sidecar.healing.annotations import updated as updated_tools
+from mcp_sidecar.healing.generations import Mark, Renumbering
+from mcp_sidecar.healing.lists import LISTINGS, SeenLists
 from mcp_sidecar.healing.recorded import Handshake
-from mcp_sidecar.healing.session import ClientSessionId, UpstreamSessionId
+from mcp_sidecar.healing.remembered import LEARNT
+from mcp_sidecar.healing.session import ClientSessionId, Session, UpstreamSessionId
 from mcp_sidecar.proxy.call import Call
 from mcp_sidecar.proxy.parts import Parts
 from mcp_sidecar.proxy.reading import WholeJson
@@ -19,7 +25,7 @@ from mcp_sidecar.wire.messages import Kind, Message, is_initialize_result
 class Learning:
     """What one POST teaches. ``message`` is kept up to date by the owner: a large one is known bit by bit.
 
-    ``generation`` is the one that the request was last sent under.
+    ``generation`` is the one that the request was last sent under, ``renumbering`` the ids that it then bore.
     """
 
     def __init__(self, parts: Parts, call: Call, message: Message) -> None:
@@ -29,6 +35,7 @@ class Learning:
         self._ids: tuple[ClientSessionId, UpstreamSessionId] | None = None  # of the new session
         self.message = message
         self.generation = 1
+        self.renumbering = Renumbering()
         self.is_initialize = message.kind is Kind.REQUEST and message.method == "initialize"
 
     def new_session_id(self, answer: Answer, whole: WholeJson | None = None) -> str | None:
@@ -62,11 +69,37 @@ class Learning:
         """Look at one message of the answer."""
         if self.is_initialize:
             self._learn_session(message, answer)
-        elif self.message.method == "tools/list" and self._call.session is not None and message.result is not None:
-            session = self._call.session
-            if self.generation == session.generation:
-                is_first_page = self.message.cursor is None
-                session.safe_tools = updated_tools(session.safe_tools, message.result, is_first_page=is_first_page)
+            return
+        session = self._call.session
+        if session is None:
+            return
+        session.remembered.heard(message, Mark(session.tag, self.generation))
+        if self.generation != session.generation:
+            return
+        self._learn_success(session, message)
+        if message.result is None:
+            return
+        if self.message.method in LISTINGS:
+            self._learn_list(session, self.message, message.result)
+
+    def _learn_success(self, session: Session, message: Message) -> None:
+        """What the server has taken, it must be told again after a heal."""
+        setting = {request.id: request for request in self.message.requests if request.method in LEARNT}
+        for response in message.responses if setting else ():
+            client_id = response.id
+            if isinstance(client_id, str):
+                client_id = self.renumbering.ids.get(client_id, client_id)
+            if response.result is not None and client_id in setting:
+                session.remembered.learn(setting[client_id])
+
+    def _learn_list(self, session: Session, request: Message, result: Mapping[str, Any]) -> None:
+        """One page of a list: which tools are safe, and what the client has seen of the server."""
+        if request.method == "tools/list":
+            is_first_page = request.cursor is None
+            session.safe_tools = updated_tools(session.safe_tools, result, is_first_page=is_first_page)
+        if self._parts.heals and self._parts.policy.compare_lists and request.method is not None:
+            session.lists = session.lists or SeenLists()
+            session.lists.see(request.method, request.cursor, result, self.generation)
 
     def _learn_session(self, message: Message, answer: Answer) -> None:
         session_id = self.new_session_id(answer)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from mcp_sidecar.healing.facts import Emit
 from mcp_sidecar.healing.policy import Mode, Policy
 from mcp_sidecar.healing.session import Session
+from mcp_sidecar.proxy.aftercare import Aftercare
 from mcp_sidecar.proxy.attachments import Attachments
 from mcp_sidecar.proxy.availability import Availability
 from mcp_sidecar.proxy.config import Limits
@@ -45,6 +46,7 @@ class Parts:
     get_streams: GetStreams
     attachments: Attachments
     telling: Telling
+    aftercare: Aftercare
     policy: Policy
     limits: Limits
     emit: Emit

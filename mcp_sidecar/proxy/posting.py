@@ -69,6 +69,8 @@ class Posting:
 
     async def run(self) -> None:
         """Take the exchange to its end."""
+        if self._call.session is not None:
+            self._call.session.posts += 1
         try:
             step: Step | None = self._exchange.begin()
             while step is not None:
@@ -121,6 +123,7 @@ class Posting:
         self._parts.holding.leave(self._held)
         session = self._call.session
         if session is not None:
+            session.posts -= 1
             for old in self._renumbering.ids.values():
                 self._parts.renumbered.pop((session, old), None)
 
@@ -321,7 +324,10 @@ class Posting:
         if self._parts.observes:
             await self._delivery.pass_observed(answer)
             return None
-        return await self._delivery.pass_on(answer, self._json, self._mark, self._renumbering)
+        step = await self._delivery.pass_on(answer, self._json, self._mark, self._renumbering)
+        if step is None and self._call.session is not None and 200 <= answer.status < 300:
+            self._parts.aftercare.answered(self._call.session, self._generation, self._call.trigger)
+        return step
 
     @property
     def _mark(self) -> Mark:

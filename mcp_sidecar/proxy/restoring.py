@@ -25,6 +25,7 @@ from mcp_sidecar.healing.policy import Policy
 from mcp_sidecar.healing.recorded import INCOMPATIBLE, INITIALIZED, differences, is_same_server
 from mcp_sidecar.healing.restore_steps import StepVerdict
 from mcp_sidecar.healing.session import Event, Session, State, UpstreamSessionId
+from mcp_sidecar.proxy.get_streams import GetStreams
 from mcp_sidecar.proxy.own_requests import OwnRequests, Trigger
 from mcp_sidecar.proxy.reading import (
     KeptAnswer,
@@ -74,6 +75,7 @@ class Tools:
     max_answer_bytes: int
     emit: Emit
     clock: Callable[[], float]
+    streams: GetStreams
 
 
 class Restore:
@@ -102,6 +104,7 @@ class Restore:
 
     def settle(self) -> None:
         """Whatever happened, the session is not left in the middle."""
+        self._tools.streams.heal_ended(self._session)
         if self._session.state is State.HEALING:
             self._session.failed_heals += self._is_counted
             self._session.fire(Event.NOT_HEALED)
@@ -197,6 +200,7 @@ class Restore:
     ) -> HealEnd | None:
         """``None`` if the new session knows all that the old one knew; else how the heal ends, and it is ended, too."""
         try:
+            await self._listen_ahead(upstream_id)
             end = await self._tell_initialized(upstream_id)
             if end is None and upstream_id is not None:
                 end = self._after(await self._retelling.run(upstream_id, capabilities))
@@ -206,6 +210,10 @@ class Restore:
         if end is not None:
             await self._own.discard(upstream_id)
         return end
+
+    async def _listen_ahead(self, upstream_id: UpstreamSessionId | None) -> None:
+        """Servers speak first on the listening stream: it is opened before they are told ``initialized``."""
+        await self._tools.streams.open_ahead(self._session, upstream_id)
 
     async def _tell_initialized(self, upstream_id: UpstreamSessionId | None) -> HealEnd | None:
         async with in_time(), await self._own.post(INITIALIZED, upstream_id, in_session=True) as answer:
