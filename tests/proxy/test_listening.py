@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any
 
 import pytest
 
@@ -17,44 +14,16 @@ from mcp_sidecar.healing.facts import (
     HealOutcome,
     HoldOverflowed,
     ObservedAction,
-    SidecarFault,
 )
 from mcp_sidecar.proxy.availability import SLOWEST_PACE_S
 from tests.support.behaviour import Answers
-from tests.support.client import McpClient, Stream, raw_exchange
-from tests.support.fake_upstream import FakeUpstream
+from tests.support.client import McpClient, raw_exchange
 from tests.support.faults import Answer, CutStream, IngressPage, ResetBeforeExecution, RoutePage, Stall
 from tests.support.ledger import Ledger
-from tests.support.sidecar import WatchedSidecar, running_sidecar
+from tests.support.listening import attached, next_method, scene
 from tests.support.waiting import eventually
 
-Scene = tuple[FakeUpstream, WatchedSidecar, McpClient]
 NOT_FOUND = b'{"jsonrpc":"2.0","error":{"code":-32001,"message":"Session not found"},"id":null}'
-
-
-@asynccontextmanager
-async def scene(behaviour: dict[str, Any] | None = None, **settings: object) -> AsyncIterator[Scene]:
-    """A client in a session, behind a sidecar that comments often."""
-    settings = {"listen__comment_interval": 0.05, **settings}
-    async with (
-        FakeUpstream(**(behaviour or {})) as upstream,
-        running_sidecar(upstream.url, **settings) as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
-        yield upstream, sidecar, client
-        assert sidecar.of(SidecarFault) == []
-
-
-async def attached(upstream: FakeUpstream) -> None:
-    """Wait until the upstream has an open GET stream of somebody."""
-    await eventually(lambda: any(session.get_streams_open for session in upstream.sessions.values()))
-
-
-async def next_method(stream: Stream) -> str:
-    message = await stream.next_message()
-    assert message is not None
-    return str(message["method"])
 
 
 # -- while everything is well -----------------------------------------------------------------------------------------
