@@ -45,7 +45,8 @@ class StreamWatch:
     ``unanswered`` are the client's request ids that still wait, ``None`` where nobody knows whether any does. A message
     is handed to the caller once, by ``relay``. ``misaddressed``: an answer went by under an id that the client does not
     know, since it was too large to be written anew; it will not come again. ``heard`` counts what concerned the requests:
-    answers to them, progress, the beginning of something large. ``announcing`` adds what the model is to know, ``progress`` holds back what would go back.
+    answers to them, progress, the beginning of something large. ``announcing`` adds what the model is to know, ``progress``
+    holds back what would go back.
     """
 
     mark: Mark

@@ -2,26 +2,45 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import replace
+from http import HTTPStatus
+from typing import Any
 
 from mcp_sidecar.healing import own_answers
 from mcp_sidecar.healing.announcing import Announcing, calls_in
+from mcp_sidecar.healing.classify import PEEK_BYTES
 from mcp_sidecar.healing.exchange import Exchange, Give, Step
 from mcp_sidecar.healing.faults import Fault
 from mcp_sidecar.healing.generations import Mark, Renumbering
 from mcp_sidecar.healing.own_answers import OwnAnswer
 from mcp_sidecar.healing.policy import Announce
+from mcp_sidecar.healing.progress import Progress
 from mcp_sidecar.healing.streams import AfterEnd, StreamWatch, unanswered_ids
 from mcp_sidecar.proxy.call import Call
 from mcp_sidecar.proxy.learning import Learning
 from mcp_sidecar.proxy.parts import Parts
-from mcp_sidecar.proxy.reading import KeptAnswer, WholeJson, is_event_stream, kept, may_be_kept
+from mcp_sidecar.proxy.position import note_unanswered
+from mcp_sidecar.proxy.reading import (
+    KeptAnswer,
+    WholeJson,
+    decoded_body,
+    is_event_stream,
+    is_json,
+    kept,
+    may_be_kept,
+)
 from mcp_sidecar.proxy.relaying import EventRelay, Overhearing, relay_rest
 from mcp_sidecar.proxy.responding import Responder
 from mcp_sidecar.proxy.upstream import Answer, UpstreamFault
 from mcp_sidecar.wire import headers
 from mcp_sidecar.wire.headers import Pair
-from mcp_sidecar.wire.messages import JsonRpcId, Kind, Message, dump
+from mcp_sidecar.wire.messages import Kind, Message, NotJson, dump, parse
+from mcp_sidecar.wire.sse import Fragment
+
+_EVENT_HEAD = b"event: message\ndata: "
+_BLANK_LINE_ENDS = bytes.maketrans(b"\r\n", b"  ")
 
 Failed = Callable[[Fault], Awaitable[Step]]
 """What follows when an answer breaks before the client has anything of it."""
@@ -41,11 +60,16 @@ class Delivery:
         self._learning = learning
         self._failed = failed
         self._watch: StreamWatch | None = None
+        self.progress = call.session.progress if call.session is not None else Progress()
 
     @property
-    def still_unanswered(self) -> set[JsonRpcId] | None:
-        """The requests whose answers the client does not have; ``None`` while nothing was passed, or nobody knows."""
-        return self._watch.unanswered if self._watch is not None else None
+    def still_unanswered(self) -> Message:
+        """The message without those requests of a batch whose answers the client has."""
+        message, waiting = self._message, self._watch.unanswered if self._watch is not None else None
+        if waiting is None or not message.members:
+            return message
+        members = [m for m in message.members if m.kind is not Kind.REQUEST or m.id in waiting]
+        return replace(message, members=tuple(members))
 
     async def pass_observed(self, answer: Answer) -> None:
         """As a plain proxy would, but for what is learned on the way."""
@@ -56,7 +80,8 @@ class Delivery:
     async def pass_refusal(self, refusal: KeptAnswer) -> Step | None:
         """The 401 or 403 that a heal met is the answer to the request that wanted it."""
         if self._responder.is_committed:
-            return self._exchange.stream_broke(AfterEnd.TELL)
+            await self._responder.give(own_answers.instead_of(self.still_unanswered, refusal.status, refusal.reason))
+            return None
         own = OwnAnswer(refusal.status, body=refusal.body, headers=tuple(refusal.headers))
         await self._responder.give(own)
         return None
@@ -69,15 +94,18 @@ class Delivery:
         ``whole`` is its body if it is JSON and was read. ``None`` where there is nothing left to do.
         """
         if self._watch is None:
-            self._watch = StreamWatch(mark, unanswered=unanswered_ids(self._message), announcing=self._announcing)
+            waiting = unanswered_ids(self._message)
+            self._watch = StreamWatch(mark, unanswered=waiting, announcing=self._announcing, progress=self.progress)
         watch = self._watch
         watch.mark, watch.renumbering = mark, renumbering
         if whole is not None:
             return await self._pass_json(answer, whole, watch)
         if is_event_stream(answer) and 200 <= answer.status < 300:
             return await self._pass_events(answer, watch)
-        is_under_new_id = bool(renumbering.ids) and 200 <= answer.status < 300
-        if self._responder.is_committed or is_under_new_id:  # the client would not find its answer
+        self._give_up_waiting()
+        if self._responder.is_committed:
+            return await self._pass_as_event(answer, watch)
+        if renumbering.ids and 200 <= answer.status < 300:  # the client would not find its answer
             return self._exchange.stream_broke(AfterEnd.TELL)
         return await self._pass_rest(answer)
 
@@ -101,8 +129,10 @@ class Delivery:
         if self._responder.is_committed:
             if not watch.answered:
                 return self._exchange.stream_broke(AfterEnd.TELL)
+            await self._tell_waiting()
             await self._responder.give(OwnAnswer(answer.status, own_answers.JSON, body))
             return None
+        self._give_up_waiting()
         pairs = self._head(answer, whole, without={"content-length"} if mapped is not None else ())
         if mapped is not None:
             pairs.append(("Content-Length", str(len(body))))
@@ -116,24 +146,75 @@ class Delivery:
         if not self._responder.is_committed:
             self._responder.is_event_stream = True
             await self._responder.start(answer.status, answer.reason, self._head(answer, without={"content-length"}))
-        watch.last_event_id = None  # of an attempt before this one
+        await self._tell_waiting()
+        watch.last_event_id = watch.former_event_id = None  # of an attempt before this one
         relay = EventRelay(self._parts, self._call, watch, self._responder, self._learning.learn)
         self._parts.open.post_streams += 1
         try:
             after = await relay.run(answer, may_resend=lambda: self._exchange.may_resend_stream)
+        except (ConnectionError, asyncio.CancelledError):  # the client left, and perhaps without the last event
+            note_unanswered(self._call.session, watch, unanswered_ids(self._message))
+            raise
         finally:
             self._parts.open.post_streams -= 1
         if after is AfterEnd.CUT:
             self._responder.cut()
-        if after is AfterEnd.FINISH:
-            self._note_polling(watch)
+        # It may poll, or have left unnoticed; should the session be lost first, it still learns that nobody will answer.
+        note_unanswered(self._call.session, watch, watch.unanswered)
         return self._exchange.stream_broke(after)
 
-    def _note_polling(self, watch: StreamWatch) -> None:
-        """Should the session be lost before the client polls, it still learns that nobody will answer."""
+    async def _tell_waiting(self) -> None:
+        """What the client was to be told, and could not be so far, goes ahead of what it waits for."""
         session = self._call.session
-        if session is not None and watch.unanswered and watch.last_event_id is not None:
-            session.note_polled(watch.mark.on_text(watch.last_event_id), watch.unanswered)
+        if session is not None and session.hints:
+            await self._responder.write(self._parts.telling.take_waiting(session))
+
+    def _give_up_waiting(self) -> None:
+        """An answer that is no stream carries nothing else; one that nobody waits for is not meant."""
+        session = self._call.session
+        if session is not None and session.hints and self._message.requests:
+            self._parts.telling.give_up_waiting(session)
+
+    # -- on a stream that is open already -----------------------------------------------------------------------------
+
+    async def _pass_as_event(self, answer: Answer, watch: StreamWatch) -> Step | None:
+        """The stream was opened before there was an answer, or for an attempt before this one."""
+        if answer.status >= 400:
+            said = await self._error_said(answer)
+            given = own_answers.instead_of(self.still_unanswered, answer.status, answer.reason, said)
+            await self._responder.give(given)
+            return None
+        if 200 <= answer.status < 300 and is_json(answer) and not watch.renumbering.ids:
+            return await self._pass_large_json(answer, watch)
+        return self._exchange.stream_broke(AfterEnd.TELL)
+
+    async def _error_said(self, answer: Answer) -> dict[str, Any] | None:
+        """The JSON-RPC error in an error answer; what refuses credentials is nobody's to hand on."""
+        if answer.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+            return None
+        try:
+            return parse(await decoded_body(answer, PEEK_BYTES)).error
+        except (UpstreamFault, NotJson):
+            return None
+
+    async def _pass_large_json(self, answer: Answer, watch: StreamWatch) -> Step | None:
+        """As one event, while it comes. Between the tokens of JSON a line end says no more than a blank."""
+        self._responder.may_comment = False
+        head = _EVENT_HEAD
+        try:
+            async for chunk in answer.chunks():
+                data = chunk.translate(_BLANK_LINE_ENDS)
+                await self._relay(Fragment(head + data, data, last=False), watch)
+                head = b""
+        except UpstreamFault:
+            self._responder.cut()
+            return None
+        await self._relay(Fragment(head + b"\n\n", b"", last=True), watch)
+        return self._exchange.stream_broke(AfterEnd.FINISH if watch.answered else AfterEnd.TELL)
+
+    async def _relay(self, piece: Fragment, watch: StreamWatch) -> None:
+        data, _ = watch.relay(piece)
+        await self._responder.write(data)
 
     # -- everything else ----------------------------------------------------------------------------------------------
 

@@ -5,7 +5,6 @@ This is the one loop; everything that a step needs done is a method below it, in
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import assert_never
 
 from mcp_sidecar.healing import own_answers
@@ -19,6 +18,7 @@ from mcp_sidecar.healing.facts import (
     MessageDropped,
     OutcomeUnknown,
     RequestReplayed,
+    SessionEnd,
 )
 from mcp_sidecar.healing.faults import Fault
 from mcp_sidecar.healing.generations import FIRST, Mark, Renumbering
@@ -29,6 +29,7 @@ from mcp_sidecar.proxy import outbound, rejections
 from mcp_sidecar.proxy.bodies import UNREADABLE, Body, HeldBody, PassingBody
 from mcp_sidecar.proxy.call import Call
 from mcp_sidecar.proxy.delivering import Delivery
+from mcp_sidecar.proxy.early import EarlyStream
 from mcp_sidecar.proxy.holding import Held, Waited
 from mcp_sidecar.proxy.learning import Learning
 from mcp_sidecar.proxy.parts import Parts
@@ -59,6 +60,7 @@ class Posting:
         self._exchange = self._begin_exchange(opaque)
         self._learning = Learning(parts, call, message)
         self._delivery = Delivery(parts, call, responder, self._exchange, self._learning, self._failed)
+        self._early = EarlyStream(parts, call, responder, message, body)
         self._held = self._place()
         self._answer: Answer | None = None
         self._json: WholeJson | None = None
@@ -71,6 +73,8 @@ class Posting:
         """Take the exchange to its end."""
         if self._call.session is not None:
             self._call.session.posts += 1
+            self._call.session.remembered.answered(self._message)
+        self._delivery.progress.forget(self._message)
         try:
             step: Step | None = self._exchange.begin()
             while step is not None:
@@ -120,10 +124,13 @@ class Posting:
 
     def _end(self) -> None:
         self._drop_answer()
+        self._early.close()
+        self._delivery.progress.forget(self._message)
         self._parts.holding.leave(self._held)
         session = self._call.session
         if session is not None:
             session.posts -= 1
+            session.remembered.answered(self._message)  # by now its id is known, also where it came last
             for old in self._renumbering.ids.values():
                 self._parts.renumbered.pop((session, old), None)
 
@@ -174,6 +181,8 @@ class Posting:
         session = self._call.session
         if renumber:
             outgoing, self._renumbering = outbound.renumbered(self._message, self._parts.new_id)
+            self._delivery.progress.renewed.update(self._renumbering.tokens)
+            self._learning.renumbering = self._renumbering
             if session is not None:
                 self._parts.renumbered.update({(session, old): new for new, old in self._renumbering.ids.items()})
             return outgoing
@@ -260,7 +269,8 @@ class Posting:
         assert session is not None, "only a bound session is healed"
         original = self._original if step.confirm else None
         loss = Loss(self._generation, step.signature, self._answer.status if self._answer else 0, original)
-        waited, end = await self._parts.healer.heal(session, loss, self._call.trigger, self._held)
+        heal = self._parts.healer.heal(session, loss, self._call.trigger, self._held)
+        waited, end = await self._early.during(heal)
         if waited is not Waited.BACK:
             return self._exchange.cancelled() if waited is Waited.CANCELLED else await self._expired()
         if end.why is None:
@@ -271,9 +281,10 @@ class Posting:
     async def _hold(self, awaited: Awaited) -> Step:
         self._drop_answer()
         if awaited is Awaited.CONNECT:
-            waited = await self._parts.holding.for_connect(self._held, self._parts.availability)
+            wait = self._parts.holding.for_connect(self._held, self._parts.availability)
         else:
-            waited = await self._parts.holding.for_route(self._held)
+            wait = self._parts.holding.for_route(self._held)
+        waited = await self._early.during(wait)
         if waited is Waited.BACK:
             return self._exchange.back()
         return self._exchange.cancelled() if waited is Waited.CANCELLED else await self._expired()
@@ -284,16 +295,14 @@ class Posting:
         self._tell(step)
         answer = step.answer
         if self._responder.is_committed and step.reason is not None:
-            answer = own_answers.in_session(self._still_unanswered(), step.reason)
+            answer = own_answers.in_session(self._delivery.still_unanswered, step.reason)
+            self._end_if_lost(step.reason)
         await self._responder.give(answer)
 
-    def _still_unanswered(self) -> Message:
-        """The message without those requests of a batch whose answers the client has."""
-        waiting = self._delivery.still_unanswered
-        if waiting is None or not self._message.members:
-            return self._message
-        members = [m for m in self._message.members if m.kind is not Kind.REQUEST or m.id in waiting]
-        return replace(self._message, members=tuple(members))
+    def _end_if_lost(self, reason: Reason) -> None:
+        """The 404 that a stream cannot carry comes with the next request."""
+        if reason is Reason.SESSION_LOST and self._call.session is not None:
+            self._parts.store.end(self._call.session, SessionEnd.GIVEN_UP)
 
     def _tell(self, step: Give) -> None:
         self._tell_observed()
