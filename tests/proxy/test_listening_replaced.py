@@ -123,10 +123,13 @@ async def test_other_modes_leave_two_streams_to_the_server(mode: str) -> None:
 
 async def test_a_drain_ends_a_stream_that_has_replaced_one() -> None:
     """No stream is forgotten on the way."""
-    async with scene() as (upstream, sidecar, client):
-        async with await client.get_stream() as first, await client.get_stream() as second:
-            await ends_cleanly(first)
-            await attached(upstream)
-            await sidecar.drain()
-            await ends_cleanly(second)
-            assert len(sidecar.parts.get_streams) == 0
+    async with (
+        scene() as (upstream, sidecar, client),
+        await client.get_stream() as first,
+        await client.get_stream() as second,
+    ):
+        await ends_cleanly(first)
+        await attached(upstream)
+        await sidecar.drain()
+        await ends_cleanly(second)
+        assert len(sidecar.parts.get_streams) == 0
