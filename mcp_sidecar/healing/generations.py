@@ -1,8 +1,9 @@
 """Ids that carry their generation, so that an old answer never meets a new question.
 
 A restarted server counts from zero again: its question 1 is not the question 1 of before, and its event ids repeat.
-Both must be unique in a client's session (transports, "Resumability and Redelivery"; basic, "Requests"). From the second
-generation on, the client sees such ids with a mark of the session and the generation in front; on the way in the mark is
+Both must be unique in a client's session (transports, "Resumability and Redelivery"; basic, "Requests"), and so must the
+tokens under which a question hears of its progress (basic/utilities/progress). From the second generation on, the client
+sees such ids and tokens with a mark of the session and the generation in front; on the way in the mark is
 taken off, and whatever bears another generation goes nowhere. The first generation passes untouched. The mark starts with
 the session's random ``tag``, which no upstream can guess.
 """
@@ -52,6 +53,10 @@ class Mark:
         own = _id_in(text) if text is not None else None
         return own is not None, own
 
+    def is_on_another(self, seen: JsonRpcId) -> bool:
+        """Whether an id bears this session's mark, but of another generation."""
+        return isinstance(seen, str) and seen.startswith(f"{self.tag}.") and self.off_text(seen) is None
+
 
 def _id_in(text: str) -> JsonRpcId:
     """The id that a client hands back; ``None`` where it says what was never an id."""
@@ -83,13 +88,21 @@ def to_client(message: Message, mark: Mark, renumbering: Renumbering) -> Any | N
         return [old if new is None else new for old, new in zip(message.value, mapped, strict=True)]
     match message.kind:
         case Kind.REQUEST if mark.generation > FIRST:
-            return messages.with_id(message.value, mark.on_id(message.id))
+            return _marked_question(message, mark)
         case Kind.RESPONSE:
             return _under_old_id(message, renumbering)
         case Kind.NOTIFICATION:
             return _under_old_token(message, renumbering) or _marked_cancel(message, mark)
         case _:
             return None
+
+
+def _marked_question(message: Message, mark: Mark) -> Any:
+    """A question under an id, and if it wants to hear of progress under a token, that no other generation has used."""
+    marked = messages.with_id(message.value, mark.on_id(message.id))
+    if message.progress_token is None:
+        return marked
+    return messages.with_progress_token(marked, mark.on_text(json.dumps(message.progress_token)))
 
 
 def _under_old_id(message: Message, renumbering: Renumbering) -> Any | None:

@@ -14,6 +14,8 @@ from mcp_sidecar.healing.session import Session
 from mcp_sidecar.wire import messages
 from mcp_sidecar.wire.messages import JsonRpcId, Kind, Message, dump
 
+_NAMES_A_REQUEST = frozenset({"notifications/cancelled", "notifications/progress"})
+
 Renumbered = Mapping[tuple[Session, JsonRpcId], str]
 
 
@@ -41,17 +43,28 @@ def body_of(message: Message, data: bytes, mark: Mark, under_way: Renumbered, se
 
 
 def _concerns_ids(message: Message) -> bool:
-    return message.kind is Kind.RESPONSE or message.method == "notifications/cancelled"
+    return message.kind is Kind.RESPONSE or message.method in _NAMES_A_REQUEST
 
 
 def _belongs(message: Message, mark: Mark) -> bool:
-    """Whether this is no answer, or one to a question of this very generation (basic, "Requests")."""
-    return message.kind is not Kind.RESPONSE or mark.off_id(message.id)[0]
+    """Whether it concerns no question of an earlier upstream session.
+
+    An answer and a progress are about the server's questions (basic, "Requests"; utilities/progress), a cancellation is
+    about the client's own requests, whose ids bear no mark.
+    """
+    if message.kind is Kind.RESPONSE:
+        return mark.off_id(message.id)[0]
+    if message.reported_token is not None:
+        return mark.off_id(message.reported_token)[0]
+    return message.cancelled_id is None or not mark.is_on_another(message.cancelled_id)
 
 
 def _mapped(message: Message, mark: Mark, under_way: Renumbered, session: Session) -> Any:
-    """An answer under the id that the upstream gave its question, a cancellation under the id that it knows."""
-    if message.kind is Kind.RESPONSE and mark.generation > FIRST:
+    """An answer and its progress as the upstream knows its question, a cancellation under the id that it knows."""
+    if mark.generation > FIRST and message.kind is Kind.RESPONSE:
         return {**(message.value or {}), "id": mark.off_id(message.id)[1]}
+    if mark.generation > FIRST and message.reported_token is not None:
+        _, token = mark.off_id(message.reported_token)
+        return {**message.value, "params": {**message.params, "progressToken": token}}
     new = under_way.get((session, message.cancelled_id)) if message.method == "notifications/cancelled" else None
     return message.value if new is None else {**message.value, "params": {**message.params, "requestId": new}}

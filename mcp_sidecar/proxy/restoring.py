@@ -100,7 +100,12 @@ class Restore:
                 return alive
         else:
             self._tell_loss()
-        return await self._initialize()
+        try:
+            return await self._initialize()
+        except BaseException:  # the upstream breaks off, or we are out of time: what was begun is not left behind
+            if self._session.upstream_id != self._claimed_id:
+                await self._own.discard(self._claimed_id)
+            raise
 
     def settle(self) -> None:
         """Whatever happened, the session is not left in the middle."""
@@ -199,21 +204,13 @@ class Restore:
         self, upstream_id: UpstreamSessionId | None, capabilities: Mapping[str, Any]
     ) -> HealEnd | None:
         """``None`` if the new session knows all that the old one knew; else how the heal ends, and it is ended, too."""
-        try:
-            await self._listen_ahead(upstream_id)
-            end = await self._tell_initialized(upstream_id)
-            if end is None and upstream_id is not None:
-                end = self._after(await self._retelling.run(upstream_id, capabilities))
-        except BaseException:  # out of time or abandoned: what was begun is not left behind either
-            await self._own.discard(upstream_id)
-            raise
+        await self._tools.streams.open_ahead(self._session, upstream_id)
+        end = await self._tell_initialized(upstream_id)
+        if end is None and upstream_id is not None:
+            end = self._after(await self._retelling.run(upstream_id, capabilities))
         if end is not None:
             await self._own.discard(upstream_id)
         return end
-
-    async def _listen_ahead(self, upstream_id: UpstreamSessionId | None) -> None:
-        """Servers speak first on the listening stream: it is opened before they are told ``initialized``."""
-        await self._tools.streams.open_ahead(self._session, upstream_id)
 
     async def _tell_initialized(self, upstream_id: UpstreamSessionId | None) -> HealEnd | None:
         async with in_time(), await self._own.post(INITIALIZED, upstream_id, in_session=True) as answer:

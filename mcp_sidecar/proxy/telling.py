@@ -1,7 +1,7 @@
 """How a hint reaches the client: on its open GET stream, else ahead of the next answer that is a stream, else not at all.
 
-Nobody waits for a client that reads slowly: one batch of hints may be under way to a session, and what comes meanwhile is
-dropped. Whatever is dropped is counted.
+What waits is said once, however many heals would say it. Nobody waits for a client that reads slowly: one batch of hints
+may be under way to a session, and what comes meanwhile waits, up to a bound. Whatever is dropped is counted.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ from mcp_sidecar.healing.session import Session
 from mcp_sidecar.proxy.get_streams import GetStreams, Listener
 from mcp_sidecar.wire.sse import encode_event
 
+MAX_WAITING = 3_000
+"""How many hints wait for an answer that can carry them, per session."""
+
 
 class Telling:
     """Tells the clients of all sessions."""
@@ -23,25 +26,24 @@ class Telling:
         """``streams`` knows where clients listen."""
         self._streams = streams
         self._emit = emit
-        self._under_way: dict[Session, asyncio.Task[None]] = {}
+        self._under_way: dict[Session, asyncio.Task[bool]] = {}
 
     def tell(self, session: Session, hints: Iterable[Hint], *, may_wait: bool) -> None:
         """Send hints on the client's GET stream, in the background.
 
-        ``may_wait``: where there is none they may go ahead of the next answer that is a stream.
+        ``may_wait``: where it cannot carry them now they may go on it later, or ahead of the next answer that is a stream.
         """
         batch = list(hints)
-        listener = self._streams.listener_of(session)
-        if not batch:
-            return
-        if listener is None and may_wait:
-            session.hints = (*session.hints, *batch)
-        elif listener is None or session in self._under_way:
+        if may_wait:
+            self._keep(session, batch)
+            self.tell_waiting(session)
+        elif not self._begin(session, batch, may_wait=False):
             self._drop(session, batch)
-        else:
-            task = asyncio.create_task(self._send(session, listener, batch))
-            self._under_way[session] = task
-            task.add_done_callback(lambda _: self._under_way.pop(session, None))
+
+    def tell_waiting(self, session: Session) -> None:
+        """Perhaps the client listens by now."""
+        if session.hints and self._begin(session, session.hints, may_wait=True):
+            session.hints = ()
 
     def take_waiting(self, session: Session) -> bytes:
         """The events to send ahead of an answer that is a stream."""
@@ -60,9 +62,31 @@ class Telling:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _send(self, session: Session, listener: Listener, batch: Sequence[Hint]) -> None:
-        if not await listener.tell(_events(batch)):
-            self._drop(session, batch)
+    def _begin(self, session: Session, batch: Sequence[Hint], *, may_wait: bool) -> bool:
+        """Send a batch; false where nobody listens, or another one is under way."""
+        listener = self._streams.listener_of(session)
+        if not batch or listener is None or session in self._under_way:
+            return False
+        task = asyncio.create_task(self._send(session, listener, batch, may_wait=may_wait))
+        self._under_way[session] = task
+        task.add_done_callback(lambda done: self._ended(session, done))
+        return True
+
+    async def _send(self, session: Session, listener: Listener, batch: Sequence[Hint], *, may_wait: bool) -> bool:
+        was_told = await listener.tell(_events(batch))
+        if not was_told:
+            self._keep(session, batch) if may_wait else self._drop(session, batch)
+        return was_told
+
+    def _ended(self, session: Session, done: asyncio.Task[bool]) -> None:
+        self._under_way.pop(session, None)
+        if not done.cancelled() and done.exception() is None and done.result():
+            self.tell_waiting(session)  # what came meanwhile
+
+    def _keep(self, session: Session, batch: Sequence[Hint]) -> None:
+        waiting = tuple(dict.fromkeys((*session.hints, *batch)))
+        session.hints = waiting[-MAX_WAITING:]
+        self._drop(session, waiting[:-MAX_WAITING])
 
     def _drop(self, session: Session, hints: Iterable[Hint]) -> None:
         for hint in hints:

@@ -137,8 +137,10 @@ def test_ten_thousand_sessions_are_not_healed_in_the_same_second() -> None:
         upstream, clock, policy = InstantUpstream(), virtual_time.now, Policy()
         store = SessionStore(SessionLimits(), facts.append, salt=b"s", clock=clock, new_tag=lambda: "t")
         holding = Holding(max_requests=10_000, max_bytes=10_000, emit=facts.append, clock=clock)
-        telling = Telling(GetStreams(), facts.append)
-        healer = Healer(Tools(cast(Upstream, upstream), store, telling, policy, 1024, facts.append, clock), holding)
+        streams = GetStreams()
+        telling = Telling(streams, facts.append)
+        tools = Tools(cast(Upstream, upstream), store, telling, policy, 1024, facts.append, clock, streams)
+        healer = Healer(tools, holding)
         handshake = Handshake.of(PARAMS, RESULT)
         sessions = [store.open(ClientSessionId(f"client-{n}"), ANONYMOUS, handshake) for n in range(10_000)]
         loss, trigger = Loss(1, "python-404", 404), Trigger("/mcp", [], ANONYMOUS)

@@ -93,6 +93,7 @@ class Behaviour:
     echo_session_id: bool = True
     page_size: int | None = None
     extra_tools: tuple[str, ...] = ()
+    refused_methods: frozenset[str] = frozenset()
     extra_prompts: tuple[str, ...] = ()
     extra_resources: tuple[str, ...] = ()
     extra_templates: tuple[str, ...] = ()

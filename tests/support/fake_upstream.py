@@ -28,6 +28,8 @@ from tests.support.rpc import tool_of
 from tests.support.script import On, Planted, Script
 from tests.support.streams import Entry, Message, Session, render_event
 
+LOG_LEVELS = ("debug", "info", "notice", "warning", "error", "critical", "alert", "emergency")
+
 
 class FakeUpstream:
     """See the module. ``changes`` are fields of ``Behaviour``."""
@@ -186,6 +188,12 @@ class FakeUpstream:
         for session in self.sessions.values():
             if uri in session.subscriptions:
                 self.notify("notifications/resources/updated", {"uri": uri}, session.id)
+
+    def log(self, level: str, data: str) -> None:
+        """Something to log: sessions that set a level which lets it through are told, the others hear nothing."""
+        for session in self.sessions.values():
+            if session.log_level is not None and LOG_LEVELS.index(level) >= LOG_LEVELS.index(session.log_level):
+                self.notify("notifications/message", {"level": level, "data": data}, session.id)
 
     async def ask(self, session_id: str, method: str, params: Message) -> Message:
         """Put a question on a session's standalone stream; returns the client's JSON-RPC response."""

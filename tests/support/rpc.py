@@ -58,6 +58,8 @@ async def execute(call: Call) -> Result:
     method = _METHODS.get(call.method)
     if method is None:
         raise RpcError(METHOD_NOT_FOUND, "Method not found")
+    if call.method in call.behaviour.refused_methods:
+        raise RpcError(INVALID_PARAMS, "Not this time")
     return await method(call)
 
 
