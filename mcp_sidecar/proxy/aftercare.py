@@ -90,18 +90,24 @@ class Aftercare:
                 for listing in stale:
                     if await _has_changed(session, listing, asking):
                         changed[listing.kind] = None
-        if asking.is_current:
-            self._tell(session, list(changed))
+        if asking.is_current and changed:
+            await self._tell(session, list(changed), trigger)
 
-    def _tell(self, session: Session, changed: list[ListKind]) -> None:
+    async def _tell(self, session: Session, changed: list[ListKind], trigger: Trigger) -> None:
         promised = {kind: is_promised(session.handshake, kind) for kind in changed}
         for kind in changed:
             self._tools.emit(ListsChanged(session.label, kind, promised[kind]))
         if not all(promised.values()) and self._tools.policy.on_server_change is OnServerChange.RESET:
-            self._tools.store.end(session, SessionEnd.INCOMPATIBLE)
-            self._tools.streams.end_of(session)
+            await self._give_up(session, trigger)
             return
         self._tools.telling.tell(session, [list_changed(kind) for kind in changed if promised[kind]], may_wait=False)
+
+    async def _give_up(self, session: Session, trigger: Trigger) -> None:
+        """The client is to start over. Upstream the session is ended, too, unless a call may still be running in it."""
+        self._tools.store.end(session, SessionEnd.INCOMPATIBLE)
+        self._tools.streams.end_of(session)
+        if not session.posts:
+            await OwnRequests(self._tools.upstream, session, trigger).discard(session.upstream_id)
 
 
 async def _has_changed(session: Session, listing: Listing, asking: _Asking) -> bool:

@@ -5,7 +5,7 @@ Everything is learned before the client sees it, so that the client's next reque
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mcp_sidecar.healing.annotations import updated as updated_tools
@@ -20,6 +20,9 @@ from mcp_sidecar.proxy.reading import WholeJson
 from mcp_sidecar.proxy.upstream import Answer
 from mcp_sidecar.wire import headers
 from mcp_sidecar.wire.messages import Kind, Message, is_initialize_result
+
+_TEACHING = LEARNT | LISTINGS.keys()
+"""The requests whose results say something of the session."""
 
 
 class Learning:
@@ -76,21 +79,22 @@ class Learning:
         session.remembered.heard(message, Mark(session.tag, self.generation))
         if self.generation != session.generation:
             return
-        self._learn_success(session, message)
-        if message.result is None:
-            return
-        if self.message.method in LISTINGS:
-            self._learn_list(session, self.message, message.result)
+        for request, result in self._succeeded(message):
+            if request.method in LISTINGS:
+                self._learn_list(session, request, result)
+            else:  # what the server has taken, it must be told again after a heal
+                session.remembered.learn(request)
 
-    def _learn_success(self, session: Session, message: Message) -> None:
-        """What the server has taken, it must be told again after a heal."""
-        setting = {request.id: request for request in self.message.requests if request.method in LEARNT}
-        for response in message.responses if setting else ():
+    def _succeeded(self, message: Message) -> Iterator[tuple[Message, Mapping[str, Any]]]:
+        """The client's requests that teach something, each with its result, as far as the message brings one."""
+        asked = {request.id: request for request in self.message.requests if request.method in _TEACHING}
+        for response in message.responses if asked else ():
             client_id = response.id
             if isinstance(client_id, str):
                 client_id = self.renumbering.ids.get(client_id, client_id)
-            if response.result is not None and client_id in setting:
-                session.remembered.learn(setting[client_id])
+            request = asked.get(client_id)
+            if request is not None and response.result is not None and not request.is_opaque:
+                yield request, response.result
 
     def _learn_list(self, session: Session, request: Message, result: Mapping[str, Any]) -> None:
         """One page of a list: which tools are safe, and what the client has seen of the server."""

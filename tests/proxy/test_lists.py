@@ -270,6 +270,7 @@ async def test_reset_ends_the_session() -> None:
             assert (await client.tool("echo", text="again")).text == "again"
             assert await stream.next_message() is None
         assert [fact.reason for fact in sidecar.of(SessionEnded)] == [SessionEnd.INCOMPATIBLE]
+        await eventually(lambda: not upstream.sessions)
         answer = await client.tool("echo", text="more")
         assert is_not_found(answer)
 
@@ -362,6 +363,41 @@ async def test_a_list_that_the_new_server_does_not_know() -> None:
         await client.tool("echo", text="again")
         await is_over(upstream, sidecar, 1)
         assert told(sidecar) == [(ListKind.PROMPTS, True)]
+
+
+@ANSWERS
+async def test_lists_in_a_batch_are_seen_too(answers: Answers) -> None:
+    """A batch (2025-03-26) brings several lists at once."""
+    async with (
+        FakeUpstream(answers=answers) as upstream,
+        running_sidecar(upstream.url) as sidecar,
+        McpClient(sidecar.url, version="2025-03-26") as client,
+    ):
+        await client.initialize()
+        await client.batch([client.request("prompts/list"), client.request("ping"), client.request(TOOLS)])
+        await upstream.restart(extra_prompts=("new",))
+        await client.tool("echo", text="again")
+        await is_over(upstream, sidecar, 2)
+        assert told(sidecar) == [(ListKind.PROMPTS, True)]
+
+
+async def test_reset_leaves_alone_what_is_running() -> None:
+    """A call that runs on the new server is not cut by the end of its session; only what comes next gets the 404."""
+    async with (
+        FakeUpstream(capabilities=SILENT) as upstream,
+        running_sidecar(upstream.url, healing__on_server_change="reset") as sidecar,
+        McpClient(sidecar.url) as client,
+    ):
+        await client.initialize()
+        await client.call(TOOLS)
+        await upstream.restart(extra_tools=("new",))
+        slow = asyncio.create_task(client.tool("slow"))
+        await upstream.ledger.wait_for(lambda ledger: len(ledger.executions("slow")) == 1)
+        await client.call("ping")
+        await eventually(lambda: sidecar.of(SessionEnded))
+        upstream.slow_gate.set()
+        assert (await slow).text == "at last"
+        assert is_not_found(await client.call("ping"))
 
 
 # -- what goes wrong --------------------------------------------------------------------------------------------------
