@@ -81,6 +81,14 @@ class TestMark:
         """What bears our mark and was never an id, or bears another, goes nowhere; nothing raises."""
         assert SECOND.off_id(seen) == (False, None)
 
+    @pytest.mark.parametrize(
+        ("seen", "expected"),
+        [(1, False), ("x", False), ("t4g.2.1", False), ("t4g.3.1", True), ("t4g.", True), (None, False)],
+    )
+    def test_the_mark_of_another_generation(self, seen: JsonRpcId, expected: bool) -> None:
+        """Only what bears this session's tag is said to be of another generation."""
+        assert SECOND.is_on_another(seen) is expected
+
     def test_a_mark_of_ours_is_none_of_the_first_generation(self) -> None:
         """Answers to later questions never reach an upstream session that marks nothing."""
         assert not FIRST.off_id("t4g.2.1")[0]
@@ -106,6 +114,13 @@ class TestToClient:
         ("message", "mark", "renumbering", "changed"),
         [
             pytest.param(ASK, SECOND, NONE, {"id": "t4g.2.3"}, id="a question"),
+            pytest.param(
+                samples.request("sampling/createMessage", id=3, _meta={"progressToken": 5, "a": 1}, x=1),
+                SECOND,
+                NONE,
+                {"id": "t4g.2.3", "params": {"_meta": {"progressToken": "t4g.2.5", "a": 1}, "x": 1}},
+                id="a question that wants to hear of progress",
+            ),
             pytest.param(
                 CANCEL, SECOND, NONE, {"params": {"requestId": "t4g.2.3", "reason": "r"}}, id="a cancellation"
             ),
