@@ -6,6 +6,7 @@
     python -m tests.interop.table                    # both, side by side
     python -m tests.interop.conformance              # the official suite, directly and through the sidecar
 
-``catalogue`` says what there is, ``scenarios`` what is done to it, ``lab`` plays, the tests judge. ``servers``, ``clients``,
+``catalogue`` says what there is, ``scenarios`` what is done to it, ``lab`` plays, the tests judge; ``test_whole_session`` needs
+servers with subscriptions, a log level and questions, and tells its story in one piece. ``servers``, ``clients``,
 ``node`` and ``rust`` run in environments of their own and import nothing from here.
 """

@@ -128,6 +128,15 @@ class Connection:
         begun = [self.begin(call, key) for call, key in calls]
         return [self.end(future) for future in begun]
 
+    def do(self, op: str, **details: Any) -> Answer:
+        """Have the client do something else: ``subscribe`` to a uri, set a ``level``, ``answer`` an open question."""
+        return self._wait(self.driver.command(op, self._name, self._call_timeout_s, **details), self._call_timeout_s)
+
+    def heard(self) -> list[dict[str, Any]]:
+        """Return every message that came from the server so far."""
+        messages: list[dict[str, Any]] = json.loads(self.do("heard").text)
+        return messages
+
     def close(self) -> Answer:
         """Terminate the session and drop the connection."""
         return self._wait(self.driver.command("close", self._name, CLOSE_TIMEOUT_S), CLOSE_TIMEOUT_S)

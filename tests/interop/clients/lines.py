@@ -28,18 +28,34 @@ class Session(Protocol):
     async def call_tool(self, name: str, arguments: dict[str, Any]) -> Any:
         """Call a tool."""
 
+    async def subscribe_resource(self, uri: Any) -> Any:
+        """Ask to hear of a resource."""
+
+    async def set_logging_level(self, level: Any) -> Any:
+        """Say what to log."""
+
 
 @dataclass(slots=True)
 class Ids:
-    """The session IDs that successful answers carried, oldest first."""
+    """What came from the server beside the results: session IDs of successful answers and messages, oldest first.
+
+    A question of the server is answered at the next ``released``.
+    """
 
     seen: list[str] = field(default_factory=list)
+    heard: list[dict[str, Any]] = field(default_factory=list)
+    released: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def note(self, answer: Any) -> None:
         """Remember the ID of one answer; an event hook of httpx."""
         session_id = answer.headers.get("mcp-session-id")
         if session_id and answer.is_success and session_id not in self.seen:
             self.seen.append(session_id)
+
+    async def question_answered(self) -> None:
+        """Wait until the person in front of the client says something."""
+        await self.released.wait()
+        self.released.clear()
 
 
 Opening = Callable[[str, Ids], AbstractAsyncContextManager[Session]]
@@ -125,6 +141,21 @@ class Driver:
         failed = getattr(result, "isError", None) or getattr(result, "is_error", None)
         text = "".join(getattr(part, "text", "") for part in result.content)
         return ("tool_error" if failed else "result"), text
+
+    async def _subscribe(self, command: dict[str, Any]) -> Outcome:
+        await (await self._held[command["name"]].session).subscribe_resource(command["uri"])
+        return "result", ""
+
+    async def _level(self, command: dict[str, Any]) -> Outcome:
+        await (await self._held[command["name"]].session).set_logging_level(command["level"])
+        return "result", ""
+
+    async def _heard(self, command: dict[str, Any]) -> Outcome:
+        return "result", json.dumps(self._held[command["name"]].ids.heard)
+
+    async def _answer(self, command: dict[str, Any]) -> Outcome:
+        self._held[command["name"]].ids.released.set()
+        return "result", ""
 
     async def _close(self, command: dict[str, Any]) -> Outcome:
         held = self._held.pop(command["name"])

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tests.interop.clients.lines import Ids, Session
@@ -19,9 +19,44 @@ async def opened(url: str, ids: Ids) -> AsyncIterator[Session]:
     async with transport.create_mcp_http_client() as http_client:
         http_client.event_hooks = {"response": [ids.note]}
         streams = transport.streamable_http_client(url, http_client=http_client)
-        async with streams as (read, write, _), mcp.ClientSession(read, write) as session:
+        async with (
+            streams as (read, write, _),
+            tapped(read, ids) as heard,
+            mcp.ClientSession(heard, write, elicitation_callback=asked(ids)) as session,
+        ):
             await session.initialize()
             yield session
+
+
+@asynccontextmanager
+async def tapped(read: Any, ids: Ids) -> AsyncIterator[Any]:
+    """Listen in on what the transport hands to the session: the session keeps some of it to itself."""
+    anyio = importlib.import_module("anyio")
+    send, receive = anyio.create_memory_object_stream(100)
+
+    async def pass_on() -> None:
+        async with send:
+            async for item in read:
+                message = getattr(item, "message", None)
+                if message is not None:
+                    ids.heard.append(message.root.model_dump(mode="json", by_alias=True, exclude_none=True))
+                await send.send(item)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(pass_on)
+        yield receive
+        group.cancel_scope.cancel()
+
+
+def asked(ids: Ids) -> Callable[[Any, Any], Awaitable[Any]]:
+    """Return what answers questions of the server."""
+    types = importlib.import_module("mcp.types")
+
+    async def decline(_context: Any, _params: Any) -> Any:
+        await ids.question_answered()
+        return types.ElicitResult(action="decline")
+
+    return decline
 
 
 if __name__ == "__main__":

@@ -30,6 +30,21 @@ const commands = {
     const result = await held.get(name).callTool({ name: tool, arguments: args }, { timeout: timeout * 1000 });
     return { kind: result.isError ? "tool_error" : "result", text: text(result) };
   },
+  async subscribe({ name, uri }) {
+    await held.get(name).client.subscribeResource({ uri });
+    return { kind: "result", text: "" };
+  },
+  async level({ name, level }) {
+    await held.get(name).client.setLoggingLevel(level);
+    return { kind: "result", text: "" };
+  },
+  async heard({ name }) {
+    return { kind: "result", text: JSON.stringify(held.get(name).heard) };
+  },
+  async answer({ name }) {
+    held.get(name).waiting.shift()?.();
+    return { kind: "result", text: "" };
+  },
   async close({ name }) {
     const { client, transport } = held.get(name);
     held.delete(name);
