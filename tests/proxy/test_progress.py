@@ -139,14 +139,12 @@ async def test_a_token_may_be_used_again() -> None:
 
 async def test_one_run_is_not_judged() -> None:
     """What a server reports without being cut passes as it is, even where it should not."""
-    body = b"".join(
-        b"data: " + json.dumps({"jsonrpc": "2.0", **message}).encode() + b"\n\n"
-        for message in [
-            {"method": "notifications/progress", "params": {"progressToken": "t", "progress": 2}},
-            {"method": "notifications/progress", "params": {"progressToken": "t", "progress": 1}},
-            {"id": 4, "result": {"content": []}},
-        ]
-    )
+    messages: list[dict[str, Any]] = [
+        {"method": "notifications/progress", "params": {"progressToken": "t", "progress": 2}},
+        {"method": "notifications/progress", "params": {"progressToken": "t", "progress": 1}},
+        {"id": 4, "result": {"content": []}},
+    ]
+    body = b"".join(b"data: " + json.dumps({"jsonrpc": "2.0", **message}).encode() + b"\n\n" for message in messages)
     async with connected() as (upstream, client):
         upstream.inject(Says(200, (("Content-Type", "text/event-stream"),), body), tool="progress")
         assert (await client.call("tools/call", call_of("t", 2), id=4)).body == body
