@@ -69,7 +69,7 @@ class StreamWatch:
         """What the client gets for one piece of the stream, and the message in it, if it holds one."""
         self.blocks += 1
         if isinstance(piece, Fragment):
-            return self._relay_fragment(piece), None
+            return self._relay_fragment(piece)
         event = parse_event(piece.raw)
         self._note_fields(event)
         message = _message_in(event.data)
@@ -127,7 +127,9 @@ class StreamWatch:
         if event.retry is not None:
             self.retry_ms = event.retry
 
-    def _relay_fragment(self, piece: Fragment) -> bytes:
+    def _relay_fragment(self, piece: Fragment) -> tuple[bytes, Message | None]:
+        """A part of something large, and at its end the question that it was, if the client sees it under its own id."""
+        message = None
         self.in_fragment = not piece.last
         self.committed = True
         raw = piece.raw
@@ -137,9 +139,11 @@ class StreamWatch:
             raw = self._with_marked_id(raw)
         self._is_json = self._is_json and _goes_on_as_json(self._scan, piece)
         if piece.last:
-            self._note_scanned(from_scan(self._scan) if self._is_json else _NOTHING)
+            message = from_scan(self._scan) if self._is_json else _NOTHING
+            self._note_scanned(message)
             self._scan = None
-        return raw
+        is_question = message is not None and message.kind is Kind.REQUEST and not self.rewrites
+        return raw, message if is_question else None
 
     def _with_marked_id(self, raw: bytes) -> bytes:
         """The beginning of a large event; its id stands there, in the whole lines before the data."""

@@ -166,6 +166,27 @@ async def test_a_question_on_the_stream_of_a_call() -> None:
         assert [reply.message["result"] for reply in upstream.ledger.replies] == [{"action": "decline"}]
 
 
+async def test_a_question_that_passes_in_pieces() -> None:
+    """One that is too large to be held is cancelled like any other, and its large answer settles it."""
+    settings: dict[str, Any] = {"limits__max_replay_body": "64KiB", "limits__max_buffered_answer": "64KiB"}
+    async with scene(**settings) as (upstream, _, client), await client.get_stream() as stream:
+        await attached(upstream)
+        large = {**FORM, "message": "x" * 200_000}
+        dead = [asking(upstream, large), asking(upstream, large)]
+        first, second = await following(stream, ELICIT), await following(stream, ELICIT)
+        await client.respond(first["id"], {"action": "accept", "content": {"text": "y" * 200_000}})
+        await dead[0]
+        await upstream.restart()
+        await client.call("ping")
+        assert (await following(stream, CANCELLED))["params"]["requestId"] == second["id"]
+        await attached(upstream)
+        upstream.notify("notifications/last")
+        message = await stream.next_message()
+        assert message is not None
+        assert message["method"] == "notifications/last"
+        dead[1].cancel()
+
+
 async def test_a_session_that_is_forgotten_without_a_restart() -> None:
     """The process lives on, its questions of before are dead all the same."""
     async with scene() as (upstream, sidecar, client), await client.get_stream() as stream:
