@@ -134,6 +134,36 @@ def test_broken_gateway() -> None:
     assert (body["id"], body["error"]["data"]) == ("x", {"reason": "outcome_unknown"})
 
 
+@pytest.mark.parametrize(
+    ("said", "error"),
+    [
+        pytest.param(
+            None,
+            {
+                "code": -32603,
+                "message": "The MCP server answered with HTTP status 413 Content Too Large.",
+                "data": {"reason": "http_error", "status": 413},
+            },
+            id="nothing",
+        ),
+        pytest.param({"code": 1, "message": "no"}, {"code": 1, "message": "no"}, id="an error of its own"),
+    ],
+)
+def test_instead_of_a_status(said: dict[str, object] | None, error: dict[str, object]) -> None:
+    """On an open stream each request gets, under its own id, what the upstream's status would have said."""
+    one = json.loads(own_answers.instead_of(samples.call(id="x"), 413, "Content Too Large", said).body)
+    assert one == {"jsonrpc": "2.0", "id": "x", "error": error}
+    batch = samples.batch(samples.call(id=1), samples.notification("n"), samples.call(id=2))
+    many = json.loads(own_answers.instead_of(batch, 413, "Content Too Large", said).body)
+    assert [(each["id"], each["error"]) for each in many] == [(1, error), (2, error)]
+
+
+def test_instead_of_a_status_without_words() -> None:
+    """A status line need not have a reason."""
+    answer = json.loads(own_answers.instead_of(samples.call(), 599, "").body)
+    assert answer["error"]["message"] == "The MCP server answered with HTTP status 599."
+
+
 @given(samples.ids)
 def test_an_error_carries_the_requests_own_id(request_id: JsonRpcId) -> None:
     """Value and type of an id come back, else the client waits until its own timeout."""

@@ -13,6 +13,7 @@ from mcp_sidecar.wire.headers import (
     MAX_SESSION_ID_BYTES,
     NOT_FOR_UPSTREAM,
     Pair,
+    accepts,
     for_client,
     for_upstream,
     is_valid_session_id,
@@ -190,3 +191,24 @@ class TestSessionId:
 def test_media_type(content_type: str | None, bare: str) -> None:
     """Parameters and spelling do not count."""
     assert media_type(content_type) == bare
+
+
+@pytest.mark.parametrize(
+    ("accept", "is_accepted"),
+    [
+        pytest.param([], False, id="nothing"),
+        pytest.param(["text/event-stream"], True, id="that"),
+        pytest.param(["application/json, Text/Event-Stream"], True, id="among others"),
+        pytest.param(["application/json", "text/event-stream"], True, id="in two headers"),
+        pytest.param(["text/event-stream; charset=utf-8;q=0.1"], True, id="with parameters"),
+        pytest.param(["text/event-stream;q=0"], False, id="refused"),
+        pytest.param(["text/event-stream; Q=0.000"], False, id="refused at length"),
+        pytest.param(["text/event-stream;q=0, text/event-stream"], True, id="both"),
+        pytest.param(["*/*, text/*"], False, id="wildcards"),
+        pytest.param(["text/event-streams"], False, id="something else"),
+        pytest.param([",;,q=0;"], False, id="nonsense"),
+    ],
+)
+def test_accepts(accept: list[str], is_accepted: bool) -> None:
+    """Only a type that is named, and not with the weight 0, is one that the client can read (RFC 9110 §12.5.1)."""
+    assert accepts([("Accept", value) for value in accept], "text/event-stream") is is_accepted
