@@ -91,6 +91,7 @@ class Restore:
         self._started = started
         self._is_counted = False
         self._claimed_id: UpstreamSessionId | None = None
+        self._is_whole = False
 
     async def run(self) -> HealEnd:
         """Do it. Raises ``UpstreamFault`` where the upstream breaks off."""
@@ -103,8 +104,7 @@ class Restore:
         try:
             return await self._initialize()
         except BaseException:  # the upstream breaks off, or we are out of time: what was begun is not left behind
-            if self._session.upstream_id != self._claimed_id:
-                await self._own.discard(self._claimed_id)
+            await self._abandon()
             raise
 
     def settle(self) -> None:
@@ -113,7 +113,7 @@ class Restore:
         if self._session.state is State.HEALING:
             self._session.failed_heals += self._is_counted
             self._session.fire(Event.NOT_HEALED)
-        if self._session.is_ended or self._session.upstream_id != self._claimed_id:
+        if self._session.is_ended or not self._is_whole:
             self._tools.store.release_upstream_id(self._claimed_id, self._session)
 
     def unavailable(self, fault: Fault) -> HealEnd:
@@ -153,7 +153,7 @@ class Restore:
             message = await read_rpc_answer(answer, REQUEST_ID, self._tools.max_answer_bytes)
         self._tell_loss()
         if message is None or not is_initialize_result(message):
-            return await self._give_up(upstream_id, HealOutcome.FAILED, "initialize was rejected")
+            return await self._give_up(HealOutcome.FAILED, "initialize was rejected")
         return await self._accept(message, upstream_id)
 
     async def _not_accepted(self, answer: Answer) -> HealEnd:
@@ -171,7 +171,7 @@ class Restore:
             case _:
                 self._count()
                 self._tell_loss()
-                return await self._give_up(None, HealOutcome.FAILED, "the handshake was rejected")
+                return await self._give_up(HealOutcome.FAILED, "the handshake was rejected")
 
     def _count(self) -> None:
         """Charge the session's budget for an ``initialize`` that a server may have taken, once per heal."""
@@ -185,15 +185,16 @@ class Restore:
         unacceptable = found & INCOMPATIBLE[self._tools.policy.on_server_change]
         if unacceptable:
             reason = ", ".join(sorted(difference.value for difference in unacceptable))
-            end = await self._give_up(upstream_id, HealOutcome.INCOMPATIBLE, reason)
+            end = await self._give_up(HealOutcome.INCOMPATIBLE, reason)
             self._tools.store.end(self._session, SessionEnd.INCOMPATIBLE)
             return end
         failed = await self._tell_everything(upstream_id, result.get("capabilities") or {})
         if failed is not None:
             return failed
         if self._session.is_ended:  # the client's DELETE came meanwhile and wins
-            return await self._give_up(upstream_id, HealOutcome.REFUSED, "the session was ended")
+            return await self._give_up(HealOutcome.REFUSED, "the session was ended")
         self._repoint(upstream_id, tools_still_hold=is_same_server(found))
+        self._is_whole = True
         self._end(HealOutcome.HEALED, "healed")
         self._tell_client()
         return HEALED
@@ -209,7 +210,7 @@ class Restore:
         if end is None and upstream_id is not None:
             end = self._after(await self._retelling.run(upstream_id, capabilities))
         if end is not None:
-            await self._own.discard(upstream_id)
+            await self._abandon()
         return end
 
     async def _tell_initialized(self, upstream_id: UpstreamSessionId | None) -> HealEnd | None:
@@ -240,10 +241,24 @@ class Restore:
         if not store.has_claimed(upstream_id, self._session):  # minted for another one since then
             store.displace(self._session)
 
-    async def _give_up(self, upstream_id: UpstreamSessionId | None, outcome: HealOutcome, reason: str) -> HealEnd:
+    async def _give_up(self, outcome: HealOutcome, reason: str) -> HealEnd:
         self._end(outcome, reason)
-        await self._own.discard(upstream_id)
+        await self._abandon()
         return HealEnd(Unhealed.NOT_RESTORED)
+
+    async def _abandon(self) -> None:
+        """The new upstream session is not used, and not left behind.
+
+        Servers that count their sessions may give it the very id that the client's stands on: should it outlive this,
+        it must still not be taken for whole.
+        """
+        new_id, self._claimed_id = self._claimed_id, None
+        if new_id is None or self._is_whole:
+            return
+        if new_id == self._session.upstream_id and not self._session.is_ended:
+            self._tools.store.displace(self._session)
+        await self._own.discard(new_id)
+        self._tools.store.release_upstream_id(new_id, self._session)
 
     # -- what is told -------------------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -20,8 +21,10 @@ from mcp_sidecar.healing.facts import (
     RestoreStep,
     SidecarFault,
 )
+from tests.support import behaviour
 from tests.support.behaviour import Answers
 from tests.support.client import McpClient
+from tests.support.dialects import Mint
 from tests.support.fake_upstream import FakeUpstream
 from tests.support.faults import (
     Answer,
@@ -50,11 +53,11 @@ NOT_FOUND = b'{"jsonrpc":"2.0","error":{"code":-32001,"message":"Session not fou
 
 
 @asynccontextmanager
-async def scene(behaviour: dict[str, Any] | None = None, **settings: object) -> AsyncIterator[Scene]:
+async def scene(kind: dict[str, Any] | None = None, **settings: object) -> AsyncIterator[Scene]:
     """A client in a session, that wants to hear nothing of the restart itself."""
     settings = {"healing__announce": "off", **settings}
     async with (
-        FakeUpstream(**(behaviour or {})) as upstream,
+        FakeUpstream(**(kind or {})) as upstream,
         running_sidecar(upstream.url, **settings) as sidecar,
         McpClient(sidecar.url, headers={"Authorization": "Bearer mine"}) as client,
     ):
@@ -328,6 +331,37 @@ async def test_stuck_at_every_step(step: str, at: StallAt) -> None:
             upstream.release()
             assert (await client.tool("charge", amount=2)).text == "charged 2"
             assert is_whole(upstream)
+
+
+@pytest.mark.parametrize("step", ["initialized", "setLevel", "second subscribe"])
+@pytest.mark.parametrize("delete", [200, 405])
+async def test_a_half_restored_session_under_the_old_id(
+    step: str, delete: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Servers that count their sessions give the same id again: one that lives on half restored is not used."""
+    monkeypatch.setitem(behaviour.MINTS, Mint.COUNTER, counting := Counting())
+    async with scene({"mint": Mint.COUNTER, "delete_status": delete}) as (upstream, sidecar, client):
+        await set_up(client)
+        await upstream.restart()
+        counting.again()
+        upstream.inject(ResetBeforeExecution(), **STEPS[step])
+        assert (await client.tool("charge", amount=1)).text == "charged 1"
+        assert is_whole(upstream, orphans=delete == 405)
+        outcomes = [fact.outcome for fact in sidecar.of(HealEnded)]
+        assert outcomes == [HealOutcome.UNAVAILABLE, HealOutcome.HEALED]
+
+
+class Counting:
+    """Mints session-1, session-2 and so on; ``again`` as a new process does."""
+
+    def __init__(self) -> None:
+        self._ids = itertools.count(1)
+
+    def __call__(self) -> str:
+        return f"session-{next(self._ids)}"
+
+    def again(self) -> None:
+        self._ids = itertools.count(1)
 
 
 async def test_a_step_that_hangs_for_good_ends_the_heal() -> None:
