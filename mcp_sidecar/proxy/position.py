@@ -6,6 +6,7 @@ An event id of an earlier upstream session never reaches a newer one, which may 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from mcp_sidecar.healing.generations import Mark
@@ -15,6 +16,8 @@ from mcp_sidecar.wire.messages import JsonRpcId
 
 LONGEST_EVENT_ID = 4096
 """In characters. A longer one is no use as a header: most servers would refuse the request for it."""
+
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
 
 class Position:
@@ -45,7 +48,7 @@ class Position:
     def advance(self, watch: StreamWatch) -> None:
         """What passed on a stream that has ended."""
         if watch.last_event_id is not None:
-            is_usable = len(watch.last_event_id) <= LONGEST_EVENT_ID
+            is_usable = can_be_sent_back(watch.last_event_id)
             self.last_seen = watch.mark.on_text(watch.last_event_id) if is_usable else None
 
     def is_at(self, seen_event_id: str, watch: StreamWatch | None) -> bool:
@@ -59,6 +62,11 @@ class Position:
         self.last_seen = None
 
 
+def can_be_sent_back(event_id: str) -> bool:
+    """Whether an event id can stand in a header: a stream may hold any, and HTTP does not allow all."""
+    return len(event_id) <= LONGEST_EVENT_ID and _CONTROL.search(event_id) is None
+
+
 def note_unanswered(session: Session | None, watch: StreamWatch | None, waiting: Iterable[JsonRpcId] | None) -> None:
     """A stream is over, and its client may come back for these requests.
 
@@ -68,5 +76,5 @@ def note_unanswered(session: Session | None, watch: StreamWatch | None, waiting:
     if session is None or watch is None or not ids:
         return
     for event_id in (watch.former_event_id, watch.last_event_id):
-        if event_id is not None and len(event_id) <= LONGEST_EVENT_ID:
+        if event_id is not None and can_be_sent_back(event_id):
             session.note_polled(watch.mark.on_text(event_id), ids)

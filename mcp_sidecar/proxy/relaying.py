@@ -13,6 +13,7 @@ from mcp_sidecar.healing.streams import AfterEnd, Ending, StreamWatch, after_end
 from mcp_sidecar.proxy.call import Call
 from mcp_sidecar.proxy.config import Limits
 from mcp_sidecar.proxy.parts import Parts
+from mcp_sidecar.proxy.position import can_be_sent_back
 from mcp_sidecar.proxy.reading import is_event_stream, is_json
 from mcp_sidecar.proxy.responding import Responder
 from mcp_sidecar.proxy.upstream import Answer, UpstreamFault
@@ -157,6 +158,8 @@ class EventRelay:
         if self._give_up_at is not None and asyncio.get_running_loop().time() >= self._give_up_at:
             return False
         if session is None or session.displaced or not self._parts.heals:
+            return False
+        if not can_be_sent_back(self._watch.last_event_id or ""):
             return False
         return session.generation == self._watch.mark.generation
 

@@ -55,9 +55,13 @@ async def ends_cleanly(stream: Stream) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Says:
-    """A stream of these bytes, one after the other; where one is empty it goes on only after ``upstream.release()``."""
+    """A stream of these bytes, one after the other; where one is empty it goes on only after ``upstream.release()``.
+
+    ``is_cut``: it breaks instead of ending.
+    """
 
     parts: tuple[bytes, ...]
+    is_cut: bool = False
     executes: bool = False
 
     async def play(self, stage: Stage) -> None:
@@ -67,4 +71,4 @@ class Says:
                 await stage.wire.body(part)
             else:
                 await stage.released.wait()
-        await stage.wire.end()
+        await (stage.wire.reset() if self.is_cut else stage.wire.end())

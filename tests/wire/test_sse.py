@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 from collections.abc import Iterable
 from itertools import combinations_with_replacement, pairwise
@@ -220,17 +221,49 @@ class TestLongEvents:
         assert splitter.feed(b"data: d\n: e\n") == [Fragment(b"data: d\n", b"", last=True), Block(b": e\n")]
 
     @pytest.mark.parametrize(
-        "chunk", [pytest.param(b"data: xxxxxxxxxx", id="line"), pytest.param(b"data: x\n" * 2, id="small lines")]
+        "chunk",
+        [
+            pytest.param(b"data: xxxxxxxxxx", id="line"),
+            pytest.param(b"data: x\n" * 2, id="small lines"),
+            pytest.param(b"data: x\r\n" * 2, id="small lines with CRLF"),
+            pytest.param(b"data: x\r" * 2, id="small lines with CR"),
+            pytest.param(b"data", id="a name that never ends"),
+            pytest.param(b"id: 1\n", id="ids"),
+            pytest.param(b"\0\xff" * 10, id="no text"),
+        ],
     )
-    def test_memory_is_bounded_against_endless_events(self, chunk: bytes) -> None:
-        """An event that never ends is held up to the limit only."""
+    @pytest.mark.parametrize("at_a_time", [1, 7, 1000])
+    def test_memory_is_bounded_against_endless_events(self, chunk: bytes, at_a_time: int) -> None:
+        """An event that never ends is held up to the limit only, and nothing of what has passed is kept."""
         splitter = EventSplitter(1000)
+        stream = chunk * (20_000 // len(chunk))
         held = []
-        for _ in range(2000):
-            splitter.feed(chunk)
+        for place in range(0, len(stream), at_a_time):
+            splitter.feed(stream[place : place + at_a_time])
             held.append(len(splitter.pending))
         assert max(held) <= 1000
         assert splitter.mid_fragment
+        assert len(pickle.dumps(splitter)) < 3000
+
+    @pytest.mark.parametrize(
+        ("chunk", "is_event"),
+        [
+            pytest.param(b": " + b"x" * 50, True, id="a comment"),
+            pytest.param(b": x\n", False, id="comments"),
+            pytest.param(b"\n", False, id="line feeds"),
+            pytest.param(b"\r", False, id="carriage returns"),
+            pytest.param(b"\r\n", False, id="both"),
+        ],
+    )
+    def test_memory_is_bounded_where_no_event_comes(self, chunk: bytes, is_event: bool) -> None:
+        """What stands between two events goes at once; a comment without an end as an event would."""
+        splitter = EventSplitter(1000)
+        for _ in range(2000):
+            splitter.feed(chunk)
+        assert len(splitter.pending) <= 1000
+        assert splitter.mid_fragment is is_event
+        assert splitter.idle is not is_event
+        assert len(pickle.dumps(splitter)) < 3000
 
 
 class TestParseEvent:
