@@ -92,10 +92,10 @@ class Attaching:
         pairs += [(headers.SESSION_ID, upstream_id), ("Accept-Encoding", "identity")]
         send = self._parts.upstream.send("GET", self._call.target, pairs, may_idle=True)
         ahead = Ahead(asyncio.create_task(send), generation)
-        self._drop_ahead()
+        self.let_go()
         self._ahead = ahead
         if not await ahead.may_become_a_stream(HEAD_PATIENCE_S) and self._ahead is ahead:
-            self._drop_ahead()
+            self.let_go()
 
     def heal_ended(self) -> None:
         """See ``Listener``. What is open for an earlier upstream session is broken off: nothing will come on it."""
@@ -103,7 +103,7 @@ class Attaching:
         generation = session.generation if session is not None else 1
         if self._ahead is not None and self._ahead.generation != generation:
             self._may_open_ahead = False  # perhaps it was the GET that the new session could not bear
-            self._drop_ahead()
+            self.let_go()
         if self._attached is not None and self._attached[1] < generation:
             self._attached[0].break_off()
         if self._waiting is not None and self._waits_under < generation:
@@ -122,7 +122,8 @@ class Attaching:
         finally:
             self._waiting = None
 
-    def _drop_ahead(self) -> None:
+    def let_go(self) -> None:
+        """What a heal has opened is not wanted any more."""
         if self._ahead is not None:
             self._ahead.close()
             self._ahead = None
@@ -130,7 +131,7 @@ class Attaching:
     def close(self) -> None:
         """The client's stream is over."""
         self._may_open_ahead = False
-        self._drop_ahead()
+        self.let_go()
 
 
 async def judged_get(parts: Parts, call: Call, answer: Answer) -> tuple[Judgement, JudgedAnswer]:

@@ -151,6 +151,7 @@ class Listening:
     async def _attach(self, *, comes_back: bool = False) -> After:
         session = self._session
         if session is not None and session.displaced and not self._parts.observes:
+            self._upstream.let_go()  # it would be a window into another one's session
             loss = Loss(session.generation, "id-minted-anew", 0)
             return await (self._heal(loss) if self._parts.heals else self._rewrite(loss.status, loss.signature))
         generation = session.generation if session is not None else 1

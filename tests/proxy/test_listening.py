@@ -425,8 +425,11 @@ async def test_a_stream_that_finds_no_place_to_wait_does_not_hurry() -> None:
         await other.initialize()
         await attached(upstream)
         upstream.inject(Stall(), rpc_method="initialize", times=None)
-        await upstream.restart()
+        standalone = upstream.sessions[client.session_id or ""].standalone
+        upstream.forget()
         holding = asyncio.create_task(other.call("ping"))
+        await eventually(lambda: len(sidecar.parts.holding) == 1)
+        standalone.hang_up()
         await eventually(lambda: upstream.ledger.count("GET") >= 2 and sidecar.of(HoldOverflowed))
         asked, began = upstream.ledger.count("GET"), asyncio.get_running_loop().time()
         await eventually(lambda: upstream.ledger.count("GET") >= asked + 3)
