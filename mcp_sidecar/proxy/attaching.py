@@ -101,8 +101,9 @@ class Attaching:
         """See ``Listener``. What is open for an earlier upstream session is broken off: nothing will come on it."""
         session = self._call.session
         generation = session.generation if session is not None else 1
-        if self._ahead is not None and self._ahead.generation != generation:
-            self._may_open_ahead = False  # perhaps it was the GET that the new session could not bear
+        failed_with_it = self._ahead is not None and self._ahead.generation != generation
+        self._may_open_ahead = not failed_with_it  # perhaps it was the GET that the new session could not bear
+        if failed_with_it:
             self.let_go()
         if self._attached is not None and self._attached[1] < generation:
             self._attached[0].break_off()
