@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from tests.support.http1 import WatchedReader, reset_transport
 
@@ -38,7 +39,7 @@ class Listener:
     def shut(self, *, reset: bool = False) -> list[asyncio.Task[None]]:
         """Stop listening and end every connection, with RST or as a dying process does. Returns what is still ending."""
         if self._server is not None:
-            self._server.close()
+            _stop_serving(self._server)
             self._server = None
         ending = list(self._conversations)
         for task, writer in self._conversations.items():
@@ -66,6 +67,14 @@ class Listener:
         task = asyncio.ensure_future(self._converse(self.connections, reader, writer))
         self._conversations[task] = writer
         task.add_done_callback(self._conversations.pop)
+
+
+def _stop_serving(server: asyncio.Server) -> None:
+    """``Server.close`` would also let go of the connection that is just being accepted, and leave it open for ever."""
+    loop: Any = asyncio.get_running_loop()
+    listening: Any = server
+    for own in listening._sockets:
+        loop._stop_serving(own)
 
 
 def _bound(port: int) -> socket.socket:
