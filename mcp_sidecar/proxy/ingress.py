@@ -292,6 +292,12 @@ class ClientProtocol(RequestHandler):
         self._end_broken_body()
         self._bound_head(data)
 
+    def close(self) -> None:
+        """Take no more requests. aiohttp would leave an idle connection open, and never read what comes on it."""
+        super().close()
+        if self._current_request is None and not self._messages and self.transport is not None:
+            self.transport.close()
+
     def _end_broken_body(self) -> None:
         """Tell whoever reads a body that its framing is wrong: aiohttp would say so only after the answer."""
         request = self._current_request
