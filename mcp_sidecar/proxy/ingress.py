@@ -294,8 +294,9 @@ class ClientProtocol(RequestHandler):
 
     def close(self) -> None:
         """Take no more requests. aiohttp would leave an idle connection open, and never read what comes on it."""
+        is_idle = not self._request_count or (self._waiter is not None and not self._waiter.done())
         super().close()
-        if self._current_request is None and not self._messages and self.transport is not None:
+        if is_idle and self.transport is not None:
             self.transport.close()
 
     def _end_broken_body(self) -> None:
