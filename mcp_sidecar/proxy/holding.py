@@ -43,6 +43,11 @@ class Held:
     deadline: float | None = None
     released: asyncio.Future[Waited] | None = field(default=None)
 
+    @property
+    def has_waited(self) -> bool:
+        """Whether it was ever held."""
+        return self.released is not None
+
 
 class Holding:
     """Everything that waits."""

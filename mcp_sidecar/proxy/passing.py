@@ -73,7 +73,7 @@ class Passing:
         pairs = self._with_length(body)
         while True:
             try:
-                answer = await self._parts.upstream.send("POST", self._target, pairs, _to_send(body))
+                answer = await self._parts.upstream.send("POST", self._target, pairs, _to_send(body, held))
             except UpstreamFault as fault:
                 if not await self._may_try_again(fault, body, message, held):
                     return
@@ -156,5 +156,7 @@ async def _streamed(upload: Upload) -> AsyncIterator[bytes]:
         yield chunk
 
 
-def _to_send(body: Body) -> bytes | AsyncIterator[bytes]:
-    return body.data if isinstance(body, HeldBody) else body.parts()
+def _to_send(body: Body, held: Held) -> bytes | AsyncIterator[bytes]:
+    if isinstance(body, HeldBody):
+        return body.data
+    return body.parts_after_hold() if held.has_waited else body.parts()

@@ -172,7 +172,7 @@ class Posting:
     def _outgoing(self, *, renumber: bool) -> UpstreamBody:
         """The body to send under the present generation; ``None`` where nothing of it may go there."""
         if not isinstance(self._body, HeldBody):
-            return self._body.parts()
+            return self._body.parts_after_hold() if self._held.has_waited else self._body.parts()
         session = self._call.session
         if renumber:
             outgoing, self._renumbering = outbound.renumbered(self._message, self._parts.new_id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import statistics
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -17,12 +18,14 @@ from mcp_sidecar.healing.facts import (
     MessageDropped,
     ReplayCause,
     RequestReplayed,
+    RequestServed,
     SessionLost,
     UpstreamBack,
     UpstreamLost,
 )
+from mcp_sidecar.wire.messages import dump
 from tests.support.behaviour import SessionMode
-from tests.support.client import Answer, McpClient
+from tests.support.client import Answer, McpClient, raw_post
 from tests.support.fake_upstream import FakeUpstream
 from tests.support.faults import Answer as Answered
 from tests.support.faults import IngressPage, Refuse, RoutePage, Router
@@ -271,6 +274,39 @@ async def test_a_request_whose_client_left_is_never_sent() -> None:
         await upstream.start()
         assert (await client.tool("echo", text="on")).text == "on"
         assert upstream.ledger.count(tool="charge") == 0
+
+
+@pytest.mark.parametrize("size", [150_000, 400_000])
+@pytest.mark.parametrize("headers", [(), ("MCP-Protocol-Version: 2026-07-28",)], ids=["session", "sessionless"])
+async def test_a_large_held_request_whose_client_left_is_never_sent(size: int, headers: tuple[str, ...]) -> None:
+    """Of a body too large to be kept the rest waits in the kernel, and behind it the news that the client has left."""
+    async with connected(limits__max_replay_body="16KiB") as (upstream, sidecar, client):
+        await upstream.stop()
+        body = dump(client.request("tools/call", {"name": "charge", "arguments": {"padding": "x" * size}}))
+        with socket.create_connection(("127.0.0.1", sidecar.port)) as raw:
+            raw.setblocking(False)
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1_000_000)
+            session = () if headers else (f"Mcp-Session-Id: {client.session_id}",)
+            data = raw_post(sidecar.port, body, *headers, *session)
+            async with asyncio.timeout(5):
+                await asyncio.get_running_loop().sock_sendall(raw, data)
+            await held(sidecar, 1)
+        await upstream.start()
+        await held(sidecar, 0)
+        await eventually(lambda: any(fact.status == 499 for fact in sidecar.of(RequestServed)))
+        await client.initialize()
+        assert (await client.tool("echo", text="on")).text == "on"
+        assert upstream.ledger.count(tool="charge") == 0
+
+
+async def test_a_large_held_request_whose_client_waits_is_sent_whole() -> None:
+    """When the upstream is back, and once."""
+    async with connected(limits__max_replay_body="16KiB") as (upstream, sidecar, client):
+        upstream.inject(Refuse())
+        call = asyncio.create_task(client.tool("echo", text="x" * 400_000))
+        await held(sidecar, 1)
+        await upstream.clear()
+        assert (await call).text == "x" * 400_000
 
 
 async def test_a_drain_releases_what_is_held() -> None:
