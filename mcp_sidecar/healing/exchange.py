@@ -216,6 +216,10 @@ class Exchange:
         """The client cancelled the held request."""
         return self._error(Reason.CANCELLED)
 
+    def ended(self) -> Step:
+        """The session is over, by the client's own DELETE perhaps: nothing may be sent in it any more."""
+        return Give(own_answers.SESSION_NOT_FOUND, reason=Reason.SESSION_LOST)
+
     @property
     def safe_in_doubt(self) -> bool:
         """Whether it may run twice: where it was sent it was harmless, and where it would be sent now it is."""

@@ -27,6 +27,7 @@ class Waited(Enum):
     BACK = "back"
     EXPIRED = "expired"  # the deadline, the bounds, or the drain
     CANCELLED = "cancelled"
+    ENDED = "ended"  # the session, by the client's DELETE
 
 
 @dataclass(eq=False, slots=True)
@@ -34,12 +35,13 @@ class Held:
     """One request that may have to wait.
 
     ``size`` in bytes; ``deadline`` is set when the first wait begins; ``cancel_key`` is what the client's
-    ``notifications/cancelled`` would name.
+    ``notifications/cancelled`` would name, ``session`` the one whose end is its end.
     """
 
     size: int
     timeout_s: float
     cancel_key: tuple[Session, JsonRpcId] | None = None
+    session: Session | None = None
     deadline: float | None = None
     released: asyncio.Future[Waited] | None = field(default=None)
 
@@ -60,6 +62,7 @@ class Holding:
         self._clock = clock
         self._held: set[Held] = set()
         self._by_request: dict[tuple[Session, JsonRpcId], Held] = {}
+        self._by_session: dict[Session, set[Held]] = {}
         self._streams = 0
         self._bytes = 0
         self._draining = False
@@ -125,6 +128,11 @@ class Holding:
         _release(held, Waited.CANCELLED)
         return True
 
+    def end_of(self, session: Session) -> None:
+        """Release everything that waits in a session that is over: it must not be sent any more."""
+        for held in self._by_session.get(session, ()):
+            _release(held, Waited.ENDED)
+
     def drain(self) -> None:
         """Release everybody, and hold nobody any more."""
         self._draining = True
@@ -168,6 +176,8 @@ class Holding:
         self._bytes += held.size
         if held.cancel_key is not None:
             self._by_request[held.cancel_key] = held
+        if held.session is not None:
+            self._by_session.setdefault(held.session, set()).add(held)
         try:
             yield True
         finally:
@@ -175,6 +185,14 @@ class Holding:
             self._bytes -= held.size
             if held.cancel_key is not None and self._by_request.get(held.cancel_key) is held:
                 del self._by_request[held.cancel_key]
+            self._forget_of_session(held)
+
+    def _forget_of_session(self, held: Held) -> None:
+        if held.session is not None:
+            others = self._by_session[held.session]
+            others.discard(held)
+            if not others:
+                del self._by_session[held.session]
 
 
 def _release(held: Held, how: Waited) -> None:

@@ -119,7 +119,7 @@ class Posting:
         timeout_s = policy.connect_hold_timeout_s if self._is_initialize else policy.hold_timeout_s
         is_cancellable = session is not None and self._message.kind is Kind.REQUEST
         key = (session, self._message.id) if is_cancellable and session is not None else None
-        return Held(self._body.size, timeout_s, key)
+        return Held(self._body.size, timeout_s, key, session)
 
     def _end(self) -> None:
         self._drop_answer()
@@ -144,8 +144,11 @@ class Posting:
             if refusal is not None:
                 return refusal
         self._generation = session.generation if session is not None else 1
-        if session is not None and session.displaced and not self._parts.observes:
-            return self._exchange.displaced()
+        if session is not None and not self._parts.observes:
+            if session.is_ended:
+                return self._exchange.ended()
+            if session.displaced:
+                return self._exchange.displaced()
         outgoing = self._outgoing(renumber=step.renumber)
         if outgoing is None:
             return Give(own_answers.ACCEPTED, drops=True)
@@ -262,7 +265,7 @@ class Posting:
         loss = Loss(self._generation, step.signature, self._answer.status if self._answer else 0, original)
         waited, end = await self._parts.healer.heal(session, loss, self._call.trigger, self._held)
         if waited is not Waited.BACK:
-            return self._exchange.cancelled() if waited is Waited.CANCELLED else await self._expired()
+            return await self._released(waited)
         if end.why is None:
             return self._exchange.healed()
         self._refusal = end.refusal
@@ -274,8 +277,11 @@ class Posting:
             waited = await self._parts.holding.for_connect(self._held, self._parts.availability)
         else:
             waited = await self._parts.holding.for_route(self._held)
-        if waited is Waited.BACK:
-            return self._exchange.back()
+        return self._exchange.back() if waited is Waited.BACK else await self._released(waited)
+
+    async def _released(self, waited: Waited) -> Step:
+        if waited is Waited.ENDED:
+            return self._exchange.ended()
         return self._exchange.cancelled() if waited is Waited.CANCELLED else await self._expired()
 
     # -- Give ---------------------------------------------------------------------------------------------------------

@@ -85,7 +85,7 @@ class Terminating:
             await self._responder.give(own_answers.SESSION_NOT_FOUND)
         else:
             if self._forget_on_success(answer):
-                self._end_streams()
+                self._end_what_waits()
             await self._pass(answer)
 
     async def _not_answered(self) -> None:
@@ -113,12 +113,13 @@ class Terminating:
     async def _end(self) -> None:
         if self._call.session is not None:
             self._parts.store.end(self._call.session, SessionEnd.TERMINATED)
-            self._end_streams()
+            self._end_what_waits()
         await self._responder.give(own_answers.ENDED)
 
-    def _end_streams(self) -> None:
+    def _end_what_waits(self) -> None:
         if self._call.session is not None:
             self._parts.get_streams.end_of(self._call.session)
+            self._parts.holding.end_of(self._call.session)
 
     async def _pass(self, answer: Answer) -> None:
         await self._responder.start(answer.status, answer.reason, self._call.client_headers(answer))

@@ -13,11 +13,12 @@ from mcp_sidecar.healing.facts import AnswerRewritten, HealEnded, RequestReplaye
 from tests.support.behaviour import SessionMode
 from tests.support.client import McpClient
 from tests.support.fake_upstream import FakeUpstream
-from tests.support.faults import Answer, CloseBeforeHeaders, IngressPage, ResetAfterExecution, RoutePage, Stall
+from tests.support.faults import Answer, CloseBeforeHeaders, IngressPage, Refuse, ResetAfterExecution, RoutePage, Stall
 from tests.support.sidecar import WatchedSidecar, running_sidecar
 from tests.support.waiting import eventually
 
 Scene = tuple[FakeUpstream, WatchedSidecar, McpClient]
+BATCHED = {"jsonrpc": "2.0", "id": 77, "method": "tools/call", "params": {"name": "charge"}}
 NOT_FOUND = b'{"jsonrpc":"2.0","error":{"code":-32001,"message":"Session not found"},"id":null}'
 
 
@@ -95,6 +96,37 @@ async def test_a_delete_while_the_upstream_is_away_ends_the_id_at_once() -> None
         assert (answer.status, answer.body) == (200, b"")
         await upstream.start()
         await assert_ended(client, upstream)
+
+
+async def test_what_is_held_for_a_session_that_ends_is_never_sent() -> None:
+    """The client ended it: its call gets the 404 at once and does not run when the upstream is back."""
+    async with scene(healing__hold_timeout=60) as (upstream, sidecar, client), McpClient(sidecar.url) as other:
+        await other.initialize()
+        upstream.inject(Refuse())
+        calls = [asyncio.create_task(client.tool("charge")), asyncio.create_task(client.batch([BATCHED]))]
+        others = asyncio.create_task(other.tool("charge"))
+        await eventually(lambda: len(sidecar.parts.holding) == 3)
+        assert (await client.delete()).status == 200
+        async with asyncio.timeout(5):
+            for answer in await asyncio.gather(*calls):
+                assert (answer.status, answer.body) == (404, NOT_FOUND)
+        await upstream.clear()
+        assert (await others).text == "charged 1"
+        assert len(upstream.ledger.executions("charge")) == 1
+        sidecar.facts[:] = [fact for fact in sidecar.facts if not isinstance(fact, RequestReplayed)]
+
+
+async def test_what_was_sent_before_the_session_ended_is_not_sent_again() -> None:
+    """A harmless call that met an outage would go again, but not under an id that is ended."""
+    async with scene(healing__hold_timeout=60) as (upstream, _, client):
+        planted = upstream.inject(Stall(), rpc_method="ping")
+        call = asyncio.create_task(client.call("ping"))
+        await eventually(lambda: planted.hits)
+        assert (await client.delete()).status == 200
+        seen = upstream.ledger.count("POST")
+        await upstream.restart()
+        assert (await call).status == 404
+        assert upstream.ledger.count("POST") == seen
 
 
 async def test_an_upstream_that_never_answers_ends_the_id() -> None:
