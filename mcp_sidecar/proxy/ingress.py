@@ -18,6 +18,7 @@ from pathlib import PurePath
 
 from aiohttp import hdrs, http_exceptions, web
 from aiohttp.web_protocol import RequestHandler, _ErrInfo
+from yarl import URL
 
 from mcp_sidecar.healing import own_answers
 from mcp_sidecar.healing.facts import RequestRejected, RequestServed, SidecarFault
@@ -84,7 +85,7 @@ class Ingress:
         self.parts = parts
         self._listen = listen
         self._upstream = upstream
-        self._endpoint = upstream.endpoint.rstrip("/")
+        self._endpoint = URL.build(path=upstream.endpoint.removesuffix("/"), encoded=True).path_safe
         self._own_origins: tuple[str, ...] = (listen.public_url,) if listen.public_url else ()
         self._on_loopback = origins.is_loopback(listen.host)
         self._scheme = "https" if listen.tls_certificate else "http"
@@ -138,7 +139,7 @@ class Ingress:
         refused = self._gate(incoming)
         if refused is not None:
             await self._reject(incoming, refused)
-        elif self._is_endpoint(incoming.request.path) and incoming.method in ("POST", "GET", "DELETE"):
+        elif self._is_endpoint(incoming.request.rel_url.path_safe) and incoming.method in ("POST", "GET", "DELETE"):
             await self._endpoint_request(incoming)
         else:
             await self._passing(incoming).other_path(incoming.upload)

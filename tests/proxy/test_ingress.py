@@ -140,6 +140,17 @@ async def test_the_gate_stands_in_every_mode() -> None:
         ("/a/b/", "/a/b/", True),
         ("/", "/mcp", True),
         ("", "/mcp/", True),
+        ("/my%20app/mcp", "/my%20app/mcp", True),
+        ("/my%20app/mcp", "/my%20app/mcp/", True),
+        ("/my%20app/mcp", "/my/app/mcp", False),
+        ("/%6Dcp", "/mcp", True),
+        ("/mcp", "/%6dcp", True),
+        ("/caf%C3%A9", "/caf%c3%a9", True),
+        ("/a%2Fb", "/a%2fb", True),
+        ("/a%2Fb", "/a/b", False),
+        ("/mcp//", "/mcp//", True),
+        ("/mcp//", "/mcp/", True),
+        ("/mcp//", "/mcp", False),
     ],
 )
 async def test_which_path_is_the_endpoint(configured: str, asked: str, is_endpoint: bool) -> None:
