@@ -73,8 +73,10 @@ class Terminating:
 
     async def _answered(self, answer: Answer, judgement: Judgement) -> None:
         is_bound = self._call.knowledge is SessionKnowledge.BOUND
-        is_gone = judgement.verdict is Verdict.SESSION_LOST or (
-            judgement.verdict is Verdict.UNAVAILABLE and not judgement.jsonrpc_body
+        is_gone = (
+            judgement.verdict is Verdict.SESSION_LOST
+            or (judgement.verdict is Verdict.UNAVAILABLE and not judgement.jsonrpc_body)
+            or judgement.bare_404  # a session is known, so the endpoint has worked before
         )
         if self._parts.observes:
             await self._observed(answer, judgement)

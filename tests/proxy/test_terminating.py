@@ -13,7 +13,7 @@ from mcp_sidecar.healing.facts import AnswerRewritten, HealEnded, RequestReplaye
 from tests.support.behaviour import SessionMode
 from tests.support.client import McpClient
 from tests.support.fake_upstream import FakeUpstream
-from tests.support.faults import Answer, CloseBeforeHeaders, IngressPage, Refuse, ResetAfterExecution, RoutePage, Stall
+from tests.support.faults import Answer, CloseBeforeHeaders, IngressPage, Refuse, ResetAfterExecution, RoutePage, Router, Stall
 from tests.support.sidecar import WatchedSidecar, running_sidecar
 from tests.support.waiting import eventually
 
@@ -163,13 +163,16 @@ async def test_any_other_answer_passes_and_the_session_stays(answer: Answer) -> 
         assert len(sidecar.parts.store) == 1
 
 
-async def test_a_404_that_no_server_signs_is_passed() -> None:
-    """A router's page says nothing about the session."""
+@pytest.mark.parametrize("router", Router, ids=lambda router: router.name.lower())
+async def test_a_404_that_no_server_signs_ends_the_id(router: Router) -> None:
+    """Either the server lost the session and says so without a word, or its route is away: over in both cases."""
     async with scene() as (upstream, sidecar, client):
-        upstream.inject(RoutePage(), http_method="DELETE")
-        assert (await client.delete()).status == 404
+        upstream.inject(RoutePage(router), http_method="DELETE")
+        answer = await client.delete()
+        assert (answer.status, answer.body) == (200, b"")
         assert upstream.ledger.count("DELETE") == 1
-        assert len(sidecar.parts.store) == 1
+        assert len(sidecar.parts.store) == 0
+        await assert_ended(client, upstream)
 
 
 async def test_the_upstream_gets_its_own_id() -> None:
