@@ -93,7 +93,7 @@ class Terminating:
     async def _not_answered(self) -> None:
         if self._parts.observes:
             await self._responder.give(own_answers.BAD_GATEWAY)
-        elif self._call.session is not None:
+        elif self._call.client_id is not None:
             await self._end()
         else:
             await self._responder.give(own_answers.UNAVAILABLE_PATH)
