@@ -216,9 +216,9 @@ class Ingress:
 
     def _is_for_a_held_request(self, call: Call, message: Message) -> bool:
         """Whether the client gives up a request that waits here: then neither goes upstream."""
-        if call.session is None or message.cancelled_id is None:
+        if call.client_id is None or message.cancelled_id is None:
             return False
-        return self.parts.holding.cancel(call.session, message.cancelled_id)
+        return self.parts.holding.cancel((call.client_id, call.principal, message.cancelled_id))
 
     @staticmethod
     def _was_said_by_heal(call: Call, message: Message) -> bool:

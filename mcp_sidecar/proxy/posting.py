@@ -115,11 +115,11 @@ class Posting:
         return is_safe_in_doubt(self._message, session.safe_tools if session is not None and trusts else frozenset())
 
     def _place(self) -> Held:
-        policy, session = self._parts.policy, self._call.session
+        policy, call = self._parts.policy, self._call
         timeout_s = policy.connect_hold_timeout_s if self._is_initialize else policy.hold_timeout_s
-        is_cancellable = session is not None and self._message.kind is Kind.REQUEST
-        key = (session, self._message.id) if is_cancellable and session is not None else None
-        return Held(self._body.size, timeout_s, key, session)
+        ids = [request.id for request in self._message.requests] if call.client_id is not None else []
+        keys = frozenset((call.client_id or ClientSessionId(""), call.principal, each) for each in ids)
+        return Held(self._body.size, timeout_s, keys, call.session)
 
     def _end(self) -> None:
         self._drop_answer()

@@ -246,6 +246,48 @@ async def test_a_held_request_can_be_cancelled() -> None:
         assert [arrival.rpc_methods for arrival in upstream.ledger.arrivals[seen:]] == [("tools/call",)]
 
 
+async def test_a_held_request_of_an_unknown_session_can_be_cancelled() -> None:
+    """After the sidecar's own restart, say. Only by the principal that sent it."""
+    async with connected() as (upstream, _, former), running_sidecar(upstream.url) as sidecar:
+        async with McpClient(sidecar.url, session_id=former.session_id) as client:
+            upstream.inject(Refuse())
+            call = asyncio.create_task(client.call("tools/call", {"name": "charge"}, id=5))
+            await held(sidecar, 1)
+            cancelled = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 5}}
+            stranger = asyncio.create_task(client.post(cancelled, headers={"Authorization": "Bearer other"}))
+            await held(sidecar, 2)
+            assert (await client.post(cancelled)).status == 202
+            assert is_error(await call, 5, "cancelled")
+            await upstream.clear()
+            assert (await stranger).status == 202
+            assert upstream.ledger.count(tool="charge") == 0
+
+
+async def test_a_held_batch_is_cancelled_when_all_its_requests_are() -> None:
+    """Until then it goes as it is, and each notification goes after it."""
+    async with connected() as (upstream, sidecar, client):
+        upstream.inject(Refuse())
+        batches = [
+            [client.request("tools/call", {"name": "charge"}, id=n) for n in numbers] for numbers in ((5, 6), (7, 8))
+        ]
+        calls = [asyncio.create_task(client.batch(batch)) for batch in batches]
+        await held(sidecar, 2)
+        notices = []
+        for number, waiting in ((5, 3), (8, 4)):
+            notices += [asyncio.create_task(client.notify("notifications/cancelled", {"requestId": number}))]
+            await held(sidecar, waiting)
+        assert (await client.notify("notifications/cancelled", {"requestId": 6})).status == 202
+        errors = (await calls[0]).messages
+        assert [(error["id"], error["error"]["data"]["reason"]) for error in errors] == [
+            (5, "cancelled"),
+            (6, "cancelled"),
+        ]
+        await upstream.clear()
+        assert sorted(message["id"] for message in (await calls[1]).messages) == [7, 8]
+        assert [notice.status for notice in await asyncio.gather(*notices)] == [202, 202]
+        assert len(upstream.ledger.executions("charge")) == 2
+
+
 async def test_ids_are_cancelled_by_type_and_session() -> None:
     """1 is not "1", and nobody cancels another session's request."""
     async with connected() as (upstream, sidecar, client), McpClient(sidecar.url) as other:

@@ -13,7 +13,16 @@ from mcp_sidecar.healing.facts import AnswerRewritten, HealEnded, RequestReplaye
 from tests.support.behaviour import SessionMode
 from tests.support.client import McpClient
 from tests.support.fake_upstream import FakeUpstream
-from tests.support.faults import Answer, CloseBeforeHeaders, IngressPage, Refuse, ResetAfterExecution, RoutePage, Router, Stall
+from tests.support.faults import (
+    Answer,
+    CloseBeforeHeaders,
+    IngressPage,
+    Refuse,
+    ResetAfterExecution,
+    RoutePage,
+    Router,
+    Stall,
+)
 from tests.support.sidecar import WatchedSidecar, running_sidecar
 from tests.support.waiting import eventually
 
