@@ -168,7 +168,7 @@ class Exchange:
             return Give(own_answers.BAD_GATEWAY)
         if not fault.may_have_arrived:
             return self._wait(Awaited.CONNECT)
-        if fault is Fault.STALLED or not self.may_resend_stream:
+        if not self.may_resend_stream:
             return self._outcome_unknown()
         self._resends_in_doubt += 1
         return self._send_in_doubt()

@@ -505,7 +505,11 @@ DOUBT: Final[dict[str, tuple[Exchange, Story]]] = {
         exchange(),
         [FIRST, (answered(PROVEN), HEAL), (healed, AFTER_LOSS), (RESET, UNKNOWN)],
     ),
-    "stalled: waiting as long again helps nobody": (exchange(LIST), [FIRST, (failed(Fault.STALLED), UNKNOWN)]),
+    "stalled: an unsafe call is told": (exchange(), [FIRST, (failed(Fault.STALLED), UNKNOWN)]),
+    "stalled: a safe call goes again, as after every cut": (
+        exchange(LIST),
+        [FIRST, (failed(Fault.STALLED), IN_DOUBT), (failed(Fault.STALLED), IN_DOUBT), (failed(Fault.STALLED), UNKNOWN)],
+    ),
     "reset: initialize is told to come again": (
         exchange(INITIALIZE, session=SessionKnowledge.NONE),
         [FIRST, (RESET, IN_DOUBT), (RESET, IN_DOUBT), (RESET, UNAVAILABLE_503)],
