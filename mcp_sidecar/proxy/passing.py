@@ -16,11 +16,12 @@ from mcp_sidecar.proxy import rejections
 from mcp_sidecar.proxy.bodies import UNREADABLE, Body, BrokenBody, HeldBody, PassingBody, Upload
 from mcp_sidecar.proxy.holding import Held, Waited
 from mcp_sidecar.proxy.parts import Parts
-from mcp_sidecar.proxy.reading import is_event_stream
+from mcp_sidecar.proxy.reading import EVENT_STREAM, is_event_stream
 from mcp_sidecar.proxy.relaying import relay_rest
 from mcp_sidecar.proxy.responding import Responder
 from mcp_sidecar.proxy.upstream import Answer, UpstreamFault
-from mcp_sidecar.wire.headers import Pair
+from mcp_sidecar.wire import headers
+from mcp_sidecar.wire.headers import Pair, media_type
 from mcp_sidecar.wire.messages import Message
 from mcp_sidecar.wire.origins import Move
 from mcp_sidecar.wire.sse import Block, EventSplitter, parse_event, with_data
@@ -52,10 +53,10 @@ class Passing:
 
         Raises ``BrokenBody`` where it was the client that broke off.
         """
-        is_stream = self._method == "GET"
+        may_idle = self._method == "GET" and EVENT_STREAM in (headers.value(self._pairs, "accept") or "").lower()
         body = _streamed(upload) if upload is not None else None
         try:
-            answer = await self._parts.upstream.send(self._method, self._target, self._pairs, body, may_idle=is_stream)
+            answer = await self._parts.upstream.send(self._method, self._target, self._pairs, body, may_idle=may_idle)
         except UpstreamFault as fault:
             if upload is not None and upload.is_broken:
                 raise BrokenBody from None
@@ -63,6 +64,8 @@ class Passing:
             await self._responder.give(own_answers.UNAVAILABLE_PATH if is_down else own_answers.BAD_GATEWAY)
             return
         async with answer:
+            if self._method == "GET":
+                answer.let_idle(media_type(answer.header("Content-Type")) == EVENT_STREAM)
             await self._relay(answer)
 
     async def sessionless(self, message: Message, body: Body) -> None:

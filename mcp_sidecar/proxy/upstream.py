@@ -52,9 +52,10 @@ class Answer:
     upstream learns at once that nobody listens any more.
     """
 
-    def __init__(self, response: aiohttp.ClientResponse) -> None:
+    def __init__(self, response: aiohttp.ClientResponse, idle_timeout_s: float) -> None:
         """Wrap a response whose body has not been touched."""
         self._response = response
+        self._idle_timeout_s = idle_timeout_s
         self.status = response.status
         self.reason = response.reason or ""
         self.headers: list[Pair] = [
@@ -122,6 +123,13 @@ class Answer:
             raise UpstreamFault(self._fault)
         return arrived
 
+    def let_idle(self, may_idle: bool) -> None:
+        """Say whether the rest may be silent for ever, now that the head tells what it is."""
+        connection = self._response.connection
+        if connection is not None and connection.protocol is not None:
+            connection.protocol.read_timeout = None if may_idle else self._idle_timeout_s
+            connection.protocol.start_timeout()
+
     def break_off(self) -> None:
         """Whatever has not been read is lost, now and for whoever is reading: as if the upstream had broken off."""
         self._fault = Fault.BROKEN
@@ -185,7 +193,8 @@ class Upstream:
     ) -> Answer:
         """Send one request and wait for the head of its answer.
 
-        ``target`` is path and query as the client sent them. ``may_idle``: a stream that may stay silent for ever.
+        ``target`` is path and query as the client sent them. ``may_idle``: a stream that may stay silent for ever,
+        even before its head.
         Raises ``UpstreamFault``; its fault says whether the request can have arrived.
         """
         assert self._session is not None, "send() before open()"
@@ -206,7 +215,7 @@ class Upstream:
         if response.status == HTTPStatus.SWITCHING_PROTOCOLS:  # nobody asked for it: Upgrade is not passed on
             response.close()
             raise UpstreamFault(Fault.GARBLED)
-        return Answer(response)
+        return Answer(response, self._config.idle_timeout_s)
 
     async def can_connect(self) -> bool:
         """Try one connect, for https with its handshake, and close it again."""

@@ -135,7 +135,8 @@ class UpstreamSection(_Section):
     connect_timeout: SecondsAboveZero = Field(5.0, description="How long one attempt to connect may take, in seconds.")
     idle_timeout: SecondsAboveZero = Field(
         600.0,
-        description="An open exchange on which no byte came for so many seconds counts as cut. GET streams are excepted.",
+        description="An open exchange on which no byte came for so many seconds counts as cut. "
+        "Event streams that answer a GET are excepted.",
     )
 
 

@@ -248,19 +248,22 @@ async def test_a_held_request_can_be_cancelled() -> None:
 
 async def test_a_held_request_of_an_unknown_session_can_be_cancelled() -> None:
     """After the sidecar's own restart, say. Only by the principal that sent it."""
-    async with connected() as (upstream, _, former), running_sidecar(upstream.url) as sidecar:
-        async with McpClient(sidecar.url, session_id=former.session_id) as client:
-            upstream.inject(Refuse())
-            call = asyncio.create_task(client.call("tools/call", {"name": "charge"}, id=5))
-            await held(sidecar, 1)
-            cancelled = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 5}}
-            stranger = asyncio.create_task(client.post(cancelled, headers={"Authorization": "Bearer other"}))
-            await held(sidecar, 2)
-            assert (await client.post(cancelled)).status == 202
-            assert is_error(await call, 5, "cancelled")
-            await upstream.clear()
-            assert (await stranger).status == 202
-            assert upstream.ledger.count(tool="charge") == 0
+    async with (
+        connected() as (upstream, _, former),
+        running_sidecar(upstream.url) as sidecar,
+        McpClient(sidecar.url, session_id=former.session_id) as client,
+    ):
+        upstream.inject(Refuse())
+        call = asyncio.create_task(client.call("tools/call", {"name": "charge"}, id=5))
+        await held(sidecar, 1)
+        cancelled = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 5}}
+        stranger = asyncio.create_task(client.post(cancelled, headers={"Authorization": "Bearer other"}))
+        await held(sidecar, 2)
+        assert (await client.post(cancelled)).status == 202
+        assert is_error(await call, 5, "cancelled")
+        await upstream.clear()
+        assert (await stranger).status == 202
+        assert upstream.ledger.count(tool="charge") == 0
 
 
 async def test_a_held_batch_is_cancelled_when_all_its_requests_are() -> None:

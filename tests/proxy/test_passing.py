@@ -176,6 +176,40 @@ async def test_a_stream_may_be_silent(idle_timeout: float) -> None:
         assert await events.content.read() == b"data: late\n\n"
 
 
+@pytest.mark.parametrize("accept", ["*/*", "text/html, text/event-stream;q=0.5"])
+async def test_a_stream_may_let_wait_for_its_head(accept: str) -> None:
+    """Only who asks for one may be one: of everything else a silence before the head is a cut."""
+    more = asyncio.Event()
+
+    async def stream(conversation: Conversation) -> None:
+        await more.wait()
+        await conversation.send(SSE_HEAD + chunk(b"data: late\n\n") + b"0\r\n\r\n")
+
+    async with (
+        RawUpstream(stream) as upstream,
+        running_sidecar(upstream.url, upstream__idle_timeout=0.1) as sidecar,
+        new_http() as http,
+    ):
+        asyncio.get_running_loop().call_later(0.3, more.set)
+        async with http.get(f"http://{sidecar.address}/sse", headers={"Accept": accept}) as answer:
+            assert answer.status == (502 if accept == "*/*" else 200)
+
+
+@pytest.mark.parametrize("accept", ["*/*", "text/event-stream"])
+async def test_a_download_that_gets_stuck_is_cut(accept: str) -> None:
+    """No byte for ``idle_timeout`` ends a plain GET as it ends everything else."""
+
+    async def stuck(conversation: Conversation) -> None:
+        await conversation.send(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf")
+        await conversation.client_left.wait()
+
+    async with RawUpstream(stuck) as upstream, running_sidecar(upstream.url, upstream__idle_timeout=0.1) as sidecar:
+        request = get("/download").replace(b"\r\n\r\n", f"\r\nAccept: {accept}\r\n\r\n".encode())
+        answer = await raw_exchange(sidecar.port, request)
+        assert answer.data.endswith(b"\r\n\r\nhalf")
+        assert not answer.timed_out
+
+
 async def test_a_stream_of_the_older_transport_that_breaks_is_cut() -> None:
     """Its session is gone with it; a clean end would tell the client otherwise."""
 
