@@ -39,7 +39,7 @@ from mcp_sidecar.wire import headers, origins
 from mcp_sidecar.wire.headers import Pair
 from mcp_sidecar.wire.messages import Kind, Message
 from mcp_sidecar.wire.origins import Move
-from mcp_sidecar.wire.revisions import PROTOCOL_VERSION_HEADER, is_sessionless_request
+from mcp_sidecar.wire.revisions import PROTOCOL_VERSION_HEADER, is_sessionless_request, is_sessionless_version
 
 CLIENT_LEFT = 499
 """What nginx logs, too, for a client that did not wait for its answer."""
@@ -259,7 +259,17 @@ class Ingress:
             target=incoming.target,
             pairs=pairs,
             move=self._move(incoming),
+            without=self._hidden(incoming),
         )
+
+    def _hidden(self, incoming: Incoming) -> frozenset[str]:
+        """On the endpoint nothing that passes opens a session, and some clients adopt whatever id a response carries."""
+        is_sessionless = incoming.message is not None or is_sessionless_version(
+            headers.value(incoming.raw, PROTOCOL_VERSION_HEADER)
+        )
+        if is_sessionless or self.parts.observes or not self._is_endpoint(incoming.request.rel_url.path_safe):
+            return frozenset()
+        return frozenset({"mcp-session-id"})
 
     @staticmethod
     def _is_held(incoming: Incoming) -> bool:

@@ -39,14 +39,19 @@ class Passing:
         target: str,
         pairs: list[Pair],
         move: Move,
+        without: frozenset[str] = frozenset(),
     ) -> None:
-        """``move`` takes URLs on the upstream's origin to where the client reaches the sidecar."""
+        """``move`` takes URLs on the upstream's origin to where the client reaches the sidecar.
+
+        ``without`` are headers (lower case) that the client must not see.
+        """
         self._parts = parts
         self._responder = responder
         self._method = method
         self._target = target
         self._pairs = pairs
         self._move = move
+        self._without = without
 
     async def other_path(self, upload: Upload | None) -> None:
         """A path that is not the MCP endpoint: streamed both ways, 503 at once while the upstream is away.
@@ -120,7 +125,9 @@ class Passing:
     # -- the answer ---------------------------------------------------------------------------------------------------
 
     async def _relay(self, answer: Answer) -> None:
-        await self._responder.start(answer.status, answer.reason, self._move.headers(answer.client_headers()))
+        await self._responder.start(
+            answer.status, answer.reason, self._move.headers(answer.client_headers(self._without))
+        )
         if self._method == "HEAD":
             return
         if self._method == "GET" and answer.status == HTTPStatus.OK and is_event_stream(answer):

@@ -34,7 +34,16 @@ from mcp_sidecar.proxy.bodies import UNREADABLE, Body, HeldBody, PassingBody
 from mcp_sidecar.proxy.call import Call
 from mcp_sidecar.proxy.holding import Held, Waited
 from mcp_sidecar.proxy.parts import Parts
-from mcp_sidecar.proxy.reading import KeptAnswer, decoded_body, is_event_stream, is_json, judged_head, kept, may_be_kept
+from mcp_sidecar.proxy.reading import (
+    KeptAnswer,
+    decoded_body,
+    is_event_stream,
+    is_json,
+    judged_head,
+    kept,
+    may_be_kept,
+    may_hold_message,
+)
 from mcp_sidecar.proxy.relaying import EventRelay, Overhearing, relay_rest
 from mcp_sidecar.proxy.responding import Responder
 from mcp_sidecar.proxy.restoring import Loss
@@ -445,7 +454,7 @@ class Posting:
 
     def _opens_session(self, answer: Answer) -> bool:
         """Whether the answer may carry a new session id: only one to ``initialize``, and no error."""
-        if not self._is_initialize or not 200 <= answer.status < 300:
+        if not self._is_initialize or not 200 <= answer.status < 300 or not may_hold_message(answer):
             return False
         session_id = answer.header(headers.SESSION_ID)
         if session_id is None or not headers.is_valid_session_id(session_id):

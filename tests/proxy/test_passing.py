@@ -11,7 +11,7 @@ from mcp_sidecar.healing.facts import ActionObserved, HealEnded
 from tests.support.client import new_http, raw_exchange
 from tests.support.endpoint import Outgoing
 from tests.support.fake_upstream import FakeUpstream
-from tests.support.raw_upstream import OK, Conversation, RawUpstream
+from tests.support.raw_upstream import OK, Conversation, RawUpstream, pass_through
 from tests.support.sidecar import running_sidecar
 from tests.support.waiting import eventually
 
@@ -22,8 +22,55 @@ def chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
+def post(body: bytes) -> bytes:
+    return b"POST /mcp HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%b" % (
+        len(body),
+        body,
+    )
+
+
 def get(path: str) -> bytes:
     return f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode()
+
+
+# -- the endpoint -----------------------------------------------------------------------------------------------------
+
+STRAY = b"HTTP/1.1 200 OK\r\nMcp-Session-Id: theirs\r\nmcp-session-id: again\r\nContent-Length: 0\r\n\r\n"
+
+
+@pytest.mark.parametrize("lines", ["", "Mcp-Session-Id: mine\r\n"], ids=["no-id", "an-id"])
+@pytest.mark.parametrize("method", ["GET", "OPTIONS", "PUT", "HEAD", "DELETE"])
+async def test_no_other_session_id_is_shown_on_the_endpoint(method: str, lines: str) -> None:
+    """Some clients adopt whatever id a response carries; only an answer to ``initialize`` opens a session."""
+    request = f"{method} /mcp HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{lines}\r\n".encode()
+    passed = await pass_through(request, STRAY)
+    assert passed.answer.status == 200
+    assert b"session-id" not in passed.head.lower()
+
+
+async def test_an_initialize_that_is_not_answered_opens_no_session() -> None:
+    """A 202 has no result, hence nothing that its id could belong to."""
+    body = b'{"jsonrpc":"2.0","id":1,"method":"initialize","params":{}}'
+    passed = await pass_through(post(body), STRAY.replace(b"200 OK", b"202 Accepted"))
+    assert passed.answer.status == 202
+    assert b"session-id" not in passed.head.lower()
+
+
+@pytest.mark.parametrize(
+    ("path", "version", "mode"),
+    [
+        pytest.param("/x", "2025-11-25", "heal", id="another-path"),
+        pytest.param("/mcp", "2026-07-28", "heal", id="sessionless"),
+        pytest.param("/mcp", "2025-11-25", "observe", id="observe"),
+    ],
+)
+async def test_elsewhere_ids_pass_as_everything_does(path: str, version: str, mode: str) -> None:
+    """Neither other paths nor 2026-07-28 know sessions, and ``observe`` changes nothing."""
+    request = (
+        f"OPTIONS {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nMCP-Protocol-Version: {version}\r\n\r\n"
+    )
+    passed = await pass_through(request.encode(), STRAY, mode=mode)
+    assert passed.head.lower().count(b"session-id") == 2
 
 
 # -- other paths ------------------------------------------------------------------------------------------------------
