@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import traceback
+from collections.abc import Callable
 from pathlib import PurePath
 
 from aiohttp import hdrs, http_exceptions, web
@@ -22,7 +23,7 @@ from yarl import URL
 
 from mcp_sidecar.healing import own_answers
 from mcp_sidecar.healing.facts import RequestRejected, RequestServed, SidecarFault
-from mcp_sidecar.healing.labels import NO_METHOD, http_label, rpc_label
+from mcp_sidecar.healing.labels import NO_METHOD, OTHER, http_label, rpc_label
 from mcp_sidecar.healing.own_answers import OwnAnswer, Reason
 from mcp_sidecar.proxy import rejections
 from mcp_sidecar.proxy.bodies import UNREADABLE, Body, Upload, message_of, read_body
@@ -45,6 +46,8 @@ CLIENT_LEFT = 499
 """What nginx logs, too, for a client that did not wait for its answer."""
 
 MAX_HEADERS = 256
+"""What ``limits.max_header_bytes`` of headers may be split into, on both sides."""
+
 TOO_MUCH = b"HTTP/1.1 431 Request Header Fields Too Large\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
 
@@ -124,6 +127,11 @@ class Ingress:
             if not self._under_way:
                 self._idle.set()
         return incoming.responder.response
+
+    def note_unread(self, answer: Refusal) -> None:
+        """Count what was refused before it became a request; its method is not known."""
+        self.parts.emit(RequestRejected(answer.status, answer.reason))
+        self.parts.emit(RequestServed(OTHER, NO_METHOD, answer.status, 0.0))
 
     async def wait_until_idle(self, timeout_s: float) -> None:
         """Wait until every exchange has ended, but no longer than ``timeout_s`` seconds."""
@@ -328,6 +336,7 @@ class ClientProtocol(RequestHandler):
             return
         self._head_bytes += len(data)
         if self._head_bytes > 2 * self.max_field_size and self.transport is not None:
+            self._tell(rejections.HEADERS_TOO_LARGE)
             self.transport.write(TOO_MUCH)
             self.force_close()
 
@@ -341,7 +350,13 @@ class ClientProtocol(RequestHandler):
         """Answer as the sidecar does, and log nothing of the request: it may hold credentials."""
         if request.writer.output_size > 0:
             raise ConnectionError("an answer is under way")
-        return last_response(_unread(exc))
+        answer = _unread(exc)
+        self._tell(answer)
+        return last_response(answer)
+
+    def _tell(self, answer: OwnAnswer) -> None:
+        if isinstance(answer, Refusal) and isinstance(self._manager, ClientServer):
+            self._manager.on_unread(answer)
 
 
 def _unread(error: BaseException | None) -> OwnAnswer:
@@ -353,7 +368,9 @@ def _unread(error: BaseException | None) -> OwnAnswer:
 
 
 class ClientServer(web.Server):
-    """Makes a ``ClientProtocol`` per connection."""
+    """Makes a ``ClientProtocol`` per connection; ``on_unread`` hears of what never became a request."""
+
+    on_unread: Callable[[Refusal], None]
 
     def __call__(self) -> RequestHandler:
         """A protocol for one connection."""
@@ -366,7 +383,7 @@ def _text(raw: bytes) -> str:
 
 def make_server(ingress: Ingress) -> ClientServer:
     """The server that hands every request to ``ingress``. A client that leaves cancels its incoming."""
-    return ClientServer(
+    server = ClientServer(
         ingress.handle,
         handler_cancellation=True,
         access_log=None,
@@ -376,3 +393,5 @@ def make_server(ingress: Ingress) -> ClientServer:
         max_headers=MAX_HEADERS,
         read_bufsize=64 * 1024,
     )
+    server.on_unread = ingress.note_unread
+    return server
