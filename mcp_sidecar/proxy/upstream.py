@@ -212,7 +212,9 @@ class Upstream:
             self._on_connect(fault.may_have_arrived)
             raise UpstreamFault(fault) from None
         self._on_connect(True)
-        if response.status == HTTPStatus.SWITCHING_PROTOCOLS:  # nobody asked for it: Upgrade is not passed on
+        is_too_large = _head_bytes(response) > self._limits.max_header_bytes  # aiohttp bounds each header for itself
+        # Nobody asks for 101: Upgrade is not passed on.
+        if is_too_large or response.status == HTTPStatus.SWITCHING_PROTOCOLS:
             response.close()
             raise UpstreamFault(Fault.GARBLED)
         return Answer(response, self._config.idle_timeout_s)
@@ -244,6 +246,10 @@ def is_connected_to_itself(writer: asyncio.StreamWriter) -> bool:
 _NOT_SENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
 _STALLED = (asyncio.TimeoutError,)
 _GARBLED = (aiohttp.ClientResponseError, aiohttp.InvalidURL)
+
+
+def _head_bytes(response: aiohttp.ClientResponse) -> int:
+    return sum(len(name) + len(value) + 4 for name, value in response.raw_headers)
 
 
 def _in_steps(body: Body) -> Body | io.BytesIO:

@@ -300,6 +300,21 @@ async def test_a_broken_body_without_framing_is_reset() -> None:
     assert passed.answer.reset
 
 
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        pytest.param(["X: " + "a" * 40_000], 200, id="one"),
+        pytest.param(["X: " + "a" * 40_000] * 2, 502, id="two"),
+        pytest.param(["X: 1"] * 200, 200, id="many"),
+        pytest.param(["X: 1"] * 257, 502, id="too-many"),
+    ],
+)
+async def test_the_upstreams_head_is_bounded_as_the_clients_is(headers: list[str], status: int) -> None:
+    """``limits.max_header_bytes`` for all of them together, and 256 of them."""
+    passed = await pass_through(get("/x"), answer("200 OK", *headers, "Content-Length: 0"))
+    assert passed.answer.status == status
+
+
 # -- redirects and other URLs -----------------------------------------------------------------------------------------
 
 
