@@ -59,7 +59,7 @@ class Incoming:
         self.request = request
         self.raw: list[Pair] = [(_text(name), _text(value)) for name, value in request.raw_headers]
         self.responder = Responder(request, ingress.parts.clock)
-        self.rpc_label = NO_METHOD
+        self.rpc_label = OTHER if request.method == hdrs.METH_POST else NO_METHOD
         self.message: Message | None = None
         self.in_session = False
 

@@ -10,7 +10,8 @@ from collections.abc import AsyncIterator
 from http import HTTPStatus
 
 from mcp_sidecar.healing import own_answers
-from mcp_sidecar.healing.facts import ActionObserved, ObservedAction
+from mcp_sidecar.healing.facts import ActionObserved, ObservedAction, ReplayCause, RequestReplayed
+from mcp_sidecar.healing.labels import rpc_label
 from mcp_sidecar.healing.own_answers import OwnAnswer
 from mcp_sidecar.proxy import rejections
 from mcp_sidecar.proxy.bodies import UNREADABLE, Body, BrokenBody, HeldBody, PassingBody, Upload
@@ -85,6 +86,7 @@ class Passing:
             except UpstreamFault as fault:
                 if not await self._may_try_again(fault, body, message, held):
                     return
+                self._parts.emit(RequestReplayed("", ReplayCause.NOT_SENT, rpc_label(message)))
                 continue
             async with answer:
                 if 200 <= answer.status < 300:
@@ -132,8 +134,13 @@ class Passing:
             return
         if self._method == "GET" and answer.status == HTTPStatus.OK and is_event_stream(answer):
             await self._parts.get_streams.serve(self._relay_old_transport(answer))
-        else:
+            return
+        is_stream = self._method == "POST" and is_event_stream(answer)
+        self._parts.open.post_streams += is_stream
+        try:
             await relay_rest(answer, self._responder)
+        finally:
+            self._parts.open.post_streams -= is_stream
 
     async def _relay_old_transport(self, answer: Answer) -> None:
         """An event stream of 2024-11-05 names the URL to POST to; clients must not be led past the sidecar."""

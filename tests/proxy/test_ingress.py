@@ -235,6 +235,24 @@ async def test_a_bug_after_the_head_cuts_the_answer() -> None:
         assert len(sidecar.of(SidecarFault)) == 1
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "label"),
+    [
+        ("POST", "/mcp", "other"),
+        ("POST", "/messages", "other"),
+        ("GET", "/x", "none"),
+        ("DELETE", "/mcp", "none"),
+        ("OPTIONS", "/mcp", "none"),
+    ],
+)
+async def test_only_a_post_can_have_a_method(method: str, path: str, label: str) -> None:
+    """One whose body is none, or nobody's business, counts with the unknown ones."""
+    passed = await pass_through(
+        f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: 1\r\n\r\n{{".encode()
+    )
+    assert [fact.rpc_method for fact in passed.sidecar.of(RequestServed)] == [label]
+
+
 async def test_a_client_that_left_is_counted_as_such() -> None:
     """With the status that nginx logs, too; it is no fault of anybody here."""
     async with FakeUpstream() as upstream, running_sidecar(upstream.url) as sidecar:
