@@ -321,7 +321,8 @@ class Exchange:
 
     def _unavailable(self) -> Give:
         if self._is_initialize:
-            return Give(own_answers.unavailable(self.message.id), reason=Reason.UPSTREAM_UNAVAILABLE)
+            answer = own_answers.unavailable(self.message.id, may_have_run=self._may_have_run)
+            return Give(answer, reason=Reason.UPSTREAM_UNAVAILABLE)
         return self._error(Reason.UPSTREAM_UNAVAILABLE)
 
     def _outcome_unknown(self) -> Give:
