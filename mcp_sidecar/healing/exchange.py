@@ -168,7 +168,7 @@ class Exchange:
             return Give(own_answers.BAD_GATEWAY)
         if not fault.may_have_arrived:
             return self._wait(Awaited.CONNECT)
-        if fault is Fault.STALLED or not self.may_resend_stream:
+        if not self.may_resend_stream:
             return self._outcome_unknown()
         self._resends_in_doubt += 1
         return self._send_in_doubt()
@@ -215,6 +215,10 @@ class Exchange:
     def cancelled(self) -> Step:
         """The client cancelled the held request."""
         return self._error(Reason.CANCELLED)
+
+    def ended(self) -> Step:
+        """The session is over, by the client's own DELETE perhaps: nothing may be sent in it any more."""
+        return Give(own_answers.SESSION_NOT_FOUND, reason=Reason.SESSION_LOST)
 
     @property
     def safe_in_doubt(self) -> bool:
@@ -317,7 +321,8 @@ class Exchange:
 
     def _unavailable(self) -> Give:
         if self._is_initialize:
-            return Give(own_answers.unavailable(self.message.id), reason=Reason.UPSTREAM_UNAVAILABLE)
+            answer = own_answers.unavailable(self.message.id, may_have_run=self._may_have_run)
+            return Give(answer, reason=Reason.UPSTREAM_UNAVAILABLE)
         return self._error(Reason.UPSTREAM_UNAVAILABLE)
 
     def _outcome_unknown(self) -> Give:

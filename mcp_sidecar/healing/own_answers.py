@@ -48,8 +48,8 @@ class Reason(Enum):
 
 _SENTENCES = {
     Reason.UPSTREAM_UNAVAILABLE: "The MCP server is not available; the request was not executed.",
-    Reason.OUTCOME_UNKNOWN: "The MCP server got the request and gave no answer to it. Whether it was executed is"
-    " unknown; it was not sent again.",
+    Reason.OUTCOME_UNKNOWN: "The MCP server may have got the request, and no whole answer came. Whether it was executed"
+    " is unknown.",
     Reason.TOO_LARGE_TO_REPLAY: "The MCP server had lost the session; it is restored, but this request was too large"
     " to be kept and was not executed. Send it again.",
     Reason.CANCELLED: "The request was cancelled while it waited for the MCP server.",
@@ -127,12 +127,14 @@ def _is_unread_batch(message: Message) -> bool:
     return message.kind is Kind.BATCH and message.is_opaque and not message.members
 
 
-def unavailable(request_id: JsonRpcId) -> OwnAnswer:
+def unavailable(request_id: JsonRpcId, *, may_have_run: bool = False) -> OwnAnswer:
     """What ``initialize``, ``server/discover`` and sessionless traffic get while the upstream is away."""
+    reason = Reason.UPSTREAM_UNAVAILABLE
+    sentence = "The MCP server is not available." if may_have_run else reason.sentence
     return OwnAnswer(
         HTTPStatus.SERVICE_UNAVAILABLE,
         JSON,
-        dump(error(request_id, Reason.UPSTREAM_UNAVAILABLE)),
+        dump(error_object(request_id, INTERNAL_ERROR, sentence, {"reason": reason.code})),
         (("Retry-After", str(RETRY_AFTER_S)),),
     )
 

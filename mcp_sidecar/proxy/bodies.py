@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import select
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
@@ -13,6 +14,8 @@ from mcp_sidecar.wire.messages import Kind, Message, NotJson, from_scan, parse
 from mcp_sidecar.wire.scan import TopLevelScan
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_CLOSED_BY_PEER = getattr(select, "POLLRDHUP", 0)
+"""Told on Linux even while data is unread; elsewhere POLLHUP, which needs no asking for, has to do."""
 
 
 class BodyTooLarge(Exception):
@@ -21,6 +24,10 @@ class BodyTooLarge(Exception):
 
 class BrokenBody(Exception):
     """The client's framing of the body is wrong, or ends before the body does."""
+
+
+class ClientLeft(ConnectionResetError):
+    """The client closed its connection while its request was held: nobody would take the answer."""
 
 
 class _TakenOver(Exception):
@@ -52,6 +59,17 @@ class Upload:
             self._request.writer.output_size = 0  # of the answer nothing is sent yet
         while chunk := await self._read():
             yield chunk
+
+    @property
+    def client_left(self) -> bool:
+        """Whether the client has closed its side, of which nothing is told while a part of the body is unread."""
+        transport = self._request.transport
+        sock = transport.get_extra_info("socket") if transport is not None and not transport.is_closing() else None
+        if sock is None:
+            return True
+        asked = select.poll()
+        asked.register(sock, _CLOSED_BY_PEER)
+        return bool(asked.poll(0))
 
     async def _read(self) -> bytes:
         # An aiohttp reader can be waited on by one task only, and the one that sent the body until its upstream broke
@@ -90,7 +108,7 @@ class PassingBody:
         self._limit = limits.max_request_body
         self._size = 0
         self._scan = None if encoded else TopLevelScan()
-        self._failure: BodyTooLarge | BrokenBody | NotJson | None = None
+        self._failure: BodyTooLarge | BrokenBody | NotJson | ClientLeft | None = None
         self.announced = announced
         self.has_begun = False
         self._is_taken_over = False
@@ -122,6 +140,28 @@ class PassingBody:
         except UNREADABLE as error:
             self._failure = error
             raise
+
+    def parts_after_hold(self) -> AsyncIterator[bytes]:
+        """The body, once, whose end is sent only if the client still waits for an answer. Raises ``ClientLeft``.
+
+        The end of a connection comes behind the data: of a body that was left in the kernel it shows only when the last
+        of it is read. A server does not act on a part.
+        """
+        if self._rest.client_left:
+            raise ClientLeft
+        return self._parts_for_a_waiting_client()
+
+    async def _parts_for_a_waiting_client(self) -> AsyncIterator[bytes]:
+        last = b""
+        async for part in self.parts():
+            if last:
+                yield last
+            last = part
+        await asyncio.sleep(0)
+        if self._rest.client_left:
+            self._failure = ClientLeft()
+            raise self._failure
+        yield last
 
     @property
     def may_hold_answers(self) -> bool:

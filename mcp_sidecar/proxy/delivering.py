@@ -73,7 +73,7 @@ class Delivery:
 
     async def pass_observed(self, answer: Answer) -> None:
         """As a plain proxy would, but for what is learned on the way."""
-        await self._responder.start(answer.status, answer.reason, answer.client_headers())
+        await self._responder.start(answer.status, answer.reason, self._call.move.headers(answer.client_headers()))
         limit = self._parts.limits.max_buffered_answer
         await relay_rest(answer, self._responder, Overhearing(answer, limit, self._learning.learn))
 

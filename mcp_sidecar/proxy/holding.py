@@ -14,11 +14,15 @@ from enum import Enum
 from typing import Any, TypeVar
 
 from mcp_sidecar.healing.facts import Emit, HoldOverflowed
-from mcp_sidecar.healing.session import Session
+from mcp_sidecar.healing.principal import Principal
+from mcp_sidecar.healing.session import ClientSessionId, Session
 from mcp_sidecar.proxy.availability import Availability, Route
 from mcp_sidecar.wire.messages import JsonRpcId
 
 T = TypeVar("T")
+
+CancelKey = tuple[ClientSessionId, Principal, JsonRpcId]
+"""A request by the session id that its client knows, whether the sidecar knows it or not, and by whose it is."""
 
 
 class Waited(Enum):
@@ -27,21 +31,29 @@ class Waited(Enum):
     BACK = "back"
     EXPIRED = "expired"  # the deadline, the bounds, or the drain
     CANCELLED = "cancelled"
+    ENDED = "ended"  # the session, by the client's DELETE
 
 
 @dataclass(eq=False, slots=True)
 class Held:
     """One request that may have to wait.
 
-    ``size`` in bytes; ``deadline`` is set when the first wait begins; ``cancel_key`` is what the client's
-    ``notifications/cancelled`` would name.
+    ``size`` in bytes; ``deadline`` is set when the first wait begins; ``cancel_keys`` are what the client's
+    ``notifications/cancelled`` would name, one for each request of a batch; ``session`` is the one whose end is its end.
     """
 
     size: int
     timeout_s: float
-    cancel_key: tuple[Session, JsonRpcId] | None = None
+    cancel_keys: frozenset[CancelKey] = frozenset()
+    session: Session | None = None
     deadline: float | None = None
     released: asyncio.Future[Waited] | None = field(default=None)
+    cancelled: set[CancelKey] = field(default_factory=set)
+
+    @property
+    def has_waited(self) -> bool:
+        """Whether it was ever held."""
+        return self.released is not None
 
 
 class Holding:
@@ -54,7 +66,8 @@ class Holding:
         self._emit = emit
         self._clock = clock
         self._held: set[Held] = set()
-        self._by_request: dict[tuple[Session, JsonRpcId], Held] = {}
+        self._by_request: dict[CancelKey, Held] = {}
+        self._by_session: dict[Session, set[Held]] = {}
         self._streams = 0
         self._bytes = 0
         self._draining = False
@@ -112,13 +125,21 @@ class Holding:
         """How many wait for the upstream, streams included."""
         return len(self._held) + self._streams
 
-    def cancel(self, session: Session, request_id: JsonRpcId) -> bool:
-        """Release the held request of this session that has this id; false if there is none."""
-        held = self._by_request.get((session, request_id))
+    def cancel(self, key: CancelKey) -> bool:
+        """Release the held request that is named; false if there is none, or others of its batch still wait."""
+        held = self._by_request.get(key)
         if held is None:
+            return False
+        held.cancelled.add(key)
+        if held.cancelled != held.cancel_keys:
             return False
         _release(held, Waited.CANCELLED)
         return True
+
+    def end_of(self, session: Session) -> None:
+        """Release everything that waits in a session that is over: it must not be sent any more."""
+        for held in self._by_session.get(session, ()):
+            _release(held, Waited.ENDED)
 
     def drain(self) -> None:
         """Release everybody, and hold nobody any more."""
@@ -161,15 +182,25 @@ class Holding:
         held.released = asyncio.get_running_loop().create_future()
         self._held.add(held)
         self._bytes += held.size
-        if held.cancel_key is not None:
-            self._by_request[held.cancel_key] = held
+        self._by_request.update(dict.fromkeys(held.cancel_keys, held))
+        if held.session is not None:
+            self._by_session.setdefault(held.session, set()).add(held)
         try:
             yield True
         finally:
             self._held.discard(held)
             self._bytes -= held.size
-            if held.cancel_key is not None and self._by_request.get(held.cancel_key) is held:
-                del self._by_request[held.cancel_key]
+            for key in held.cancel_keys:
+                if self._by_request.get(key) is held:
+                    del self._by_request[key]
+            self._forget_of_session(held)
+
+    def _forget_of_session(self, held: Held) -> None:
+        if held.session is not None:
+            others = self._by_session[held.session]
+            others.discard(held)
+            if not others:
+                del self._by_session[held.session]
 
 
 def _release(held: Held, how: Waited) -> None:

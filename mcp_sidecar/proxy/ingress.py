@@ -14,14 +14,16 @@ from __future__ import annotations
 
 import asyncio
 import traceback
+from collections.abc import Callable
 from pathlib import PurePath
 
 from aiohttp import hdrs, http_exceptions, web
 from aiohttp.web_protocol import RequestHandler, _ErrInfo
+from yarl import URL
 
 from mcp_sidecar.healing import own_answers
 from mcp_sidecar.healing.facts import RequestRejected, RequestServed, SidecarFault
-from mcp_sidecar.healing.labels import NO_METHOD, http_label, rpc_label
+from mcp_sidecar.healing.labels import NO_METHOD, OTHER, http_label, rpc_label
 from mcp_sidecar.healing.own_answers import OwnAnswer, Reason
 from mcp_sidecar.proxy import rejections
 from mcp_sidecar.proxy.bodies import UNREADABLE, Body, Upload, message_of, read_body
@@ -38,12 +40,14 @@ from mcp_sidecar.wire import headers, origins
 from mcp_sidecar.wire.headers import Pair
 from mcp_sidecar.wire.messages import Kind, Message
 from mcp_sidecar.wire.origins import Move
-from mcp_sidecar.wire.revisions import PROTOCOL_VERSION_HEADER, is_sessionless_request
+from mcp_sidecar.wire.revisions import PROTOCOL_VERSION_HEADER, is_sessionless_request, is_sessionless_version
 
 CLIENT_LEFT = 499
 """What nginx logs, too, for a client that did not wait for its answer."""
 
 MAX_HEADERS = 256
+"""What ``limits.max_header_bytes`` of headers may be split into, on both sides."""
+
 TOO_MUCH = b"HTTP/1.1 431 Request Header Fields Too Large\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
 
@@ -55,7 +59,7 @@ class Incoming:
         self.request = request
         self.raw: list[Pair] = [(_text(name), _text(value)) for name, value in request.raw_headers]
         self.responder = Responder(request, ingress.parts.clock)
-        self.rpc_label = NO_METHOD
+        self.rpc_label = OTHER if request.method == hdrs.METH_POST else NO_METHOD
         self.message: Message | None = None
         self.in_session = False
 
@@ -84,7 +88,7 @@ class Ingress:
         self.parts = parts
         self._listen = listen
         self._upstream = upstream
-        self._endpoint = upstream.endpoint.rstrip("/")
+        self._endpoint = URL.build(path=upstream.endpoint.removesuffix("/"), encoded=True).path_safe
         self._own_origins: tuple[str, ...] = (listen.public_url,) if listen.public_url else ()
         self._on_loopback = origins.is_loopback(listen.host)
         self._scheme = "https" if listen.tls_certificate else "http"
@@ -124,6 +128,11 @@ class Ingress:
                 self._idle.set()
         return incoming.responder.response
 
+    def note_unread(self, answer: Refusal) -> None:
+        """Count what was refused before it became a request; its method is not known."""
+        self.parts.emit(RequestRejected(answer.status, answer.reason))
+        self.parts.emit(RequestServed(OTHER, NO_METHOD, answer.status, 0.0))
+
     async def wait_until_idle(self, timeout_s: float) -> None:
         """Wait until every exchange has ended, but no longer than ``timeout_s`` seconds."""
         try:
@@ -138,7 +147,7 @@ class Ingress:
         refused = self._gate(incoming)
         if refused is not None:
             await self._reject(incoming, refused)
-        elif self._is_endpoint(incoming.request.path) and incoming.method in ("POST", "GET", "DELETE"):
+        elif self._is_endpoint(incoming.request.rel_url.path_safe) and incoming.method in ("POST", "GET", "DELETE"):
             await self._endpoint_request(incoming)
         else:
             await self._passing(incoming).other_path(incoming.upload)
@@ -215,9 +224,9 @@ class Ingress:
 
     def _is_for_a_held_request(self, call: Call, message: Message) -> bool:
         """Whether the client gives up a request that waits here: then neither goes upstream."""
-        if call.session is None or message.cancelled_id is None:
+        if call.client_id is None or message.cancelled_id is None:
             return False
-        return self.parts.holding.cancel(call.session, message.cancelled_id)
+        return self.parts.holding.cancel((call.client_id, call.principal, message.cancelled_id))
 
     @staticmethod
     def _was_said_by_heal(call: Call, message: Message) -> bool:
@@ -258,7 +267,17 @@ class Ingress:
             target=incoming.target,
             pairs=pairs,
             move=self._move(incoming),
+            without=self._hidden(incoming),
         )
+
+    def _hidden(self, incoming: Incoming) -> frozenset[str]:
+        """On the endpoint nothing that passes opens a session, and some clients adopt whatever id a response carries."""
+        is_sessionless = incoming.message is not None or is_sessionless_version(
+            headers.value(incoming.raw, PROTOCOL_VERSION_HEADER)
+        )
+        if is_sessionless or self.parts.observes or not self._is_endpoint(incoming.request.rel_url.path_safe):
+            return frozenset()
+        return frozenset({"mcp-session-id"})
 
     @staticmethod
     def _is_held(incoming: Incoming) -> bool:
@@ -292,6 +311,13 @@ class ClientProtocol(RequestHandler):
         self._end_broken_body()
         self._bound_head(data)
 
+    def close(self) -> None:
+        """Take no more requests. aiohttp would leave an idle connection open, and never read what comes on it."""
+        is_idle = not self._request_count or (self._waiter is not None and not self._waiter.done())
+        super().close()
+        if is_idle and self.transport is not None:
+            self.transport.close()
+
     def _end_broken_body(self) -> None:
         """Tell whoever reads a body that its framing is wrong: aiohttp would say so only after the answer."""
         request = self._current_request
@@ -310,6 +336,7 @@ class ClientProtocol(RequestHandler):
             return
         self._head_bytes += len(data)
         if self._head_bytes > 2 * self.max_field_size and self.transport is not None:
+            self._tell(rejections.HEADERS_TOO_LARGE)
             self.transport.write(TOO_MUCH)
             self.force_close()
 
@@ -323,7 +350,13 @@ class ClientProtocol(RequestHandler):
         """Answer as the sidecar does, and log nothing of the request: it may hold credentials."""
         if request.writer.output_size > 0:
             raise ConnectionError("an answer is under way")
-        return last_response(_unread(exc))
+        answer = _unread(exc)
+        self._tell(answer)
+        return last_response(answer)
+
+    def _tell(self, answer: OwnAnswer) -> None:
+        if isinstance(answer, Refusal) and isinstance(self._manager, ClientServer):
+            self._manager.on_unread(answer)
 
 
 def _unread(error: BaseException | None) -> OwnAnswer:
@@ -335,7 +368,9 @@ def _unread(error: BaseException | None) -> OwnAnswer:
 
 
 class ClientServer(web.Server):
-    """Makes a ``ClientProtocol`` per connection."""
+    """Makes a ``ClientProtocol`` per connection; ``on_unread`` hears of what never became a request."""
+
+    on_unread: Callable[[Refusal], None]
 
     def __call__(self) -> RequestHandler:
         """A protocol for one connection."""
@@ -348,7 +383,7 @@ def _text(raw: bytes) -> str:
 
 def make_server(ingress: Ingress) -> ClientServer:
     """The server that hands every request to ``ingress``. A client that leaves cancels its incoming."""
-    return ClientServer(
+    server = ClientServer(
         ingress.handle,
         handler_cancellation=True,
         access_log=None,
@@ -358,3 +393,5 @@ def make_server(ingress: Ingress) -> ClientServer:
         max_headers=MAX_HEADERS,
         read_bufsize=64 * 1024,
     )
+    server.on_unread = ingress.note_unread
+    return server

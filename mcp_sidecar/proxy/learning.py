@@ -16,7 +16,7 @@ from mcp_sidecar.healing.remembered import LEARNT
 from mcp_sidecar.healing.session import ClientSessionId, Session, UpstreamSessionId
 from mcp_sidecar.proxy.call import Call
 from mcp_sidecar.proxy.parts import Parts
-from mcp_sidecar.proxy.reading import WholeJson
+from mcp_sidecar.proxy.reading import WholeJson, may_hold_message
 from mcp_sidecar.proxy.upstream import Answer
 from mcp_sidecar.wire import headers
 from mcp_sidecar.wire.messages import Kind, Message, is_initialize_result
@@ -46,7 +46,7 @@ class Learning:
 
         ``whole`` is its body, if that is known already.
         """
-        if not self.is_initialize or not 200 <= answer.status < 300:
+        if not self.is_initialize or not 200 <= answer.status < 300 or not may_hold_message(answer):
             return None
         session_id = answer.header(headers.SESSION_ID)
         if session_id is None or not headers.is_valid_session_id(session_id):

@@ -10,17 +10,19 @@ from collections.abc import AsyncIterator
 from http import HTTPStatus
 
 from mcp_sidecar.healing import own_answers
-from mcp_sidecar.healing.facts import ActionObserved, ObservedAction
+from mcp_sidecar.healing.facts import ActionObserved, ObservedAction, ReplayCause, RequestReplayed
+from mcp_sidecar.healing.labels import rpc_label
 from mcp_sidecar.healing.own_answers import OwnAnswer
 from mcp_sidecar.proxy import rejections
 from mcp_sidecar.proxy.bodies import UNREADABLE, Body, BrokenBody, HeldBody, PassingBody, Upload
 from mcp_sidecar.proxy.holding import Held, Waited
 from mcp_sidecar.proxy.parts import Parts
-from mcp_sidecar.proxy.reading import is_event_stream
+from mcp_sidecar.proxy.reading import EVENT_STREAM, is_event_stream
 from mcp_sidecar.proxy.relaying import relay_rest
 from mcp_sidecar.proxy.responding import Responder
 from mcp_sidecar.proxy.upstream import Answer, UpstreamFault
-from mcp_sidecar.wire.headers import Pair
+from mcp_sidecar.wire import headers
+from mcp_sidecar.wire.headers import Pair, media_type
 from mcp_sidecar.wire.messages import Message
 from mcp_sidecar.wire.origins import Move
 from mcp_sidecar.wire.sse import Block, EventSplitter, parse_event, with_data
@@ -38,24 +40,29 @@ class Passing:
         target: str,
         pairs: list[Pair],
         move: Move,
+        without: frozenset[str] = frozenset(),
     ) -> None:
-        """``move`` takes URLs on the upstream's origin to where the client reaches the sidecar."""
+        """``move`` takes URLs on the upstream's origin to where the client reaches the sidecar.
+
+        ``without`` are headers (lower case) that the client must not see.
+        """
         self._parts = parts
         self._responder = responder
         self._method = method
         self._target = target
         self._pairs = pairs
         self._move = move
+        self._without = without
 
     async def other_path(self, upload: Upload | None) -> None:
         """A path that is not the MCP endpoint: streamed both ways, 503 at once while the upstream is away.
 
         Raises ``BrokenBody`` where it was the client that broke off.
         """
-        is_stream = self._method == "GET"
+        may_idle = self._method == "GET" and EVENT_STREAM in (headers.value(self._pairs, "accept") or "").lower()
         body = _streamed(upload) if upload is not None else None
         try:
-            answer = await self._parts.upstream.send(self._method, self._target, self._pairs, body, may_idle=is_stream)
+            answer = await self._parts.upstream.send(self._method, self._target, self._pairs, body, may_idle=may_idle)
         except UpstreamFault as fault:
             if upload is not None and upload.is_broken:
                 raise BrokenBody from None
@@ -63,6 +70,8 @@ class Passing:
             await self._responder.give(own_answers.UNAVAILABLE_PATH if is_down else own_answers.BAD_GATEWAY)
             return
         async with answer:
+            if self._method == "GET":
+                answer.let_idle(media_type(answer.header("Content-Type")) == EVENT_STREAM)
             await self._relay(answer)
 
     async def sessionless(self, message: Message, body: Body) -> None:
@@ -73,10 +82,11 @@ class Passing:
         pairs = self._with_length(body)
         while True:
             try:
-                answer = await self._parts.upstream.send("POST", self._target, pairs, _to_send(body))
+                answer = await self._parts.upstream.send("POST", self._target, pairs, _to_send(body, held))
             except UpstreamFault as fault:
                 if not await self._may_try_again(fault, body, message, held):
                     return
+                self._parts.emit(RequestReplayed("", ReplayCause.NOT_SENT, rpc_label(message)))
                 continue
             async with answer:
                 if 200 <= answer.status < 300:
@@ -117,13 +127,20 @@ class Passing:
     # -- the answer ---------------------------------------------------------------------------------------------------
 
     async def _relay(self, answer: Answer) -> None:
-        await self._responder.start(answer.status, answer.reason, self._move.headers(answer.client_headers()))
+        await self._responder.start(
+            answer.status, answer.reason, self._move.headers(answer.client_headers(self._without))
+        )
         if self._method == "HEAD":
             return
         if self._method == "GET" and answer.status == HTTPStatus.OK and is_event_stream(answer):
             await self._parts.get_streams.serve(self._relay_old_transport(answer))
-        else:
+            return
+        is_stream = self._method == "POST" and is_event_stream(answer)
+        self._parts.open.post_streams += is_stream
+        try:
             await relay_rest(answer, self._responder)
+        finally:
+            self._parts.open.post_streams -= is_stream
 
     async def _relay_old_transport(self, answer: Answer) -> None:
         """An event stream of 2024-11-05 names the URL to POST to; clients must not be led past the sidecar."""
@@ -156,5 +173,7 @@ async def _streamed(upload: Upload) -> AsyncIterator[bytes]:
         yield chunk
 
 
-def _to_send(body: Body) -> bytes | AsyncIterator[bytes]:
-    return body.data if isinstance(body, HeldBody) else body.parts()
+def _to_send(body: Body, held: Held) -> bytes | AsyncIterator[bytes]:
+    if isinstance(body, HeldBody):
+        return body.data
+    return body.parts_after_hold() if held.has_waited else body.parts()

@@ -25,6 +25,7 @@ from mcp_sidecar.healing.generations import FIRST, Mark, Renumbering
 from mcp_sidecar.healing.labels import rpc_label
 from mcp_sidecar.healing.own_answers import Reason
 from mcp_sidecar.healing.replay import is_safe_in_doubt
+from mcp_sidecar.healing.session import ClientSessionId
 from mcp_sidecar.proxy import outbound, rejections
 from mcp_sidecar.proxy.bodies import UNREADABLE, Body, HeldBody, PassingBody
 from mcp_sidecar.proxy.call import Call
@@ -39,7 +40,7 @@ from mcp_sidecar.proxy.restoring import Loss
 from mcp_sidecar.proxy.upstream import Answer, UpstreamFault
 from mcp_sidecar.proxy.upstream import Body as UpstreamBody
 from mcp_sidecar.wire.headers import Pair
-from mcp_sidecar.wire.messages import Kind, Message, parse
+from mcp_sidecar.wire.messages import Message, parse
 
 _PASSED = frozenset({Verdict.OK, Verdict.AUTH_FAILURE, Verdict.OTHER})
 """What an answer may mean and yet be the client's own: it passes while the request is still on its way."""
@@ -116,11 +117,11 @@ class Posting:
         return is_safe_in_doubt(self._message, session.safe_tools if session is not None and trusts else frozenset())
 
     def _place(self) -> Held:
-        policy, session = self._parts.policy, self._call.session
+        policy, call = self._parts.policy, self._call
         timeout_s = policy.connect_hold_timeout_s if self._learning.is_initialize else policy.hold_timeout_s
-        is_cancellable = session is not None and self._message.kind is Kind.REQUEST
-        key = (session, self._message.id) if is_cancellable and session is not None else None
-        return Held(self._body.size, timeout_s, key)
+        ids = [request.id for request in self._message.requests] if call.client_id is not None else []
+        keys = frozenset((call.client_id or ClientSessionId(""), call.principal, each) for each in ids)
+        return Held(self._body.size, timeout_s, keys, call.session)
 
     def _end(self) -> None:
         self._drop_answer()
@@ -149,8 +150,11 @@ class Posting:
             if refusal is not None:
                 return refusal
         self._generation = self._learning.generation = session.generation if session is not None else 1
-        if session is not None and session.displaced and not self._parts.observes:
-            return self._exchange.displaced()
+        if session is not None and not self._parts.observes:
+            if session.is_ended:
+                return self._exchange.ended()
+            if session.displaced:
+                return self._exchange.displaced()
         outgoing = self._outgoing(renumber=step.renumber)
         if outgoing is None:
             return Give(own_answers.ACCEPTED, drops=True)
@@ -177,7 +181,7 @@ class Posting:
     def _outgoing(self, *, renumber: bool) -> UpstreamBody:
         """The body to send under the present generation; ``None`` where nothing of it may go there."""
         if not isinstance(self._body, HeldBody):
-            return self._body.parts()
+            return self._body.parts_after_hold() if self._held.has_waited else self._body.parts()
         session = self._call.session
         if renumber:
             outgoing, self._renumbering = outbound.renumbered(self._message, self._parts.new_id)
@@ -272,7 +276,7 @@ class Posting:
         heal = self._parts.healer.heal(session, loss, self._call.trigger, self._held)
         waited, end = await self._early.during(heal)
         if waited is not Waited.BACK:
-            return self._exchange.cancelled() if waited is Waited.CANCELLED else await self._expired()
+            return await self._released(waited)
         if end.why is None:
             return self._exchange.healed()
         self._refusal = end.refusal
@@ -285,8 +289,11 @@ class Posting:
         else:
             wait = self._parts.holding.for_route(self._held)
         waited = await self._early.during(wait)
-        if waited is Waited.BACK:
-            return self._exchange.back()
+        return self._exchange.back() if waited is Waited.BACK else await self._released(waited)
+
+    async def _released(self, waited: Waited) -> Step:
+        if waited is Waited.ENDED:
+            return self._exchange.ended()
         return self._exchange.cancelled() if waited is Waited.CANCELLED else await self._expired()
 
     # -- Give ---------------------------------------------------------------------------------------------------------

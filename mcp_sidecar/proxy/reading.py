@@ -64,6 +64,11 @@ def is_json(answer: Answer) -> bool:
     return media_type(answer.header("Content-Type")) == JSON and not is_encoded(answer)
 
 
+def may_hold_message(answer: Answer) -> bool:
+    """Whether an answer is of a type that can hold a JSON-RPC message, encoded or not."""
+    return media_type(answer.header("Content-Type")) in (EVENT_STREAM, JSON)
+
+
 def is_encoded(answer: Answer) -> bool:
     """Whether the body is compressed; it is then passed on unread."""
     encoding = answer.header("Content-Encoding")

@@ -73,8 +73,10 @@ class Terminating:
 
     async def _answered(self, answer: Answer, judgement: Judgement) -> None:
         is_bound = self._call.knowledge is SessionKnowledge.BOUND
-        is_gone = judgement.verdict is Verdict.SESSION_LOST or (
-            judgement.verdict is Verdict.UNAVAILABLE and not judgement.jsonrpc_body
+        is_gone = (
+            judgement.verdict is Verdict.SESSION_LOST
+            or (judgement.verdict is Verdict.UNAVAILABLE and not judgement.jsonrpc_body)
+            or judgement.bare_404  # a session is known, so the endpoint has worked before
         )
         if self._parts.observes:
             await self._observed(answer, judgement)
@@ -85,13 +87,13 @@ class Terminating:
             await self._responder.give(own_answers.SESSION_NOT_FOUND)
         else:
             if self._forget_on_success(answer):
-                self._end_streams()
+                self._end_what_waits()
             await self._pass(answer)
 
     async def _not_answered(self) -> None:
         if self._parts.observes:
             await self._responder.give(own_answers.BAD_GATEWAY)
-        elif self._call.session is not None:
+        elif self._call.client_id is not None:
             await self._end()
         else:
             await self._responder.give(own_answers.UNAVAILABLE_PATH)
@@ -113,12 +115,13 @@ class Terminating:
     async def _end(self) -> None:
         if self._call.session is not None:
             self._parts.store.end(self._call.session, SessionEnd.TERMINATED)
-            self._end_streams()
+            self._end_what_waits()
         await self._responder.give(own_answers.ENDED)
 
-    def _end_streams(self) -> None:
+    def _end_what_waits(self) -> None:
         if self._call.session is not None:
             self._parts.get_streams.end_of(self._call.session)
+            self._parts.holding.end_of(self._call.session)
 
     async def _pass(self, answer: Answer) -> None:
         await self._responder.start(answer.status, answer.reason, self._call.client_headers(answer))

@@ -52,9 +52,10 @@ class Answer:
     upstream learns at once that nobody listens any more.
     """
 
-    def __init__(self, response: aiohttp.ClientResponse) -> None:
+    def __init__(self, response: aiohttp.ClientResponse, idle_timeout_s: float) -> None:
         """Wrap a response whose body has not been touched."""
         self._response = response
+        self._idle_timeout_s = idle_timeout_s
         self.status = response.status
         self.reason = response.reason or ""
         self.headers: list[Pair] = [
@@ -122,6 +123,13 @@ class Answer:
             raise UpstreamFault(self._fault)
         return arrived
 
+    def let_idle(self, may_idle: bool) -> None:
+        """Say whether the rest may be silent for ever, now that the head tells what it is."""
+        connection = self._response.connection
+        if connection is not None and connection.protocol is not None:
+            connection.protocol.read_timeout = None if may_idle else self._idle_timeout_s
+            connection.protocol.start_timeout()
+
     def break_off(self) -> None:
         """Whatever has not been read is lost, now and for whoever is reading: as if the upstream had broken off."""
         self._fault = Fault.BROKEN
@@ -185,7 +193,8 @@ class Upstream:
     ) -> Answer:
         """Send one request and wait for the head of its answer.
 
-        ``target`` is path and query as the client sent them. ``may_idle``: a stream that may stay silent for ever.
+        ``target`` is path and query as the client sent them. ``may_idle``: a stream that may stay silent for ever,
+        even before its head.
         Raises ``UpstreamFault``; its fault says whether the request can have arrived.
         """
         assert self._session is not None, "send() before open()"
@@ -203,10 +212,12 @@ class Upstream:
             self._on_connect(fault.may_have_arrived)
             raise UpstreamFault(fault) from None
         self._on_connect(True)
-        if response.status == HTTPStatus.SWITCHING_PROTOCOLS:  # nobody asked for it: Upgrade is not passed on
+        is_too_large = _head_bytes(response) > self._limits.max_header_bytes  # aiohttp bounds each header for itself
+        # Nobody asks for 101: Upgrade is not passed on.
+        if is_too_large or response.status == HTTPStatus.SWITCHING_PROTOCOLS:
             response.close()
             raise UpstreamFault(Fault.GARBLED)
-        return Answer(response)
+        return Answer(response, self._config.idle_timeout_s)
 
     async def can_connect(self) -> bool:
         """Try one connect, for https with its handshake, and close it again."""
@@ -235,6 +246,10 @@ def is_connected_to_itself(writer: asyncio.StreamWriter) -> bool:
 _NOT_SENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
 _STALLED = (asyncio.TimeoutError,)
 _GARBLED = (aiohttp.ClientResponseError, aiohttp.InvalidURL)
+
+
+def _head_bytes(response: aiohttp.ClientResponse) -> int:
+    return sum(len(name) + len(value) + 4 for name, value in response.raw_headers)
 
 
 def _in_steps(body: Body) -> Body | io.BytesIO:

@@ -125,7 +125,8 @@ class UpstreamSection(_Section):
     connect_timeout: SecondsAboveZero = Field(5.0, description="How long one attempt to connect may take, in seconds.")
     idle_timeout: SecondsAboveZero = Field(
         600.0,
-        description="An open exchange on which no byte came for so many seconds counts as cut. GET streams are excepted.",
+        description="An open exchange on which no byte came for so many seconds counts as cut. "
+        "Event streams that answer a GET are excepted.",
     )
 
 
@@ -333,7 +334,9 @@ class LimitsSection(_Section):
         1024**2, description="A JSON answer up to this size is passed on whole, so that a cut one can be told."
     )
     max_header_bytes: HeaderSize = Field(
-        64 * 1024, description="Header size on both sides; 431 beyond it. At least 1KiB."
+        64 * 1024,
+        description="The headers of one message together, of which there may be 256. A client gets 431 beyond it, and an "
+        "answer of the upstream beyond it counts as none. At least 1KiB.",
     )
 
 

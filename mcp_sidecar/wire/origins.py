@@ -79,10 +79,25 @@ def _leads_somewhere(parts: SplitResult) -> bool:
 
 
 def is_allowed_host(authority: str, own: Iterable[str], listed: Iterable[str]) -> bool:
-    """Whether a ``Host`` may be asked of a loopback listener: loopback, the sidecar's own, or a listed one."""
+    """Whether a ``Host`` may be asked of a loopback listener: loopback, the sidecar's own, or a listed one.
+
+    A listed one that names a port means that port only.
+    """
     host = host_of(authority)
-    names = {host_of(one) for one in listed} | {urlsplit(one).hostname or "" for one in own}
-    return bool(host) and (is_loopback(host) or host in names)
+    if not host:
+        return False
+    is_own = is_loopback(host) or host in {urlsplit(one).hostname or "" for one in own}
+    return is_own or any(host == host_of(one) and _has_port(authority, _port_of(one)) for one in listed)
+
+
+def _has_port(authority: str, wanted: int | None) -> bool:
+    port = _port_of(authority)
+    return wanted in (None, port) or (port is None and wanted in _DEFAULT_PORTS.values())
+
+
+def _port_of(authority: str) -> int | None:
+    """The port of an authority of which ``host_of`` finds a host."""
+    return urlsplit(f"//{authority.strip()}").port
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,13 +111,15 @@ class Move:
         """A URL on the upstream's origin as the client reaches it; every other one, and every relative one, as it is."""
         try:
             parts = urlsplit(url)
-            is_upstreams = bool(parts.netloc) and canonical(url) == canonical(self.upstream_origin)
         except ValueError:
             return url
-        if not is_upstreams:
+        user, at, authority = parts.netloc.rpartition("@")
+        scheme = parts.scheme or urlsplit(self.upstream_origin).scheme
+        is_plain = bool(authority) and not set(user) & set("@\\")
+        if not is_plain or canonical(f"{scheme}://{authority}") != canonical(self.upstream_origin):
             return url
         own = urlsplit(self.client_origin)
-        return urlunsplit((own.scheme, own.netloc, parts.path, parts.query, parts.fragment))
+        return urlunsplit((own.scheme, user + at + own.netloc, parts.path, parts.query, parts.fragment))
 
     def headers(self, pairs: Iterable[Pair]) -> list[Pair]:
         """Headers whose URLs would lead the client past the sidecar, moved; all others as they are."""

@@ -118,7 +118,7 @@ def _route(scene: Scene) -> Promise:
 _BY_EVIDENCE: dict[Evidence, Callable[[Scene], Promise]] = {
     Evidence.NOT_SENT: _not_sent,
     Evidence.IN_DOUBT: _in_doubt,
-    Evidence.STALLED: lambda _: Promise.UNKNOWN,
+    Evidence.STALLED: _in_doubt,
     Evidence.GATEWAY: _gateway,
     Evidence.ROUTE: _route,
     Evidence.OWN_WORD: lambda _: Promise.UPSTREAMS,

@@ -175,8 +175,8 @@ def _cells() -> Iterator[pytest.ParameterSet]:
             continue  # connects are refused until they are not
         if case.evidence is Evidence.POLLING and moment is not Moment.ONCE:
             continue  # nothing follows
-        if case.evidence is Evidence.STALLED and not moment.lasts:
-            continue  # it is sent once in any case, and together they wait only once
+        if case.evidence is Evidence.STALLED and not moment.lasts and knowledge is not Knowledge.BOUND:
+            continue  # each waits for itself, which takes its time
         if knowledge is Knowledge.NONE and moment.loses:
             continue  # no session, nothing to lose
         both = knowledge is Knowledge.BOUND and not case.spoils_answers  # a spoiler brings its own form along

@@ -127,6 +127,7 @@ ACCEPTED: Final = Give(own_answers.ACCEPTED)
 DROPPED: Final = Give(own_answers.ACCEPTED, drops=True)
 BAD_GATEWAY: Final = Give(own_answers.BAD_GATEWAY)
 UNAVAILABLE_503: Final = Give(own_answers.unavailable(1), reason=Reason.UPSTREAM_UNAVAILABLE)
+UNAVAILABLE_IN_DOUBT: Final = Give(own_answers.unavailable(1, may_have_run=True), reason=Reason.UPSTREAM_UNAVAILABLE)
 
 
 def error(reason: Reason, message: Message = CALL) -> Give:
@@ -460,7 +461,7 @@ OUTAGE: Final[dict[str, tuple[Exchange, Story]]] = {
             (answered(ROUTE_404), ROUTE),
             (back, IN_DOUBT),
             (answered(ROUTE_404), ROUTE),
-            (expired, UNAVAILABLE_503),
+            (expired, UNAVAILABLE_IN_DOUBT),
         ],
     ),
     "a route's 404 before the endpoint ever worked passes": (
@@ -505,10 +506,14 @@ DOUBT: Final[dict[str, tuple[Exchange, Story]]] = {
         exchange(),
         [FIRST, (answered(PROVEN), HEAL), (healed, AFTER_LOSS), (RESET, UNKNOWN)],
     ),
-    "stalled: waiting as long again helps nobody": (exchange(LIST), [FIRST, (failed(Fault.STALLED), UNKNOWN)]),
+    "stalled: an unsafe call is told": (exchange(), [FIRST, (failed(Fault.STALLED), UNKNOWN)]),
+    "stalled: a safe call goes again, as after every cut": (
+        exchange(LIST),
+        [FIRST, (failed(Fault.STALLED), IN_DOUBT), (failed(Fault.STALLED), IN_DOUBT), (failed(Fault.STALLED), UNKNOWN)],
+    ),
     "reset: initialize is told to come again": (
         exchange(INITIALIZE, session=SessionKnowledge.NONE),
-        [FIRST, (RESET, IN_DOUBT), (RESET, IN_DOUBT), (RESET, UNAVAILABLE_503)],
+        [FIRST, (RESET, IN_DOUBT), (RESET, IN_DOUBT), (RESET, UNAVAILABLE_IN_DOUBT)],
     ),
     "reset: a safe call that streamed": (exchange(LIST, whole=False), [FIRST, (RESET, UNKNOWN)]),
     "reset: a notification": (exchange(PROGRESS), [FIRST, (RESET, undelivered(Reason.OUTCOME_UNKNOWN))]),

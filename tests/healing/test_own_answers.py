@@ -43,6 +43,16 @@ RETRY: Final = (("Retry-After", "1"),)
             id="away, to initialize",
         ),
         pytest.param(
+            own_answers.unavailable(7, may_have_run=True),
+            OwnAnswer(
+                503,
+                "application/json",
+                (AWAY_ERROR % b"7").replace(b"; the request was not executed.", b"."),
+                RETRY,
+            ),
+            id="away, to an initialize that was sent",
+        ),
+        pytest.param(
             own_answers.in_session(samples.call(id="a"), Reason.UPSTREAM_UNAVAILABLE),
             OwnAnswer(200, "application/json", AWAY_ERROR % b'"a"'),
             id="away, to a request",
@@ -169,3 +179,9 @@ def test_an_error_carries_the_requests_own_id(request_id: JsonRpcId) -> None:
     """Value and type of an id come back, else the client waits until its own timeout."""
     answer: Message = parse(own_answers.in_session(samples.call(id=request_id), Reason.CANCELLED).body)
     assert (answer.id, type(answer.id)) == (request_id, type(request_id))
+
+
+def test_no_sentence_says_more_than_is_known() -> None:
+    """A harmless request was sent several times by then: what is unknown is told, and nothing else."""
+    assert "sent" not in Reason.OUTCOME_UNKNOWN.sentence
+    assert "unknown" in Reason.OUTCOME_UNKNOWN.sentence

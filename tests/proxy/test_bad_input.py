@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from mcp_sidecar.healing.facts import RequestRejected, SidecarFault
+from mcp_sidecar.healing.facts import RequestRejected, RequestServed, SidecarFault
 from tests.support.client import McpClient, RawAnswer, raw_exchange, raw_post
 from tests.support.fake_upstream import FakeUpstream
 from tests.support.raw_upstream import pass_through
@@ -150,6 +150,8 @@ async def test_too_large_a_head_gets_431(request_bytes: bytes) -> None:
         answer = await raw_exchange(sidecar.port, request_bytes)
         assert answer.status == 431
         assert error_of(answer)["code"] == -32600
+        assert [fact.status for fact in sidecar.of(RequestRejected)] == [431]
+        assert [fact.status for fact in sidecar.of(RequestServed) if fact.status >= 400] == [431]
         assert len(upstream.ledger.arrivals) == seen
 
 
@@ -174,6 +176,8 @@ async def test_an_endless_head_is_cut_off() -> None:
                 break
         writer.transport.abort()
         assert sent < 5_000_000
+        assert [fact.status for fact in sidecar.of(RequestRejected)] == [431]
+        assert [fact.status for fact in sidecar.of(RequestServed) if fact.status >= 400] == [431]
 
 
 # -- how it is framed -------------------------------------------------------------------------------------------------
@@ -268,6 +272,8 @@ async def test_what_is_not_http_gets_400(data: bytes) -> None:
     assert not passed.answer.timed_out
     assert b"aiohttp" not in passed.answer.data
     assert passed.requests == []
+    assert [fact.status for fact in passed.sidecar.of(RequestRejected)] == [400]
+    assert [fact.status for fact in passed.sidecar.of(RequestServed)] == [400]
 
 
 async def test_random_bytes_never_do_harm() -> None:

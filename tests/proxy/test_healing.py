@@ -513,11 +513,11 @@ async def test_a_delete_during_a_heal_wins(stalls: str) -> None:
         call = asyncio.create_task(client.tool("charge"))
         await upstream.ledger.wait_for(lambda ledger: ledger.count(stalls) == 2)
         assert (await client.delete()).status == 200
-        upstream.release()
         assert is_not_found(await call)
         assert is_not_found(await client.tool("charge"))
-        assert outcomes(sidecar) == [HealOutcome.REFUSED]
-        assert (len(upstream.sessions), len(sidecar.parts.store)) == (0, 0)
+        upstream.release()
+        await eventually(lambda: outcomes(sidecar) == [HealOutcome.REFUSED])
+        await eventually(lambda: (len(upstream.sessions), len(sidecar.parts.store)) == (0, 0))
 
 
 async def test_the_clients_own_initialized_is_not_said_twice() -> None:

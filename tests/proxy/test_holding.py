@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import statistics
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -17,12 +18,14 @@ from mcp_sidecar.healing.facts import (
     MessageDropped,
     ReplayCause,
     RequestReplayed,
+    RequestServed,
     SessionLost,
     UpstreamBack,
     UpstreamLost,
 )
+from mcp_sidecar.wire.messages import dump
 from tests.support.behaviour import SessionMode
-from tests.support.client import Answer, McpClient
+from tests.support.client import Answer, McpClient, raw_post
 from tests.support.fake_upstream import FakeUpstream
 from tests.support.faults import Answer as Answered
 from tests.support.faults import IngressPage, Refuse, RoutePage, Router
@@ -243,6 +246,51 @@ async def test_a_held_request_can_be_cancelled() -> None:
         assert [arrival.rpc_methods for arrival in upstream.ledger.arrivals[seen:]] == [("tools/call",)]
 
 
+async def test_a_held_request_of_an_unknown_session_can_be_cancelled() -> None:
+    """After the sidecar's own restart, say. Only by the principal that sent it."""
+    async with (
+        connected() as (upstream, _, former),
+        running_sidecar(upstream.url) as sidecar,
+        McpClient(sidecar.url, session_id=former.session_id) as client,
+    ):
+        upstream.inject(Refuse())
+        call = asyncio.create_task(client.call("tools/call", {"name": "charge"}, id=5))
+        await held(sidecar, 1)
+        cancelled = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 5}}
+        stranger = asyncio.create_task(client.post(cancelled, headers={"Authorization": "Bearer other"}))
+        await held(sidecar, 2)
+        assert (await client.post(cancelled)).status == 202
+        assert is_error(await call, 5, "cancelled")
+        await upstream.clear()
+        assert (await stranger).status == 202
+        assert upstream.ledger.count(tool="charge") == 0
+
+
+async def test_a_held_batch_is_cancelled_when_all_its_requests_are() -> None:
+    """Until then it goes as it is, and each notification goes after it."""
+    async with connected() as (upstream, sidecar, client):
+        upstream.inject(Refuse())
+        batches = [
+            [client.request("tools/call", {"name": "charge"}, id=n) for n in numbers] for numbers in ((5, 6), (7, 8))
+        ]
+        calls = [asyncio.create_task(client.batch(batch)) for batch in batches]
+        await held(sidecar, 2)
+        notices = []
+        for number, waiting in ((5, 3), (8, 4)):
+            notices += [asyncio.create_task(client.notify("notifications/cancelled", {"requestId": number}))]
+            await held(sidecar, waiting)
+        assert (await client.notify("notifications/cancelled", {"requestId": 6})).status == 202
+        errors = (await calls[0]).messages
+        assert [(error["id"], error["error"]["data"]["reason"]) for error in errors] == [
+            (5, "cancelled"),
+            (6, "cancelled"),
+        ]
+        await upstream.clear()
+        assert sorted(message["id"] for message in (await calls[1]).messages) == [7, 8]
+        assert [notice.status for notice in await asyncio.gather(*notices)] == [202, 202]
+        assert len(upstream.ledger.executions("charge")) == 2
+
+
 async def test_ids_are_cancelled_by_type_and_session() -> None:
     """1 is not "1", and nobody cancels another session's request."""
     async with connected() as (upstream, sidecar, client), McpClient(sidecar.url) as other:
@@ -271,6 +319,39 @@ async def test_a_request_whose_client_left_is_never_sent() -> None:
         await upstream.start()
         assert (await client.tool("echo", text="on")).text == "on"
         assert upstream.ledger.count(tool="charge") == 0
+
+
+@pytest.mark.parametrize("size", [150_000, 400_000])
+@pytest.mark.parametrize("headers", [(), ("MCP-Protocol-Version: 2026-07-28",)], ids=["session", "sessionless"])
+async def test_a_large_held_request_whose_client_left_is_never_sent(size: int, headers: tuple[str, ...]) -> None:
+    """Of a body too large to be kept the rest waits in the kernel, and behind it the news that the client has left."""
+    async with connected(limits__max_replay_body="16KiB") as (upstream, sidecar, client):
+        await upstream.stop()
+        body = dump(client.request("tools/call", {"name": "charge", "arguments": {"padding": "x" * size}}))
+        with socket.create_connection(("127.0.0.1", sidecar.port)) as raw:
+            raw.setblocking(False)
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1_000_000)
+            session = () if headers else (f"Mcp-Session-Id: {client.session_id}",)
+            data = raw_post(sidecar.port, body, *headers, *session)
+            async with asyncio.timeout(5):
+                await asyncio.get_running_loop().sock_sendall(raw, data)
+            await held(sidecar, 1)
+        await upstream.start()
+        await held(sidecar, 0)
+        await eventually(lambda: any(fact.status == 499 for fact in sidecar.of(RequestServed)))
+        await client.initialize()
+        assert (await client.tool("echo", text="on")).text == "on"
+        assert upstream.ledger.count(tool="charge") == 0
+
+
+async def test_a_large_held_request_whose_client_waits_is_sent_whole() -> None:
+    """When the upstream is back, and once."""
+    async with connected(limits__max_replay_body="16KiB") as (upstream, sidecar, client):
+        upstream.inject(Refuse())
+        call = asyncio.create_task(client.tool("echo", text="x" * 400_000))
+        await held(sidecar, 1)
+        await upstream.clear()
+        assert (await call).text == "x" * 400_000
 
 
 async def test_a_drain_releases_what_is_held() -> None:

@@ -140,6 +140,17 @@ async def test_the_gate_stands_in_every_mode() -> None:
         ("/a/b/", "/a/b/", True),
         ("/", "/mcp", True),
         ("", "/mcp/", True),
+        ("/my%20app/mcp", "/my%20app/mcp", True),
+        ("/my%20app/mcp", "/my%20app/mcp/", True),
+        ("/my%20app/mcp", "/my/app/mcp", False),
+        ("/%6Dcp", "/mcp", True),
+        ("/mcp", "/%6dcp", True),
+        ("/caf%C3%A9", "/caf%c3%a9", True),
+        ("/a%2Fb", "/a%2fb", True),
+        ("/a%2Fb", "/a/b", False),
+        ("/mcp//", "/mcp//", True),
+        ("/mcp//", "/mcp/", True),
+        ("/mcp//", "/mcp", False),
     ],
 )
 async def test_which_path_is_the_endpoint(configured: str, asked: str, is_endpoint: bool) -> None:
@@ -222,6 +233,24 @@ async def test_a_bug_after_the_head_cuts_the_answer() -> None:
         assert answer.status == 200
         assert answer.data.endswith(b"\r\n\r\n{")
         assert len(sidecar.of(SidecarFault)) == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "label"),
+    [
+        ("POST", "/mcp", "other"),
+        ("POST", "/messages", "other"),
+        ("GET", "/x", "none"),
+        ("DELETE", "/mcp", "none"),
+        ("OPTIONS", "/mcp", "none"),
+    ],
+)
+async def test_only_a_post_can_have_a_method(method: str, path: str, label: str) -> None:
+    """One whose body is none, or nobody's business, counts with the unknown ones."""
+    passed = await pass_through(
+        f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: 1\r\n\r\n{{".encode()
+    )
+    assert [fact.rpc_method for fact in passed.sidecar.of(RequestServed)] == [label]
 
 
 async def test_a_client_that_left_is_counted_as_such() -> None:

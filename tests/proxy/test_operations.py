@@ -139,6 +139,37 @@ async def test_a_drain_waits_for_calls_and_for_nothing_else(number: signal.Signa
         assert await process.exit_status() == 0
 
 
+async def test_a_drain_closes_idle_connections_at_once() -> None:
+    """A pooled connection, a fresh one and one with half a head: whoever used them would wait for nothing until the end."""
+    async with (
+        FakeUpstream() as upstream,
+        serving(upstream) as (process, origin, _),
+        McpClient(f"{origin}/mcp") as client,
+    ):
+        await client.initialize()
+        call = asyncio.create_task(client.tool("slow"))
+        await upstream.ledger.wait_for(lambda ledger: len(ledger.executions("slow")) == 1)
+        host, port = origin.removeprefix("http://").split(":")
+        readers = []
+        for sent in (b"GET /x HTTP/1.1\r\nHost: localhost\r\n\r\n", b"", b"GET /x HTTP/1.1\r\nHos"):
+            reader, writer = await asyncio.open_connection(host, port)
+            writer.write(sent)
+            if sent.endswith(b"\r\n\r\n"):
+                await reader.readuntil(b"\r\n\r\n")
+            readers.append((reader, writer))
+        await fetch(f"{origin}/x")  # by now the process has seen those connections
+        process.signal(signal.SIGTERM)
+        async with asyncio.timeout(2):
+            for reader, writer in readers:
+                await reader.read()
+                assert reader.at_eof()
+                writer.close()
+        assert not call.done()
+        upstream.slow_gate.set()
+        assert (await call).text == "at last"
+        assert await process.exit_status() == 0
+
+
 async def test_a_drain_answers_what_is_held() -> None:
     """Held requests get the "upstream away" answer instead of waiting on."""
     async with (

@@ -11,7 +11,7 @@ from mcp_sidecar.healing.facts import ActionObserved, HealEnded
 from tests.support.client import new_http, raw_exchange
 from tests.support.endpoint import Outgoing
 from tests.support.fake_upstream import FakeUpstream
-from tests.support.raw_upstream import OK, Conversation, RawUpstream
+from tests.support.raw_upstream import OK, Conversation, RawUpstream, pass_through
 from tests.support.sidecar import running_sidecar
 from tests.support.waiting import eventually
 
@@ -22,8 +22,55 @@ def chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
+def post(body: bytes) -> bytes:
+    return b"POST /mcp HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%b" % (
+        len(body),
+        body,
+    )
+
+
 def get(path: str) -> bytes:
     return f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode()
+
+
+# -- the endpoint -----------------------------------------------------------------------------------------------------
+
+STRAY = b"HTTP/1.1 200 OK\r\nMcp-Session-Id: theirs\r\nmcp-session-id: again\r\nContent-Length: 0\r\n\r\n"
+
+
+@pytest.mark.parametrize("lines", ["", "Mcp-Session-Id: mine\r\n"], ids=["no-id", "an-id"])
+@pytest.mark.parametrize("method", ["GET", "OPTIONS", "PUT", "HEAD", "DELETE"])
+async def test_no_other_session_id_is_shown_on_the_endpoint(method: str, lines: str) -> None:
+    """Some clients adopt whatever id a response carries; only an answer to ``initialize`` opens a session."""
+    request = f"{method} /mcp HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{lines}\r\n".encode()
+    passed = await pass_through(request, STRAY)
+    assert passed.answer.status == 200
+    assert b"session-id" not in passed.head.lower()
+
+
+async def test_an_initialize_that_is_not_answered_opens_no_session() -> None:
+    """A 202 has no result, hence nothing that its id could belong to."""
+    body = b'{"jsonrpc":"2.0","id":1,"method":"initialize","params":{}}'
+    passed = await pass_through(post(body), STRAY.replace(b"200 OK", b"202 Accepted"))
+    assert passed.answer.status == 202
+    assert b"session-id" not in passed.head.lower()
+
+
+@pytest.mark.parametrize(
+    ("path", "version", "mode"),
+    [
+        pytest.param("/x", "2025-11-25", "heal", id="another-path"),
+        pytest.param("/mcp", "2026-07-28", "heal", id="sessionless"),
+        pytest.param("/mcp", "2025-11-25", "observe", id="observe"),
+    ],
+)
+async def test_elsewhere_ids_pass_as_everything_does(path: str, version: str, mode: str) -> None:
+    """Neither other paths nor 2026-07-28 know sessions, and ``observe`` changes nothing."""
+    request = (
+        f"OPTIONS {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nMCP-Protocol-Version: {version}\r\n\r\n"
+    )
+    passed = await pass_through(request.encode(), STRAY, mode=mode)
+    assert passed.head.lower().count(b"session-id") == 2
 
 
 # -- other paths ------------------------------------------------------------------------------------------------------
@@ -174,6 +221,40 @@ async def test_a_stream_may_be_silent(idle_timeout: float) -> None:
     ):
         asyncio.get_running_loop().call_later(idle_timeout * 3, more.set)
         assert await events.content.read() == b"data: late\n\n"
+
+
+@pytest.mark.parametrize("accept", ["*/*", "text/html, text/event-stream;q=0.5"])
+async def test_a_stream_may_let_wait_for_its_head(accept: str) -> None:
+    """Only who asks for one may be one: of everything else a silence before the head is a cut."""
+    more = asyncio.Event()
+
+    async def stream(conversation: Conversation) -> None:
+        await more.wait()
+        await conversation.send(SSE_HEAD + chunk(b"data: late\n\n") + b"0\r\n\r\n")
+
+    async with (
+        RawUpstream(stream) as upstream,
+        running_sidecar(upstream.url, upstream__idle_timeout=0.1) as sidecar,
+        new_http() as http,
+    ):
+        asyncio.get_running_loop().call_later(0.3, more.set)
+        async with http.get(f"http://{sidecar.address}/sse", headers={"Accept": accept}) as answer:
+            assert answer.status == (502 if accept == "*/*" else 200)
+
+
+@pytest.mark.parametrize("accept", ["*/*", "text/event-stream"])
+async def test_a_download_that_gets_stuck_is_cut(accept: str) -> None:
+    """No byte for ``idle_timeout`` ends a plain GET as it ends everything else."""
+
+    async def stuck(conversation: Conversation) -> None:
+        await conversation.send(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf")
+        await conversation.client_left.wait()
+
+    async with RawUpstream(stuck) as upstream, running_sidecar(upstream.url, upstream__idle_timeout=0.1) as sidecar:
+        request = get("/download").replace(b"\r\n\r\n", f"\r\nAccept: {accept}\r\n\r\n".encode())
+        answer = await raw_exchange(sidecar.port, request)
+        assert answer.data.endswith(b"\r\n\r\nhalf")
+        assert not answer.timed_out
 
 
 async def test_a_stream_of_the_older_transport_that_breaks_is_cut() -> None:

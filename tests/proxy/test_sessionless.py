@@ -10,7 +10,7 @@ import pytest
 
 from mcp_sidecar.healing.facts import ActionObserved, HealEnded, RequestReplayed
 from tests.support.behaviour import Answers
-from tests.support.client import Answer, McpClient, new_http, raw_exchange, raw_post
+from tests.support.client import Answer, McpClient, Stream, new_http, raw_exchange, raw_post
 from tests.support.fake_upstream import FakeUpstream
 from tests.support.faults import CloseBeforeHeaders, CutStream, GarbageHeaders, Refuse, ResetAfterExecution, Stall
 from tests.support.raw_upstream import Conversation, RawUpstream, pass_through
@@ -284,6 +284,33 @@ async def test_get_and_delete_pass_to_a_server_without_sessions() -> None:
             assert answer.status == 405
             assert b"Allow: POST\r\n" in answer.data
         assert len(upstream.requests) == 2
+
+
+async def test_what_was_held_and_sent_again_is_counted() -> None:
+    """As a request in a session is: it was not sent before."""
+    async with FakeUpstream(modern=True) as upstream, running_sidecar(upstream.url) as sidecar:
+        upstream.inject(Refuse())
+        held = asyncio.create_task(post(sidecar, call("echo", text="x")))
+        await eventually(lambda: len(sidecar.parts.holding) == 1)
+        await upstream.clear()
+        assert (await held).text == "x"
+        replays = sidecar.of(RequestReplayed)
+        assert [(fact.session, fact.cause, fact.rpc_method) for fact in replays] == [("", "not_sent", "tools/call")]
+
+
+async def test_its_streams_are_counted() -> None:
+    """As POST streams, while they are open."""
+    async with (
+        FakeUpstream(modern=True) as upstream,
+        running_sidecar(upstream.url) as sidecar,
+        McpClient(sidecar.url) as client,
+    ):
+        client.headers = HEADERS
+        stream = Stream(await client._send("POST", LISTEN, bare=True))
+        assert stream.status == 200
+        await eventually(lambda: sidecar.parts.open.post_streams == 1)
+        stream.close()
+        await eventually(lambda: sidecar.parts.open.post_streams == 0)
 
 
 async def test_an_upstream_that_refuses_all_is_probed_once_for_all() -> None:

@@ -13,11 +13,21 @@ from mcp_sidecar.healing.facts import AnswerRewritten, HealEnded, RequestReplaye
 from tests.support.behaviour import SessionMode
 from tests.support.client import McpClient
 from tests.support.fake_upstream import FakeUpstream
-from tests.support.faults import Answer, CloseBeforeHeaders, IngressPage, ResetAfterExecution, RoutePage, Stall
+from tests.support.faults import (
+    Answer,
+    CloseBeforeHeaders,
+    IngressPage,
+    Refuse,
+    ResetAfterExecution,
+    RoutePage,
+    Router,
+    Stall,
+)
 from tests.support.sidecar import WatchedSidecar, running_sidecar
 from tests.support.waiting import eventually
 
 Scene = tuple[FakeUpstream, WatchedSidecar, McpClient]
+BATCHED = {"jsonrpc": "2.0", "id": 77, "method": "tools/call", "params": {"name": "charge"}}
 NOT_FOUND = b'{"jsonrpc":"2.0","error":{"code":-32001,"message":"Session not found"},"id":null}'
 
 
@@ -97,6 +107,37 @@ async def test_a_delete_while_the_upstream_is_away_ends_the_id_at_once() -> None
         await assert_ended(client, upstream)
 
 
+async def test_what_is_held_for_a_session_that_ends_is_never_sent() -> None:
+    """The client ended it: its call gets the 404 at once and does not run when the upstream is back."""
+    async with scene(healing__hold_timeout=60) as (upstream, sidecar, client), McpClient(sidecar.url) as other:
+        await other.initialize()
+        upstream.inject(Refuse())
+        calls = [asyncio.create_task(client.tool("charge")), asyncio.create_task(client.batch([BATCHED]))]
+        others = asyncio.create_task(other.tool("charge"))
+        await eventually(lambda: len(sidecar.parts.holding) == 3)
+        assert (await client.delete()).status == 200
+        async with asyncio.timeout(5):
+            for answer in await asyncio.gather(*calls):
+                assert (answer.status, answer.body) == (404, NOT_FOUND)
+        await upstream.clear()
+        assert (await others).text == "charged 1"
+        assert len(upstream.ledger.executions("charge")) == 1
+        sidecar.facts[:] = [fact for fact in sidecar.facts if not isinstance(fact, RequestReplayed)]
+
+
+async def test_what_was_sent_before_the_session_ended_is_not_sent_again() -> None:
+    """A harmless call that met an outage would go again, but not under an id that is ended."""
+    async with scene(healing__hold_timeout=60) as (upstream, _, client):
+        planted = upstream.inject(Stall(), rpc_method="ping")
+        call = asyncio.create_task(client.call("ping"))
+        await eventually(lambda: planted.hits)
+        assert (await client.delete()).status == 200
+        seen = upstream.ledger.count("POST")
+        await upstream.restart()
+        assert (await call).status == 404
+        assert upstream.ledger.count("POST") == seen
+
+
 async def test_an_upstream_that_never_answers_ends_the_id() -> None:
     """After ``idle_timeout``, which counts as cut."""
     async with scene(upstream__idle_timeout=0.1) as (upstream, _, client):
@@ -131,13 +172,16 @@ async def test_any_other_answer_passes_and_the_session_stays(answer: Answer) -> 
         assert len(sidecar.parts.store) == 1
 
 
-async def test_a_404_that_no_server_signs_is_passed() -> None:
-    """A router's page says nothing about the session."""
+@pytest.mark.parametrize("router", Router, ids=lambda router: router.name.lower())
+async def test_a_404_that_no_server_signs_ends_the_id(router: Router) -> None:
+    """Either the server lost the session and says so without a word, or its route is away: over in both cases."""
     async with scene() as (upstream, sidecar, client):
-        upstream.inject(RoutePage(), http_method="DELETE")
-        assert (await client.delete()).status == 404
+        upstream.inject(RoutePage(router), http_method="DELETE")
+        answer = await client.delete()
+        assert (answer.status, answer.body) == (200, b"")
         assert upstream.ledger.count("DELETE") == 1
-        assert len(sidecar.parts.store) == 1
+        assert len(sidecar.parts.store) == 0
+        await assert_ended(client, upstream)
 
 
 async def test_the_upstream_gets_its_own_id() -> None:
@@ -155,7 +199,7 @@ async def test_the_upstream_gets_its_own_id() -> None:
 
 @pytest.mark.parametrize("session_id", [None, "unknown"])
 async def test_a_delete_outside_a_known_session_is_passed(session_id: str | None) -> None:
-    """An unknown id that the server denies, too, gets the contract's 404."""
+    """An unknown id that the server denies, too, gets the contract's 404; a goodbye while it is away is no failure."""
     async with scene() as (upstream, sidecar, client):
         client.session_id = session_id
         got = await client.delete()
@@ -163,7 +207,7 @@ async def test_a_delete_outside_a_known_session_is_passed(session_id: str | None
         assert (got.body == NOT_FOUND) is (session_id is not None)
         assert len(sidecar.of(AnswerRewritten)) == (session_id is not None)
         await upstream.stop()
-        assert (await client.delete()).status == 503
+        assert (await client.delete()).status == (503 if session_id is None else 200)
         assert len(sidecar.parts.store) == 1
 
 

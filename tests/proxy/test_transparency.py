@@ -300,6 +300,21 @@ async def test_a_broken_body_without_framing_is_reset() -> None:
     assert passed.answer.reset
 
 
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        pytest.param(["X: " + "a" * 40_000], 200, id="one"),
+        pytest.param(["X: " + "a" * 40_000] * 2, 502, id="two"),
+        pytest.param(["X: 1"] * 200, 200, id="many"),
+        pytest.param(["X: 1"] * 257, 502, id="too-many"),
+    ],
+)
+async def test_the_upstreams_head_is_bounded_as_the_clients_is(headers: list[str], status: int) -> None:
+    """``limits.max_header_bytes`` for all of them together, and 256 of them."""
+    passed = await pass_through(get("/x"), answer("200 OK", *headers, "Content-Length: 0"))
+    assert passed.answer.status == status
+
+
 # -- redirects and other URLs -----------------------------------------------------------------------------------------
 
 
@@ -313,6 +328,7 @@ async def test_a_broken_body_without_framing_is_reset() -> None:
         ("https://elsewhere.example/y", "https://elsewhere.example/y"),
         ("{up}.evil.example/y", "{up}.evil.example/y"),
         ("HTTP://127.0.0.1:{port}/y", "http://localhost/y"),
+        ("//127.0.0.1:{port}/y", "http://localhost/y"),
     ],
 )
 async def test_a_redirect_is_passed_on_and_leads_back_here(path: str, location: str, expected: str) -> None:
@@ -323,6 +339,18 @@ async def test_a_redirect_is_passed_on_and_leads_back_here(path: str, location: 
         got = await raw_exchange(sidecar.port, get(path))
         assert f"Location: {expected.format(**names)}\r\n".encode() in got.data
         assert len(upstream.requests) == 1
+
+
+@pytest.mark.parametrize("mode", ["heal", "rewrite", "observe"])
+@pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
+async def test_no_redirect_of_the_endpoint_leads_past_the_sidecar(method: str, mode: str) -> None:
+    """In no mode: whoever follows one would be gone, and ``observe`` could count nothing any more."""
+    ping = b'{"jsonrpc":"2.0","id":1,"method":"ping"}' if method == "POST" else b""
+    asked = request(method, "/mcp", "Mcp-Session-Id: mine", f"Content-Length: {len(ping)}") + ping
+    async with RawUpstream() as upstream, running_sidecar(upstream.url, mode=mode) as sidecar:
+        upstream.answer_with(answer("307 T", f"Location: {upstream.origin}/mcp/", "Content-Length: 0"))
+        got = await raw_exchange(sidecar.port, asked)
+        assert b"Location: http://localhost/mcp/\r\n" in got.data
 
 
 async def test_a_public_url_is_where_redirects_lead() -> None:

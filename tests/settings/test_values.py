@@ -141,6 +141,8 @@ def test_what_is_written_is_what_is_meant(parser: str, written: object, meant: o
         pytest.param("http_url", "http://u:p@h/", "must not hold user info (credentials belong to the client's headers)", id="url-user"),
         pytest.param("http_url", "http://h/mcp?", "must not hold a query or a fragment", id="url-empty-query"),
         pytest.param("http_url", "http://h/#x", "must not hold a query or a fragment", id="url-fragment"),
+        pytest.param("http_url", "http://h/%zz", "must have a path of plain URL characters, without . and .. as steps", id="url-percent"),
+        pytest.param("endpoint", "/mcp%2", "must have a path of plain URL characters, without . and .. as steps", id="endpoint-percent"),
         pytest.param("http_url", "http:///mcp", "must name a host and perhaps a port, such as http://127.0.0.1:9000/mcp", id="url-no-host"),
         pytest.param(
             "http_url", "http://me:p/w@h", "must name a host and perhaps a port, such as http://127.0.0.1:9000/mcp", id="url-port-not-quoted"
