@@ -73,6 +73,17 @@ async def test_a_stream_that_waits_for_the_upstream_is_replaced() -> None:
             assert sidecar.parts.open.get_streams == 1
 
 
+async def test_the_former_is_closed_before_the_next_is_opened() -> None:
+    """The upstream sees the one's end before the other's beginning, and has no reason to refuse it."""
+    async with scene() as (upstream, _, client), await client.get_stream():
+        await attached(upstream)
+        async with await client.get_stream() as second:
+            assert second.status == 200
+        first, *_ = gets = upstream.ledger.arrived(http_method="GET")
+        assert first.client_left
+        assert [arrival.answer_status for arrival in gets] == [200, 200]
+
+
 async def test_a_stream_replaced_inside_an_event_is_cut() -> None:
     """Half an event must not look like a whole one."""
     async with scene(limits__max_buffered_answer=1024) as (upstream, _, client):
