@@ -187,6 +187,21 @@ class Generator:
             pool.close()
         return {"durations_us": durations}
 
+    async def load(self, *, url: str, sessions: list[str], count: int, at_once: int) -> dict[str, Any]:
+        """Call as fast as so many connections do, each answer looked at."""
+        pool = Pool(url)
+
+        async def some(place: int) -> None:
+            for number in range(place, count, at_once):
+                check(await pool.send(work.call_request(pool.host, sessions[number % len(sessions)], "json", number + 1)))
+
+        begin = time.monotonic()
+        try:
+            await asyncio.gather(*(some(place) for place in range(at_once)))
+        finally:
+            pool.close()
+        return {"seconds": time.monotonic() - begin}
+
     async def rate(self, *, url: str, sessions: list[str], tool: str, rate: float, seconds: float) -> dict[str, Any]:
         """Call at a rate whatever the answers do; an idle connection is taken, or one more opened."""
         pool = Pool(url)
@@ -307,7 +322,7 @@ async def _initialize(pool: Pool) -> str:
 async def main() -> None:
     """Answer until stdin ends."""
     generator = Generator()
-    names = ("sessions", "calls", "rate", "listen", "streams", "close_streams", "transfer", "wait", "waited")
+    names = ("sessions", "calls", "load", "rate", "listen", "streams", "close_streams", "transfer", "wait", "waited")
     await lines.answer_lines({name: getattr(generator, name) for name in names})
 
 

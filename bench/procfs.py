@@ -34,15 +34,25 @@ class CpuTime:
 
 @dataclass(frozen=True, slots=True)
 class CoreTime:
-    """Seconds since boot in which a core worked, and in which it did not."""
+    """Seconds since boot in which a core ran processes, served interrupts (the network's, too), and did nothing."""
 
-    busy_s: float
+    processes_s: float
+    interrupts_s: float
     idle_s: float
+
+    @property
+    def _whole_s(self) -> float:
+        return self.processes_s + self.interrupts_s + self.idle_s
 
     def busy_share_since(self, earlier: CoreTime) -> float:
         """Return the share of the time in between in which the core worked."""
-        busy, idle = self.busy_s - earlier.busy_s, self.idle_s - earlier.idle_s
-        return busy / (busy + idle) if busy + idle > 0 else 0.0
+        whole = self._whole_s - earlier._whole_s
+        return 1 - (self.idle_s - earlier.idle_s) / whole if whole > 0 else 0.0
+
+    def process_share_since(self, earlier: CoreTime) -> float:
+        """Return the share of the time in between in which the core ran processes."""
+        whole = self._whole_s - earlier._whole_s
+        return (self.processes_s - earlier.processes_s) / whole if whole > 0 else 0.0
 
 
 def _after_name(stat: str) -> list[str]:
@@ -67,10 +77,9 @@ def parse_cores(stat: str, ticks_per_second: int = TICKS_PER_SECOND) -> dict[int
     for line in stat.splitlines():
         name, *fields = line.split() or [""]
         if name.startswith("cpu") and name != "cpu":
-            # user, nice, system, idle, iowait, irq, softirq, steal; guest time is in user already
-            ticks = [int(field) for field in fields[:8]]
-            idle = ticks[3] + ticks[4]
-            cores[int(name[3:])] = CoreTime((sum(ticks) - idle) / ticks_per_second, idle / ticks_per_second)
+            # Guest time, which follows, is in user already; what another machine took (steal) is nobody's work here.
+            user, nice, system, idle, waiting, irq, softirq, steal = (int(field) / ticks_per_second for field in fields[:8])
+            cores[int(name[3:])] = CoreTime(user + nice + system + steal, irq + softirq, idle + waiting)
     return cores
 
 
