@@ -163,7 +163,7 @@ TABLES: Final[dict[str, Table]] = {
         (
             figure("ms", "ms", 1),
             to_nginx("to nginx", "ms"),
-            figure("CPU ms", "cpu_ms"),
+            figure("CPU ms", "cpu_ms", 1),
             figure("peak growth MiB", "peak_growth_mib", 2),
         ),
     ),

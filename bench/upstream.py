@@ -69,15 +69,14 @@ class Server:
         return {"seen": dict(self.seen), "sessions": len(self.sessions), "streams": len(self.streams)}
 
     async def events(self, *, rate: float, seconds: float) -> dict[str, Any]:
-        """Send events with the moment of sending to every open stream, evenly over time; answer with their number."""
+        """Send events at a rate to each of the open streams, one after the other; answer with their number."""
         loop = asyncio.get_running_loop()
-        begin, sent = loop.time(), 0
-        for number in range(int(rate * seconds)):
-            await asyncio.sleep(max(0.0, begin + number / rate - loop.time()))
-            for stream in list(self.streams):
-                stream.send_event(number)
-                sent += 1
-        return {"sent": sent}
+        streams = list(self.streams)
+        begin, count = loop.time(), int(rate * seconds * len(streams))
+        for number in range(count):
+            await asyncio.sleep(max(0.0, begin + number / rate / len(streams) - loop.time()))
+            streams[number % len(streams)].send_event(number)
+        return {"sent": count}
 
 
 class Connection(Reader):

@@ -22,11 +22,11 @@ WARM_UP_CALLS: Final = 50
 
 
 def measure(rig: Rig, plan: Plan, results: Results) -> None:
-    """The first transfer counts, too: its peak is what a pod has to have room for."""
-    with rig.targets(rig.scripted_url, Kind.NONE, Kind.PROXY) as targets:
-        for tool, case in CASES.items():
+    """A fresh process per case, warm from calls only: memory that an earlier transfer took would hide what a later one needs."""
+    for tool, case in CASES.items():
+        rig.say(f"bodies: {case}")
+        with rig.targets(rig.scripted_url, Kind.NONE, Kind.PROXY) as targets:
             for target in targets:
-                rig.say(f"bodies: {case}, {target.name}")
                 try:
                     results.rows.append(_row(rig, target, tool, plan.transfers))
                 except NoAnswer as trouble:
@@ -36,22 +36,18 @@ def measure(rig: Rig, plan: Plan, results: Results) -> None:
 def _row(rig: Rig, target: Target, tool: str, transfers: int) -> Row:
     sessions = rig.sessions(target, 1)
     rig.call(target, sessions, count=WARM_UP_CALLS)
-    seconds, growth_kib, cpu_s = [], [], []
+    pids = target.pids()
+    procfs.forget_peak(pids)
+    before_kib = rig.memory_kib(target)
+    seconds, cpu_s = [], []
     for _ in range(transfers):
-        pids = target.pids()
-        procfs.forget_peak(pids)
-        before_kib, cpu_before = rig.memory_kib(target), procfs.cpu_time(pids)
-        answer = rig.generator.ask(
-            "transfer",
-            url=target.url,
-            session=sessions[0],
-            tool=tool,
-            upload_bytes=SIZE if tool == "upload" else 0,
-        )
+        cpu_before_s = procfs.run_time_s(pids)
+        size = SIZE if tool == "upload" else 0
+        answer = rig.generator.ask("transfer", url=target.url, session=sessions[0], tool=tool, upload_bytes=size)
         seconds.append(answer["seconds"])
-        growth_kib.append(procfs.memory_kib(pids, "VmHWM") - before_kib)
-        cpu_s.append((procfs.cpu_time(pids) - cpu_before).total_s)
+        cpu_s.append(procfs.run_time_s(pids) - cpu_before_s)
     figures: dict[str, float | None] = {"ms": (median(seconds) or 0) * 1000}
     if target.running is not None:
-        figures |= {"peak_growth_mib": max(growth_kib) / 1024, "cpu_ms": (median(cpu_s) or 0) * 1000}
+        figures["peak_growth_mib"] = (procfs.memory_kib(pids, "VmHWM") - before_kib) / 1024
+        figures["cpu_ms"] = (median(cpu_s) or 0) * 1000
     return Row(BODIES, CASES[tool], target.name, figures)

@@ -59,4 +59,6 @@ def _row(rig: Rig, target: Target, streams: int, rate: int, seconds: float) -> R
     if target.running is not None and seen["events"]:
         figures["cpu_us"] = watch.used.run_time_s / seen["events"] * 1e6
     notes = () if seen["events"] == sent else (f"{sent - seen['events']} of {sent} events did not arrive",)
-    return Row(EVENTS, case_name(streams, rate), target.name, figures, notes + sampling.told([watch.used.flags()]))
+    if target.running is not None:
+        notes += sampling.told([watch.used.flags()])
+    return Row(EVENTS, case_name(streams, rate), target.name, figures, notes)

@@ -26,7 +26,7 @@ def measure(rig: Rig, plan: Plan, results: Results) -> None:
             try:
                 with rig.target(contender, rig.scripted_url) as target:
                     rig.call(target, rig.sessions(target, 1), count=WARM_UP_CALLS)
-                    results.rows += [_one(rig, target, plan), *_outages(rig, target, plan), _storm(rig, target, plan)]
+                    results.rows.extend([_one(rig, target, plan), *_outages(rig, target, plan), _storm(rig, target, plan)])
             except (NoAnswer, NotStarted) as trouble:
                 rig.say(f"heals: {contender.name}: {trouble}")
 

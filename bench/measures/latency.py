@@ -45,7 +45,7 @@ def measure(rig: Rig, plan: Plan, results: Results) -> None:
                 for target, sessions, most in ready.values():
                     if rate <= most:
                         _run(rig, target, sessions, rate, plan.rate_s, seen)
-    results.rows += [_row(rate, name, rounds) for (rate, name), rounds in seen.items()]
+    results.rows.extend([_row(rate, name, rounds) for (rate, name), rounds in seen.items()])
 
 
 def _run(rig: Rig, target: Target, sessions: list[str], rate: int, seconds: float, seen: _Seen) -> None:

@@ -29,7 +29,7 @@ def measure(rig: Rig, plan: Plan, results: Results) -> None:
         if contender.kind is not Kind.NONE:
             try:
                 with rig.target(contender, rig.scripted_url) as target:
-                    results.rows += _open(rig, target, _counts(rig, plan, contender), plan)
+                    results.rows.extend(_open(rig, target, _counts(rig, plan, contender), plan))
             except (NoAnswer, NotStarted) as trouble:
                 rig.say(f"streams: {contender.name}: {trouble}")
             finally:
