@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -60,6 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as trouble:
         say(str(trouble))
         return 2
+    # What was started is stopped on the way out, however that is asked for.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     run(plan, chosen, options.out)
     return 0
 
@@ -81,8 +84,9 @@ def _chosen(options: argparse.Namespace) -> tuple[Plan, list[Contender]]:
     return plan, [contender for contender in chosen if not contender.missing]
 
 
-def _names(given: str, known: dict[str, object] | dict[str, Contender]) -> tuple[str, ...]:
+def _names(given: str, known: Iterable[str]) -> tuple[str, ...]:
     # A name may hold a comma itself.
+    known = list(known)
     names, rest = [], given
     while rest:
         found = max((name for name in known if rest == name or rest.startswith(f"{name},")), key=len, default=None)

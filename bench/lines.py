@@ -7,6 +7,7 @@ import json
 import select
 import subprocess
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
@@ -36,11 +37,12 @@ async def answer_lines(handlers: dict[str, Handler]) -> None:
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     while line := await reader.readline():
         question = json.loads(line)
+        number = question.pop("number")
         try:
             answer = await handlers[question.pop("do")](**question)
         except Exception as trouble:  # noqa: BLE001 - the asker has to hear of it
             answer = {"error": f"{type(trouble).__name__}: {trouble}"}
-        print(json.dumps(answer), flush=True)
+        print(json.dumps({"number": number, **answer}), flush=True)
 
 
 class NoAnswer(Exception):
@@ -56,27 +58,36 @@ class Asked:
                 command, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors
             )
         self._log = log
+        self._asked = 0
 
     @property
     def pid(self) -> int:
         """The process's id."""
         return self._process.pid
 
-    def ask(self, do: str, *, timeout_s: float = 60.0, **arguments: object) -> dict[str, Any]:
+    def ask(self, do: str, *, timeout_s: float = 30.0, **arguments: object) -> dict[str, Any]:
         """Return the answer; raise ``NoAnswer`` if there is none within ``timeout_s``."""
         assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps({"do": do, **arguments}).encode() + b"\n")
+        self._asked += 1
+        self._process.stdin.write(json.dumps({"number": self._asked, "do": do, **arguments}).encode() + b"\n")
         self._process.stdin.flush()
-        # One question at a time and one line per answer: nothing is ever left in the buffer of the reader.
-        ready, _, _ = select.select([self._process.stdout], [], [], timeout_s)
-        line = self._process.stdout.readline() if ready else b""
-        if not line:
-            raise NoAnswer(f"{do}: no answer within {timeout_s} s; see {self._log}")
-        answer: dict[str, Any] = json.loads(line)
+        deadline = time.monotonic() + timeout_s
+        answer: dict[str, Any] = {}
+        while answer.get("number") != self._asked:  # an earlier one may come late
+            answer = self._next_line(do, deadline)
         if "error" in answer:
             raise NoAnswer(f"{do}: {answer['error']}")
         return answer
+
+    def _next_line(self, do: str, deadline: float) -> dict[str, Any]:
+        # One line at a time is asked for: nothing but an answer that came too late is ever left in the reader's buffer.
+        assert self._process.stdout is not None
+        ready, _, _ = select.select([self._process.stdout], [], [], max(0.0, deadline - time.monotonic()))
+        line = self._process.stdout.readline() if ready else b""
+        if not line:
+            raise NoAnswer(f"{do}: no answer; see {self._log}")
+        found: dict[str, Any] = json.loads(line)
+        return found
 
     def stop(self) -> None:
         """End the process."""

@@ -17,8 +17,8 @@ from bench import procfs
 
 START_TIMEOUT_S: Final = 30.0
 STOP_TIMEOUT_S: Final = 5.0
-NOT_OF_THE_PROXY: Final = "bench.stdio_echo"
-"""The server behind a proxy that starts it by itself stands for the upstream."""
+STANDS_FOR_THE_UPSTREAM: Final = ["-m", "bench.stdio_echo"]
+"""The arguments of the server that some proxies start by themselves."""
 
 
 class NotStarted(Exception):
@@ -47,11 +47,10 @@ class Running:
     url: str
     log: Path
 
-
     def pids(self) -> list[int]:
         """Return its processes, without the upstream if it has started that, too."""
         found = procfs.tree([self.process.pid])
-        return [pid for pid in found if NOT_OF_THE_PROXY not in procfs.command_line(pid)]
+        return [pid for pid in found if procfs.command_line(pid)[1:3] != STANDS_FOR_THE_UPSTREAM]
 
     def stop(self) -> None:
         """End it and all that it started."""

@@ -78,7 +78,9 @@ def parse_cores(stat: str, ticks_per_second: int = TICKS_PER_SECOND) -> dict[int
         name, *fields = line.split() or [""]
         if name.startswith("cpu") and name != "cpu":
             # Guest time, which follows, is in user already; what another machine took (steal) is nobody's work here.
-            user, nice, system, idle, waiting, irq, softirq, steal = (int(field) / ticks_per_second for field in fields[:8])
+            user, nice, system, idle, waiting, irq, softirq, steal = (
+                int(field) / ticks_per_second for field in fields[:8]
+            )
             cores[int(name[3:])] = CoreTime(user + nice + system + steal, irq + softirq, idle + waiting)
     return cores
 
@@ -117,12 +119,12 @@ def _stats() -> Iterator[tuple[int, str]]:
                 yield int(entry.name), (entry / "stat").read_text()
 
 
-def command_line(pid: int) -> str:
+def command_line(pid: int) -> list[str]:
     """Return how a process was started; empty once it has ended."""
     try:
-        return (PROC / str(pid) / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        return (PROC / str(pid) / "cmdline").read_bytes().decode(errors="replace").split("\0")
     except OSError:
-        return ""
+        return []
 
 
 def cpu_time(pids: Iterable[int]) -> CpuTime:

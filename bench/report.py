@@ -86,8 +86,8 @@ def added_to_nginx(title: str, name: str) -> Cell:
     more = added("", name)
 
     def value(results: Results, row: Row) -> float | None:
-        nginx = next((r for r in results.rows if (r.measure, r.case, r.contender) == (row.measure, row.case, NGINX)), None)
-        return None if nginx is None else ratio(more.value(results, row), more.value(results, nginx))
+        nginx = Row(row.measure, row.case, NGINX, {name: results.figure(row.measure, row.case, NGINX, name)})
+        return ratio(more.value(results, row), more.value(results, nginx))
 
     return Cell(title, value, 1, "×")
 
@@ -211,8 +211,11 @@ def _texts(results: Results, table: Table, rows: Sequence[Row]) -> tuple[list[st
     ordered = sorted(rows, key=lambda row: cases.index(row.case))
     shown = [cell for cell in table.cells if any(cell.text(results, row) != NOTHING for row in ordered)]
     header = ["", "", *(cell.title for cell in shown)]
-    lines = [[row.case, row.contender + ("*" if row.notes else ""), *(c.text(results, row) for c in shown)] for row in ordered]
-    return header, lines
+    return header, [[row.case, _name(row), *(cell.text(results, row) for cell in shown)] for row in ordered]
+
+
+def _name(row: Row) -> str:
+    return f"{row.contender}*" if row.notes else row.contender
 
 
 def _notes(rows: Iterable[Row], as_markdown: bool) -> list[str]:
@@ -223,9 +226,8 @@ def _notes(rows: Iterable[Row], as_markdown: bool) -> list[str]:
 
 def _plain(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     widths = [max(len(line[place]) for line in (header, *lines)) for place in range(len(header))]
-    return "\n".join(
-        "  ".join(_aligned(text, width) for text, width in zip(line, widths, strict=True)).rstrip() for line in (header, *lines)
-    )
+    aligned = ([_aligned(*pair) for pair in zip(line, widths, strict=True)] for line in (header, *lines))
+    return "\n".join("  ".join(line).rstrip() for line in aligned)
 
 
 def _aligned(text: str, width: int) -> str:

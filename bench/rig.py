@@ -92,13 +92,18 @@ class Rig:
 
     @contextmanager
     def target(self, contender: Contender, upstream_url: str) -> Iterator[Target]:
-        """Have a fresh one for the time of the block."""
+        """Have a fresh one for the time of the block.
+
+        An MCP proxy is given the scripted upstream in any case: it passes the headers that the fast one goes by on with
+        its own requests, and it does not need a fast one.
+        """
         if contender.kind is Kind.NONE:
             yield Target(contender, upstream_url, None)
             return
         name = "".join(letter if letter.isalnum() else "-" for letter in contender.name)
         place = Place(self.folder / f"{name}-{next(self._numbers)}", self.cores, self.descriptors)
-        with contender.begin(place, upstream_url) as running:
+        behind_url = self.scripted_url if contender.kind is Kind.MCP_PROXY else upstream_url
+        with contender.begin(place, behind_url) as running:
             yield Target(contender, running.url, running)
 
     @contextmanager

@@ -90,7 +90,12 @@ def _every(_: str) -> bool:
 BOUNDS: Final = (
     Bound(THROUGHPUT, lambda case: " 1 " not in case, "CPU per call, to nginx", _of_nginx("cpu_us"), 6),
     Bound(
-        THROUGHPUT, lambda case: " 16 " in case, "calls per second, to the best MCP proxy", _of_best_mcp_proxy, 10, is_upper=False
+        THROUGHPUT,
+        lambda case: " 16 " in case,
+        "calls per second, to the best MCP proxy",
+        _of_best_mcp_proxy,
+        10,
+        is_upper=False,
     ),
     Bound(LATENCY, lambda case: case.startswith("50 "), "added p50, to nginx", _added_of_nginx, 2),
     Bound(STREAMS, lambda case: case == "5,000 streams", "memory of an idle stream", _figure("kib_each"), 20, " KiB"),
@@ -105,9 +110,18 @@ BOUNDS: Final = (
     ),
     Bound(SESSIONS, _every, "memory of an idle session", _figure("kib_each"), 2, " KiB"),
     Bound(BODIES, _every, "growth at the peak", _figure("peak_growth_mib"), 2, " MiB"),
-    Bound(HEALS, lambda case: case.startswith("held"), "answered after the upstream accepts, p50", _figure("p50_us", 1000), 20, " ms"),
+    Bound(
+        HEALS,
+        lambda case: case.startswith("held"),
+        "answered after the upstream accepts, p50",
+        _figure("p50_us", 1000),
+        20,
+        " ms",
+    ),
     Bound(HEALS, lambda case: "waiting" in case, "CPU per request of a heal, to a plain call", _figure("to_plain"), 3),
-    Bound(HEALS, lambda case: "waiting" in case, "calls answered with a result", _figure("good"), 1000, "", is_upper=False),
+    Bound(
+        HEALS, lambda case: "waiting" in case, "calls answered with a result", _figure("good"), 1000, "", is_upper=False
+    ),
 )
 
 

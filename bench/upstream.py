@@ -174,7 +174,11 @@ class Connection(Reader):
     def answer_download_sse(self, id: int, message: Message) -> None:
         """Answer with as many bytes of notifications, then with the response."""
         del message
-        note = {"jsonrpc": "2.0", "method": "notifications/message", "params": {"level": "info", "data": "x" * PIECE_BYTES}}
+        note = {
+            "jsonrpc": "2.0",
+            "method": "notifications/message",
+            "params": {"level": "info", "data": "x" * PIECE_BYTES},
+        }
         event = b"event: message\r\ndata: " + json.dumps(note).encode() + b"\r\n\r\n"
         last = b"event: message\r\ndata: " + work.answer(id) + b"\r\n\r\n"
         self._begin_chunks(EVENTS)
@@ -204,7 +208,8 @@ class Connection(Reader):
         self._write_raw(b"%x\r\n%b\r\n" % (len(piece), piece))
 
     def _write_head(self, status: int, content_type: bytes, more: bytes) -> None:
-        self._write_raw(b"HTTP/1.1 %d X\r\nContent-Type: %b\r\nCache-Control: no-cache\r\n" % (status, content_type) + more + b"\r\n")
+        head = b"HTTP/1.1 %d X\r\nContent-Type: %b\r\nCache-Control: no-cache\r\n" % (status, content_type)
+        self._write_raw(head + more + b"\r\n")
 
     def _write(self, status: int, content_type: bytes, body: bytes, more: bytes = b"") -> None:
         self._write_raw(

@@ -90,5 +90,9 @@ def request(method: str, host: str, body: bytes = b"", session: str | None = Non
 def call_request(host: str, session: str, tool: str, id: int) -> bytes:
     """Return a call as any upstream of the bench understands it."""
     return request(
-        "POST", host, call(tool, id), session, **{KIND_HEADER.replace("-", "_"): tool, ID_HEADER.replace("-", "_"): str(id)}
+        "POST",
+        host,
+        call(tool, id),
+        session,
+        **{KIND_HEADER.replace("-", "_"): tool, ID_HEADER.replace("-", "_"): str(id)},
     )

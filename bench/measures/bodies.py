@@ -22,7 +22,7 @@ WARM_UP_CALLS: Final = 50
 
 
 def measure(rig: Rig, plan: Plan, results: Results) -> None:
-    """A fresh process per case, warm from calls only: memory that an earlier transfer took would hide what a later one needs."""
+    """A fresh process per case, warm from calls only: memory that an earlier case took would hide what this one needs."""
     for tool, case in CASES.items():
         rig.say(f"bodies: {case}")
         with rig.targets(rig.scripted_url, Kind.NONE, Kind.PROXY) as targets:

@@ -58,7 +58,9 @@ def _row(rig: Rig, target: Target, streams: int, rate: int, seconds: float) -> R
     figures = {"p50_us": seen["p50_us"], "p99_us": seen["p99_us"]}
     if target.running is not None and seen["events"]:
         figures["cpu_us"] = watch.used.run_time_s / seen["events"] * 1e6
-    notes = () if seen["events"] == sent else (f"{sent - seen['events']} of {sent} events did not arrive",)
+    notes: tuple[str, ...] = (
+        () if seen["events"] == sent else (f"{sent - seen['events']} of {sent} events did not arrive",)
+    )
     if target.running is not None:
         notes += sampling.told([watch.used.flags()])
     return Row(EVENTS, case_name(streams, rate), target.name, figures, notes)

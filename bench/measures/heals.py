@@ -26,7 +26,9 @@ def measure(rig: Rig, plan: Plan, results: Results) -> None:
             try:
                 with rig.target(contender, rig.scripted_url) as target:
                     rig.call(target, rig.sessions(target, 1), count=WARM_UP_CALLS)
-                    results.rows.extend([_one(rig, target, plan), *_outages(rig, target, plan), _storm(rig, target, plan)])
+                    results.rows.extend(
+                        [_one(rig, target, plan), *_outages(rig, target, plan), _storm(rig, target, plan)]
+                    )
             except (NoAnswer, NotStarted) as trouble:
                 rig.say(f"heals: {contender.name}: {trouble}")
 
@@ -54,7 +56,9 @@ def _outages(rig: Rig, target: Target, plan: Plan) -> Iterator[Row]:
             accepts = rig.ask_upstream("up")["at"]
             answer = rig.generator.ask("waited")
             delays += [(moment - accepts) * 1e6 for moment in answer["at"] if answer["good"]]
-        notes = () if len(delays) == plan.outages_of_each else (f"{plan.outages_of_each - len(delays)} without a result",)
+        notes = (
+            () if len(delays) == plan.outages_of_each else (f"{plan.outages_of_each - len(delays)} without a result",)
+        )
         figures = {"p50_us": median(delays), "p99_us": percentile(delays, 0.99)}
         yield Row(HEALS, f"held call, outage of {seconds} s", target.name, figures, notes)
 

@@ -52,7 +52,13 @@ def _run(rig: Rig, target: Target, sessions: list[str], rate: int, seconds: floa
     try:
         with Watch(target.pids(), rig.cores) as watch:
             answer = rig.generator.ask(
-                "rate", url=target.url, sessions=sessions, tool="json", rate=rate, seconds=seconds, timeout_s=seconds + 90
+                "rate",
+                url=target.url,
+                sessions=sessions,
+                tool="json",
+                rate=rate,
+                seconds=seconds,
+                timeout_s=seconds + 90,
             )
     except NoAnswer as trouble:
         rig.say(f"latency: {target.name}: {trouble}")

@@ -54,7 +54,7 @@ def measure(rig: Rig, plan: Plan, results: Results) -> None:
                     rig.say(f"throughput: {case_name(tool, connections)}, round {number + 1} of {plan.rounds}")
                     for one in ready:
                         if tool in one.calls and one.target.name not in troubles:
-                            _run(rig, one, tool, connections, plan.load_s, seen, troubles)
+                            _run(rig, one, (tool, connections), plan.load_s, seen, troubles)
     for (tool, connections, name), rounds in seen.items():
         results.rows.append(_row(tool, connections, name, rounds))
     for name, trouble in troubles.items():
@@ -80,12 +80,12 @@ def _prepare(rig: Rig, target: Target, troubles: dict[str, str]) -> _Ready | Non
 def _run(
     rig: Rig,
     one: _Ready,
-    tool: str,
-    connections: int,
+    case: tuple[str, int],
     seconds: float,
     seen: dict[tuple[str, int, str], list[_Round]],
     troubles: dict[str, str],
 ) -> None:
+    tool, connections = case
     try:
         with Watch(one.target.pids(), rig.cores) as watch:
             load = wrk.run(one.target.url, one.calls[tool], connections, seconds)
@@ -99,22 +99,22 @@ def _run(
 
 def _row(tool: str, connections: int, name: str, rounds: list[_Round]) -> Row:
     figures = {
-        "per_second": median(round.load.per_second for round in rounds),
-        "p50_us": median(round.load.p50_us for round in rounds),
-        "p99_us": median(round.load.p99_us for round in rounds),
-        "other_core_share": median(round.used.other_core_share for round in rounds),
+        "per_second": median(one.load.per_second for one in rounds),
+        "p50_us": median(one.load.p50_us for one in rounds),
+        "p99_us": median(one.load.p99_us for one in rounds),
+        "other_core_share": median(one.used.other_core_share for one in rounds),
     }
-    if any(round.used.run_time_s for round in rounds):
+    if any(one.used.run_time_s for one in rounds):
         figures |= {
-            "cpu_us": median(_each_us(round, round.used.cpu.total_s) for round in rounds),
-            "user_us": median(_each_us(round, round.used.cpu.user_s) for round in rounds),
-            "system_us": median(_each_us(round, round.used.cpu.system_s) for round in rounds),
+            "cpu_us": median(_each_us(one, one.used.cpu.total_s) for one in rounds),
+            "user_us": median(_each_us(one, one.used.cpu.user_s) for one in rounds),
+            "system_us": median(_each_us(one, one.used.cpu.system_s) for one in rounds),
         }
-    notes = sampling.told(round.used.flags() if round.used.run_time_s else () for round in rounds)
-    if errors := sum(round.load.errors for round in rounds):
+    notes = sampling.told(one.used.flags() if one.used.run_time_s else () for one in rounds)
+    if errors := sum(one.load.errors for one in rounds):
         notes += (f"{errors} errors",)
     return Row(THROUGHPUT, case_name(tool, connections), name, figures, notes)
 
 
-def _each_us(round: _Round, seconds: float) -> float | None:
-    return seconds / round.load.requests * 1e6 if round.load.requests else None
+def _each_us(one: _Round, seconds: float) -> float | None:
+    return seconds / one.load.requests * 1e6 if one.load.requests else None
