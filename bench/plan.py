@@ -33,6 +33,7 @@ class Plan:
     rate_s: float
     streams: tuple[int, ...]
     sessions: int
+    restarts_under_streams: bool = False
     mcp_proxy_streams: int = 100
     mcp_proxy_sessions: int = 500
     event_s: float = 10.0
@@ -67,6 +68,7 @@ FULL: Final = Plan(
     rate_s=6,
     streams=(1000, 5000, STREAM_LIMIT),
     sessions=100_000,
+    restarts_under_streams=True,
 )
 
 

@@ -54,15 +54,15 @@ class Running:
 
     def stop(self) -> None:
         """End it and all that it started."""
-        family = procfs.tree([self.process.pid])
+        family = {pid: procfs.command_line(pid) for pid in procfs.tree([self.process.pid])[1:]}
         self.process.terminate()
         try:
             self.process.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-        for pid in family[1:]:
-            _end(pid)
+        for pid, command in family.items():
+            _end(pid, command)
 
     def __enter__(self) -> Self:
         return self
@@ -71,10 +71,11 @@ class Running:
         self.stop()
 
 
-def _end(pid: int) -> None:
-    # A child of the program that it left behind; started in its session, so nobody else's process has that id yet.
-    with suppress(OSError):
-        os.kill(pid, signal.SIGKILL)
+def _end(pid: int, command: list[str]) -> None:
+    """End what the program left behind, unless that id is somebody else's by now."""
+    if command and procfs.command_line(pid) == command:
+        with suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def start(

@@ -51,7 +51,9 @@ class Rig:
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
-        with self._stack as stack, machine.on_core(self.cores.tools):
+        with self._stack as stack:
+            # For the whole time, so that wrk and whatever else is started here has that core, too.
+            stack.enter_context(machine.on_core(self.cores.tools))
             self.generator = stack.enter_context(self._tool("generator"))
             self.upstream = stack.enter_context(self._tool("upstream"))
             self.scripted_url = self._url(self.upstream.ask("up")["port"])

@@ -38,7 +38,7 @@ def _row(rig: Rig, target: Target, count: int) -> Row:
     warm_up = min(WARM_UP, count // 4)
     rig.call(target, rig.sessions(target, warm_up), count=warm_up * 2)
     before_kib, cpu_before = rig.memory_kib(target), procfs.cpu_time(target.pids())
-    added = count - warm_up if count <= target.contender.max_sessions < count * 2 else count
+    added = min(count, target.contender.max_sessions - warm_up)
     rig.sessions(target, added)
     cpu = procfs.cpu_time(target.pids()) - cpu_before
     after_kib = rig.memory_kib(target)
@@ -47,4 +47,4 @@ def _row(rig: Rig, target: Target, count: int) -> Row:
         "total_mib": after_kib / 1024,
         "cpu_us": cpu.total_s / added * 1e6,
     }
-    return Row(SESSIONS, case_name(count), target.name, figures)
+    return Row(SESSIONS, case_name(added), target.name, figures)

@@ -61,7 +61,7 @@ def _open(rig: Rig, target: Target, counts: tuple[int, ...], plan: Plan) -> list
         }
         notes = () if began == len(some) else (f"{len(some) - began} did not open",)
         rows.append(Row(STREAMS, case_name(count), target.name, figures, notes))
-    if plan.name == "full" and target.name.startswith(SIDECAR):
+    if plan.restarts_under_streams and target.name.startswith(SIDECAR):
         rows.append(_restart(rig, target, WARM_UP + opened))
     return rows
 
