@@ -91,7 +91,8 @@ def _config(folder: str, port: int, behind_url: str, descriptors: int, locations
     return COMMON.format(
         user=f"user {getpass.getuser()};" if os.getuid() == 0 else "",
         descriptors=descriptors,
-        connections=descriptors,
+        # When only a sixteenth is left nginx begins to close connections that have not sent anything yet.
+        connections=descriptors + descriptors // 8,
         folder=folder,
         behind=urlsplit(behind_url).netloc,
         port=port,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from typing import Final
 
@@ -15,8 +16,9 @@ from bench.sampling import Used, Watch
 from bench.statistics import median, ratio
 
 WARM_UP_CALLS: Final = 50
-SLOWEST_BEARABLE: Final = 2
-"""A contender is not asked for more calls per second than one over so many durations of a call."""
+SHARE_OF_TIME: Final = 0.5
+"""An MCP proxy is not asked for more calls than would keep it busy for so much of the time, one after the other: beyond that
+the queue is measured."""
 
 _Seen = dict[tuple[int, str], list[tuple[dict[str, float], Used]]]
 
@@ -38,7 +40,8 @@ def measure(rig: Rig, plan: Plan, results: Results) -> None:
             except NoAnswer as trouble:
                 rig.say(f"latency: {target.name} is left out: {trouble}")
             else:
-                ready[target.name] = (target, sessions, 1e6 / SLOWEST_BEARABLE / (median(durations_us) or 1e6))
+                most = SHARE_OF_TIME * 1e6 / (median(durations_us) or 1e6)
+                ready[target.name] = (target, sessions, most if target.contender.kind is Kind.MCP_PROXY else math.inf)
         for number in range(plan.rounds):
             for rate in plan.rates:
                 rig.say(f"latency: {case_name(rate)}, round {number + 1} of {plan.rounds}")
