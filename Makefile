@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -12,10 +13,10 @@ LOCK := $(LOCK_VENV)/bin/pip-compile --quiet --generate-hashes --strip-extras --
 	--no-emit-index-url --no-emit-find-links --no-emit-trusted-host
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test interop lint format types cover lock clean
+.PHONY: help demo test interop lint format types cover bench bench-full bench-setup lock clean
 
 help:  ## list the verbs
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
 
 $(READY): requirements-dev.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.13 ...")'
@@ -50,6 +51,15 @@ types: $(READY)  ## mypy --strict
 cover: $(READY)  ## line and branch coverage, without the interop suite
 	$(BIN)/python -m pytest -m "not interop and not cargo" --cov --cov-report=term-missing $(PYTEST_ARGS)
 
+bench: $(READY)  ## what the sidecar costs beside nginx, in about three minutes; needs bench-setup once
+	$(BIN)/python -m bench quick $(BENCH_ARGS)
+
+bench-full: $(READY)  ## the same at length, with the MCP proxies of today beside it
+	$(BIN)/python -m bench full $(BENCH_ARGS)
+
+bench-setup: $(READY)  ## install what the benchmark needs: nginx, wrk, and proxies to compare with
+	$(BIN)/python -m bench setup
+
 lock: $(LOCK_VENV)/.ready  ## resolve the pinned requirements anew
 	CUSTOM_COMPILE_COMMAND="make lock" $(LOCK) --output-file requirements.txt pyproject.toml
 	CUSTOM_COMPILE_COMMAND="make lock" $(LOCK) --constraint requirements.txt --extra demo --extra dev \
@@ -62,5 +72,5 @@ $(LOCK_VENV)/.ready: Makefile
 
 clean:  ## remove everything that make and the tools have made
 	rm -rf $(VENV) .venvs .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage build dist
-	rm -rf tests/interop/node/node_modules tests/interop/node/conformance/node_modules tests/interop/rust/target
-	find mcp_sidecar tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf bench/node/node_modules tests/interop/node/node_modules tests/interop/node/conformance/node_modules tests/interop/rust/target
+	find mcp_sidecar tests tools bench -name __pycache__ -type d -prune -exec rm -rf {} +

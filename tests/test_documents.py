@@ -34,7 +34,7 @@ LINK: Final = re.compile(r"\]\(([^)\s]+)\)")
 KEY: Final = re.compile(rf"\.?({'|'.join(KEYS)})\.([a-z_0-9]+)(?![\w/.]*\.py)(?=$|[^\w])")
 VARIABLE: Final = re.compile(r"MCP_SIDECAR_[A-Z0-9_]+")
 METRIC: Final = re.compile(r"mcp_sidecar_[a-z_]+")
-REPOSITORY_FILE: Final = re.compile(r"(?:mcp_sidecar|tests|docs|tools)/[\w./-]*\.\w+")
+REPOSITORY_FILE: Final = re.compile(r"(?:mcp_sidecar|tests|docs|tools|bench)/[\w./-]*\.\w+")
 SHORT_VARIABLES: Final = frozenset(
     {"UPSTREAM", "LISTEN", "ADMIN", "MODE", "STORE", "CONFIG", "LOG_FORMAT", "LOG_LEVEL"}
 )
@@ -115,7 +115,7 @@ def repository_files(text: str) -> Iterator[str]:
 
 def _targets() -> set[str]:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    return set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
+    return set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
 
 
 def _parses(line: str) -> bool:
@@ -214,5 +214,5 @@ def test_every_verb_of_the_makefile_is_phony_and_explained() -> None:
     """`make` alone lists what there is, and a file of the same name does not switch a verb off."""
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     phony = set(re.findall(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)[0].split())
-    explained = set(re.findall(r"^([a-z]+):.*## ", makefile, re.MULTILINE))
+    explained = set(re.findall(r"^([a-z-]+):.*## ", makefile, re.MULTILINE))
     assert _targets() == phony == explained

@@ -1,0 +1,138 @@
+"""What must hold, as data: each bound is on a ratio or an amount within one run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from bench.contenders import DIRECT, NGINX, SIDECAR, Kind
+from bench.plan import BODIES, HEALS, LATENCY, SESSIONS, STREAMS, THROUGHPUT
+from bench.results import Results, Row
+from bench.statistics import difference, ratio
+
+MET: Final = "holds"
+MISSED: Final = "falls short"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One claim about one case, beside what was measured."""
+
+    claim: str
+    measured: float
+    bound: float
+    is_upper: bool
+    unit: str
+
+    @property
+    def holds(self) -> bool:
+        """Whether the figure is on the right side of its bound."""
+        return self.measured <= self.bound if self.is_upper else self.measured >= self.bound
+
+    @property
+    def word(self) -> str:
+        """The same for a table."""
+        return MET if self.holds else MISSED
+
+    @property
+    def text(self) -> str:
+        """The figure with its unit."""
+        return f"{self.measured:,.2f}{self.unit}"
+
+    @property
+    def bound_text(self) -> str:
+        """The bound with its unit."""
+        return f"{'≤' if self.is_upper else '≥'} {self.bound:,g}{self.unit}"
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """A claim about every case of a measure that it has a figure for."""
+
+    measure: str
+    cases: Callable[[str], bool]
+    claim: str
+    value: Callable[[Results, Row], float | None]
+    bound: float
+    unit: str = "×"
+    is_upper: bool = True
+
+
+def _figure(name: str, scale: float = 1.0) -> Callable[[Results, Row], float | None]:
+    def value(_: Results, row: Row) -> float | None:
+        found = row.figures.get(name)
+        return None if found is None else found / scale
+
+    return value
+
+
+def _of_nginx(name: str) -> Callable[[Results, Row], float | None]:
+    return lambda results, row: ratio(row.figures.get(name), results.figure(row.measure, row.case, NGINX, name))
+
+
+def _of_best_mcp_proxy(results: Results, row: Row) -> float | None:
+    rivals = results.of_kind(Kind.MCP_PROXY.value)
+    found = [results.figure(row.measure, row.case, rival, "per_second") for rival in rivals]
+    return ratio(row.figures.get("per_second"), max((value for value in found if value), default=None))
+
+
+def _added_of_nginx(results: Results, row: Row) -> float | None:
+    direct = results.figure(row.measure, row.case, DIRECT, "p50_us")
+    nginx = results.figure(row.measure, row.case, NGINX, "p50_us")
+    return ratio(difference(row.figures.get("p50_us"), direct), difference(nginx, direct))
+
+
+def _every(_: str) -> bool:
+    return True
+
+
+BOUNDS: Final = (
+    Bound(THROUGHPUT, lambda case: " 1 " not in case, "CPU per call, to nginx", _of_nginx("cpu_us"), 6),
+    Bound(
+        THROUGHPUT,
+        lambda case: " 16 " in case,
+        "calls per second, to the best MCP proxy",
+        _of_best_mcp_proxy,
+        10,
+        is_upper=False,
+    ),
+    Bound(LATENCY, lambda case: case.startswith("50 "), "added p50, to nginx", _added_of_nginx, 2),
+    Bound(STREAMS, lambda case: case == "5,000 streams", "memory of an idle stream", _figure("kib_each"), 20, " KiB"),
+    Bound(STREAMS, lambda case: "restart" in case, "peak memory", _figure("peak_mib"), 1024, " MiB"),
+    Bound(
+        STREAMS,
+        lambda case: "restart" in case,
+        "streams attached again, of those open",
+        lambda _, row: ratio(row.figures.get("attached"), row.figures.get("open")),
+        1,
+        is_upper=False,
+    ),
+    Bound(SESSIONS, _every, "memory of an idle session", _figure("kib_each"), 2, " KiB"),
+    Bound(BODIES, _every, "growth at the peak", _figure("peak_growth_mib"), 2, " MiB"),
+    Bound(
+        HEALS,
+        lambda case: case.startswith("held"),
+        "answered after the upstream accepts, p50",
+        _figure("p50_us", 1000),
+        20,
+        " ms",
+    ),
+    Bound(HEALS, lambda case: "waiting" in case, "CPU per request of a heal, to a plain call", _figure("to_plain"), 3),
+    Bound(
+        HEALS, lambda case: "waiting" in case, "calls answered with a result", _figure("good"), 1000, "", is_upper=False
+    ),
+)
+
+
+def verdicts(results: Results, contender: str = SIDECAR) -> list[Verdict]:
+    """Hold every bound against what the run has for it."""
+    return [verdict for bound in BOUNDS for verdict in _judged(results, bound, contender)]
+
+
+def _judged(results: Results, bound: Bound, contender: str) -> Iterator[Verdict]:
+    for row in results.rows:
+        if row.measure == bound.measure and row.contender == contender and bound.cases(row.case):
+            measured = bound.value(results, row)
+            if measured is not None:
+                yield Verdict(f"{bound.claim}: {row.case}", measured, bound.bound, bound.is_upper, bound.unit)
