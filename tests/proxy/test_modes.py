@@ -97,6 +97,19 @@ async def test_rewrite_does_not_probe(dialect: str) -> None:
         assert told(sidecar) == []
 
 
+async def test_rewrite_and_what_it_cannot_ask_about() -> None:
+    """A bare 404 in a session passes, for clients start over on it; without one it is an outage. No GET is kept open."""
+    async with connected("rewrite") as (upstream, _, client):
+        upstream.inject(RoutePage(), times=None)
+        assert (await client.call("ping")).status == 404
+        assert is_error(await client.call("ping", id=2, bare=True), 2, "outcome_unknown")
+        await upstream.clear()
+        upstream.inject(ResetAfterExecution(), http_method="GET")
+        assert (await client.get_stream()).status == 502
+        await upstream.stop()
+        assert (await client.get_stream()).status == 503
+
+
 async def test_rewrite_answers_at_once_while_the_upstream_is_away() -> None:
     """The "upstream away" answers of the contract, with nothing held."""
     async with connected("rewrite") as (upstream, sidecar, client), asyncio.timeout(5):
