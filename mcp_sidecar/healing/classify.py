@@ -110,6 +110,10 @@ class Answer:
     complete: bool = True
 
 
+NO_SIGNATURE = "none"
+"""Stands where the name of a signature would, if something else led to it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Judgement:
     """A verdict and what led to it.
@@ -125,6 +129,11 @@ class Judgement:
     jsonrpc_body: bool = False
     bare_404: bool = False
     rpc_code: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The name of the signature, for what is told of the answer."""
+        return self.signature.name if self.signature is not None else NO_SIGNATURE
 
     @property
     def proves_not_run(self) -> bool:

@@ -272,7 +272,9 @@ class Exchange:
 
     def _perhaps_lost(self, judgement: Judgement) -> Step:
         self._met_bare_404 = judgement.bare_404
-        return Pass() if self.mode is not Mode.HEAL or self._healed_once else self._heal(judgement, confirm=True)
+        if self.mode is Mode.OBSERVE:
+            return self._observe(ObservedAction.HEAL)  # perhaps: what a ping would say is not known
+        return Pass() if self.mode is Mode.REWRITE or self._healed_once else self._heal(judgement, confirm=True)
 
     def _heal(self, judgement: Judgement, *, confirm: bool) -> Step:
         self._may_have_run_before = self._may_have_run

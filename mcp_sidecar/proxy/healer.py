@@ -18,7 +18,7 @@ from mcp_sidecar.healing.principal import Principal
 from mcp_sidecar.healing.session import Event, Session
 from mcp_sidecar.proxy.holding import Held, Holding, Waited
 from mcp_sidecar.proxy.own_requests import Trigger
-from mcp_sidecar.proxy.restoring import HEALED, HealEnd, Loss, Restore, Tools
+from mcp_sidecar.proxy.restoring import HEALED, HealEnd, Loss, Restore, Tools, tell_loss
 from mcp_sidecar.proxy.turns import Turn, Turns
 from mcp_sidecar.proxy.upstream import UpstreamFault
 
@@ -72,6 +72,8 @@ class Healer:
             flight = self._flights.get(session)
             if flight is None:
                 if self._is_spent(session):
+                    if loss.ambiguous is None:
+                        tell_loss(session, loss, self._tools.emit)
                     self._refuse(session, loss, "heals of this session in a minute")
                     return Waited.BACK, HealEnd(Unhealed.NOT_RESTORED)
                 flight = self._start(session, loss, trigger)

@@ -13,8 +13,8 @@ import random
 from enum import Enum
 
 from mcp_sidecar.healing import own_answers
+from mcp_sidecar.healing.classify import NO_SIGNATURE, Judgement, SessionKnowledge, Verdict
 from mcp_sidecar.healing.classify import Answer as JudgedAnswer
-from mcp_sidecar.healing.classify import Judgement, SessionKnowledge, Verdict
 from mcp_sidecar.healing.exchange import Unhealed
 from mcp_sidecar.healing.facts import ActionObserved, AnswerRewritten, ObservedAction, OutcomeUnknown
 from mcp_sidecar.healing.generations import FIRST, Mark, Renumbering
@@ -33,7 +33,7 @@ from mcp_sidecar.proxy.position import Position, note_unanswered
 from mcp_sidecar.proxy.reading import is_event_stream
 from mcp_sidecar.proxy.relaying import relay_rest, splitter_for
 from mcp_sidecar.proxy.responding import Responder
-from mcp_sidecar.proxy.restoring import Loss
+from mcp_sidecar.proxy.restoring import Loss, tell_loss
 from mcp_sidecar.proxy.upstream import Answer, UpstreamFault
 from mcp_sidecar.wire import headers
 
@@ -184,7 +184,7 @@ class Listening:
             return await self._keep_open(After.NO_ROUTE if may_have_arrived else After.AWAY)
         if not self._responder.is_committed:
             if self._parts.observes:
-                self._parts.emit(ActionObserved(self._label, ObservedAction.REPLAY, "observed"))
+                self._parts.emit(ActionObserved(self._label, ObservedAction.REPLAY, NO_SIGNATURE))
             gone = own_answers.BAD_GATEWAY if may_have_arrived or self._parts.observes else own_answers.UNAVAILABLE_PATH
             await self._responder.give(gone)
         return After.OVER
@@ -240,10 +240,9 @@ class Listening:
         if self._parts.observes:
             bound = self._call.knowledge is SessionKnowledge.BOUND
             action = ObservedAction.HEAL if bound else ObservedAction.REWRITE
-            if is_certain:
-                self._parts.emit(ActionObserved(self._label, action, "observed"))
+            self._parts.emit(ActionObserved(self._label, action, judgement.name))
             return await self._pass(answer)
-        name = judgement.signature.name if judgement.signature is not None else "unnamed"
+        name = judgement.name
         if not self._may_outlive:
             return await (self._rewrite(answer.status, name) if is_certain else self._pass(answer))
         if not is_certain and self._position.last_seen is not None:
@@ -280,6 +279,8 @@ class Listening:
         """Give the 404 in place of an answer; ``status`` is 0 where the upstream was not even asked."""
         if self._call.is_foreign:
             self._parts.healer.refuse_foreign(self._label, signature)
+        if self._session is not None and self._parts.policy.mode is Mode.REWRITE:
+            tell_loss(self._session, Loss(self._session.generation, signature, status), self._parts.emit)
         if not self._responder.is_committed:
             if status:
                 self._parts.emit(AnswerRewritten(self._label, status))

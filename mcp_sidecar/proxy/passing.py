@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from http import HTTPStatus
 
 from mcp_sidecar.healing import own_answers
+from mcp_sidecar.healing.classify import NO_SIGNATURE
 from mcp_sidecar.healing.facts import ActionObserved, ObservedAction, ReplayCause, RequestReplayed
 from mcp_sidecar.healing.labels import rpc_label
 from mcp_sidecar.healing.own_answers import OwnAnswer
@@ -113,7 +114,7 @@ class Passing:
         """The answer to give at once, or ``None`` where the request may wait."""
         if self._parts.observes:
             action = ObservedAction.REFUSE if fault.fault.may_have_arrived else ObservedAction.REPLAY
-            self._parts.emit(ActionObserved("", action, "observed"))
+            self._parts.emit(ActionObserved("", action, NO_SIGNATURE))
             return own_answers.BAD_GATEWAY
         if not fault.fault.may_have_arrived:
             return None if self._parts.heals else own_answers.unavailable(message.id)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import assert_never
 
 from mcp_sidecar.healing import own_answers
-from mcp_sidecar.healing.classify import PEEK_BYTES, NeedBody, Verdict, judge_body, judge_head
+from mcp_sidecar.healing.classify import NO_SIGNATURE, PEEK_BYTES, NeedBody, Verdict, judge_body, judge_head
 from mcp_sidecar.healing.classify import Answer as JudgedAnswer
 from mcp_sidecar.healing.exchange import Awaited, Exchange, Give, Heal, Hold, Pass, Send, Step
 from mcp_sidecar.healing.facts import (
@@ -24,6 +24,7 @@ from mcp_sidecar.healing.faults import Fault
 from mcp_sidecar.healing.generations import FIRST, Mark, Renumbering
 from mcp_sidecar.healing.labels import rpc_label
 from mcp_sidecar.healing.own_answers import Reason
+from mcp_sidecar.healing.policy import Mode
 from mcp_sidecar.healing.replay import is_safe_in_doubt
 from mcp_sidecar.healing.session import ClientSessionId
 from mcp_sidecar.proxy import outbound, rejections
@@ -36,7 +37,7 @@ from mcp_sidecar.proxy.learning import Learning
 from mcp_sidecar.proxy.parts import Parts
 from mcp_sidecar.proxy.reading import KeptAnswer, WholeJson, decoded_body, is_json, judged_head, may_be_kept, whole_json
 from mcp_sidecar.proxy.responding import Responder
-from mcp_sidecar.proxy.restoring import Loss
+from mcp_sidecar.proxy.restoring import Loss, tell_loss
 from mcp_sidecar.proxy.upstream import Answer, UpstreamFault
 from mcp_sidecar.proxy.upstream import Body as UpstreamBody
 from mcp_sidecar.wire.headers import Pair
@@ -69,6 +70,7 @@ class Posting:
         self._refusal: KeptAnswer | None = None
         self._generation = 1
         self._renumbering = Renumbering()
+        self._signature = NO_SIGNATURE
 
     async def run(self) -> None:
         """Take the exchange to its end."""
@@ -154,6 +156,7 @@ class Posting:
             if session.is_ended:
                 return self._exchange.ended()
             if session.displaced:
+                self._tell_loss("id-minted-anew", 0)
                 return self._exchange.displaced()
         outgoing = self._outgoing(renumber=step.renumber)
         if outgoing is None:
@@ -241,12 +244,20 @@ class Posting:
             refusal = await self._read_to_end()
             if refusal is not None:
                 return refusal
+        self._signature = judgement.name
         step = self._exchange.judged(judgement, answer.status)
+        if judgement.verdict is Verdict.SESSION_LOST:
+            self._tell_loss(judgement.name, answer.status)
         if not (isinstance(step, Hold) and step.awaited is Awaited.ROUTE):
             self._parts.holding.route.note_served()
         if self._call.is_foreign and isinstance(step, Give) and judgement.signature is not None:
             self._parts.healer.refuse_foreign(self._label, judgement.signature.name)
         return step
+
+    def _tell_loss(self, signature: str, status: int) -> None:
+        """Mode ``rewrite`` heals nothing, and counts what it could."""
+        if self._call.session is not None and self._parts.policy.mode is Mode.REWRITE:
+            tell_loss(self._call.session, Loss(self._generation, signature, status), self._parts.emit)
 
     async def _peek(self, answer: Answer) -> bytes:
         try:
@@ -326,7 +337,7 @@ class Posting:
 
     def _tell_observed(self) -> None:
         for action in self._exchange.observed:
-            self._parts.emit(ActionObserved(self._label, action, "observed"))
+            self._parts.emit(ActionObserved(self._label, action, self._signature))
         self._exchange.observed.clear()
 
     # -- Pass ---------------------------------------------------------------------------------------------------------

@@ -271,10 +271,7 @@ class Restore:
 
     def _tell_loss(self) -> None:
         """Once per loss, however many heals it takes."""
-        session, loss = self._session, self._loss
-        if session.told_lost < loss.generation:
-            session.told_lost = loss.generation
-            self._tools.emit(SessionLost(session.label, loss.signature, loss.status, loss.generation))
+        tell_loss(self._session, self._loss, self._tools.emit)
 
     def _end_unavailable(self, reason: str) -> None:
         """A loss that nobody could confirm is not told: most likely the upstream is just away."""
@@ -285,6 +282,13 @@ class Restore:
         seconds = self._tools.clock() - self._started
         session = self._session
         self._tools.emit(HealEnded(session.label, outcome, self._loss.signature, reason, session.generation, seconds))
+
+
+def tell_loss(session: Session, loss: Loss, emit: Emit) -> None:
+    """Say that a session is lost, unless that was said of this generation before."""
+    if session.told_lost < loss.generation:
+        session.told_lost = loss.generation
+        emit(SessionLost(session.label, loss.signature, loss.status, loss.generation))
 
 
 def _new_session_id(answer: Answer) -> UpstreamSessionId | None:

@@ -101,7 +101,7 @@ class Terminating:
     async def _observed(self, answer: Answer, judgement: Judgement) -> None:
         if judgement.verdict is Verdict.SESSION_LOST:
             label = self._call.label(self._parts)
-            self._parts.emit(ActionObserved(label, ObservedAction.REWRITE, "observed"))
+            self._parts.emit(ActionObserved(label, ObservedAction.REWRITE, judgement.name))
         self._forget_on_success(answer)
         await self._pass(answer)
 

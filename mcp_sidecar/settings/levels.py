@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,6 +32,8 @@ _SHORT_VARIABLES = {PREFIX + name.upper().replace("-", "_"): key for name, key i
 _CONFIG_VARIABLE = PREFIX + CONFIG_OPTION.upper()
 
 Keys = Mapping[str, frozenset[str]]
+Same = Callable[[tuple[str, str], object, object], bool]
+"""Whether two values of a key that are written differently mean the same."""
 
 
 @dataclass(slots=True)
@@ -42,12 +44,13 @@ class Level:
     givers: dict[tuple[str, str], str] = field(default_factory=dict)
     mistakes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    means_the_same: Same = lambda _key, _first, _second: False
 
     def give(self, key: tuple[str, str], value: object, giver: str) -> None:
-        """Take a value; a second, different one for the same key is a mistake."""
+        """Take a value; a second one for the same key that means something else is a mistake."""
         section, name = key
         known = self.values.setdefault(section, {})
-        if key in self.givers and known[name] != value:
+        if key in self.givers and known[name] != value and not self.means_the_same(key, known[name], value):
             self.mistakes.append(f"{section}.{name}: {_both(self.givers[key], giver)} give different values")
             return
         known[name] = value
@@ -58,18 +61,18 @@ def _both(first: str, second: str) -> str:
     return f"two {first}" if first == second else f"{first} and {second}"
 
 
-def from_options(options: Mapping[str, Sequence[str]]) -> Level:
+def from_options(options: Mapping[str, Sequence[str]], means_the_same: Same) -> Level:
     """Read the command line: every value of every option that was given, by the option's name without dashes."""
-    level = Level()
+    level = Level(means_the_same=means_the_same)
     for name, key in SHORT_NAMES.items():
         for value in options.get(name, ()):
             level.give(key, value, f"--{name}")
     return level
 
 
-def from_environment(environment: Mapping[str, str], keys: Keys) -> Level:
+def from_environment(environment: Mapping[str, str], keys: Keys, means_the_same: Same) -> Level:
     """Read the variables that begin with ``MCP_SIDECAR_``. An empty one counts as not set, as compose files mean it."""
-    level = Level()
+    level = Level(means_the_same=means_the_same)
     for name, value in sorted(environment.items()):
         if not name.startswith(PREFIX) or name == _CONFIG_VARIABLE:
             continue
@@ -81,13 +84,16 @@ def from_environment(environment: Mapping[str, str], keys: Keys) -> Level:
 
 def _long_name(variable: str, keys: Keys, level: Level) -> tuple[str, str] | None:
     section, nested, key = variable.removeprefix(PREFIX).partition("__")
-    if not nested or section.lower() not in keys or not section.isupper():
+    if not nested or section.lower() not in keys:
         names = [*_SHORT_VARIABLES, _CONFIG_VARIABLE, *(_variable(*each) for each in _flat(keys))]
         level.warnings.append(f"{variable}: unknown environment variable{_hint(variable, names, PREFIX)}")
         return None
     path = (section.lower(), key.lower())
-    if path[1] not in keys[path[0]] or not key.isupper():
-        level.mistakes.append(_unknown(f"{path[0]}.{key.lower()}", variable, path[0], keys))
+    if path[1] not in keys[path[0]]:
+        level.mistakes.append(_unknown(f"{path[0]}.{path[1]}", variable, path[0], keys))
+        return None
+    if variable != _variable(*path):
+        level.mistakes.append(f"{path[0]}.{path[1]}: is written {_variable(*path)} ({variable})")
         return None
     return path
 

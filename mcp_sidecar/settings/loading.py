@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from mcp_sidecar.settings import levels
 from mcp_sidecar.settings.tree import Misfit, Settings
@@ -48,7 +48,8 @@ def load(options: Mapping[str, Sequence[str]], environment: Mapping[str, str]) -
     ``options`` holds what was given on the command line: the option's name without dashes, and every value of it. Raises
     Mistakes with all mistakes of all levels; of a value that a more important level replaces, only the name is checked.
     """
-    line, variables = levels.from_options(options), levels.from_environment(environment, KEYS)
+    line = levels.from_options(options, _means_the_same)
+    variables = levels.from_environment(environment, KEYS, _means_the_same)
     given, unreadable = [line, variables], []
     path = levels.config_path(options, environment, line)
     try:
@@ -60,6 +61,17 @@ def load(options: Mapping[str, Sequence[str]], environment: Mapping[str, str]) -
     if settings is None or lines:
         raise Mistakes([_one_line(text) for text in lines])
     return Loaded(settings, tuple(_one_line(text) for level in given for text in level.warnings))
+
+
+def _means_the_same(key: tuple[str, str], first: object, second: object) -> bool:
+    """Whether two values of a key are equal as read; what cannot be read equals nothing."""
+    section, name = key
+    field = Settings.model_fields[section].annotation.model_fields[name]  # type: ignore[union-attr]
+    adapter: TypeAdapter[object] = TypeAdapter(Annotated[field.annotation, field])  # type: ignore[arg-type]
+    try:
+        return adapter.validate_python(first) == adapter.validate_python(second)
+    except ValidationError:
+        return False
 
 
 def _validated(given: Sequence[levels.Level], *, complete: bool) -> tuple[Settings | None, list[str]]:

@@ -262,7 +262,8 @@ class HealingSection(_Section):
     )
     on_server_change: Annotated[OnServerChange, BeforeValidator(values.choice(OnServerChange))] = Field(
         OnServerChange.ADAPT,
-        description="adapt heals although capabilities, instructions or the server's version differ; reset answers 404 then. "
+        description="adapt heals although capabilities, instructions or the server's version differ. reset answers 404 where "
+        "a capability is gone, the instructions differ, or another version has lists whose changes it does not announce. "
         "Another protocol version or server name is 404 in both.",
     )
     compare_lists: Boolean = Field(

@@ -17,7 +17,8 @@ _EXAMPLE_URL = "http://127.0.0.1:9000/mcp"
 _HEAD = """\
 Settings of mcp-sidecar: every key with its default. Lines that begin with # and no blank are settings to uncomment.
 Each key can also be given in the environment, as MCP_SIDECAR_<SECTION>__<KEY>; lists then comma-separated or as JSON.
-Precedence: command line, environment, this file, defaults. Durations are numbers of seconds."""
+Precedence: command line, environment, this file, defaults; of a value that is overridden only the key is checked.
+Durations are numbers of seconds."""
 
 # A password in a URL, and a parameter whose name says that it is one.
 _USER_INFO = re.compile(r"(?<=://)[^/?#\s]*@")

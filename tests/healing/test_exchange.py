@@ -635,7 +635,7 @@ def test_an_answer_that_says_nothing_of_a_loss_passes(
         pytest.param(
             {"session": SessionKnowledge.UNKNOWN}, answered(PROVEN), Pass(), ObservedAction.REWRITE, id="unknown id"
         ),
-        pytest.param({}, answered(BARE_404), Pass(), None, id="perhaps lost: nobody asks"),
+        pytest.param({}, answered(BARE_404), Pass(), ObservedAction.HEAL, id="perhaps lost: nobody asks"),
         pytest.param({}, answered(PAGE, 502), Pass(), ObservedAction.REFUSE, id="an ingress page, unsafe"),
         pytest.param({"message": LIST}, answered(PAGE, 502), Pass(), ObservedAction.REPLAY, id="an ingress page, safe"),
         pytest.param({"trust_503": True}, answered(PAGE, 503), Pass(), ObservedAction.REPLAY, id="a trusted 503"),

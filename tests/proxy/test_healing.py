@@ -410,6 +410,7 @@ async def test_a_session_is_healed_so_often_in_a_minute() -> None:
         assert is_not_found(await client.tool("charge"))
         assert is_not_found(await client.tool("charge"))
         assert outcomes(sidecar) == [*[HealOutcome.HEALED] * 3, HealOutcome.REFUSED, HealOutcome.REFUSED]
+        assert [fact.generation for fact in sidecar.of(SessionLost)] == [1, 2, 3, 4]
         assert len(upstream.ledger.initializes) == 4
 
 

@@ -24,6 +24,7 @@ from mcp_sidecar.healing.facts import (
     UpstreamBack,
     UpstreamLost,
 )
+from mcp_sidecar.healing.signatures import TABLE
 from tests.support.behaviour import Answers
 from tests.support.client import McpClient
 from tests.support.dialects import DIALECTS
@@ -44,6 +45,7 @@ from tests.support.sidecar import WatchedSidecar, running_sidecar
 ANSWERS = pytest.mark.parametrize("answers", Answers, ids=lambda answers: answers.value)
 CONCLUSIVE = sorted(name for name, dialect in DIALECTS.items() if dialect.conclusive)
 INCONCLUSIVE = sorted(set(DIALECTS) - set(CONCLUSIVE))
+SIGNATURES = {row.name for row in TABLE}
 MODERN = {"MCP-Protocol-Version": "2026-07-28"}
 MODERN_PARAMS = {"_meta": {"io.modelcontextprotocol/protocolVersion": "2026-07-28"}}
 
@@ -79,7 +81,11 @@ async def test_rewrite_answers_every_lost_session_with_the_404(dialect: str, ans
         seen = len(upstream.ledger.arrivals)
         assert is_not_found(await client.tool("charge"))
         assert len(upstream.ledger.arrivals) == seen + 1
-        assert [type(fact) for fact in told(sidecar)] == [AnswerRewritten]
+        assert [type(fact) for fact in told(sidecar)] == [SessionLost, AnswerRewritten]
+        assert is_not_found(await client.tool("charge"))
+        async with await client.get_stream() as stream:
+            assert stream.status >= 400
+        assert len(sidecar.of(SessionLost)) == 1
         await client.initialize()
         assert (await client.tool("charge")).text == "charged 1"
 
@@ -95,6 +101,19 @@ async def test_rewrite_does_not_probe(dialect: str) -> None:
         assert (through.status, through.body) == (without.status, without.body)
         assert len(upstream.ledger.arrivals) == seen + 2
         assert told(sidecar) == []
+
+
+async def test_rewrite_and_what_it_cannot_ask_about() -> None:
+    """A bare 404 in a session passes, for clients start over on it; without one it is an outage. No GET is kept open."""
+    async with connected("rewrite") as (upstream, _, client):
+        upstream.inject(RoutePage(), times=None)
+        assert (await client.call("ping")).status == 404
+        assert is_error(await client.call("ping", id=2, bare=True), 2, "outcome_unknown")
+        await upstream.clear()
+        upstream.inject(ResetAfterExecution(), http_method="GET")
+        assert (await client.get_stream()).status == 502
+        await upstream.stop()
+        assert (await client.get_stream()).status == 503
 
 
 async def test_rewrite_answers_at_once_while_the_upstream_is_away() -> None:
@@ -152,9 +171,12 @@ async def test_observe_passes_every_answer_as_it_came(dialect: str, answers: Ans
         assert (through.status, through.body) == (without.status, without.body)
         assert through.headers.get("Content-Type") == without.headers.get("Content-Type")
         assert len(upstream.ledger.arrivals) == seen + 2
-        expected = ["heal"] if dialect in CONCLUSIVE else []
-        assert [fact.action for fact in sidecar.of(ActionObserved)] == expected
-        assert len(told(sidecar)) == len(expected)
+        assert [fact.action for fact in sidecar.of(ActionObserved)] == ["heal"]
+        assert sidecar.of(ActionObserved)[0].signature in SIGNATURES
+        assert len(told(sidecar)) == 1
+        async with await client.get_stream() as stream:
+            assert stream.status >= 200
+        assert len(told(sidecar)) == len(sidecar.of(ActionObserved)) == 2
 
 
 async def test_observe_tells_a_foreign_loss_from_ones_own() -> None:
@@ -179,6 +201,7 @@ async def test_observe_answers_as_a_plain_proxy_while_the_upstream_is_away() -> 
         assert [answer.status for answer in answers] == [502] * 5
         assert {type(fact) for fact in told(sidecar)} == {ActionObserved}
         assert [fact.action for fact in sidecar.of(ActionObserved)][:4] == ["replay"] * 4
+        assert {fact.signature for fact in sidecar.of(ActionObserved)} == {"none"}
 
 
 @pytest.mark.parametrize(
@@ -187,7 +210,7 @@ async def test_observe_answers_as_a_plain_proxy_while_the_upstream_is_away() -> 
         pytest.param(IngressPage(502), 502, "refuse", id="ingress-502"),
         pytest.param(IngressPage(503), 503, "refuse", id="ingress-503"),
         pytest.param(ResetAfterExecution(), 502, "refuse", id="reset"),
-        pytest.param(RoutePage(), 404, None, id="route-404"),
+        pytest.param(RoutePage(), 404, "heal", id="route-404"),
         pytest.param(Says(500, (), b"broken"), 500, None, id="error"),
     ],
 )

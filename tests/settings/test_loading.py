@@ -241,6 +241,19 @@ def test_unknown_variables_are_warned_about() -> None:
             id="two-values",
         ),
         pytest.param(
+            {"MCP_SIDECAR_MODE": "healed", "MCP_SIDECAR_HEALING__MODE": "heal"},
+            "healing.mode: MCP_SIDECAR_HEALING__MODE and MCP_SIDECAR_MODE give different values",
+            id="two-values-one-wrong",
+        ),
+        pytest.param(
+            {"MCP_SIDECAR_healing__foo": "1"}, "healing.foo: unknown key (MCP_SIDECAR_healing__foo)", id="lower-case-section"
+        ),
+        pytest.param(
+            {"MCP_SIDECAR_healing__mode": "heal"},
+            "healing.mode: is written MCP_SIDECAR_HEALING__MODE (MCP_SIDECAR_healing__mode)",
+            id="lower-case",
+        ),
+        pytest.param(
             {"MCP_SIDECAR_HEALING__HOLD_TIMEOUT": "-1"},
             "healing.hold_timeout: must be a number of seconds that is not negative, not '-1' (MCP_SIDECAR_HEALING__HOLD_TIMEOUT)",
             id="negative",
@@ -406,3 +419,21 @@ def test_the_sidecar_is_not_its_own_upstream(upstream: str, listen: str, clash: 
         )
     else:
         settings(upstream=upstream, listen=listen)
+
+
+@pytest.mark.parametrize(
+    ("environment", "value"),
+    [
+        ({"MCP_SIDECAR_MODE": "observe", "MCP_SIDECAR_HEALING__MODE": "OBSERVE"}, "observe"),
+        ({"MCP_SIDECAR_LISTEN": "[::1]:80", "MCP_SIDECAR_LISTEN__ADDRESS": "[0::1]:80"}, "[::1]:80"),
+    ],
+)
+def test_two_spellings_of_one_value_are_no_mistake(environment: dict[str, str], value: str) -> None:
+    """The short name and the long one may be given together where they say the same."""
+    settings = load({"upstream": ["http://h"]}, environment).settings
+    assert value in (settings.healing.mode.value, str(settings.listen.address))
+
+
+def test_two_spellings_on_the_command_line_are_no_mistake() -> None:
+    """The same there."""
+    load({"upstream": ["http://h", "HTTP://h:80"], "mode": ["heal", "Heal"]}, {})
