@@ -84,7 +84,8 @@ class Session:
 
     ``label`` is the short salted hash that logs and the admin page show. ``tag`` makes ids of later generations
     distinguishable from any id an upstream may mint (see ``healing.generations``). Times are seconds of a monotonic
-    clock that the owner reads. ``failed_heals`` counts those in a row that did not restore the session;
+    clock that the owner reads. ``streams`` are the client's open GET streams, ``exchanges`` all its requests that are
+    not at their end yet. ``failed_heals`` counts those in a row that did not restore the session;
     ``told_lost`` is the latest generation whose loss was told.
     """
 
@@ -102,6 +103,7 @@ class Session:
     safe_tools: frozenset[str] = frozenset()
     refuses_get: bool = False
     streams: int = 0
+    exchanges: int = 0
     recent_heals: tuple[float, ...] = ()
     failed_heals: int = 0
     told_lost: int = 0
