@@ -366,7 +366,8 @@ class Posting:
         """As a plain proxy would, but for what is learned on the way."""
         await self._responder.start(answer.status, answer.reason, self._call.move.headers(answer.client_headers()))
         limit = self._parts.limits.max_buffered_answer
-        await relay_rest(answer, self._responder, Overhearing(answer, limit, self._learn))
+        with self._parts.open.post(is_stream=is_event_stream(answer)):
+            await relay_rest(answer, self._responder, Overhearing(answer, limit, self._learn))
 
     async def _pass_rest(self, answer: Answer) -> Step | None:
         """An answer that is nobody's business; one that is small enough is passed on only if it is whole."""

@@ -267,6 +267,16 @@ async def test_observe_cuts_what_was_cut(fault: Fault) -> None:
         assert (answer.status, answer.broken is None) == (200, False)
 
 
+async def test_observe_counts_open_streams_as_every_mode_does() -> None:
+    """The gauges tell what is open, whoever looks after it."""
+    async with connected("observe", answers=Answers.SSE) as (upstream, sidecar, client):
+        call = asyncio.create_task(client.tool("slow"))
+        await eventually(lambda: sidecar.parts.open.post_streams == 1)
+        upstream.slow_gate.set()
+        assert (await call).text == "at last"
+        await eventually(lambda: sidecar.parts.open.post_streams == 0)
+
+
 async def test_observe_counts_in_one_metric_only() -> None:
     """``observed_total`` goes up; losses, heals, replays and rewritten answers stay at 0."""
     async with connected("observe") as (upstream, sidecar, client):
