@@ -88,10 +88,11 @@ class Session:
 
     ``label`` is the short salted hash that logs and the admin page show. ``tag`` makes ids of later generations
     distinguishable from any id an upstream may mint (see ``healing.generations``). Times are seconds of a monotonic
-    clock that the owner reads. ``failed_heals`` counts those in a row that did not restore the session;
-    ``told_lost`` is the latest generation whose loss was told. ``hints`` wait for an answer that can
-    carry them. ``lists`` are those that the client has seen; ``aftercare_due`` from a heal until somebody has begun to
-    compare them. ``told_restart``: the model knows of the latest heal. ``posts`` counts the exchanges under way.
+    clock that the owner reads. ``streams`` are the client's open GET streams, ``posts`` its POSTs under way, ``exchanges``
+    all its requests that are not at their end yet. ``failed_heals`` counts those in a row that did not restore the session;
+    ``told_lost`` is the latest generation whose loss was told. ``hints`` wait for an answer that can carry them.
+    ``lists`` are those that the client has seen; ``aftercare_due`` from a heal until somebody has begun to compare them.
+    ``told_restart``: the model knows of the latest heal.
     """
 
     client_id: ClientSessionId
@@ -108,6 +109,7 @@ class Session:
     safe_tools: frozenset[str] = frozenset()
     refuses_get: bool = False
     streams: int = 0
+    exchanges: int = 0
     recent_heals: tuple[float, ...] = ()
     failed_heals: int = 0
     told_lost: int = 0

@@ -75,7 +75,8 @@ class Delivery:
         """As a plain proxy would, but for what is learned on the way."""
         await self._responder.start(answer.status, answer.reason, self._call.move.headers(answer.client_headers()))
         limit = self._parts.limits.max_buffered_answer
-        await relay_rest(answer, self._responder, Overhearing(answer, limit, self._learning.learn))
+        with self._parts.open.post(is_stream=is_event_stream(answer)):
+            await relay_rest(answer, self._responder, Overhearing(answer, limit, self._learning.learn))
 
     async def pass_refusal(self, refusal: KeptAnswer) -> Step | None:
         """The 401 or 403 that a heal met is the answer to the request that wanted it."""
@@ -149,14 +150,12 @@ class Delivery:
         await self._tell_waiting()
         watch.last_event_id = watch.former_event_id = None  # of an attempt before this one
         relay = EventRelay(self._parts, self._call, watch, self._responder, self._learning.learn)
-        self._parts.open.post_streams += 1
         try:
-            after = await relay.run(answer, may_resend=lambda: self._exchange.may_resend_stream)
+            with self._parts.open.post(is_stream=True):
+                after = await relay.run(answer, may_resend=lambda: self._exchange.may_resend_stream)
         except (ConnectionError, asyncio.CancelledError):  # the client left, and perhaps without the last event
             note_unanswered(self._call.session, watch, unanswered_ids(self._message))
             raise
-        finally:
-            self._parts.open.post_streams -= 1
         if after is AfterEnd.CUT:
             self._responder.cut()
         # It may poll, or have left unnoticed; should the session be lost first, it still learns that nobody will answer.

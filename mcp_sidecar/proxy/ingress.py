@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import traceback
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import PurePath
 
 from aiohttp import hdrs, http_exceptions, web
@@ -187,11 +187,11 @@ class Ingress:
         if call.client_id is not None and self._is_over(call):
             await incoming.responder.give(own_answers.SESSION_NOT_FOUND)
         elif incoming.method == "DELETE":
-            await Terminating(self.parts, call, incoming.responder).run()
+            await self._in_use(call, Terminating(self.parts, call, incoming.responder).run())
         elif call.client_id is None:
             await self._passing(incoming).other_path(incoming.upload)
         else:
-            await Listening(self.parts, call, incoming.responder).run()
+            await self._in_use(call, Listening(self.parts, call, incoming.responder).run())
 
     async def _post(self, incoming: Incoming) -> None:
         encoding = headers.value(incoming.raw, "content-encoding")
@@ -214,7 +214,13 @@ class Ingress:
         elif self._is_for_a_held_request(call, message) or self._was_said_by_heal(call, message):
             await incoming.responder.give(own_answers.ACCEPTED)
         else:
-            await Posting(self.parts, call, message, body, incoming.responder, opaque=is_encoded).run()
+            posting = Posting(self.parts, call, message, body, incoming.responder, opaque=is_encoded)
+            await self._in_use(call, posting.run())
+
+    async def _in_use(self, call: Call, work: Awaitable[None]) -> None:
+        """A session is not idle while one of its exchanges runs."""
+        with self.parts.store.using(call.session):
+            await work
 
     def _is_over(self, call: Call) -> bool:
         """Whether the client's id was ended or has expired."""

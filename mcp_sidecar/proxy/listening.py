@@ -71,6 +71,7 @@ class Listening:
         self._ended_quickly = False
         self._was_away = False
         self._is_looked_after = False
+        self._is_counted = False
 
     async def run(self) -> None:
         """Listen until the client leaves or the stream is over."""
@@ -82,8 +83,8 @@ class Listening:
         finally:
             self._parts.open.get_streams -= 1
             self._parts.keeper.discard(self._responder)
-            if self._is_looked_after and self._session is not None:
-                self._parts.store.stream_closed(self._session)
+            if self._is_counted and self._session is not None:
+                self._session.streams -= 1
 
     async def _listen(self) -> None:
         try:
@@ -198,13 +199,18 @@ class Listening:
             if session.refuses_get and not self._position.is_poll:
                 await self._responder.give(own_answers.GET_NOT_SUPPORTED)
                 return After.OVER
+            self._count(session)
             await self._responder.start_events()
-            self._look_after(session)
+            self._look_after()
             await self._stream.comment()
         return why
 
-    def _look_after(self, session: Session) -> None:
-        session.streams += 1
+    def _count(self, session: Session | None) -> None:
+        if session is not None:
+            session.streams += 1
+            self._is_counted = True
+
+    def _look_after(self) -> None:
         self._is_looked_after = True
         self._stream.may_comment = self._responder.may_comment = True
         self._parts.keeper.add(self._responder)
@@ -325,9 +331,10 @@ class Listening:
             session.refuses_get = False
         if not self._responder.is_committed:
             self._responder.is_event_stream = True
+            self._count(session)
             await self._responder.start(answer.status, answer.reason, self._call.client_headers(answer))
             if session is not None and self._parts.heals:
-                self._look_after(session)
+                self._look_after()
                 self._parts.telling.tell_waiting(session)
 
     async def _relay_events(self, answer: Answer, watch: StreamWatch) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from mcp_sidecar.healing.facts import Emit
@@ -28,6 +29,15 @@ class Open:
 
     get_streams: int = 0
     post_streams: int = 0
+
+    @contextmanager
+    def post(self, *, is_stream: bool) -> Iterator[None]:
+        """While the block runs the answer to a POST is passed on, and counts if it is a stream."""
+        self.post_streams += is_stream
+        try:
+            yield
+        finally:
+            self.post_streams -= is_stream
 
 
 @dataclass(slots=True, kw_only=True)

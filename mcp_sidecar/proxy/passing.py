@@ -136,12 +136,8 @@ class Passing:
         if self._method == "GET" and answer.status == HTTPStatus.OK and is_event_stream(answer):
             await self._parts.get_streams.serve(self._relay_old_transport(answer))
             return
-        is_stream = self._method == "POST" and is_event_stream(answer)
-        self._parts.open.post_streams += is_stream
-        try:
+        with self._parts.open.post(is_stream=self._method == "POST" and is_event_stream(answer)):
             await relay_rest(answer, self._responder)
-        finally:
-            self._parts.open.post_streams -= is_stream
 
     async def _relay_old_transport(self, answer: Answer) -> None:
         """An event stream of 2024-11-05 names the URL to POST to; clients must not be led past the sidecar."""

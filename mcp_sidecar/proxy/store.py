@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from weakref import WeakValueDictionary
 
 from mcp_sidecar.healing.facts import Emit, SessionEnd, SessionEnded, SessionOpened
@@ -120,12 +121,20 @@ class SessionStore:
         self._touch(key, session)
         return session
 
-    def stream_closed(self, session: Session) -> None:
-        """A client stopped listening: the time that the session may be idle begins now."""
-        session.streams -= 1
-        key = (session.client_id, session.principal)
-        if self._by_use.get(key) is session:
-            self._touch(key, session)
+    @contextmanager
+    def using(self, session: Session | None) -> Iterator[None]:
+        """While the block runs the session is in use; the time that it may be idle begins at its end."""
+        if session is None:
+            yield
+            return
+        session.exchanges += 1
+        try:
+            yield
+        finally:
+            session.exchanges -= 1
+            key = (session.client_id, session.principal)
+            if self._by_use.get(key) is session:
+                self._touch(key, session)
 
     def is_held(self, client_id: ClientSessionId) -> bool:
         """Whether anybody has a session with this id."""
@@ -194,7 +203,7 @@ class SessionStore:
             key, session = next(iter(self._by_use.items()))
             if not self._is_unused(session, now):
                 return
-            if session.streams:
+            if session.exchanges:
                 self._touch(key, session)
             else:
                 self._remove(key, session, SessionEnd.EXPIRED)
@@ -204,7 +213,7 @@ class SessionStore:
         self._by_use.move_to_end(key)
 
     def _is_expired(self, session: Session, now: float) -> bool:
-        return self._is_too_old(session, now) or (self._is_unused(session, now) and not session.streams)
+        return self._is_too_old(session, now) or (self._is_unused(session, now) and not session.exchanges)
 
     def _is_unused(self, session: Session, now: float) -> bool:
         return now - session.last_used_at >= self._limits.idle_ttl_s

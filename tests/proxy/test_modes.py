@@ -24,6 +24,7 @@ from mcp_sidecar.healing.facts import (
     UpstreamBack,
     UpstreamLost,
 )
+from mcp_sidecar.healing.policy import Mode
 from mcp_sidecar.healing.signatures import TABLE
 from tests.support.behaviour import Answers
 from tests.support.client import McpClient
@@ -41,6 +42,7 @@ from tests.support.faults import (
 )
 from tests.support.own_answers import is_error, is_not_found, is_unavailable
 from tests.support.sidecar import WatchedSidecar, running_sidecar
+from tests.support.waiting import eventually
 
 ANSWERS = pytest.mark.parametrize("answers", Answers, ids=lambda answers: answers.value)
 CONCLUSIVE = sorted(name for name, dialect in DIALECTS.items() if dialect.conclusive)
@@ -67,6 +69,35 @@ async def connected(mode: str, **behaviour: Any) -> AsyncIterator[tuple[FakeUpst
 def told(sidecar: WatchedSidecar) -> list[Fact]:
     """The facts that are not told in every mode."""
     return [fact for fact in getattr(sidecar, "facts", []) if not isinstance(fact, COMMON)]
+
+
+# -- every mode -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", Mode)
+async def test_a_session_with_a_running_exchange_is_in_use(mode: Mode) -> None:
+    """However long that takes, and the time that it may be idle begins when it is over."""
+    async with connected(mode, answers=Answers.SSE) as (upstream, sidecar, client):
+        store, now = sidecar.parts.store, sidecar.parts.store._clock
+        call = asyncio.create_task(client.tool("slow"))
+        await upstream.ledger.wait_for(lambda ledger: len(ledger.executions("slow")) == 1)
+        store._clock = lambda: now() + 86_401
+        assert (await client.call("ping")).status == 200
+        upstream.slow_gate.set()
+        assert (await call).text == "at last"
+        store.sweep()
+        async with await client.get_stream() as stream:
+            assert stream.status == 200
+            await eventually(lambda: [view["streams"] for view in sidecar._sessions_view()] == [1])
+            store._clock = lambda: now() + 3 * 86_401
+            store.sweep()
+            assert len(store) == 1
+        await eventually(lambda: [view["streams"] for view in sidecar._sessions_view()] == [0])
+        store.sweep()
+        assert len(store) == 1
+        store._clock = lambda: now() + 4 * 86_402
+        store.sweep()
+        assert len(store) == 0
 
 
 # -- rewrite ----------------------------------------------------------------------------------------------------------
@@ -234,6 +265,16 @@ async def test_observe_cuts_what_was_cut(fault: Fault) -> None:
         upstream.inject(fault, tool="echo")
         answer = await client.tool("echo", text="hello")
         assert (answer.status, answer.broken is None) == (200, False)
+
+
+async def test_observe_counts_open_streams_as_every_mode_does() -> None:
+    """The gauges tell what is open, whoever looks after it."""
+    async with connected("observe", answers=Answers.SSE) as (upstream, sidecar, client):
+        call = asyncio.create_task(client.tool("slow"))
+        await eventually(lambda: sidecar.parts.open.post_streams == 1)
+        upstream.slow_gate.set()
+        assert (await call).text == "at last"
+        await eventually(lambda: sidecar.parts.open.post_streams == 0)
 
 
 async def test_observe_counts_in_one_metric_only() -> None:

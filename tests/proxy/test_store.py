@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import pytest
@@ -132,19 +133,18 @@ def test_idle_sessions_expire() -> None:
     assert (place.ends, place.is_ended("s")) == ([SessionEnd.EXPIRED], True)
 
 
-def test_an_open_stream_is_use() -> None:
-    """A client that only listens is not idle; once it hangs up, the time runs from then on."""
+def test_a_running_exchange_is_use() -> None:
+    """Who waits or listens is not idle; once that is over, the time runs from then on."""
     place = watched(idle_ttl_s=10)
     listening = [place.open(f"s{number}") for number in range(3)]
     place.open("idle")
-    for session in listening:
-        session.streams = 1
-    for _ in range(5):
-        place.now += 9
-        place.store.sweep()
-    assert [session.client_id for session in place.store] == ["s0", "s1", "s2"]
-    for session in listening:
-        place.store.stream_closed(session)
+    with ExitStack() as exchanges:
+        for session in (*listening, *listening):
+            exchanges.enter_context(place.store.using(session))
+        for _ in range(5):
+            place.now += 9
+            place.store.sweep()
+        assert [session.client_id for session in place.store] == ["s0", "s1", "s2"]
     place.now += 9
     assert place.find("s0") is listening[0]
     place.now += 10
@@ -156,13 +156,15 @@ def test_no_session_outlives_its_lifetime() -> None:
     """``max_lifetime`` after its initialize a session is over, however busy it is."""
     place = watched(idle_ttl_s=10, max_lifetime_s=25)
     session = place.open("s")
-    session.streams = 1
-    for _ in range(4):
-        place.now += 6
-        assert place.find("s") is session
-    place.now += 1
-    assert place.find("s") is None
+    with place.store.using(session):
+        for _ in range(4):
+            place.now += 6
+            assert place.find("s") is session
+        place.now += 1
+        assert place.find("s") is None
     assert place.ends == [SessionEnd.EXPIRED]
+    with place.store.using(None):
+        assert place.find("s") is None
 
 
 @pytest.mark.parametrize("limits", [{"idle_ttl_s": 10.0}, {"max_lifetime_s": 10.0}], ids=["idle", "lifetime"])
