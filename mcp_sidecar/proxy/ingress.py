@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import traceback
 from pathlib import PurePath
+from typing import cast
 
 from aiohttp import hdrs, http_exceptions, web
 from aiohttp.web_protocol import RequestHandler, _ErrInfo
@@ -122,7 +123,7 @@ class Ingress:
             self._under_way -= 1
             if not self._under_way:
                 self._idle.set()
-        return incoming.responder.response
+        return cast("web.StreamResponse", incoming.responder)  # all that the server asks of one
 
     async def wait_until_idle(self, timeout_s: float) -> None:
         """Wait until every exchange has ended, but no longer than ``timeout_s`` seconds."""

@@ -22,7 +22,7 @@ from mcp_sidecar.healing.faults import Fault
 from mcp_sidecar.proxy.config import Limits, UpstreamConfig
 from mcp_sidecar.proxy.connection import Body, Connection, UpstreamFault
 from mcp_sidecar.proxy.pool import Pool, is_connected_to_itself
-from mcp_sidecar.wire.headers import Pair, for_client
+from mcp_sidecar.wire.headers import Pair, encoded_head, for_client
 
 __all__ = ["Answer", "Body", "Upstream", "UpstreamFault", "is_connected_to_itself"]
 
@@ -168,7 +168,7 @@ class Upstream:
         pool = self._pool
         assert pool is not None, "send() before open()"
         lines, is_chunked = self._lines(method, target, headers, body)
-        head = _encoded(lines)
+        head = encoded_head(lines)
         try:
             connection = await pool.take()
             message, content = await connection.request(
@@ -212,14 +212,6 @@ class Upstream:
         is_other = not is_connected_to_itself(writer)
         writer.transport.abort()
         return is_other
-
-
-def _encoded(lines: list[str]) -> bytes:
-    """The head as it goes on the wire. Raises ValueError on what would be read as more lines than these."""
-    text = "\r\n".join(lines)
-    if text.count("\n") != len(lines) - 1 or text.count("\r") != len(lines) - 1 or "\0" in text:
-        raise ValueError("a header with a line break or a NUL in it")
-    return (text + "\r\n\r\n").encode("utf-8", "surrogateescape")
 
 
 def _tls_context(config: UpstreamConfig) -> ssl.SSLContext | bool:

@@ -89,6 +89,17 @@ def with_forwarding(pairs: list[Pair], *, peer: str | None, scheme: str, host: s
     return result
 
 
+def encoded_head(lines: list[str]) -> bytes:
+    """A message's first line and headers as they go on the wire, bytes that are not UTF-8 as they came.
+
+    Raises ValueError on what would be read as more lines than these.
+    """
+    text = "\r\n".join(lines)
+    if text.count("\n") != len(lines) - 1 or text.count("\r") != len(lines) - 1 or "\0" in text:
+        raise ValueError("a header with a line break or a NUL in it")
+    return (text + "\r\n\r\n").encode("utf-8", "surrogateescape")
+
+
 def is_valid_session_id(session_id: str) -> bool:
     """Visible ASCII (2025-03-26 transports, "Session Management" 1) and of a length fit for a header and a map key."""
     return 0 < len(session_id) <= MAX_SESSION_ID_BYTES and all(
