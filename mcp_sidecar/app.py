@@ -17,6 +17,7 @@ from aiohttp import web
 
 from mcp_sidecar.healing.facts import Emit, Fact
 from mcp_sidecar.healing.labels import RPC_METHODS
+from mcp_sidecar.healing.principal import Principals
 from mcp_sidecar.healing.signatures import TABLE
 from mcp_sidecar.ops import logs
 from mcp_sidecar.ops.admin import Admin
@@ -27,10 +28,11 @@ from mcp_sidecar.proxy.config import ListenConfig
 from mcp_sidecar.proxy.get_streams import GetStreams
 from mcp_sidecar.proxy.healer import Healer
 from mcp_sidecar.proxy.holding import Holding
-from mcp_sidecar.proxy.ingress import Ingress, make_server
+from mcp_sidecar.proxy.ingress import Ingress
 from mcp_sidecar.proxy.parts import Parts
 from mcp_sidecar.proxy.responding import Keeper
 from mcp_sidecar.proxy.restoring import Tools
+from mcp_sidecar.proxy.serving import make_server
 from mcp_sidecar.proxy.store import SessionStore
 from mcp_sidecar.proxy.upstream import Upstream
 from mcp_sidecar.settings import Settings
@@ -196,7 +198,7 @@ class Sidecar:
 
 def build_parts(settings: Settings, emit: Emit) -> Parts:
     """Put together what every exchange works with. Needs a running event loop."""
-    policy, limits, clock, key = settings.policy(), settings.limits_config(), time.monotonic, secrets.token_bytes(32)
+    policy, limits, clock = settings.policy(), settings.limits_config(), time.monotonic
     attachments = Attachments()
     store = SessionStore(
         settings.session_limits(),
@@ -224,7 +226,7 @@ def build_parts(settings: Settings, emit: Emit) -> Parts:
         emit=emit,
         clock=clock,
         new_id=_new_id,
-        key=key,
+        principals=Principals(policy.principal_headers, secrets.token_bytes(32)),
     )
 
 

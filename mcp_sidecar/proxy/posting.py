@@ -324,6 +324,10 @@ class Posting:
         if self._parts.observes:
             await self._pass_observed(answer)
             return None
+        if self._json is not None and not self._looks_into_json:
+            await self._responder.start(answer.status, answer.reason, self._head(answer))
+            await self._responder.write(self._json)
+            return None
         if self._watch is None:
             self._watch = StreamWatch(self._mark, unanswered=unanswered_ids(self._message))
         self._watch.mark, self._watch.renumbering = self._mark, self._renumbering
@@ -335,6 +339,13 @@ class Posting:
         if self._responder.is_committed or is_under_new_id:  # the client would not find its answer
             return self._exchange.stream_broke(AfterEnd.TELL)
         return await self._pass_rest(answer)
+
+    @property
+    def _looks_into_json(self) -> bool:
+        """Whether there is anything to write anew, to learn, or to wait for in a JSON answer."""
+        is_as_sent = self._generation == FIRST and not self._renumbering.ids and not self._renumbering.tokens
+        is_learned = self._is_initialize or self._message.method == "tools/list"
+        return is_learned or not is_as_sent or self._responder.is_committed
 
     async def _pass_observed(self, answer: Answer) -> None:
         """As a plain proxy would, but for what is learned on the way."""

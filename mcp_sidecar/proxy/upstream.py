@@ -22,7 +22,7 @@ from mcp_sidecar.healing.faults import Fault
 from mcp_sidecar.proxy.config import Limits, UpstreamConfig
 from mcp_sidecar.proxy.connection import Body, Connection, UpstreamFault
 from mcp_sidecar.proxy.pool import Pool, is_connected_to_itself
-from mcp_sidecar.wire.headers import Pair, encoded_head, for_client
+from mcp_sidecar.wire.headers import Pair, decoded, encoded_head, for_client
 
 __all__ = ["Answer", "Body", "Upstream", "UpstreamFault", "is_connected_to_itself"]
 
@@ -45,10 +45,7 @@ class Answer:
         self._content = content
         self.status: int = message.code
         self.reason: str = message.reason or ""
-        self.headers: list[Pair] = [
-            (name.decode("utf-8", "surrogateescape"), value.decode("utf-8", "surrogateescape"))
-            for name, value in message.raw_headers
-        ]
+        self.headers: list[Pair] = decoded(message.raw_headers)
         self.peeked = b""
         self.whole = content is EMPTY_PAYLOAD
         self._fault: Fault | None = None
@@ -69,17 +66,16 @@ class Answer:
 
     async def peek(self, limit: int) -> bytes:
         """Read up to ``limit`` bytes ahead; ``whole`` tells whether that was all. Raises ``UpstreamFault``."""
-        parts = [self.peeked]
+        parts = [self.peeked] if self.peeked else []
         size = len(self.peeked)
         try:
             while size < limit and not self.whole:
                 chunk = await self._read()
-                if not chunk:
-                    self.whole = True
                 parts.append(chunk)
                 size += len(chunk)
+                self.whole = not chunk or self._content.at_eof()
         finally:
-            self.peeked = b"".join(parts)  # what came before a break, too
+            self.peeked = parts[0] if len(parts) == 1 else b"".join(parts)  # what came before a break, too
         return self.peeked
 
     async def chunks(self) -> AsyncIterator[bytes]:
@@ -89,10 +85,9 @@ class Answer:
             yield peeked
         while not self.whole:
             chunk = await self._read()
-            if not chunk:
-                self.whole = True
-                return
-            yield chunk
+            self.whole = not chunk or self._content.at_eof()
+            if chunk:
+                yield chunk
 
     async def _read(self) -> bytes:
         if self._fault is not None:

@@ -5,7 +5,9 @@ Headers are handled as pairs throughout: names may repeat, their case and order 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
+from itertools import chain
 
 Pair = tuple[str, str]
 
@@ -35,6 +37,15 @@ the length is set anew from the body that is sent."""
 MAX_SESSION_ID_BYTES = 4096
 
 
+def decoded(raw: Sequence[tuple[bytes, bytes]]) -> list[Pair]:
+    """Headers as they came on the wire; bytes that are not UTF-8 survive the way there and back."""
+    texts = b"\n".join(chain.from_iterable(raw)).decode("utf-8", "surrogateescape").split("\n")
+    if len(texts) == 2 * len(raw):
+        return list(zip(texts[::2], texts[1::2], strict=True))
+    # Nothing at all, or a line feed within a value, which only a lenient parser lets through.
+    return [(name.decode("utf-8", "surrogateescape"), value.decode("utf-8", "surrogateescape")) for name, value in raw]
+
+
 def one_hop_names(pairs: Iterable[Pair]) -> frozenset[str]:
     """The lower-case names that must not be forwarded: the fixed set and whatever ``Connection`` lists."""
     listed = {
@@ -49,16 +60,22 @@ def one_hop_names(pairs: Iterable[Pair]) -> frozenset[str]:
 
 def for_upstream(pairs: Iterable[Pair], *, without: Iterable[str] = ()) -> list[Pair]:
     """The client's headers as the upstream gets them, less ``without`` (lower case)."""
-    pairs = list(pairs)
-    dropped = one_hop_names(pairs) | NOT_FOR_UPSTREAM | set(without)
-    return [pair for pair in pairs if pair[0].lower() not in dropped]
+    return _less(pairs, NOT_FOR_UPSTREAM, without)
 
 
 def for_client(pairs: Iterable[Pair], *, without: Iterable[str] = ()) -> list[Pair]:
     """The upstream's headers as the client gets them, less ``without`` (lower case)."""
-    pairs = list(pairs)
-    dropped = one_hop_names(pairs) | set(without)
-    return [pair for pair in pairs if pair[0].lower() not in dropped]
+    return _less(pairs, HOP_BY_HOP, without)
+
+
+def _less(pairs: Iterable[Pair], dropped: frozenset[str], without: Iterable[str]) -> list[Pair]:
+    pairs = pairs if isinstance(pairs, list) else list(pairs)
+    names = [name.lower() for name, _ in pairs]
+    if without:
+        dropped = dropped.union(without)
+    if "connection" in names:
+        dropped |= one_hop_names(pairs)
+    return [pair for name, pair in zip(names, pairs, strict=True) if name not in dropped]
 
 
 def values(pairs: Iterable[Pair], name: str) -> Iterator[str]:
@@ -78,13 +95,24 @@ def with_forwarding(pairs: list[Pair], *, peer: str | None, scheme: str, host: s
     The peer is appended to a list that is already there. The other two are kept where an edge in front has set them:
     it saw the client, the sidecar only sees the edge.
     """
-    chain = [*values(pairs, "x-forwarded-for"), *([peer] if peer else [])]
-    result = [pair for pair in pairs if pair[0].lower() != "x-forwarded-for"]
-    if chain:
-        result.append(("X-Forwarded-For", ", ".join(chain)))
-    if value(pairs, "x-forwarded-proto") is None:
+    hops: list[str] = []
+    result: list[Pair] = []
+    told: set[str] = set()
+    for pair in pairs:
+        name = pair[0].lower()
+        if name == "x-forwarded-for":
+            hops.append(pair[1])
+            continue
+        if name.startswith("x-forwarded-"):
+            told.add(name)
+        result.append(pair)
+    if peer:
+        hops.append(peer)
+    if hops:
+        result.append(("X-Forwarded-For", ", ".join(hops)))
+    if "x-forwarded-proto" not in told:
         result.append(("X-Forwarded-Proto", scheme))
-    if host is not None and value(pairs, "x-forwarded-host") is None:
+    if host is not None and "x-forwarded-host" not in told:
         result.append(("X-Forwarded-Host", host))
     return result
 
@@ -102,11 +130,15 @@ def encoded_head(lines: list[str]) -> bytes:
 
 def is_valid_session_id(session_id: str) -> bool:
     """Visible ASCII (2025-03-26 transports, "Session Management" 1) and of a length fit for a header and a map key."""
-    return 0 < len(session_id) <= MAX_SESSION_ID_BYTES and all(
-        "\x21" <= character <= "\x7e" for character in session_id
+    return (
+        0 < len(session_id) <= MAX_SESSION_ID_BYTES
+        and session_id.isascii()
+        and session_id.isprintable()
+        and " " not in session_id
     )
 
 
+@lru_cache(maxsize=256)
 def media_type(content_type: str | None) -> str:
     """The bare lower-case media type, empty if there is none."""
     return (content_type or "").partition(";")[0].strip().lower()
