@@ -13,7 +13,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import NewType
 
-from mcp_sidecar.wire.headers import Pair, values
+from mcp_sidecar.wire.headers import Fields, Pair, values
 
 Principal = NewType("Principal", bytes)
 """A keyed hash; equal for requests of the same principal, empty where a request carries no credential."""
@@ -47,16 +47,15 @@ class Principals:
 
     def __init__(self, header_names: Sequence[str], key: bytes) -> None:
         """``header_names`` are lower case."""
-        self._names = frozenset(header_names)
-        self._order = tuple(header_names)
+        self._names = tuple(header_names)
         self._key = key
         self._told: dict[Principal, Principal] = {}
 
-    def of(self, pairs: Iterable[Pair]) -> tuple[Principal, Principal]:
+    def of(self, fields: Fields) -> tuple[Principal, Principal]:
         """``principal_of`` and ``credential_of`` a request."""
-        if self._names.isdisjoint([name.lower() for name, _ in pairs]):
+        credentials = [(name, value.strip()) for name in self._names for value in fields.values(name)]
+        if not credentials:
             return ANONYMOUS, ANONYMOUS
-        credentials = _credentials(pairs, self._order)
         credential = _digest(credentials, self._key)
         principal = self._told.get(credential)
         if principal is None:

@@ -12,7 +12,7 @@ from mcp_sidecar.proxy.parts import Parts
 from mcp_sidecar.proxy.restoring import Trigger
 from mcp_sidecar.proxy.upstream import Answer
 from mcp_sidecar.wire import headers
-from mcp_sidecar.wire.headers import Pair
+from mcp_sidecar.wire.headers import Fields, Pair
 from mcp_sidecar.wire.origins import Move
 
 _SESSION_ID = frozenset({"mcp-session-id"})
@@ -74,7 +74,9 @@ class Call:
         Some clients adopt whatever id a response carries, and one fails on it.
         """
         seen = answer.header(headers.SESSION_ID)
-        pairs = self.move.headers(answer.client_headers(without=_SESSION_ID.union(without)))
+        pairs = answer.client_headers(without=_SESSION_ID.union(without) if without else _SESSION_ID)
+        if answer.header("Location") is not None or answer.header("Content-Location") is not None:
+            pairs = self.move.headers(pairs)
         if seen is not None and self.client_id is not None and (self.session is not None or seen == self.client_id):
             pairs.append((headers.SESSION_ID, self.client_id))
         return pairs
@@ -92,7 +94,7 @@ class Asked:
 
     http_method: str
     target: str
-    pairs: list[Pair] = field(repr=False)
+    fields: Fields = field(repr=False)
     session_ids: tuple[str, ...] = field(repr=False)
 
 
@@ -102,7 +104,7 @@ def read_call(parts: Parts, asked: Asked, pairs: list[Pair], move: Move) -> Call
     ``pairs`` are the headers for the upstream. Raises ``BadSessionId``.
     """
     client_id = _session_id(asked.session_ids)
-    principal, credential = parts.principals.of(asked.pairs)
+    principal, credential = parts.principals.of(asked.fields)
     if not parts.policy.bind_principal:
         principal = ANONYMOUS
     session = parts.store.find(client_id, principal) if client_id is not None else None

@@ -35,7 +35,7 @@ from mcp_sidecar.proxy.rejections import Refusal
 from mcp_sidecar.proxy.responding import Responder
 from mcp_sidecar.proxy.terminating import Terminating
 from mcp_sidecar.wire import headers, origins
-from mcp_sidecar.wire.headers import Pair
+from mcp_sidecar.wire.headers import Fields, Pair
 from mcp_sidecar.wire.messages import Kind, Message
 from mcp_sidecar.wire.origins import Move
 from mcp_sidecar.wire.revisions import PROTOCOL_VERSION_HEADER, is_sessionless_request
@@ -57,7 +57,7 @@ class Incoming:
         self.request = request
         self.method = request.method
         self.headers = request.headers
-        self.raw: list[Pair] = headers.decoded(request.raw_headers)
+        self.fields = Fields(request.raw_headers)
         raw_path = request.raw_path
         self.target = raw_path if raw_path.startswith("/") else request.rel_url.raw_path_qs  # byte for byte
         self.responder = Responder(request, ingress.parts.clock)
@@ -149,7 +149,7 @@ class Ingress:
         codings = found.getall(hdrs.TRANSFER_ENCODING, ())
         if codings and any(coding.strip().lower() != "chunked" for coding in codings):
             return rejections.BAD_CODING  # the coding would be lost on the way, and the body be taken for plain
-        if sum([len(name) + len(value) + 4 for name, value in incoming.raw]) > self.parts.limits.max_header_bytes:
+        if incoming.fields.size > self.parts.limits.max_header_bytes:
             return rejections.HEADERS_TOO_LARGE
         if self._on_loopback and not all(map(self._is_allowed_host, found.getall(hdrs.HOST, ()))):
             return rejections.BAD_HOST
@@ -238,16 +238,15 @@ class Ingress:
 
     def _call(self, incoming: Incoming, *, drop_session: bool = False) -> Call:
         session_ids = () if drop_session else incoming.headers.getall(headers.SESSION_ID, ())
-        asked = Asked(incoming.method, incoming.target, incoming.raw, tuple(session_ids))
+        asked = Asked(incoming.method, incoming.target, incoming.fields, tuple(session_ids))
         pairs = self._upstream_pairs(incoming, without=_FOR_THE_SESSION)
         return read_call(self.parts, asked, pairs, self._move(incoming))
 
     # -- passing on ---------------------------------------------------------------------------------------------------
 
     def _upstream_pairs(self, incoming: Incoming, without: frozenset[str] = frozenset()) -> list[Pair]:
-        pairs = headers.for_upstream(incoming.raw, without=without)
-        host = incoming.headers.get(hdrs.HOST)
-        return headers.with_forwarding(pairs, peer=incoming.request.remote, scheme=self._scheme, host=host)
+        host, peer = incoming.headers.get(hdrs.HOST), incoming.request.remote
+        return incoming.fields.for_upstream(without=without, peer=peer, scheme=self._scheme, host=host)
 
     def _move(self, incoming: Incoming) -> Move:
         host = incoming.headers.get(hdrs.HOST)

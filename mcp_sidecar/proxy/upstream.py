@@ -22,7 +22,7 @@ from mcp_sidecar.healing.faults import Fault
 from mcp_sidecar.proxy.config import Limits, UpstreamConfig
 from mcp_sidecar.proxy.connection import Body, Connection, UpstreamFault
 from mcp_sidecar.proxy.pool import Pool, is_connected_to_itself
-from mcp_sidecar.wire.headers import Pair, decoded, encoded_head, for_client
+from mcp_sidecar.wire.headers import Fields, Pair, encoded_head
 
 __all__ = ["Answer", "Body", "Upstream", "UpstreamFault", "is_connected_to_itself"]
 
@@ -45,7 +45,6 @@ class Answer:
         self._content = content
         self.status: int = message.code
         self.reason: str = message.reason or ""
-        self.headers: list[Pair] = decoded(message.raw_headers)
         self.peeked = b""
         self.whole = content is EMPTY_PAYLOAD
         self._fault: Fault | None = None
@@ -60,9 +59,14 @@ class Answer:
         announced = self.header("Content-Length")
         return int(announced) if announced is not None and announced.isdecimal() else None
 
+    @property
+    def headers(self) -> list[Pair]:
+        """All headers, as they came."""
+        return Fields(self._message.raw_headers).pairs
+
     def client_headers(self, without: Iterable[str] = ()) -> list[Pair]:
         """The headers to pass on."""
-        return for_client(self.headers, without=without)
+        return Fields(self._message.raw_headers).for_client(frozenset(without))
 
     async def peek(self, limit: int) -> bytes:
         """Read up to ``limit`` bytes ahead; ``whole`` tells whether that was all. Raises ``UpstreamFault``."""

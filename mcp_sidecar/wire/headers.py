@@ -34,16 +34,63 @@ NOT_FOR_UPSTREAM = HOP_BY_HOP | {"host", "expect", "content-length"}
 """``Host`` is the upstream's own (python servers answer 421, rmcp 403 to another); ``Expect`` was met by the sidecar;
 the length is set anew from the body that is sent."""
 
+_NOT_AS_IT_IS = NOT_FOR_UPSTREAM | {"x-forwarded-for"}
+
 MAX_SESSION_ID_BYTES = 4096
 
 
-def decoded(raw: Sequence[tuple[bytes, bytes]]) -> list[Pair]:
-    """Headers as they came on the wire; bytes that are not UTF-8 survive the way there and back."""
-    texts = b"\n".join(chain.from_iterable(raw)).decode("utf-8", "surrogateescape").split("\n")
-    if len(texts) == 2 * len(raw):
-        return list(zip(texts[::2], texts[1::2], strict=True))
-    # Nothing at all, or a line feed within a value, which only a lenient parser lets through.
-    return [(name.decode("utf-8", "surrogateescape"), value.decode("utf-8", "surrogateescape")) for name, value in raw]
+class Fields:
+    """Headers as they came on the wire, read once: ``pairs``, and beside them their ``names`` in lower case.
+
+    Bytes that are not UTF-8 survive the way there and back. ``size`` is what the lines take, in characters.
+    """
+
+    __slots__ = ("names", "pairs", "size")
+
+    def __init__(self, raw: Sequence[tuple[bytes, bytes]]) -> None:
+        """``raw`` is what a parser has told."""
+        text = b"\n".join(chain.from_iterable(raw)).decode("utf-8", "surrogateescape")
+        texts = text.split("\n") if raw else []
+        if len(texts) != 2 * len(raw):  # a line feed within a value, which only a lenient parser lets through
+            texts = [part.decode("utf-8", "surrogateescape") for part in chain.from_iterable(raw)]
+        shown = texts[::2]
+        self.pairs: list[Pair] = list(zip(shown, texts[1::2], strict=True))
+        self.names = "\n".join(shown).lower().split("\n") if raw else []
+        self.size = len(text) + 2 * len(raw) + 1
+
+    def for_upstream(self, *, without: frozenset[str], peer: str | None, scheme: str, host: str | None) -> list[Pair]:
+        """The client's headers as the upstream gets them, with ``X-Forwarded-For``, ``-Proto`` and ``-Host``.
+
+        The peer is appended to a list that is already there. The other two are kept where an edge in front has set
+        them: it saw the client, the sidecar only sees the edge.
+        """
+        names = self.names
+        pairs = self._less(_NOT_AS_IT_IS | without if without else _NOT_AS_IT_IS)
+        hops = [value for name, (_, value) in zip(names, self.pairs, strict=True) if name == "x-forwarded-for"]
+        if peer:
+            hops.append(peer)
+        if hops:
+            pairs.append(("X-Forwarded-For", ", ".join(hops)))
+        if "x-forwarded-proto" not in names:
+            pairs.append(("X-Forwarded-Proto", scheme))
+        if host is not None and "x-forwarded-host" not in names:
+            pairs.append(("X-Forwarded-Host", host))
+        return pairs
+
+    def for_client(self, without: frozenset[str] = frozenset()) -> list[Pair]:
+        """The upstream's headers as the client gets them, less ``without`` (lower case)."""
+        return self._less(HOP_BY_HOP | without if without else HOP_BY_HOP)
+
+    def values(self, name: str) -> list[str]:
+        """All values of one header (lower case), in order."""
+        if name not in self.names:
+            return []
+        return [pair[1] for known, pair in zip(self.names, self.pairs, strict=True) if known == name]
+
+    def _less(self, dropped: frozenset[str]) -> list[Pair]:
+        if "connection" in self.names:
+            dropped |= one_hop_names(self.pairs)
+        return [pair for name, pair in zip(self.names, self.pairs, strict=True) if name not in dropped]
 
 
 def one_hop_names(pairs: Iterable[Pair]) -> frozenset[str]:
@@ -58,26 +105,6 @@ def one_hop_names(pairs: Iterable[Pair]) -> frozenset[str]:
     return HOP_BY_HOP | listed
 
 
-def for_upstream(pairs: Iterable[Pair], *, without: Iterable[str] = ()) -> list[Pair]:
-    """The client's headers as the upstream gets them, less ``without`` (lower case)."""
-    return _less(pairs, NOT_FOR_UPSTREAM, without)
-
-
-def for_client(pairs: Iterable[Pair], *, without: Iterable[str] = ()) -> list[Pair]:
-    """The upstream's headers as the client gets them, less ``without`` (lower case)."""
-    return _less(pairs, HOP_BY_HOP, without)
-
-
-def _less(pairs: Iterable[Pair], dropped: frozenset[str], without: Iterable[str]) -> list[Pair]:
-    pairs = pairs if isinstance(pairs, list) else list(pairs)
-    names = [name.lower() for name, _ in pairs]
-    if without:
-        dropped = dropped.union(without)
-    if "connection" in names:
-        dropped |= one_hop_names(pairs)
-    return [pair for name, pair in zip(names, pairs, strict=True) if name not in dropped]
-
-
 def values(pairs: Iterable[Pair], name: str) -> Iterator[str]:
     """All values of one header, in order."""
     wanted = name.lower()
@@ -87,34 +114,6 @@ def values(pairs: Iterable[Pair], name: str) -> Iterator[str]:
 def value(pairs: Iterable[Pair], name: str) -> str | None:
     """The first value of one header."""
     return next(values(pairs, name), None)
-
-
-def with_forwarding(pairs: list[Pair], *, peer: str | None, scheme: str, host: str | None) -> list[Pair]:
-    """Add ``X-Forwarded-For``, ``-Proto`` and ``-Host``.
-
-    The peer is appended to a list that is already there. The other two are kept where an edge in front has set them:
-    it saw the client, the sidecar only sees the edge.
-    """
-    hops: list[str] = []
-    result: list[Pair] = []
-    told: set[str] = set()
-    for pair in pairs:
-        name = pair[0].lower()
-        if name == "x-forwarded-for":
-            hops.append(pair[1])
-            continue
-        if name.startswith("x-forwarded-"):
-            told.add(name)
-        result.append(pair)
-    if peer:
-        hops.append(peer)
-    if hops:
-        result.append(("X-Forwarded-For", ", ".join(hops)))
-    if "x-forwarded-proto" not in told:
-        result.append(("X-Forwarded-Proto", scheme))
-    if host is not None and "x-forwarded-host" not in told:
-        result.append(("X-Forwarded-Host", host))
-    return result
 
 
 def encoded_head(lines: list[str]) -> bytes:
