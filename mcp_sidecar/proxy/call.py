@@ -75,7 +75,7 @@ class Call:
         """
         seen = answer.header(headers.SESSION_ID)
         pairs = answer.client_headers(without=_SESSION_ID.union(without) if without else _SESSION_ID)
-        if answer.header("Location") is not None or answer.header("Content-Location") is not None:
+        if answer.names_a_url:
             pairs = self.move.headers(pairs)
         if seen is not None and self.client_id is not None and (self.session is not None or seen == self.client_id):
             pairs.append((headers.SESSION_ID, self.client_id))

@@ -307,5 +307,6 @@ class Connection(BaseProtocol):
 async def _in_steps(body: bytes) -> AsyncIterator[bytes]:
     """A large body is written step by step, so that others have their turn."""
     for start in range(0, len(body), CHUNK_BYTES):
+        if start:
+            await asyncio.sleep(0)
         yield body[start : start + CHUNK_BYTES]
-        await asyncio.sleep(0)

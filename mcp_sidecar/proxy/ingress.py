@@ -83,6 +83,7 @@ class Ingress:
         self._endpoints = (endpoint, f"{endpoint}/")
         self._plain_endpoints = () if "%" in endpoint else self._endpoints
         self._hosts: dict[str, bool] = {}
+        self._moves: dict[str, Move] = {}
         self._own_origins: tuple[str, ...] = (listen.public_url,) if listen.public_url else ()
         self._on_loopback = origins.is_loopback(listen.host)
         self._scheme = "https" if listen.tls_certificate else "http"
@@ -250,8 +251,14 @@ class Ingress:
 
     def _move(self, incoming: Incoming) -> Move:
         host = incoming.headers.get(hdrs.HOST)
-        own = self._own_origins[0] if self._listen.public_url or host is None else f"{self._scheme}://{host}"
-        return Move(self._upstream.origin, own)
+        if self._listen.public_url or host is None:
+            return Move(self._upstream.origin, self._own_origins[0])
+        move = self._moves.get(host)
+        if move is None:
+            move = Move(self._upstream.origin, f"{self._scheme}://{host}")
+            if len(self._moves) < REMEMBERED_HOSTS:
+                self._moves[host] = move
+        return move
 
     def _passing(self, incoming: Incoming) -> Passing:
         pairs = self._upstream_pairs(incoming)

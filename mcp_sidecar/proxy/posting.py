@@ -179,7 +179,7 @@ class Posting:
             if session is not None:
                 self._parts.renumbered.update({(session, old): new for new, old in self._renumbering.ids.items()})
             return outgoing
-        if session is None:  # the ids of strangers must not be mixed up
+        if session is None or self._message.kind is Kind.REQUEST:  # the ids of strangers must not be mixed up
             return self._body.data
         return outbound.body_of(self._message, self._body.data, self._mark, self._parts.renumbered, session)
 

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from types import TracebackType
 from typing import Self
 
-from aiohttp import StreamReader
+from aiohttp import StreamReader, hdrs
 from aiohttp.http import RawResponseMessage
 from aiohttp.streams import EMPTY_PAYLOAD
 from yarl import URL
@@ -54,9 +54,14 @@ class Answer:
         return self._message.headers.get(name)
 
     @property
+    def names_a_url(self) -> bool:
+        """Whether a header says where something is, perhaps on the upstream's origin."""
+        return hdrs.LOCATION in self._message.headers or hdrs.CONTENT_LOCATION in self._message.headers
+
+    @property
     def content_length(self) -> int | None:
         """The length that the upstream announced, in bytes."""
-        announced = self.header("Content-Length")
+        announced = self.header(hdrs.CONTENT_LENGTH)
         return int(announced) if announced is not None and announced.isdecimal() else None
 
     @property

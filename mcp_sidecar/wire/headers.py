@@ -39,6 +39,15 @@ _NOT_AS_IT_IS = NOT_FOR_UPSTREAM | {"x-forwarded-for"}
 MAX_SESSION_ID_BYTES = 4096
 
 
+_SAYS_NO_NAME = frozenset({"keep-alive", "Keep-Alive"})
+
+
+@lru_cache(maxsize=64)
+def _union(fixed: frozenset[str], without: frozenset[str]) -> frozenset[str]:
+    """There are few of them, and they are asked for with every request."""
+    return fixed | without
+
+
 class Fields:
     """Headers as they came on the wire, read once: ``pairs``, and beside them their ``names`` in lower case.
 
@@ -65,7 +74,7 @@ class Fields:
         them: it saw the client, the sidecar only sees the edge.
         """
         names = self.names
-        pairs = self._less(_NOT_AS_IT_IS | without if without else _NOT_AS_IT_IS)
+        pairs = self._less(_union(_NOT_AS_IT_IS, without))
         hops = [value for name, (_, value) in zip(names, self.pairs, strict=True) if name == "x-forwarded-for"]
         if peer:
             hops.append(peer)
@@ -79,7 +88,7 @@ class Fields:
 
     def for_client(self, without: frozenset[str] = frozenset()) -> list[Pair]:
         """The upstream's headers as the client gets them, less ``without`` (lower case)."""
-        return self._less(HOP_BY_HOP | without if without else HOP_BY_HOP)
+        return self._less(_union(HOP_BY_HOP, without))
 
     def values(self, name: str) -> list[str]:
         """All values of one header (lower case), in order."""
@@ -88,7 +97,7 @@ class Fields:
         return [pair[1] for known, pair in zip(self.names, self.pairs, strict=True) if known == name]
 
     def _less(self, dropped: frozenset[str]) -> list[Pair]:
-        if "connection" in self.names:
+        if "connection" in self.names and not _SAYS_NO_NAME.issuperset(self.values("connection")):
             dropped |= one_hop_names(self.pairs)
         return [pair for name, pair in zip(self.names, self.pairs, strict=True) if name not in dropped]
 
