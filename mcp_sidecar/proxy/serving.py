@@ -35,6 +35,9 @@ class ClientProtocol(RequestHandler):
         except asyncio.CancelledError:
             self.force_close()
             raise
+        except Exception as error:  # noqa: BLE001 - a bug: nobody knows what the client has got
+            self.log_exception("Unhandled exception", exc_info=error)
+            self.force_close()
         if not self._force_close:
             self._task_handler = None
             if self.transport is not None:
@@ -54,6 +57,8 @@ class ClientProtocol(RequestHandler):
             response, is_cut = await self._handle_request(request, None, handler)
         except ConnectionError:
             return False
+        finally:
+            request._task = None  # type: ignore[assignment] # it would keep itself alive
         if is_cut:
             return False
         self._keepalive = bool(response.keep_alive)
