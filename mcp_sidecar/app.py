@@ -7,16 +7,19 @@ settings; they arrive there as small frozen values.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 import signal
 import ssl
 import sys
 import time
+from collections.abc import Callable
 
 from aiohttp import web
 
 from mcp_sidecar.healing.facts import Emit, Fact
 from mcp_sidecar.healing.labels import RPC_METHODS
+from mcp_sidecar.healing.principal import Principals
 from mcp_sidecar.healing.signatures import TABLE
 from mcp_sidecar.ops import logs
 from mcp_sidecar.ops.admin import Admin
@@ -28,16 +31,20 @@ from mcp_sidecar.proxy.config import ListenConfig
 from mcp_sidecar.proxy.get_streams import GetStreams
 from mcp_sidecar.proxy.healer import Healer
 from mcp_sidecar.proxy.holding import Holding
-from mcp_sidecar.proxy.ingress import Ingress, make_server
+from mcp_sidecar.proxy.ingress import Ingress
 from mcp_sidecar.proxy.parts import Parts
 from mcp_sidecar.proxy.responding import Keeper
 from mcp_sidecar.proxy.restoring import Tools
+from mcp_sidecar.proxy.serving import make_server
 from mcp_sidecar.proxy.store import SessionStore
 from mcp_sidecar.proxy.telling import Telling
 from mcp_sidecar.proxy.upstream import Upstream
 from mcp_sidecar.settings import Settings
 
 COULD_NOT_LISTEN = 1
+DESCRIPTORS_PER_STREAM = 2
+"""An open stream is a connection of the client and one to the upstream."""
+SPARE_DESCRIPTORS = 64
 SWEEP_INTERVAL_S = 30.0
 NO_WAIT_S = 0.001
 """The server's own wait for open exchanges is ``drain``; to aiohttp 0 would mean to wait for ever."""
@@ -45,10 +52,45 @@ NO_WAIT_S = 0.001
 
 def run(settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT; the exit status. 1 if an address cannot be listened on."""
-    return asyncio.run(_serve(settings))
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        return runner.run(_serve(settings))
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop where it is installed, which is where it can be (docs/decisions/0006); else asyncio's own."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory
+
+
+def _raise_descriptor_limit() -> int | None:
+    """Take all the descriptors that this process may have; how many that are, ``None`` where there is no limit."""
+    try:
+        import resource
+    except ImportError:  # not on every platform
+        return None
+    limit, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # where the hard limit is more than the system takes
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        limit = hard
+    return limit if limit != resource.RLIM_INFINITY else None
+
+
+def _tell_low_limit(limit: int | None, max_sessions: int) -> None:
+    """Say so where the descriptors are too few for an open stream of every session."""
+    needed = DESCRIPTORS_PER_STREAM * max_sessions + SPARE_DESCRIPTORS
+    if limit is not None and limit < needed:
+        streams = max(0, limit - SPARE_DESCRIPTORS) // DESCRIPTORS_PER_STREAM
+        logs.log().warning(
+            "descriptor_limit_low", limit=limit, needed=needed, streams=streams, max_sessions=max_sessions
+        )
 
 
 async def _serve(settings: Settings) -> int:
+    limit = _raise_descriptor_limit()
     sidecar = Sidecar(settings)
     first, second = _stop_signals()
     try:
@@ -60,6 +102,7 @@ async def _serve(settings: Settings) -> int:
     logs.log().info(
         "listening", address=sidecar.address, admin=sidecar.admin_address, mode=settings.policy().mode.value
     )
+    _tell_low_limit(limit, settings.session_limits().max_sessions)
     await first.wait()
     await _stop(sidecar, second)
     logs.log().info("stopped")
@@ -200,7 +243,7 @@ class Sidecar:
 
 def build_parts(settings: Settings, emit: Emit) -> Parts:
     """Put together what every exchange works with. Needs a running event loop."""
-    policy, limits, clock, key = settings.policy(), settings.limits_config(), time.monotonic, secrets.token_bytes(32)
+    policy, limits, clock = settings.policy(), settings.limits_config(), time.monotonic
     attachments = Attachments()
     store = SessionStore(
         settings.session_limits(),
@@ -232,7 +275,7 @@ def build_parts(settings: Settings, emit: Emit) -> Parts:
         emit=emit,
         clock=clock,
         new_id=_new_id,
-        key=key,
+        principals=Principals(policy.principal_headers, secrets.token_bytes(32)),
     )
 
 

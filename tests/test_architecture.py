@@ -64,7 +64,7 @@ LAYERS: Final = (
     Layer(
         modules="mcp_sidecar.app",
         parts=("mcp_sidecar.__version__", WIRE, HEALING, PROXY, OPS, SETTINGS),
-        libraries=("aiohttp",),
+        libraries=("aiohttp", "uvloop"),
     ),
     Layer(
         modules="mcp_sidecar.cli",

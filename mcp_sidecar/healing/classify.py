@@ -23,6 +23,7 @@ from mcp_sidecar.healing.signatures import (
     Wording,
     first_fit,
 )
+from mcp_sidecar.wire.headers import media_type
 
 # Bytes of a body that are looked at. The exception that java-sdk servers serialize has its message behind a stack
 # trace of 10 to 20 kB.
@@ -189,6 +190,8 @@ def judge_body(
     moment = judge_head(facts, head)
     if moment is not NEED_BODY:
         return moment
+    if head.status < 300 and b'"error"' not in body:
+        return _OK
     seen, whole = body[:PEEK_BYTES], complete and len(body) <= PEEK_BYTES
     if head.status < 300:
         return _judge_success(facts, head, seen, whole, extra)
@@ -361,7 +364,7 @@ def _by_status(status: int) -> Judgement:
 
 
 def _media_type(head: AnswerHead) -> str:
-    return (head.content_type or "").partition(";")[0].strip().lower()
+    return media_type(head.content_type)
 
 
 def _read(status: int, body: bytes, complete: bool) -> _Content:

@@ -51,6 +51,9 @@ class Send:
     renumber: bool = False
 
 
+_FIRST_TIME = Send()
+
+
 @dataclass(frozen=True, slots=True)
 class Heal:
     """Have the session re-initialized, or wait for whoever is at it. ``confirm``: ask with a ping first."""
@@ -303,6 +306,8 @@ class Exchange:
 
     def _send(self, cause: ReplayCause | None = None) -> Send:
         self._was_safe = self.safe_in_doubt
+        if not self._tried and not self._renumber:
+            return _FIRST_TIME
         return Send(cause if self._tried else None, renumber=self._renumber)
 
     def _send_in_doubt(self) -> Send:

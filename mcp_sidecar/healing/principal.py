@@ -13,13 +13,14 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import NewType
 
-from mcp_sidecar.wire.headers import Pair, values
+from mcp_sidecar.wire.headers import Fields, Pair, values
 
 Principal = NewType("Principal", bytes)
 """A keyed hash; equal for requests of the same principal, empty where a request carries no credential."""
 
 ANONYMOUS = Principal(b"")
 
+REMEMBERED = 4096
 _DIGEST_BYTES = 16
 _CLIENT_CLAIMS = ("client_id", "azp", "cid", "appid")  # RFC 9068, OpenID Connect, Okta, Entra ID v1
 
@@ -30,12 +31,43 @@ def principal_of(pairs: Iterable[Pair], header_names: Sequence[str], key: bytes)
     A JWT bearer counts by issuer, subject and client, so that a refreshed token goes on; without a subject, and for
     every other credential, the value itself counts, so that a rotated opaque token is somebody else.
     """
-    return _digest([(name, _identity(value)) for name, value in _credentials(pairs, header_names)], key)
+    return _principal(_credentials(pairs, header_names), key)
 
 
 def credential_of(pairs: Iterable[Pair], header_names: Sequence[str], key: bytes) -> Principal:
     """A keyed hash of the very credentials: differs after a token refresh where the principal does not."""
-    return _digest([(name, [value]) for name, value in _credentials(pairs, header_names)], key)
+    return _digest(_credentials(pairs, header_names), key)
+
+
+class Principals:
+    """Tells principals, and remembers by the hash of the credentials what it has told of them lately.
+
+    What is kept are two keyed hashes per credential, and of ``REMEMBERED`` credentials at most.
+    """
+
+    def __init__(self, header_names: Sequence[str], key: bytes) -> None:
+        """``header_names`` are lower case."""
+        self._names = tuple(header_names)
+        self._key = key
+        self._told: dict[Principal, Principal] = {}
+
+    def of(self, fields: Fields) -> tuple[Principal, Principal]:
+        """``principal_of`` and ``credential_of`` a request."""
+        credentials = [(name, value.strip()) for name in self._names for value in fields.values(name)]
+        if not credentials:
+            return ANONYMOUS, ANONYMOUS
+        credential = _digest(credentials, self._key)
+        principal = self._told.get(credential)
+        if principal is None:
+            principal = _principal(credentials, self._key)
+            if len(self._told) >= REMEMBERED:
+                del self._told[next(iter(self._told))]
+            self._told[credential] = principal
+        return principal, credential
+
+
+def _principal(credentials: list[Pair], key: bytes) -> Principal:
+    return _digest([(name, _identity(value)) for name, value in credentials], key)
 
 
 def _credentials(pairs: Iterable[Pair], header_names: Sequence[str]) -> list[Pair]:
@@ -43,10 +75,10 @@ def _credentials(pairs: Iterable[Pair], header_names: Sequence[str]) -> list[Pai
     return [(name, value.strip()) for name in header_names for value in values(pairs, name)]
 
 
-def _digest(identities: list[tuple[str, list[str]]], key: bytes) -> Principal:
+def _digest(identities: Sequence[tuple[str, str | list[str]]], key: bytes) -> Principal:
     if not identities:
         return ANONYMOUS
-    text = json.dumps(identities).encode()
+    text = repr(identities).encode()  # its quotes and escapes keep the parts apart, whatever they hold
     return Principal(hashlib.blake2b(text, key=key, digest_size=_DIGEST_BYTES).digest())
 
 

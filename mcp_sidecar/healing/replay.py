@@ -82,6 +82,8 @@ def is_safe_in_doubt(message: Message, safe_tools: Container[str]) -> bool:
     """
     if message.kind is Kind.BATCH:
         return bool(message.members) and all(is_safe_in_doubt(member, safe_tools) for member in message.members)
+    if message.method == "tools/call" and not safe_tools:
+        return False
     if message.kind not in (Kind.REQUEST, Kind.NOTIFICATION) or message.has_task or message.is_opaque:
         return False
     if message.method == "tools/call":

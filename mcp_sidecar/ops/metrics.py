@@ -6,7 +6,9 @@ are names from our own tables. A session is never a label.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import accumulate
 from typing import Any
 
 from prometheus_client import (
@@ -19,6 +21,9 @@ from prometheus_client import (
     disable_created_metrics,
 )
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import CounterMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from mcp_sidecar.healing import facts
 
@@ -29,6 +34,50 @@ STREAM_KINDS = ("get", "post")
 _HTTP_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"})
 
 Reading = Callable[[], float]
+
+
+class Served(Collector):
+    """What every request counts in, kept as plain numbers.
+
+    A counter and a histogram of the library would cost more than all the rest of the bookkeeping of a request.
+    """
+
+    def __init__(self) -> None:
+        """Nothing is counted yet."""
+        self._requests: dict[tuple[str, str, int], int] = {}
+        self._buckets: dict[str, list[int]] = {}
+        self._seconds: dict[str, float] = {}
+
+    def count(self, http_method: str, rpc_method: str, status: int, seconds: float) -> None:
+        """Count one request. The labels are of bounded sets."""
+        series = (http_method, rpc_method, status)
+        self._requests[series] = self._requests.get(series, 0) + 1
+        buckets = self._buckets.get(rpc_method)
+        if buckets is None:
+            buckets = self._buckets[rpc_method] = [0] * (len(REQUEST_BUCKETS) + 1)
+            self._seconds[rpc_method] = 0.0
+        buckets[bisect_left(REQUEST_BUCKETS, seconds)] += 1
+        self._seconds[rpc_method] += seconds
+
+    def collect(self) -> Iterator[Metric]:
+        """Both metrics, as the library writes them."""
+        requests = CounterMetricFamily(
+            "mcp_sidecar_requests",
+            "Requests of clients that were answered.",
+            labels=("http_method", "rpc_method", "status"),
+        )
+        for (http_method, rpc_method, status), number in self._requests.items():
+            requests.add_metric((http_method, rpc_method, str(status)), number)
+        yield requests
+        seconds = HistogramMetricFamily(
+            "mcp_sidecar_request_seconds",
+            "Seconds from a request's arrival to the end of its answer.",
+            labels=("rpc_method",),
+        )
+        for rpc_method, buckets in self._buckets.items():
+            shown = zip((*map(floatToGoString, REQUEST_BUCKETS), "+Inf"), accumulate(buckets), strict=True)
+            seconds.add_metric((rpc_method,), list(shown), self._seconds[rpc_method])
+        yield seconds
 
 
 class Metrics:
@@ -63,16 +112,8 @@ class Metrics:
         }
 
     def _make_request_metrics(self) -> None:
-        self._requests = self._counter(
-            "requests", "Requests of clients that were answered.", "http_method", "rpc_method", "status"
-        )
-        self._request_seconds = Histogram(
-            "mcp_sidecar_request_seconds",
-            "Seconds from a request's arrival to the end of its answer.",
-            ("rpc_method",),
-            registry=self.registry,
-            buckets=REQUEST_BUCKETS,
-        )
+        self._served = Served()
+        self.registry.register(self._served)
 
     def _make_healing_metrics(self) -> None:
         self._lost = self._counter("sessions_lost", "Sessions that the upstream forgot.", "signature")
@@ -156,8 +197,7 @@ class Metrics:
 
     def _request_served(self, fact: facts.RequestServed) -> None:
         method = fact.http_method if fact.http_method in _HTTP_METHODS else "other"
-        self._requests.labels(method, fact.rpc_method, str(fact.status)).inc()
-        self._request_seconds.labels(fact.rpc_method).observe(fact.seconds)
+        self._served.count(method, fact.rpc_method, fact.status, fact.seconds)
 
     def _heal_ended(self, fact: facts.HealEnded) -> None:
         self._heals.labels(fact.outcome.value).inc()

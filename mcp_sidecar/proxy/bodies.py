@@ -71,6 +71,13 @@ class Upload:
         asked.register(sock, _CLOSED_BY_PEER)
         return bool(asked.poll(0))
 
+    def arrived(self) -> bytes | None:
+        """All of the body, where it is here by now."""
+        content = self._content
+        if self._is_awaited or not content.is_eof() or content.exception() is not None:
+            return None
+        return content.read_nowait(-1)
+
     async def _read(self) -> bytes:
         # An aiohttp reader can be waited on by one task only, and the one that sent the body until its upstream broke
         # may not have noticed yet that it was cancelled.
@@ -206,10 +213,15 @@ async def read_body(request: web.BaseRequest, limits: Limits, *, encoded: bool) 
 
     Raises ``BodyTooLarge``, ``BrokenBody``, and ``NotJson`` if the beginning of a large one cannot be JSON.
     """
+    upload = Upload(request)
+    whole = upload.arrived() if request.content.total_bytes <= limits.max_replay_body else None
+    if whole is not None:
+        if len(whole) > limits.max_request_body:
+            raise BodyTooLarge
+        return HeldBody(whole)
     announced = request.content_length
     if announced is not None and announced > limits.max_request_body:
         raise BodyTooLarge
-    upload = Upload(request)
     parts: list[bytes] = []
     size = 0
     async for chunk in upload.chunks():

@@ -6,14 +6,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from mcp_sidecar.healing.classify import RequestFacts, SessionKnowledge
-from mcp_sidecar.healing.principal import Principal, credential_of, principal_of
+from mcp_sidecar.healing.principal import ANONYMOUS, Principal
 from mcp_sidecar.healing.session import ClientSessionId, Session, UpstreamSessionId
 from mcp_sidecar.proxy.own_requests import Trigger
 from mcp_sidecar.proxy.parts import Parts
 from mcp_sidecar.proxy.upstream import Answer
 from mcp_sidecar.wire import headers
-from mcp_sidecar.wire.headers import Pair
+from mcp_sidecar.wire.headers import Fields, Pair
 from mcp_sidecar.wire.origins import Move
+
+_SESSION_ID = frozenset({"mcp-session-id"})
 
 
 class BadSessionId(Exception):
@@ -72,7 +74,9 @@ class Call:
         Some clients adopt whatever id a response carries, and one fails on it.
         """
         seen = answer.header(headers.SESSION_ID)
-        pairs = self.move.headers(answer.client_headers(without={"mcp-session-id", *without}))
+        pairs = answer.client_headers(without=_SESSION_ID.union(without) if without else _SESSION_ID)
+        if answer.names_a_url:
+            pairs = self.move.headers(pairs)
         if seen is not None and self.client_id is not None and (self.session is not None or seen == self.client_id):
             pairs.append((headers.SESSION_ID, self.client_id))
         return pairs
@@ -84,22 +88,31 @@ class Call:
         return parts.store.label(self.client_id) if self.client_id is not None else ""
 
 
-def read_call(parts: Parts, http_method: str, target: str, raw: list[Pair], pairs: list[Pair], move: Move) -> Call:
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a client asks for, as it came. ``session_ids`` are the values of that header that count."""
+
+    http_method: str
+    target: str
+    fields: Fields = field(repr=False)
+    session_ids: tuple[str, ...] = field(repr=False)
+
+
+def read_call(parts: Parts, asked: Asked, pairs: list[Pair], move: Move) -> Call:
     """Find out whose session a request is in.
 
-    ``raw`` are the headers as they came, ``pairs`` those for the upstream. Raises ``BadSessionId``.
+    ``pairs`` are the headers for the upstream. Raises ``BadSessionId``.
     """
-    client_id = _session_id(raw)
-    names = parts.policy.principal_headers if parts.policy.bind_principal else ()
-    principal = principal_of(raw, names, parts.key)
-    credential = credential_of(raw, parts.policy.principal_headers, parts.key)
+    client_id = _session_id(asked.session_ids)
+    principal, credential = parts.principals.of(asked.fields)
+    if not parts.policy.bind_principal:
+        principal = ANONYMOUS
     session = parts.store.find(client_id, principal) if client_id is not None else None
     is_foreign = client_id is not None and session is None and parts.store.is_held(client_id)
-    return Call(http_method, target, pairs, client_id, principal, credential, move, session, is_foreign)
+    return Call(asked.http_method, asked.target, pairs, client_id, principal, credential, move, session, is_foreign)
 
 
-def _session_id(raw: list[Pair]) -> ClientSessionId | None:
-    found = list(headers.values(raw, headers.SESSION_ID))
+def _session_id(found: tuple[str, ...]) -> ClientSessionId | None:
     if not found:
         return None
     if len(found) > 1 or not headers.is_valid_session_id(found[0]):

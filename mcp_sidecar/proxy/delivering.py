@@ -13,7 +13,7 @@ from mcp_sidecar.healing.announcing import Announcing, calls_in
 from mcp_sidecar.healing.classify import PEEK_BYTES
 from mcp_sidecar.healing.exchange import Exchange, Give, Step
 from mcp_sidecar.healing.faults import Fault
-from mcp_sidecar.healing.generations import Mark, Renumbering
+from mcp_sidecar.healing.generations import FIRST, Mark, Renumbering
 from mcp_sidecar.healing.own_answers import OwnAnswer
 from mcp_sidecar.healing.policy import Announce
 from mcp_sidecar.healing.progress import Progress
@@ -94,6 +94,11 @@ class Delivery:
 
         ``whole`` is its body if it is JSON and was read. ``None`` where there is nothing left to do.
         """
+        if whole is not None and not self._concerns_us(whole, mark, renumbering):
+            self._give_up_waiting()
+            await self._responder.start(answer.status, answer.reason, self._head(answer))
+            await self._responder.write(whole.body)
+            return None
         if self._watch is None:
             waiting = unanswered_ids(self._message)
             self._watch = StreamWatch(mark, unanswered=waiting, announcing=self._announcing, progress=self.progress)
@@ -109,6 +114,12 @@ class Delivery:
         if renumbering.ids and 200 <= answer.status < 300:  # the client would not find its answer
             return self._exchange.stream_broke(AfterEnd.TELL)
         return await self._pass_rest(answer)
+
+    def _concerns_us(self, whole: WholeJson, mark: Mark, renumbering: Renumbering) -> bool:
+        """Whether there is anything to write anew, to learn, or to wait for in a JSON answer."""
+        is_as_sent = mark.generation == FIRST and not renumbering.ids and not renumbering.tokens
+        is_one = not self._message.members and whole.body.startswith(b"{")
+        return not is_as_sent or not is_one or self._learning.is_taught or self._responder.is_committed
 
     @property
     def _announcing(self) -> Announcing | None:

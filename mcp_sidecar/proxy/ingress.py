@@ -14,30 +14,30 @@ from __future__ import annotations
 
 import asyncio
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from pathlib import PurePath
+from typing import cast
 
-from aiohttp import hdrs, http_exceptions, web
-from aiohttp.web_protocol import RequestHandler, _ErrInfo
+from aiohttp import hdrs, web
 from yarl import URL
 
 from mcp_sidecar.healing import own_answers
 from mcp_sidecar.healing.facts import RequestRejected, RequestServed, SidecarFault
 from mcp_sidecar.healing.labels import NO_METHOD, OTHER, http_label, rpc_label
-from mcp_sidecar.healing.own_answers import OwnAnswer, Reason
+from mcp_sidecar.healing.own_answers import Reason
 from mcp_sidecar.proxy import rejections
 from mcp_sidecar.proxy.bodies import UNREADABLE, Body, Upload, message_of, read_body
-from mcp_sidecar.proxy.call import BadSessionId, Call, read_call
+from mcp_sidecar.proxy.call import Asked, BadSessionId, Call, read_call
 from mcp_sidecar.proxy.config import ListenConfig, UpstreamConfig
 from mcp_sidecar.proxy.listening import Listening
 from mcp_sidecar.proxy.parts import Parts
 from mcp_sidecar.proxy.passing import Passing
 from mcp_sidecar.proxy.posting import Posting
 from mcp_sidecar.proxy.rejections import Refusal
-from mcp_sidecar.proxy.responding import Responder, last_response
+from mcp_sidecar.proxy.responding import Responder
 from mcp_sidecar.proxy.terminating import Terminating
 from mcp_sidecar.wire import headers, origins
-from mcp_sidecar.wire.headers import Pair
+from mcp_sidecar.wire.headers import Fields, Pair
 from mcp_sidecar.wire.messages import Kind, Message
 from mcp_sidecar.wire.origins import Move
 from mcp_sidecar.wire.revisions import PROTOCOL_VERSION_HEADER, is_sessionless_request, is_sessionless_version
@@ -45,10 +45,10 @@ from mcp_sidecar.wire.revisions import PROTOCOL_VERSION_HEADER, is_sessionless_r
 CLIENT_LEFT = 499
 """What nginx logs, too, for a client that did not wait for its answer."""
 
-MAX_HEADERS = 256
-"""What ``limits.max_header_bytes`` of headers may be split into, on both sides."""
 
-TOO_MUCH = b"HTTP/1.1 431 Request Header Fields Too Large\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+REMEMBERED_HOSTS = 256
+
+_FOR_THE_SESSION = frozenset({"mcp-session-id"})
 
 
 class Incoming:
@@ -57,22 +57,15 @@ class Incoming:
     def __init__(self, ingress: Ingress, request: web.BaseRequest) -> None:
         """``rpc_label`` becomes known when the body is read."""
         self.request = request
-        self.raw: list[Pair] = [(_text(name), _text(value)) for name, value in request.raw_headers]
+        self.method = request.method
+        self.headers = request.headers
+        self.fields = Fields(request.raw_headers)
+        raw_path = request.raw_path
+        self.target = raw_path if raw_path.startswith("/") else request.rel_url.raw_path_qs  # byte for byte
         self.responder = Responder(request, ingress.parts.clock)
         self.rpc_label = OTHER if request.method == hdrs.METH_POST else NO_METHOD
         self.message: Message | None = None
         self.in_session = False
-
-    @property
-    def method(self) -> str:
-        """The HTTP method."""
-        return self.request.method
-
-    @property
-    def target(self) -> str:
-        """Path and query, byte for byte."""
-        raw = self.request.raw_path
-        return raw if raw.startswith("/") else self.request.rel_url.raw_path_qs
 
     @property
     def upload(self) -> Upload | None:
@@ -89,6 +82,9 @@ class Ingress:
         self._listen = listen
         self._upstream = upstream
         self._endpoint = URL.build(path=upstream.endpoint.removesuffix("/"), encoded=True).path_safe
+        self._plain_endpoints = () if "%" in self._endpoint else (self._endpoint, f"{self._endpoint}/")
+        self._hosts: dict[str, bool] = {}
+        self._moves: dict[str, Move] = {}
         self._own_origins: tuple[str, ...] = (listen.public_url,) if listen.public_url else ()
         self._on_loopback = origins.is_loopback(listen.host)
         self._scheme = "https" if listen.tls_certificate else "http"
@@ -100,6 +96,7 @@ class Ingress:
         """The address that the listener got, which is an origin of its own."""
         shown = f"[{host}]" if ":" in host else host
         self._own_origins = (*self._own_origins, f"{self._scheme}://{shown}:{port}")
+        self._hosts.clear()
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request. Whatever goes wrong in here concerns this request only."""
@@ -126,7 +123,7 @@ class Ingress:
             self._under_way -= 1
             if not self._under_way:
                 self._idle.set()
-        return incoming.responder.response
+        return cast("web.StreamResponse", incoming.responder)  # all that the server asks of one
 
     def note_unread(self, answer: Refusal) -> None:
         """Count what was refused before it became a request; its method is not known."""
@@ -147,35 +144,49 @@ class Ingress:
         refused = self._gate(incoming)
         if refused is not None:
             await self._reject(incoming, refused)
-        elif self._is_endpoint(incoming.request.rel_url.path_safe) and incoming.method in ("POST", "GET", "DELETE"):
+        elif self._is_endpoint(incoming) and incoming.method in ("POST", "GET", "DELETE"):
             await self._endpoint_request(incoming)
         else:
             await self._passing(incoming).other_path(incoming.upload)
 
     def _gate(self, incoming: Incoming) -> Refusal | None:
-        raw, own = incoming.raw, self._own_origins
+        found = incoming.headers
         if not incoming.target.startswith("/") or incoming.method == hdrs.METH_CONNECT:
             return rejections.BAD_TARGET
-        if any(coding.strip().lower() != "chunked" for coding in headers.values(raw, "transfer-encoding")):
+        codings = found.getall(hdrs.TRANSFER_ENCODING, ())
+        if codings and any(coding.strip().lower() != "chunked" for coding in codings):
             return rejections.BAD_CODING  # the coding would be lost on the way, and the body be taken for plain
-        if sum(len(name) + len(value) + 4 for name, value in raw) > self.parts.limits.max_header_bytes:
+        if incoming.fields.size > self.parts.limits.max_header_bytes:
             return rejections.HEADERS_TOO_LARGE
-        if self._on_loopback and not all(
-            origins.is_allowed_host(host, own, self._listen.allowed_hosts) for host in headers.values(raw, "host")
-        ):
+        if self._on_loopback and not all(map(self._is_allowed_host, found.getall(hdrs.HOST, ()))):
             return rejections.BAD_HOST
-        for origin in headers.values(raw, "origin"):
-            if not origins.is_allowed_origin(origin, own, self._listen.allowed_origins, on_loopback=self._on_loopback):
+        for origin in found.getall(hdrs.ORIGIN, ()):
+            if not self._is_allowed_origin(origin):
                 return rejections.BAD_ORIGIN
         return None
+
+    def _is_allowed_origin(self, origin: str) -> bool:
+        listed = self._listen.allowed_origins
+        return origins.is_allowed_origin(origin, self._own_origins, listed, on_loopback=self._on_loopback)
+
+    def _is_allowed_host(self, host: str) -> bool:
+        """What has been told of a host before is remembered, of a bounded number of them."""
+        is_allowed = self._hosts.get(host)
+        if is_allowed is None:
+            is_allowed = origins.is_allowed_host(host, self._own_origins, self._listen.allowed_hosts)
+            if len(self._hosts) < REMEMBERED_HOSTS:
+                self._hosts[host] = is_allowed
+        return is_allowed
 
     async def _reject(self, incoming: Incoming, answer: Refusal) -> None:
         self.parts.emit(RequestRejected(answer.status, answer.reason))
         if not incoming.responder.is_committed:
             await incoming.responder.give(answer)
 
-    def _is_endpoint(self, path: str) -> bool:
-        return path in (self._endpoint, f"{self._endpoint}/")
+    def _is_endpoint(self, incoming: Incoming) -> bool:
+        if incoming.target in self._plain_endpoints:
+            return True
+        return incoming.request.rel_url.path_safe in (self._endpoint, f"{self._endpoint}/")
 
     # -- the endpoint -------------------------------------------------------------------------------------------------
 
@@ -194,12 +205,12 @@ class Ingress:
             await self._in_use(call, Listening(self.parts, call, incoming.responder).run())
 
     async def _post(self, incoming: Incoming) -> None:
-        encoding = headers.value(incoming.raw, "content-encoding")
+        encoding = incoming.headers.get(hdrs.CONTENT_ENCODING)
         is_encoded = encoding is not None and encoding.strip().lower() not in ("", "identity")
         body = await read_body(incoming.request, self.parts.limits, encoded=is_encoded)
         message = Message(Kind.OTHER) if is_encoded else message_of(body)
         incoming.message, incoming.rpc_label = message, rpc_label(message)
-        version = headers.value(incoming.raw, PROTOCOL_VERSION_HEADER)
+        version = incoming.headers.get(PROTOCOL_VERSION_HEADER)
         if is_sessionless_request(message.meta_protocol_version, message.method, version):
             await self._passing(incoming).sessionless(message, body)
         else:
@@ -241,29 +252,31 @@ class Ingress:
         return is_initialized and call.session is not None and call.session.generation > 1
 
     def _call(self, incoming: Incoming, *, drop_session: bool = False) -> Call:
-        raw = incoming.raw
-        if drop_session:
-            raw = [pair for pair in raw if pair[0].lower() != "mcp-session-id"]
-        pairs = self._upstream_pairs(incoming, without={"mcp-session-id"})
-        return read_call(self.parts, incoming.method, incoming.target, raw, pairs, self._move(incoming))
+        session_ids = () if drop_session else incoming.headers.getall(headers.SESSION_ID, ())
+        asked = Asked(incoming.method, incoming.target, incoming.fields, tuple(session_ids))
+        pairs = self._upstream_pairs(incoming, without=_FOR_THE_SESSION)
+        return read_call(self.parts, asked, pairs, self._move(incoming))
 
     # -- passing on ---------------------------------------------------------------------------------------------------
 
-    def _upstream_pairs(self, incoming: Incoming, without: set[str] | None = None) -> list[Pair]:
-        request = incoming.request
-        pairs = headers.for_upstream(incoming.raw, without=without or ())
-        return headers.with_forwarding(
-            pairs, peer=request.remote, scheme=self._scheme, host=headers.value(incoming.raw, "host")
-        )
+    def _upstream_pairs(self, incoming: Incoming, without: frozenset[str] = frozenset()) -> list[Pair]:
+        host, peer = incoming.headers.get(hdrs.HOST), incoming.request.remote
+        return incoming.fields.for_upstream(without=without, peer=peer, scheme=self._scheme, host=host)
 
     def _move(self, incoming: Incoming) -> Move:
-        host = headers.value(incoming.raw, "host")
-        own = self._own_origins[0] if self._listen.public_url or host is None else f"{self._scheme}://{host}"
-        return Move(self._upstream.origin, own)
+        host = incoming.headers.get(hdrs.HOST)
+        if self._listen.public_url or host is None:
+            return Move(self._upstream.origin, self._own_origins[0])
+        move = self._moves.get(host)
+        if move is None:
+            move = Move(self._upstream.origin, f"{self._scheme}://{host}")
+            if len(self._moves) < REMEMBERED_HOSTS:
+                self._moves[host] = move
+        return move
 
     def _passing(self, incoming: Incoming) -> Passing:
         pairs = self._upstream_pairs(incoming)
-        length = headers.value(incoming.raw, "content-length")
+        length = incoming.headers.get(hdrs.CONTENT_LENGTH)
         if length is not None and incoming.request.can_read_body and not self._is_held(incoming):
             pairs.append(("Content-Length", length))
         return Passing(
@@ -279,9 +292,9 @@ class Ingress:
     def _hidden(self, incoming: Incoming) -> frozenset[str]:
         """On the endpoint nothing that passes opens a session, and some clients adopt whatever id a response carries."""
         is_sessionless = incoming.message is not None or is_sessionless_version(
-            headers.value(incoming.raw, PROTOCOL_VERSION_HEADER)
+            incoming.headers.get(PROTOCOL_VERSION_HEADER)
         )
-        if is_sessionless or self.parts.observes or not self._is_endpoint(incoming.request.rel_url.path_safe):
+        if is_sessionless or self.parts.observes or not self._is_endpoint(incoming):
             return frozenset()
         return frozenset({"mcp-session-id"})
 
@@ -304,100 +317,3 @@ class Ingress:
             await incoming.responder.give(own_answers.in_session(incoming.message, Reason.OUTCOME_UNKNOWN))
         else:
             await incoming.responder.give(rejections.OWN_FAULT)
-
-
-class ClientProtocol(RequestHandler):
-    """aiohttp's own protocol, but for what it does with requests that cannot be read."""
-
-    _head_bytes = 0
-
-    def data_received(self, data: bytes) -> None:
-        """Read on."""
-        super().data_received(data)
-        self._end_broken_body()
-        self._bound_head(data)
-
-    def close(self) -> None:
-        """Take no more requests. aiohttp would leave an idle connection open, and never read what comes on it."""
-        is_idle = not self._request_count or (self._waiter is not None and not self._waiter.done())
-        super().close()
-        if is_idle and self.transport is not None:
-            self.transport.close()
-
-    def _end_broken_body(self) -> None:
-        """Tell whoever reads a body that its framing is wrong: aiohttp would say so only after the answer."""
-        request = self._current_request
-        is_broken = bool(self._messages) and isinstance(self._messages[-1][0], _ErrInfo)
-        if is_broken and request is not None and not request.content.is_eof():
-            self._messages.pop()
-            request.content.set_exception(web.RequestPayloadError("bad framing"))
-            self._lingering_time = 0.0
-            self.close()
-
-    def _bound_head(self, data: bytes) -> None:
-        """aiohttp bounds the size of a header and their number, which together are a lot of memory."""
-        waiter = self._waiter
-        if waiter is None or waiter.done():  # a request is under way: what comes is its body
-            self._head_bytes = 0
-            return
-        self._head_bytes += len(data)
-        if self._head_bytes > 2 * self.max_field_size and self.transport is not None:
-            self._tell(rejections.HEADERS_TOO_LARGE)
-            self.transport.write(TOO_MUCH)
-            self.force_close()
-
-    def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,  # noqa: ARG002 - decided by what went wrong
-        exc: BaseException | None = None,
-        message: str | None = None,  # noqa: ARG002 - the same
-    ) -> web.StreamResponse:
-        """Answer as the sidecar does, and log nothing of the request: it may hold credentials."""
-        if request.writer.output_size > 0:
-            raise ConnectionError("an answer is under way")
-        answer = _unread(exc)
-        self._tell(answer)
-        return last_response(answer)
-
-    def _tell(self, answer: OwnAnswer) -> None:
-        if isinstance(answer, Refusal) and isinstance(self._manager, ClientServer):
-            self._manager.on_unread(answer)
-
-
-def _unread(error: BaseException | None) -> OwnAnswer:
-    """What a request gets that never became one."""
-    if isinstance(error, http_exceptions.LineTooLong) or "Too many headers" in str(error):
-        return rejections.HEADERS_TOO_LARGE
-    is_clients = isinstance(error, http_exceptions.HttpProcessingError)
-    return rejections.UNREADABLE if is_clients else rejections.OWN_FAULT
-
-
-class ClientServer(web.Server):
-    """Makes a ``ClientProtocol`` per connection; ``on_unread`` hears of what never became a request."""
-
-    on_unread: Callable[[Refusal], None]
-
-    def __call__(self) -> RequestHandler:
-        """A protocol for one connection."""
-        return ClientProtocol(self, loop=self._loop, **self._kwargs)
-
-
-def _text(raw: bytes) -> str:
-    return raw.decode("utf-8", "surrogateescape")
-
-
-def make_server(ingress: Ingress) -> ClientServer:
-    """The server that hands every request to ``ingress``. A client that leaves cancels its incoming."""
-    server = ClientServer(
-        ingress.handle,
-        handler_cancellation=True,
-        access_log=None,
-        auto_decompress=False,
-        max_line_size=ingress.parts.limits.max_header_bytes,
-        max_field_size=ingress.parts.limits.max_header_bytes,
-        max_headers=MAX_HEADERS,
-        read_bufsize=64 * 1024,
-    )
-    server.on_unread = ingress.note_unread
-    return server

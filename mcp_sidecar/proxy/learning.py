@@ -41,6 +41,11 @@ class Learning:
         self.renumbering = Renumbering()
         self.is_initialize = message.kind is Kind.REQUEST and message.method == "initialize"
 
+    @property
+    def is_taught(self) -> bool:
+        """Whether the answer to this request says something of the session."""
+        return self.is_initialize or bool(self.message.members) or self.message.method in _TEACHING
+
     def new_session_id(self, answer: Answer, whole: WholeJson | None = None) -> str | None:
         """The session id that the answer gives out: only one to ``initialize`` does, and no error.
 

@@ -31,7 +31,7 @@ def body_of(message: Message, data: bytes, mark: Mark, under_way: Renumbered, se
     What would have to be written anew and cannot be, since it was too deep to be read, goes nowhere either.
     """
     members = message.members or (message,)
-    if not any(_concerns_ids(member) for member in members):
+    if message.kind is Kind.REQUEST or not any(_concerns_ids(member) for member in members):
         return data
     kept = [member for member in members if _belongs(member, mark)]
     values = [_mapped(member, mark, under_way, session) for member in kept]

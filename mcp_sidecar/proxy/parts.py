@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from mcp_sidecar.healing.facts import Emit
 from mcp_sidecar.healing.policy import Mode, Policy
+from mcp_sidecar.healing.principal import Principals
 from mcp_sidecar.healing.session import Session
 from mcp_sidecar.proxy.aftercare import Aftercare
 from mcp_sidecar.proxy.attachments import Attachments
@@ -42,7 +43,7 @@ class Open:
 
 @dataclass(slots=True, kw_only=True)
 class Parts:
-    """The process's own things. ``key`` is the secret of all keyed hashes; ``endpoint_worked`` is set by the first 2xx.
+    """The process's own things. ``principals`` hold the secret of their hashes; ``endpoint_worked`` is set by the first 2xx.
 
     ``renumbered`` tells under which new id a request of a client is under way (basic, "Requests").
     """
@@ -62,7 +63,7 @@ class Parts:
     emit: Emit
     clock: Callable[[], float]
     new_id: Callable[[], str]
-    key: bytes
+    principals: Principals
     endpoint_worked: bool = False
     open: Open = field(default_factory=Open)
     renumbered: dict[tuple[Session, JsonRpcId], str] = field(default_factory=dict)

@@ -35,13 +35,13 @@ from mcp_sidecar.proxy.early import EarlyStream
 from mcp_sidecar.proxy.holding import Held, Waited
 from mcp_sidecar.proxy.learning import Learning
 from mcp_sidecar.proxy.parts import Parts
-from mcp_sidecar.proxy.reading import KeptAnswer, WholeJson, decoded_body, is_json, judged_head, may_be_kept, whole_json
+from mcp_sidecar.proxy.reading import KeptAnswer, WholeJson, decoded_body, is_json, judged_head, may_be_kept
 from mcp_sidecar.proxy.responding import Responder
 from mcp_sidecar.proxy.restoring import Loss, tell_loss
 from mcp_sidecar.proxy.upstream import Answer, UpstreamFault
 from mcp_sidecar.proxy.upstream import Body as UpstreamBody
 from mcp_sidecar.wire.headers import Pair
-from mcp_sidecar.wire.messages import Message, parse
+from mcp_sidecar.wire.messages import Kind, Message, parse
 
 _PASSED = frozenset({Verdict.OK, Verdict.AUTH_FAILURE, Verdict.OTHER})
 """What an answer may mean and yet be the client's own: it passes while the request is still on its way."""
@@ -193,7 +193,7 @@ class Posting:
             if session is not None:
                 self._parts.renumbered.update({(session, old): new for new, old in self._renumbering.ids.items()})
             return outgoing
-        if session is None:  # the ids of strangers must not be mixed up
+        if session is None or self._message.kind is Kind.REQUEST:  # the ids of strangers must not be mixed up
             return self._body.data
         return outbound.body_of(self._message, self._body.data, self._mark, self._parts.renumbered, session)
 
@@ -228,9 +228,8 @@ class Posting:
 
     async def _judge(self, answer: Answer) -> Step:
         if isinstance(self._body, PassingBody):
-            self._message = self._exchange.message = self._learning.message = (
-                self._body.message
-            )  # by now more of it is known
+            # by now more of it is known
+            self._message = self._exchange.message = self._learning.message = self._body.message
         facts, head = self._call.facts(self._message.method), judged_head(answer)
         if 200 <= answer.status < 300:
             self._parts.endpoint_worked = True
@@ -275,7 +274,7 @@ class Posting:
         if not may_be_kept(answer, limit):
             return None
         body = await answer.peek(limit + 1)
-        return whole_json(body) if answer.whole and len(body) <= limit else None
+        return WholeJson(body) if answer.whole and len(body) <= limit else None
 
     # -- Heal and Hold ------------------------------------------------------------------------------------------------
 

@@ -6,6 +6,8 @@ import asyncio
 import zlib
 from dataclasses import dataclass
 
+from aiohttp import hdrs
+
 from mcp_sidecar.healing.classify import AnswerHead
 from mcp_sidecar.proxy.upstream import Answer, UpstreamFault
 from mcp_sidecar.wire.headers import Pair, media_type
@@ -33,35 +35,41 @@ class KeptAnswer:
     body: bytes
 
 
-@dataclass(frozen=True, slots=True)
 class WholeJson:
-    """A JSON answer that was read whole. ``message`` is what it says; of kind OTHER where it is no JSON."""
+    """A JSON answer that was read whole."""
 
-    body: bytes
-    message: Message
+    __slots__ = ("_message", "body")
 
+    def __init__(self, body: bytes) -> None:
+        """``body`` is all of it; nobody has looked into it yet."""
+        self.body = body
+        self._message: Message | None = None
 
-def whole_json(body: bytes) -> WholeJson:
-    """Look into a JSON answer, once."""
-    try:
-        return WholeJson(body, parse(body))
-    except NotJson:
-        return WholeJson(body, NO_MESSAGE)
+    @property
+    def message(self) -> Message:
+        """What it says, looked at once; of kind OTHER where it is no JSON."""
+        if self._message is None:
+            try:
+                self._message = parse(self.body)
+            except NotJson:
+                self._message = NO_MESSAGE
+        return self._message
 
 
 def judged_head(answer: Answer) -> AnswerHead:
     """What the classifier wants to know of an answer's head."""
-    return AnswerHead(answer.status, answer.header("Content-Type"), answer.header("WWW-Authenticate") is not None)
+    challenge = answer.header(hdrs.WWW_AUTHENTICATE)
+    return AnswerHead(answer.status, answer.header(hdrs.CONTENT_TYPE), challenge is not None)
 
 
 def is_event_stream(answer: Answer) -> bool:
     """Whether an answer is a stream of events that can be read."""
-    return media_type(answer.header("Content-Type")) == EVENT_STREAM and not is_encoded(answer)
+    return media_type(answer.header(hdrs.CONTENT_TYPE)) == EVENT_STREAM and not is_encoded(answer)
 
 
 def is_json(answer: Answer) -> bool:
     """Whether an answer is JSON that can be read."""
-    return media_type(answer.header("Content-Type")) == JSON and not is_encoded(answer)
+    return media_type(answer.header(hdrs.CONTENT_TYPE)) == JSON and not is_encoded(answer)
 
 
 def may_hold_message(answer: Answer) -> bool:
@@ -71,14 +79,14 @@ def may_hold_message(answer: Answer) -> bool:
 
 def is_encoded(answer: Answer) -> bool:
     """Whether the body is compressed; it is then passed on unread."""
-    encoding = answer.header("Content-Encoding")
+    encoding = answer.header(hdrs.CONTENT_ENCODING)
     return encoding is not None and encoding.strip().lower() not in ("", "identity")
 
 
 def may_be_kept(answer: Answer, limit: int) -> bool:
     """Whether an answer can be read to its end before any of it is passed on: no stream, and not known as larger."""
-    is_small = answer.content_length is None or answer.content_length <= limit
-    return is_small and media_type(answer.header("Content-Type")) != EVENT_STREAM
+    length = answer.content_length
+    return (length is None or length <= limit) and media_type(answer.header(hdrs.CONTENT_TYPE)) != EVENT_STREAM
 
 
 async def beginning(answer: Answer, limit: int) -> bytes:

@@ -127,13 +127,15 @@ class EventRelay:
 
     async def _relay_in_time(self, answer: Answer) -> Ending:
         """Servers without an event store may take a resume for a new listener, and never bring what is waited for."""
+        if self._give_up_at is None:
+            return await self._relay(answer, None)
         try:
             async with asyncio.timeout_at(self._give_up_at) as deadline:
                 return await self._relay(answer, deadline)
         except TimeoutError:
             return Ending.BROKEN
 
-    async def _relay(self, answer: Answer, deadline: asyncio.Timeout) -> Ending:
+    async def _relay(self, answer: Answer, deadline: asyncio.Timeout | None) -> Ending:
         heard_before = self._watch.heard
         splitter = splitter_for(self._watch, self._parts.limits)
         try:
@@ -142,7 +144,7 @@ class EventRelay:
                     data, message = self._watch.relay(piece)
                     if message is not None:
                         self._learn(message, answer)
-                    if self._give_up_at is not None and self._watch.heard > heard_before:
+                    if deadline is not None and self._give_up_at is not None and self._watch.heard > heard_before:
                         self._give_up_at = None
                         deadline.reschedule(None)
                     self._responder.may_comment = not self._watch.in_fragment

@@ -13,14 +13,19 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from http import HTTPStatus
 
-from aiohttp import hdrs, web
+from aiohttp import HttpVersion10, HttpVersion11, hdrs, web
 
 from mcp_sidecar.healing.own_answers import OwnAnswer
-from mcp_sidecar.wire.headers import Pair
+from mcp_sidecar.wire.headers import Pair, encoded_head
 from mcp_sidecar.wire.sse import KEEP_ALIVE, encode_event
 
 _LINGER_ZERO = struct.pack("ii", 1, 0)
+_BODILESS = frozenset({204, 304, *range(100, 200)})
+_LENGTH_OF_CONTENT_LENGTH = len("content-length")
 _ADDED_BY_SERVER = (hdrs.DATE, hdrs.SERVER, hdrs.CONTENT_TYPE)
+
+IN_ONE_PIECE_BYTES = 64 * 1024
+"""What is collected at most within one turn of the loop."""
 
 EVENT_STREAM_HEADERS: tuple[Pair, ...] = (
     ("Content-Type", "text/event-stream"),
@@ -29,7 +34,7 @@ EVENT_STREAM_HEADERS: tuple[Pair, ...] = (
 )
 
 
-class UnadornedResponse(web.StreamResponse):
+class UnadornedResponse(web.Response):
     """A response that carries the headers it was given and no others."""
 
     async def _prepare_headers(self) -> None:
@@ -40,70 +45,55 @@ class UnadornedResponse(web.StreamResponse):
                 self.headers.popall(name, None)
 
 
-class WholeResponse(UnadornedResponse, web.Response):
-    """One that is known as a whole."""
-
-
-class PlainResponse(UnadornedResponse):
-    """One that is sent as it comes, and that can be cut."""
-
-    is_cut = False
-
-    async def write_eof(self, data: bytes = b"") -> None:
-        """End the response; after ``cut`` there is no end."""
-        if self.is_cut:
-            raise ConnectionResetError("cut")
-        await super().write_eof(data)
-
-
 class Responder:
-    """Answers one client request, once."""
+    """Answers one client request, once, and is what the server gets to see of the answer.
+
+    What is written within one turn of the loop leaves in one piece: a whole answer, or the head of a stream with the
+    events that were there already.
+    """
 
     def __init__(self, request: web.BaseRequest, clock: Callable[[], float]) -> None:
         """``clock`` gives monotonic seconds."""
         self._request = request
         self._clock = clock
-        self._response: PlainResponse | None = None
+        self._protocol = request.protocol
+        self._pending: list[bytes] = []
+        self._pending_bytes = 0
+        self._is_chunked = False
+        self._has_length = False
+        self._is_bodiless = False
+        self._is_cut = False
+        self._has_ended = False
+        self.status = 0
+        self.keep_alive = not request._message.should_close
         self.is_event_stream = False
         self.may_comment = False
         self.last_write_at = 0.0
 
     @property
-    def response(self) -> web.StreamResponse:
-        """What the server needs in the end."""
-        assert self._response is not None, "an exchange ended without an answer"
-        return self._response
-
-    @property
-    def status(self) -> int:
-        """The status that the client got, 0 while it has none."""
-        return self._response.status if self._response is not None else 0
-
-    @property
     def is_committed(self) -> bool:
-        """Whether the head of the answer is sent, so that no other answer can be given."""
-        return self._response is not None
+        """Whether the head of the answer is given, so that no other answer can be."""
+        return self.status != 0
 
     async def start(self, status: int, reason: str | None, pairs: Iterable[Pair]) -> None:
-        """Send the head of an answer."""
-        response = PlainResponse(status=status, reason=_phrase(status) if reason is None else reason)
-        for name, value in pairs:
-            response.headers.add(name, value)
-        self._response = response
+        """Give the head of an answer. It is sent by the end of this turn of the loop."""
+        head = self._head(status, _phrase(status) if reason is None else reason, pairs)
+        self.status = status
         self.last_write_at = self._clock()
-        await response.prepare(self._request)
+        self._request.writer.output_size += len(head)
+        await self._put(head)
 
     async def start_events(self, pairs: Iterable[Pair] = ()) -> None:
-        """Send the head of an event stream of our own."""
+        """Give the head of an event stream of our own."""
         self.is_event_stream = True
         await self.start(HTTPStatus.OK, None, [*EVENT_STREAM_HEADERS, *pairs])
 
     async def write(self, data: bytes) -> None:
         """Send a part of the body. Waits where the client reads slowly."""
-        if data:
-            assert self._response is not None
+        if data and not self._is_bodiless:
+            assert self.status, "the head comes first"
             self.last_write_at = self._clock()
-            await self._response.write(data)
+            await self._put(b"%x\r\n%b\r\n" % (len(data), data) if self._is_chunked else data)
 
     async def comment(self) -> None:
         """Send an SSE comment, so that nobody takes the stream for dead."""
@@ -111,7 +101,7 @@ class Responder:
 
     async def give(self, answer: OwnAnswer, pairs: Iterable[Pair] = ()) -> None:
         """Give an answer of our own: as a whole, or as the last event of a stream under way."""
-        if self._response is not None:
+        if self.status:
             if self.is_event_stream and answer.body:
                 await self.write(encode_event(answer.body))
             return
@@ -119,25 +109,84 @@ class Responder:
         if answer.status != HTTPStatus.NO_CONTENT:
             head.append(("Content-Length", str(len(answer.body))))
         await self.start(answer.status, None, [*head, *answer.headers, *pairs])
-        if self._request.method != hdrs.METH_HEAD:
-            await self.write(answer.body)
+        await self.write(answer.body)
 
     def cut(self) -> None:
         """Break off: the client must not take what it has for whole."""
-        assert self._response is not None
-        self._response.is_cut = True
-        transport = self._request.transport
+        self._is_cut = True
+        self._flush()
+        transport = self._protocol.transport
         if transport is None:
             return
-        if self._response.chunked or self._response.content_length is not None or _is_chunked(self._response):
+        if self._is_chunked or self._has_length:
             transport.close()
         else:
             _reset(transport)  # without a length a closed connection would be a clean end
 
+    # -- what the server asks of a response ---------------------------------------------------------------------------
 
-def last_response(answer: OwnAnswer) -> WholeResponse:
+    async def prepare(self, _: web.BaseRequest) -> None:
+        """The head is given by then."""
+        assert self.status, "an exchange ended without an answer"
+
+    async def write_eof(self) -> None:
+        """End the answer; after ``cut`` there is no end."""
+        if self._is_cut:
+            raise ConnectionResetError("cut")
+        if not self._has_ended:
+            self._has_ended = True
+            if self._is_chunked:
+                self._pending.append(b"0\r\n\r\n")
+            self._flush()
+            if self._protocol.writing_paused:
+                await self._request.writer.drain()
+
+    # -- how it is sent -----------------------------------------------------------------------------------------------
+
+    def _head(self, status: int, reason: str, pairs: Iterable[Pair]) -> bytes:
+        version = self._request.version
+        lines = [f"HTTP/{version.major}.{version.minor} {status} {reason}"]
+        self._is_bodiless = status in _BODILESS or self._request.method == hdrs.METH_HEAD
+        self._is_chunked = self._has_length = False  # of a head that could not be written
+        for name, value in pairs:
+            if len(name) == _LENGTH_OF_CONTENT_LENGTH and name.lower() == "content-length":
+                if status in _BODILESS:
+                    continue  # RFC 9110 §8.6
+                self._has_length = True
+            lines.append(f"{name}: {value}")
+        if not self._has_length and not self._is_bodiless:
+            if version >= HttpVersion11:
+                self._is_chunked = True
+                lines.append("Transfer-Encoding: chunked")
+            else:
+                self.keep_alive = False
+        if self.keep_alive is (version == HttpVersion10):
+            lines.append("Connection: keep-alive" if self.keep_alive else "Connection: close")
+        return encoded_head(lines)
+
+    async def _put(self, data: bytes) -> None:
+        transport = self._protocol.transport
+        if transport is None or transport.is_closing():
+            raise ConnectionResetError("the client has left")
+        if not self._pending:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._pending.append(data)
+        self._pending_bytes += len(data)
+        if self._pending_bytes > IN_ONE_PIECE_BYTES or self._protocol.writing_paused:
+            self._flush()
+            if self._protocol.writing_paused:
+                await self._request.writer.drain()
+
+    def _flush(self) -> None:
+        pending, self._pending, self._pending_bytes = self._pending, [], 0
+        transport = self._protocol.transport
+        if pending and transport is not None and not transport.is_closing():
+            transport.write(b"".join(pending) if len(pending) > 1 else pending[0])
+
+
+def last_response(answer: OwnAnswer) -> web.Response:
     """An answer after which the connection is closed, where there never was a request to respond to."""
-    response = WholeResponse(status=answer.status, body=answer.body, content_type=answer.content_type)
+    response = UnadornedResponse(status=answer.status, body=answer.body, content_type=answer.content_type)
     response.force_close()
     return response
 
@@ -196,10 +245,6 @@ def _reset(transport: asyncio.BaseTransport) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO)
     if isinstance(transport, asyncio.WriteTransport):
         transport.abort()
-
-
-def _is_chunked(response: web.StreamResponse) -> bool:
-    return "chunked" in response.headers.get(hdrs.TRANSFER_ENCODING, "").lower()
 
 
 def _phrase(status: int) -> str:

@@ -6,7 +6,9 @@ Headers are handled as pairs throughout: names may repeat, their case and order 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
+from itertools import chain
 
 Pair = tuple[str, str]
 
@@ -33,7 +35,72 @@ NOT_FOR_UPSTREAM = HOP_BY_HOP | {"host", "expect", "content-length"}
 """``Host`` is the upstream's own (python servers answer 421, rmcp 403 to another); ``Expect`` was met by the sidecar;
 the length is set anew from the body that is sent."""
 
+_NOT_AS_IT_IS = NOT_FOR_UPSTREAM | {"x-forwarded-for"}
+
 MAX_SESSION_ID_BYTES = 4096
+
+
+_SAYS_NO_NAME = frozenset({"keep-alive", "Keep-Alive"})
+
+
+@lru_cache(maxsize=64)
+def _union(fixed: frozenset[str], without: frozenset[str]) -> frozenset[str]:
+    """There are few of them, and they are asked for with every request."""
+    return fixed | without
+
+
+class Fields:
+    """Headers as they came on the wire, read once: ``pairs``, and beside them their ``names`` in lower case.
+
+    Bytes that are not UTF-8 survive the way there and back. ``size`` is what the lines take, in characters.
+    """
+
+    __slots__ = ("names", "pairs", "size")
+
+    def __init__(self, raw: Sequence[tuple[bytes, bytes]]) -> None:
+        """``raw`` is what a parser has told."""
+        text = b"\n".join(chain.from_iterable(raw)).decode("utf-8", "surrogateescape")
+        texts = text.split("\n") if raw else []
+        if len(texts) != 2 * len(raw):  # a line feed within a value, which only a lenient parser lets through
+            texts = [part.decode("utf-8", "surrogateescape") for part in chain.from_iterable(raw)]
+        shown = texts[::2]
+        self.pairs: list[Pair] = list(zip(shown, texts[1::2], strict=True))
+        self.names = "\n".join(shown).lower().split("\n") if raw else []
+        self.size = len(text) + 2 * len(raw) + 1
+
+    def for_upstream(self, *, without: frozenset[str], peer: str | None, scheme: str, host: str | None) -> list[Pair]:
+        """The client's headers as the upstream gets them, with ``X-Forwarded-For``, ``-Proto`` and ``-Host``.
+
+        The peer is appended to a list that is already there. The other two are kept where an edge in front has set
+        them: it saw the client, the sidecar only sees the edge.
+        """
+        names = self.names
+        pairs = self._less(_union(_NOT_AS_IT_IS, without))
+        hops = [value for name, (_, value) in zip(names, self.pairs, strict=True) if name == "x-forwarded-for"]
+        if peer:
+            hops.append(peer)
+        if hops:
+            pairs.append(("X-Forwarded-For", ", ".join(hops)))
+        if "x-forwarded-proto" not in names:
+            pairs.append(("X-Forwarded-Proto", scheme))
+        if host is not None and "x-forwarded-host" not in names:
+            pairs.append(("X-Forwarded-Host", host))
+        return pairs
+
+    def for_client(self, without: frozenset[str] = frozenset()) -> list[Pair]:
+        """The upstream's headers as the client gets them, less ``without`` (lower case)."""
+        return self._less(_union(HOP_BY_HOP, without))
+
+    def values(self, name: str) -> list[str]:
+        """All values of one header (lower case), in order."""
+        if name not in self.names:
+            return []
+        return [pair[1] for known, pair in zip(self.names, self.pairs, strict=True) if known == name]
+
+    def _less(self, dropped: frozenset[str]) -> list[Pair]:
+        if "connection" in self.names and not _SAYS_NO_NAME.issuperset(self.values("connection")):
+            dropped |= one_hop_names(self.pairs)
+        return [pair for name, pair in zip(self.names, self.pairs, strict=True) if name not in dropped]
 
 
 def one_hop_names(pairs: Iterable[Pair]) -> frozenset[str]:
@@ -48,20 +115,6 @@ def one_hop_names(pairs: Iterable[Pair]) -> frozenset[str]:
     return HOP_BY_HOP | listed
 
 
-def for_upstream(pairs: Iterable[Pair], *, without: Iterable[str] = ()) -> list[Pair]:
-    """The client's headers as the upstream gets them, less ``without`` (lower case)."""
-    pairs = list(pairs)
-    dropped = one_hop_names(pairs) | NOT_FOR_UPSTREAM | set(without)
-    return [pair for pair in pairs if pair[0].lower() not in dropped]
-
-
-def for_client(pairs: Iterable[Pair], *, without: Iterable[str] = ()) -> list[Pair]:
-    """The upstream's headers as the client gets them, less ``without`` (lower case)."""
-    pairs = list(pairs)
-    dropped = one_hop_names(pairs) | set(without)
-    return [pair for pair in pairs if pair[0].lower() not in dropped]
-
-
 def values(pairs: Iterable[Pair], name: str) -> Iterator[str]:
     """All values of one header, in order."""
     wanted = name.lower()
@@ -73,27 +126,24 @@ def value(pairs: Iterable[Pair], name: str) -> str | None:
     return next(values(pairs, name), None)
 
 
-def with_forwarding(pairs: list[Pair], *, peer: str | None, scheme: str, host: str | None) -> list[Pair]:
-    """Add ``X-Forwarded-For``, ``-Proto`` and ``-Host``.
+def encoded_head(lines: list[str]) -> bytes:
+    """A message's first line and headers as they go on the wire, bytes that are not UTF-8 as they came.
 
-    The peer is appended to a list that is already there. The other two are kept where an edge in front has set them:
-    it saw the client, the sidecar only sees the edge.
+    Raises ValueError on what would be read as more lines than these.
     """
-    chain = [*values(pairs, "x-forwarded-for"), *([peer] if peer else [])]
-    result = [pair for pair in pairs if pair[0].lower() != "x-forwarded-for"]
-    if chain:
-        result.append(("X-Forwarded-For", ", ".join(chain)))
-    if value(pairs, "x-forwarded-proto") is None:
-        result.append(("X-Forwarded-Proto", scheme))
-    if host is not None and value(pairs, "x-forwarded-host") is None:
-        result.append(("X-Forwarded-Host", host))
-    return result
+    text = "\r\n".join(lines)
+    if text.count("\n") != len(lines) - 1 or text.count("\r") != len(lines) - 1 or "\0" in text:
+        raise ValueError("a header with a line break or a NUL in it")
+    return (text + "\r\n\r\n").encode("utf-8", "surrogateescape")
 
 
 def is_valid_session_id(session_id: str) -> bool:
     """Visible ASCII (2025-03-26 transports, "Session Management" 1) and of a length fit for a header and a map key."""
-    return 0 < len(session_id) <= MAX_SESSION_ID_BYTES and all(
-        "\x21" <= character <= "\x7e" for character in session_id
+    return (
+        0 < len(session_id) <= MAX_SESSION_ID_BYTES
+        and session_id.isascii()
+        and session_id.isprintable()
+        and " " not in session_id
     )
 
 
@@ -109,6 +159,7 @@ def _is_refused(entry: str) -> bool:
     return any(re.fullmatch(r"q=0(\.0*)?", parameter) is not None for parameter in parameters)
 
 
+@lru_cache(maxsize=256)
 def media_type(content_type: str | None) -> str:
     """The bare lower-case media type, empty if there is none."""
     return (content_type or "").partition(";")[0].strip().lower()

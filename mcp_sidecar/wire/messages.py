@@ -6,6 +6,7 @@ Never a full model: a body that means nothing to this file is still somebody's m
 from __future__ import annotations
 
 import json
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -210,7 +211,7 @@ def is_initialize_result(message: Message) -> bool:
 
 def _parsed(body: bytes) -> Any:
     try:
-        return DECODER.decode(body.decode("utf-8-sig"))
+        return DECODER.decode(body.removeprefix(BOM_UTF8).decode())
     except (json.JSONDecodeError, UnicodeDecodeError, NotJson):
         raise NotJson("not JSON") from None
     except (RecursionError, ValueError):

@@ -123,4 +123,4 @@ class Move:
 
     def headers(self, pairs: Iterable[Pair]) -> list[Pair]:
         """Headers whose URLs would lead the client past the sidecar, moved; all others as they are."""
-        return [(name, self.url(value)) if name.lower() in _URL_HEADERS else (name, value) for name, value in pairs]
+        return [(pair[0], self.url(pair[1])) if pair[0].lower() in _URL_HEADERS else pair for pair in pairs]

@@ -95,10 +95,24 @@ class EventSplitter:
         """Takes the next bytes, returns what can be passed on."""
         if self._head is not None:
             chunk = self._without_bom(chunk)
-        if chunk:
+        if self._is_one_event(chunk):
+            self._pieces.append(Block(chunk))
+        elif chunk:
             self._split(chunk)
         pieces, self._pieces = self._pieces, []
         return pieces
+
+    def _is_one_event(self, chunk: bytes) -> bool:
+        """Whether the chunk is one event and nothing else, which is how most servers write and most chunks come."""
+        return (
+            chunk.endswith(b"\n\n")
+            and len(chunk) <= self._limit_bytes
+            and chunk.find(b"\n\n") == len(chunk) - 2
+            and b"\r" not in chunk
+            and chunk[0] not in b":\n"
+            and not (self._held or self._after_cr or self._in_event or self._fragment_data is not None)
+            and self._line is _Line.EMPTY
+        )
 
     def _without_bom(self, chunk: bytes) -> bytes:
         head = (self._head or b"") + chunk
@@ -223,7 +237,8 @@ def parse_event(raw: bytes) -> Event:
     """
     found: dict[bytes, bytes] = {}
     data: list[bytes] = []
-    for line, _ in _lines(raw.removeprefix(BOM)):
+    text = raw.removeprefix(BOM)
+    for line in _NEWLINE.split(text) if b"\r" in text else text.split(b"\n"):
         name, value = _field(line)
         if name == b"data":
             data.append(value)

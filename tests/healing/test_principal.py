@@ -10,8 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcp_sidecar.healing.principal import ANONYMOUS, Principal, credential_of, principal_of
-from mcp_sidecar.wire.headers import Pair
+from mcp_sidecar.healing.principal import (
+    ANONYMOUS,
+    REMEMBERED,
+    Principal,
+    Principals,
+    credential_of,
+    principal_of,
+)
+from mcp_sidecar.wire.headers import Fields, Pair
 from tests.healing import samples
 
 KEY: Final = b"k" * 32
@@ -147,6 +154,29 @@ def test_the_key_makes_the_hash() -> None:
 def test_no_list_of_values_forges_a_jwt() -> None:
     """An opaque credential that spells out an identity is not that identity."""
     assert of([("Authorization", json.dumps(["jwt", "https://idp", "alice", "app"]))]) != of(alice())
+
+
+class TestPrincipals:
+    """What is remembered is what would be told anew."""
+
+    @staticmethod
+    def fields(pairs: list[Pair]) -> Fields:
+        return Fields([(name.encode(), value.encode("utf-8", "surrogateescape")) for name, value in pairs])
+
+    def test_it_tells_what_the_functions_tell(self) -> None:
+        """The second time, too, and for a request without credentials."""
+        told = Principals(NAMES, KEY)
+        for pairs in ([], alice(), alice(exp=1), alice(exp=2), alice(), [("Authorization", "Bearer x")]):
+            expected = (principal_of(pairs, NAMES, KEY), credential_of(pairs, NAMES, KEY))
+            assert told.of(self.fields(pairs)) == expected == told.of(self.fields(pairs))
+
+    def test_what_is_remembered_is_bounded_and_hashed(self) -> None:
+        """Credentials that anybody can make up fill no memory, and none of them is kept."""
+        told = Principals(NAMES, KEY)
+        for number in range(REMEMBERED + 9):
+            told.of(self.fields([("Authorization", f"Bearer secret-{number}")]))
+        assert len(told._told) == REMEMBERED
+        assert {len(kept) for kept in (*told._told, *told._told.values())} == {16}
 
 
 class TestCredential:

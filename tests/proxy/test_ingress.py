@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
+from aiohttp import web
 
 from mcp_sidecar.healing.facts import RequestRejected, RequestServed, SidecarFault
+from mcp_sidecar.proxy.responding import Responder
 from tests.support.client import McpClient, raw_exchange
 from tests.support.fake_upstream import FakeUpstream
 from tests.support.raw_upstream import RawUpstream, pass_through
@@ -264,3 +267,19 @@ async def test_a_client_that_left_is_counted_as_such() -> None:
         assert [fact.status for fact in sidecar.of(RequestServed)] == [499]
         assert sidecar.of(SidecarFault) == []
         assert upstream.ledger.arrivals == []
+
+
+async def test_a_bug_beyond_the_exchange_closes_the_connection(caplog: pytest.LogCaptureFixture) -> None:
+    """Where not even an answer of ours comes out, the client must not wait for one."""
+
+    async def without_an_answer(request: web.BaseRequest) -> web.StreamResponse:
+        return cast("web.StreamResponse", Responder(request, time.monotonic))
+
+    async with running_sidecar("http://127.0.0.1:9/mcp") as sidecar:
+        sidecar._server.request_handler = without_an_answer
+        reader, writer = await asyncio.open_connection("127.0.0.1", sidecar.port)
+        writer.write(b"GET /mcp HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        async with asyncio.timeout(5):
+            assert await reader.read() == b""
+        writer.close()
+    assert "Unhandled exception" in caplog.text

@@ -1,0 +1,191 @@
+"""aiohttp's server, low down: one protocol per client connection, which hands every request to a handler.
+
+What differs from aiohttp's own protocol is what becomes of requests that cannot be read, and a bound on their heads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+
+from aiohttp import StreamReader, http_exceptions, web
+from aiohttp.http import RawRequestMessage, StreamWriter
+from aiohttp.web_protocol import ERROR, PayloadAccessError, RequestHandler, _ErrInfo
+
+from mcp_sidecar.healing.own_answers import OwnAnswer
+from mcp_sidecar.proxy import rejections
+from mcp_sidecar.proxy.ingress import Ingress
+from mcp_sidecar.proxy.rejections import Refusal
+from mcp_sidecar.proxy.responding import last_response
+
+MAX_HEADERS = 256
+"""What ``limits.max_header_bytes`` of headers may be split into, on both sides."""
+
+_NOT_READ_ANY_MORE = PayloadAccessError()
+TOO_MUCH = b"HTTP/1.1 431 Request Header Fields Too Large\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+
+
+class ClientProtocol(RequestHandler):
+    """aiohttp's own protocol, but for what it does with requests that cannot be read."""
+
+    _head_bytes = 0
+
+    async def start(self) -> None:
+        """Answer one request after the other, all in the connection's own task; aiohttp's own loop makes one for each."""
+        try:
+            while not self._force_close and await self._serve_next():
+                pass
+        except asyncio.CancelledError:
+            self.force_close()
+            raise
+        except Exception as error:  # noqa: BLE001 - a bug: nobody knows what the client has got
+            self.log_exception("Unhandled exception", exc_info=error)
+            self.force_close()
+        if not self._force_close:
+            self._task_handler = None
+            if self.transport is not None:
+                self.transport.close()
+
+    async def _serve_next(self) -> bool:
+        """Whether the connection may serve another request."""
+        message, payload = await self._next_message()
+        handler = self._request_handler
+        if isinstance(message, _ErrInfo):
+            handler, message = self._make_error_handler(message), ERROR
+        factory, task = self._request_factory, self._task_handler or asyncio.current_task()
+        if handler is None or factory is None or task is None:
+            return False
+        request = factory(message, payload, self, StreamWriter(self, self._loop), task)
+        try:
+            response, is_cut = await self._handle_request(request, None, handler)
+        except ConnectionError:
+            return False
+        finally:
+            request._task = None  # type: ignore[assignment] # it would keep itself alive
+        if is_cut:
+            return False
+        self._keepalive = bool(response.keep_alive)
+        if not payload.is_eof():
+            await self._pass_over(payload)
+        payload.set_exception(_NOT_READ_ANY_MORE)
+        if not self._keepalive or self._close or self._force_close:
+            return False
+        self._begin_idling()
+        return True
+
+    async def _next_message(self) -> tuple[RawRequestMessage | _ErrInfo, StreamReader]:
+        if not self._messages:
+            self._waiter = self._loop.create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        taken = self._messages.popleft()
+        if self._parser is not None:
+            self._parser.message_consumed()
+        if self._buffer_paused and len(self._messages) <= self._msg_queue_resume_size:
+            self._resume_reading_if_drained()
+        return taken
+
+    async def _pass_over(self, payload: StreamReader) -> None:
+        """Read on for a while what nobody wanted: a client that is still sending would not see its answer else."""
+        if self._lingering_time and not self._force_close:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._lingering_time):
+                    while not payload.is_eof():
+                        await payload.readany()
+        if not payload.is_eof() and not self._force_close:
+            self.close()
+
+    def _begin_idling(self) -> None:
+        self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+        if self._keepalive_handle is None:
+            self._keepalive_handle = self._loop.call_at(self._next_keepalive_close_time, self._process_keepalive)
+
+    def close(self) -> None:
+        """Take no more requests. aiohttp would leave an idle connection open, and never read what comes on it."""
+        is_idle = not self._request_count or (self._waiter is not None and not self._waiter.done())
+        super().close()
+        if is_idle and self.transport is not None:
+            self.transport.close()
+
+    def data_received(self, data: bytes) -> None:
+        """Read on."""
+        super().data_received(data)
+        self._end_broken_body()
+        self._bound_head(data)
+
+    def _end_broken_body(self) -> None:
+        """Tell whoever reads a body that its framing is wrong: aiohttp would say so only after the answer."""
+        request = self._current_request
+        is_broken = bool(self._messages) and isinstance(self._messages[-1][0], _ErrInfo)
+        if is_broken and request is not None and not request.content.is_eof():
+            self._messages.pop()
+            request.content.set_exception(web.RequestPayloadError("bad framing"))
+            self._lingering_time = 0.0
+            self.close()
+
+    def _bound_head(self, data: bytes) -> None:
+        """aiohttp bounds the size of a header and their number, which together are a lot of memory."""
+        waiter = self._waiter
+        if waiter is None or waiter.done():  # a request is under way: what comes is its body
+            self._head_bytes = 0
+            return
+        self._head_bytes += len(data)
+        if self._head_bytes > 2 * self.max_field_size and self.transport is not None:
+            self._tell(rejections.HEADERS_TOO_LARGE)
+            self.transport.write(TOO_MUCH)
+            self.force_close()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,  # noqa: ARG002 - decided by what went wrong
+        exc: BaseException | None = None,
+        message: str | None = None,  # noqa: ARG002 - the same
+    ) -> web.StreamResponse:
+        """Answer as the sidecar does, and log nothing of the request: it may hold credentials."""
+        if request.writer.output_size > 0:
+            raise ConnectionError("an answer is under way")
+        answer = _unread(exc)
+        self._tell(answer)
+        return last_response(answer)
+
+    def _tell(self, answer: OwnAnswer) -> None:
+        if isinstance(answer, Refusal) and isinstance(self._manager, ClientServer):
+            self._manager.on_unread(answer)
+
+
+def _unread(error: BaseException | None) -> OwnAnswer:
+    """What a request gets that never became one."""
+    if isinstance(error, http_exceptions.LineTooLong) or "Too many headers" in str(error):
+        return rejections.HEADERS_TOO_LARGE
+    is_clients = isinstance(error, http_exceptions.HttpProcessingError)
+    return rejections.UNREADABLE if is_clients else rejections.OWN_FAULT
+
+
+class ClientServer(web.Server):
+    """Makes a ``ClientProtocol`` per connection; ``on_unread`` hears of what never became a request."""
+
+    on_unread: Callable[[Refusal], None]
+
+    def __call__(self) -> RequestHandler:
+        """A protocol for one connection."""
+        return ClientProtocol(self, loop=self._loop, **self._kwargs)
+
+
+def make_server(ingress: Ingress) -> ClientServer:
+    """The server that hands every request to ``ingress``. A client that leaves cancels its incoming."""
+    server = ClientServer(
+        ingress.handle,
+        handler_cancellation=True,
+        access_log=None,
+        auto_decompress=False,
+        max_line_size=ingress.parts.limits.max_header_bytes,
+        max_field_size=ingress.parts.limits.max_header_bytes,
+        max_headers=MAX_HEADERS,
+        read_bufsize=64 * 1024,
+    )
+    server.on_unread = ingress.note_unread
+    return server
