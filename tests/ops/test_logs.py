@@ -40,10 +40,11 @@ EXAMPLES: dict[str, tuple[facts.Fact, str]] = {
 @pytest.fixture(autouse=True)
 def _restored() -> Iterator[None]:
     root = logging.getLogger()
-    before = root.handlers[:], root.level
+    before, minimum = (root.handlers[:], root.level), logs._facts.minimum
     yield
     structlog.reset_defaults()
     root.handlers, root.level = before
+    logs._facts.minimum = minimum
 
 
 def written(stream: io.StringIO) -> list[dict[str, Any]]:
