@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -42,15 +42,19 @@ class Retelling:
         self._max_answer_bytes = max_answer_bytes
         self._emit = emit
 
-    async def run(self, upstream_id: UpstreamSessionId, capabilities: Mapping[str, Any]) -> StepVerdict:
+    async def run(
+        self, upstream_id: UpstreamSessionId, capabilities: Mapping[str, Any], is_ours: Callable[[], bool]
+    ) -> StepVerdict:
         """Say all of it to a server with these capabilities, as far as it takes it. Raises ``UpstreamFault``.
 
-        Looks again at the end: the client may have set more meanwhile.
+        Looks again at the end: the client may have set more meanwhile. ``is_ours``: the id was given to nobody else.
         """
         session = self._own.session
         told: set[RestoreRequest] = set()
         while due := [one for one in session.remembered.to_restore(capabilities) if one not in told]:
             for request in due:
+                if not is_ours():
+                    return StepVerdict.LOST
                 told.add(request)
                 async with in_time():
                     verdict = await self._ask(request, f"{RESTORE_ID}-{len(told)}", upstream_id)
