@@ -260,7 +260,7 @@ class Listening:
     async def _heal(self, loss: Loss, answer: Answer | None = None) -> After:
         session = self._session
         assert session is not None
-        held = Held(0, self._parts.policy.hold_timeout_s)
+        held = Held(0, self._parts.policy.hold_timeout_s, is_stream=True)
         waited, end = await self._parts.healer.heal(session, loss, self._call.trigger, held, is_urgent=False)
         if waited is not Waited.BACK:
             return await self._keep_open(After.NO_ROUTE)  # the upstream may well accept connects: no reason to hurry
