@@ -18,6 +18,8 @@ from mcp_sidecar.healing.recorded import Handshake
 DIGEST_BYTES = 16
 EMPTY = 0
 """The digest of a list without items."""
+MAX_CURSOR_CHARS = 4_096
+"""The longest cursor that is kept. A list that goes on behind a longer one is not seen whole."""
 
 _MODULUS = 1 << (8 * DIGEST_BYTES)
 
@@ -104,7 +106,8 @@ class SeenLists:
             return
         self._begun.pop(method, None)
         if pages is not None and pages.next_cursor is not None:
-            self._begun[method] = _Begun(pages, generation)
+            if len(pages.next_cursor) <= MAX_CURSOR_CHARS:
+                self._begun[method] = _Begun(pages, generation)
         elif pages is not None:
             self._whole[method] = _Whole(pages.digest, generation)
 

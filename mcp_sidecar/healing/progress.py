@@ -16,6 +16,9 @@ Token = str | int
 MAX_TOKENS = 1000
 """How many calls of a session are remembered; a server may report on any number."""
 
+MAX_TOKEN_CHARS = 1024
+"""The longest token that is remembered; a server may report on any."""
+
 
 @dataclass(slots=True)
 class Progress:
@@ -30,13 +33,15 @@ class Progress:
 
     @staticmethod
     def judges(message: Message) -> bool:
-        """Whether this is one report of progress that can be understood."""
-        return message.reported_token is not None and message.reported_progress is not None
+        """Whether this is one report of progress that can be understood and remembered."""
+        token = message.reported_token
+        is_short = not isinstance(token, str) or len(token) <= MAX_TOKEN_CHARS
+        return token is not None and is_short and message.reported_progress is not None
 
     def lets_pass(self, message: Message, generation: int) -> bool:
         """Whether the client may see this message."""
         reported, value = message.reported_token, message.reported_progress
-        if reported is None or value is None:
+        if reported is None or value is None or not self.judges(message):
             return True
         token = self.renewed.get(reported, reported) if isinstance(reported, str) else reported
         run = (generation, reported)

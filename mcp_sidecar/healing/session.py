@@ -28,6 +28,9 @@ UpstreamSessionId = NewType("UpstreamSessionId", str)
 MAX_POLLED_STREAMS = 100
 """How many streams that are to be polled are remembered per session."""
 
+MAX_POLLED_IDS, MAX_POLLED_ID_CHARS = 100, 1_024
+"""A stream of more requests, or of longer ids, is not remembered."""
+
 
 class State(StrEnum):
     """Where a session stands."""
@@ -149,8 +152,11 @@ class Session:
 
     def note_polled(self, seen_event_id: str, waiting: Iterable[JsonRpcId]) -> None:
         """The upstream ended the stream of these requests in order to be polled for the rest, from this event on."""
+        ids = tuple(waiting)
+        if len(ids) > MAX_POLLED_IDS or any(isinstance(one, str) and len(one) > MAX_POLLED_ID_CHARS for one in ids):
+            return
         self._polled = self._polled or {}
-        self._polled[seen_event_id] = tuple(waiting)
+        self._polled[seen_event_id] = ids
         if len(self._polled) > MAX_POLLED_STREAMS:
             del self._polled[next(iter(self._polled))]
 

@@ -31,7 +31,11 @@ class Ahead:
 
     async def answer(self) -> Answer:
         """The head, whatever it says. Raises ``UpstreamFault``."""
-        return await self._sending
+        try:
+            return await self._sending
+        except asyncio.CancelledError:
+            self.close()  # the head may have come just now
+            raise
 
     def close(self) -> None:
         """Nobody wants it."""

@@ -37,7 +37,7 @@ class ClientStream:
 
     async def relay(self, piece: bytes, *, in_event: bool) -> None:
         """Send a piece of the upstream's; ``in_event``: it ends in the middle of an event."""
-        if piece == BOM and self._has_begun:
+        if piece == BOM and (self._has_begun or self._responder.has_commented):
             return  # in the middle of a stream it would be part of a field's name, and an event be lost
         self._has_begun = True
         self._between.clear() if in_event else self._between.set()
@@ -46,7 +46,6 @@ class ClientStream:
 
     async def comment(self) -> None:
         """Show the client that somebody is there."""
-        self._has_begun = True
         await self._responder.comment()
 
     async def tell(self, events: bytes) -> bool:

@@ -155,12 +155,14 @@ class Delivery:
     # -- event streams ------------------------------------------------------------------------------------------------
 
     async def _pass_events(self, answer: Answer, watch: StreamWatch) -> Step | None:
-        if not self._responder.is_committed:
+        has_begun = self._responder.is_committed
+        if not has_begun:
             self._responder.is_event_stream = True
             await self._responder.start(answer.status, answer.reason, self._head(answer, without={"content-length"}))
-        await self._tell_waiting()
+        has_begun |= await self._tell_waiting()
         watch.last_event_id = watch.former_event_id = None  # of an attempt before this one
-        relay = EventRelay(self._parts, self._call, watch, self._responder, self._learning.learn)
+        learn = self._learning.learn
+        relay = EventRelay(self._parts, self._call, watch, self._responder, learn, has_begun=has_begun)
         try:
             with self._parts.open.post(is_stream=True):
                 after = await relay.run(answer, may_resend=lambda: self._exchange.may_resend_stream)
@@ -173,11 +175,13 @@ class Delivery:
         note_unanswered(self._call.session, watch, watch.unanswered)
         return self._exchange.stream_broke(after)
 
-    async def _tell_waiting(self) -> None:
-        """What the client was to be told, and could not be so far, goes ahead of what it waits for."""
+    async def _tell_waiting(self) -> bool:
+        """What the client was to be told, and could not be so far, goes ahead of what it waits for. True if there was any."""
         session = self._call.session
-        if session is not None and session.hints:
-            await self._responder.write(self._parts.telling.take_waiting(session))
+        if session is None or not session.hints:
+            return False
+        await self._responder.write(self._parts.telling.take_waiting(session))
+        return True
 
     def _give_up_waiting(self) -> None:
         """An answer that is no stream carries nothing else; one that nobody waits for is not meant."""

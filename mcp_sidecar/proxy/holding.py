@@ -40,12 +40,14 @@ class Held:
 
     ``size`` in bytes; ``deadline`` is set when the first wait begins; ``cancel_keys`` are what the client's
     ``notifications/cancelled`` would name, one for each request of a batch; ``session`` is the one whose end is its end.
+    ``is_stream``: it is no request but a stream that can wait, and takes no request's place.
     """
 
     size: int
     timeout_s: float
     cancel_keys: frozenset[CancelKey] = frozenset()
     session: Session | None = None
+    is_stream: bool = False
     deadline: float | None = None
     released: asyncio.Future[Waited] | None = field(default=None)
     cancelled: set[CancelKey] = field(default_factory=set)
@@ -173,14 +175,17 @@ class Holding:
     def _room_for(self, held: Held) -> Iterator[bool]:
         if held.deadline is None:
             held.deadline = self._clock() + held.timeout_s
-        full = len(self._held) >= self._max_requests or self._bytes + held.size > self._max_bytes
+        has_no_place = len(self._held) >= self._max_requests or self._bytes + held.size > self._max_bytes
+        full = has_no_place and not held.is_stream
         if full:
             self._emit(HoldOverflowed(len(self._held), self._bytes))
         if full or self._draining:
             yield False
             return
         held.released = asyncio.get_running_loop().create_future()
-        self._held.add(held)
+        self._streams += held.is_stream
+        if not held.is_stream:
+            self._held.add(held)
         self._bytes += held.size
         self._by_request.update(dict.fromkeys(held.cancel_keys, held))
         if held.session is not None:
@@ -188,6 +193,7 @@ class Holding:
         try:
             yield True
         finally:
+            self._streams -= held.is_stream
             self._held.discard(held)
             self._bytes -= held.size
             for key in held.cancel_keys:

@@ -125,8 +125,8 @@ class Listening:
         if not self._may_outlive or self._session is None or self._position.is_poll:
             return
         former = self._parts.get_streams.listener_of(self._session)
-        last_seen = self._position.last_seen
-        if former is not None and last_seen is not None and not former.is_behind(last_seen):
+        resumed = self._position.last_seen if self._position.own_id(self._session.generation) is not None else None
+        if former is not None and resumed is not None and not former.is_behind(resumed):
             return
         if await self._parts.get_streams.takes_over(self._session, self):
             self._conflicts_left = CONFLICTS
@@ -260,7 +260,7 @@ class Listening:
     async def _heal(self, loss: Loss, answer: Answer | None = None) -> After:
         session = self._session
         assert session is not None
-        held = Held(0, self._parts.policy.hold_timeout_s)
+        held = Held(0, self._parts.policy.hold_timeout_s, is_stream=True)
         waited, end = await self._parts.healer.heal(session, loss, self._call.trigger, held, is_urgent=False)
         if waited is not Waited.BACK:
             return await self._keep_open(After.NO_ROUTE)  # the upstream may well accept connects: no reason to hurry

@@ -20,7 +20,7 @@ from mcp_sidecar.proxy.upstream import Answer, UpstreamFault
 from mcp_sidecar.wire import headers
 from mcp_sidecar.wire.headers import Pair
 from mcp_sidecar.wire.messages import Message, NotJson, parse
-from mcp_sidecar.wire.sse import Block, EventSplitter, parse_event
+from mcp_sidecar.wire.sse import BOM, Block, EventSplitter, parse_event
 
 RESUME_HOLDS = 4
 """How many times ``hold_timeout`` a resumed stream may be silent about the request: a minute by default, which is what
@@ -86,13 +86,19 @@ async def relay_rest(answer: Answer, responder: Responder, overhearing: Overhear
 class EventRelay:
     """Relays the events of one POST, over a resumed stream if need be."""
 
-    def __init__(self, parts: Parts, call: Call, watch: StreamWatch, responder: Responder, learn: Learn) -> None:
-        """``learn`` is shown every message before the client sees it; ``watch`` knows the generation of the stream."""
+    def __init__(
+        self, parts: Parts, call: Call, watch: StreamWatch, responder: Responder, learn: Learn, *, has_begun: bool
+    ) -> None:
+        """``learn`` is shown every message before the client sees it; ``watch`` knows the generation of the stream.
+
+        ``has_begun``: the client has something of its stream already.
+        """
         self._parts = parts
         self._call = call
         self._watch = watch
         self._responder = responder
         self._learn = learn
+        self._has_begun = has_begun
         self._give_up_at: float | None = None  # loop time; a resumed stream has brought nothing of ours so far
 
     async def run(self, answer: Answer, *, may_resend: Callable[[], bool]) -> AfterEnd:
@@ -148,6 +154,9 @@ class EventRelay:
                         self._give_up_at = None
                         deadline.reschedule(None)
                     self._responder.may_comment = not self._watch.in_fragment
+                    if data == BOM and self._has_begun:
+                        continue  # in the middle of a stream it would be part of a field's name, and an event be lost
+                    self._has_begun = True
                     await self._responder.write(data)
         except UpstreamFault:
             return Ending.BROKEN

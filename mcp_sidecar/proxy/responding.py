@@ -68,6 +68,7 @@ class Responder:
         self.keep_alive = not request._message.should_close
         self.is_event_stream = False
         self.may_comment = False
+        self.has_commented = False
         self.last_write_at = 0.0
 
     @property
@@ -97,6 +98,7 @@ class Responder:
 
     async def comment(self) -> None:
         """Send an SSE comment, so that nobody takes the stream for dead."""
+        self.has_commented = True
         await self.write(KEEP_ALIVE)
 
     async def give(self, answer: OwnAnswer, pairs: Iterable[Pair] = ()) -> None:

@@ -115,6 +115,8 @@ class Restore:
             self._session.fire(Event.NOT_HEALED)
         if self._session.is_ended or not self._is_whole:
             self._tools.store.release_upstream_id(self._claimed_id, self._session)
+        if self._session.is_ended:
+            self._tools.store.release_upstream_id(self._session.upstream_id, self._session)
 
     def unavailable(self, fault: Fault) -> HealEnd:
         """What broke may break again at once: it is tried at the pace of a route, not whenever a connect succeeds."""
@@ -205,13 +207,20 @@ class Restore:
         self, upstream_id: UpstreamSessionId | None, capabilities: Mapping[str, Any]
     ) -> HealEnd | None:
         """``None`` if the new session knows all that the old one knew; else how the heal ends, and it is ended, too."""
-        await self._tools.streams.open_ahead(self._session, upstream_id)
-        end = await self._tell_initialized(upstream_id)
+        if self._is_ours():
+            await self._tools.streams.open_ahead(self._session, upstream_id)
+        end = await self._tell_initialized(upstream_id) if self._is_ours() else None
         if end is None and upstream_id is not None:
-            end = self._after(await self._retelling.run(upstream_id, capabilities))
+            end = self._after(await self._retelling.run(upstream_id, capabilities, self._is_ours))
+        if end is None and not self._is_ours():
+            end = self._after(StepVerdict.LOST)
         if end is not None:
             await self._abandon()
         return end
+
+    def _is_ours(self) -> bool:
+        """Whether the upstream has not minted the new id for another session meanwhile: that one must be left alone."""
+        return self._tools.store.has_claimed(self._claimed_id, self._session)
 
     async def _tell_initialized(self, upstream_id: UpstreamSessionId | None) -> HealEnd | None:
         async with in_time(), await self._own.post(INITIALIZED, upstream_id, in_session=True) as answer:
@@ -252,8 +261,9 @@ class Restore:
         Servers that count their sessions may give it the very id that the client's stands on: should it outlive this,
         it must still not be taken for whole.
         """
+        is_ours = self._is_ours()
         new_id, self._claimed_id = self._claimed_id, None
-        if new_id is None or self._is_whole:
+        if new_id is None or self._is_whole or not is_ours:
             return
         if new_id == self._session.upstream_id and not self._session.is_ended:
             self._tools.store.displace(self._session)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -25,6 +25,10 @@ PING_BODY = b'{"jsonrpc":"2.0","id":"mcp-sidecar-ping","method":"ping"}'
 STEP_TIMEOUT_S = 5.0
 """How long the new server may take for one step of a restore; a heal that hangs holds up everybody in its session."""
 
+ALL_STEPS_TIMEOUT_S = 30.0
+"""How long all of it may take, well within what a heal may: what is not said by then counts as refused. A slow server and
+many subscriptions would otherwise keep a session from ever being healed."""
+
 _AFTER_PING = {
     ProbeVerdict.LOST: StepVerdict.LOST,
     ProbeVerdict.UNAVAILABLE: StepVerdict.GATEWAY,
@@ -42,16 +46,25 @@ class Retelling:
         self._max_answer_bytes = max_answer_bytes
         self._emit = emit
 
-    async def run(self, upstream_id: UpstreamSessionId, capabilities: Mapping[str, Any]) -> StepVerdict:
+    async def run(
+        self, upstream_id: UpstreamSessionId, capabilities: Mapping[str, Any], is_ours: Callable[[], bool]
+    ) -> StepVerdict:
         """Say all of it to a server with these capabilities, as far as it takes it. Raises ``UpstreamFault``.
 
-        Looks again at the end: the client may have set more meanwhile.
+        Looks again at the end: the client may have set more meanwhile. ``is_ours``: the id was given to nobody else.
         """
         session = self._own.session
+        clock = asyncio.get_running_loop().time
+        give_up_at = clock() + ALL_STEPS_TIMEOUT_S
         told: set[RestoreRequest] = set()
         while due := [one for one in session.remembered.to_restore(capabilities) if one not in told]:
             for request in due:
+                if not is_ours():
+                    return StepVerdict.LOST
                 told.add(request)
+                if clock() >= give_up_at:
+                    self._emit(RestoreRefused(session.label, request.step))
+                    continue
                 async with in_time():
                     verdict = await self._ask(request, f"{RESTORE_ID}-{len(told)}", upstream_id)
                 if verdict not in _GOES_ON:

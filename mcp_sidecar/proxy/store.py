@@ -16,7 +16,7 @@ from weakref import WeakValueDictionary
 from mcp_sidecar.healing.facts import Emit, SessionEnd, SessionEnded, SessionOpened
 from mcp_sidecar.healing.principal import Principal
 from mcp_sidecar.healing.recorded import Handshake
-from mcp_sidecar.healing.session import ClientSessionId, Event, Session, UpstreamSessionId
+from mcp_sidecar.healing.session import ClientSessionId, Event, Session, State, UpstreamSessionId
 from mcp_sidecar.proxy.config import SessionLimits
 
 Key = tuple[ClientSessionId, Principal]
@@ -159,7 +159,9 @@ class SessionStore:
         former = self._by_upstream_id.pop(upstream_id, None)
         if claimant is not None:
             self._by_upstream_id[upstream_id] = claimant
-        if former is not None and former is not claimant and former.upstream_id == upstream_id:
+        if former is None or former is claimant or former.is_ended:
+            return
+        if former.upstream_id == upstream_id:
             self.displace(former)
 
     def has_claimed(self, upstream_id: UpstreamSessionId | None, session: Session) -> bool:
@@ -224,7 +226,8 @@ class SessionStore:
     def _remove(self, key: Key, session: Session, reason: SessionEnd) -> None:
         del self._by_use[key]
         del self._by_age[key]
-        self.release_upstream_id(session.upstream_id, session)
+        if session.state is not State.HEALING:  # the heal may have been given the very same id, and looks after it
+            self.release_upstream_id(session.upstream_id, session)
         self._holders[session.client_id] -= 1
         if not self._holders[session.client_id]:
             del self._holders[session.client_id]

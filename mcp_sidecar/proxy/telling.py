@@ -51,7 +51,9 @@ class Telling:
         return _events(hints)
 
     def give_up_waiting(self, session: Session) -> None:
-        """The answer was no stream: nobody can be told."""
+        """The answer was no stream: nobody can be told, unless a batch is under way to one that they will follow."""
+        if session in self._under_way:
+            return
         hints, session.hints = session.hints, ()
         self._drop(session, hints)
 
@@ -69,7 +71,7 @@ class Telling:
             return False
         task = asyncio.create_task(self._send(session, listener, batch, may_wait=may_wait))
         self._under_way[session] = task
-        task.add_done_callback(lambda done: self._ended(session, done))
+        task.add_done_callback(lambda done: self._ended(session, listener, done))
         return True
 
     async def _send(self, session: Session, listener: Listener, batch: Sequence[Hint], *, may_wait: bool) -> bool:
@@ -78,10 +80,12 @@ class Telling:
             self._keep(session, batch) if may_wait else self._drop(session, batch)
         return was_told
 
-    def _ended(self, session: Session, done: asyncio.Task[bool]) -> None:
+    def _ended(self, session: Session, listener: Listener, done: asyncio.Task[bool]) -> None:
         self._under_way.pop(session, None)
-        if not done.cancelled() and done.exception() is None and done.result():
-            self.tell_waiting(session)  # what came meanwhile
+        if done.cancelled() or done.exception() is not None:
+            return
+        if done.result() or self._streams.listener_of(session) is not listener:
+            self.tell_waiting(session)  # what came meanwhile, or was left for who listens by now
 
     def _keep(self, session: Session, batch: Sequence[Hint]) -> None:
         waiting = tuple(dict.fromkeys((*session.hints, *batch)))

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mcp_sidecar.healing.facts import ListKind
-from mcp_sidecar.healing.lists import EMPTY, LISTINGS, Pages, SeenLists, is_promised
+from mcp_sidecar.healing.lists import EMPTY, LISTINGS, MAX_CURSOR_CHARS, Pages, SeenLists, is_promised
 from mcp_sidecar.healing.recorded import Handshake
 from tests.healing import samples
 
@@ -170,3 +170,12 @@ def test_what_was_promised(capabilities: object, promised: bool) -> None:
     """Only a ``listChanged`` of the very handshake that the client made is a promise."""
     result = {"protocolVersion": "2025-06-18", "capabilities": capabilities, "serverInfo": {}}
     assert is_promised(Handshake.of({}, result), ListKind.TOOLS) is promised
+
+
+def test_a_cursor_that_is_too_long_is_not_kept() -> None:
+    """A server may say anything there, and each session would hold it; the list counts as not seen whole."""
+    long = "x" * (MAX_CURSOR_CHARS + 1)
+    assert list(seen((None, page(A, then=long[1:])), (long[1:], page(B))).stale(2)) == [LISTINGS[TOOLS]]
+    lists = seen((None, page(A, then=long)), (long, page(B)))
+    assert list(lists.stale(2)) == []
+    assert not lists._begun

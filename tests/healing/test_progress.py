@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcp_sidecar.healing.progress import MAX_TOKENS, Progress
+from mcp_sidecar.healing.progress import MAX_TOKEN_CHARS, MAX_TOKENS, Progress
 from mcp_sidecar.wire.messages import Message, dump, parse
 
 
@@ -48,6 +48,16 @@ def test_a_token_of_ours_stands_for_the_clients() -> None:
     assert not progress.lets_pass(report(2, "ours"), 1)
     assert progress.lets_pass(report(3, "ours"), 1)
     assert progress.lets_pass(report(1, "7"), 1), "another token, however alike"
+
+
+def test_a_token_that_is_too_long_is_not_kept() -> None:
+    """A server may report on any: nothing is judged, and a call that was told so is not begun anew."""
+    progress, long = Progress(), "t" * (MAX_TOKEN_CHARS + 1)
+    assert Progress.judges(report(1, long[1:]))
+    assert not Progress.judges(report(1, long))
+    assert progress.lets_pass(report(2, long), 1)
+    assert progress.lets_pass(report(1, long), 2)
+    assert not progress._furthest
 
 
 def test_forgotten_with_its_call() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
 from typing import Final
@@ -13,6 +14,8 @@ from hypothesis import strategies as st
 from mcp_sidecar.healing.principal import ANONYMOUS
 from mcp_sidecar.healing.recorded import Handshake
 from mcp_sidecar.healing.session import (
+    MAX_POLLED_ID_CHARS,
+    MAX_POLLED_IDS,
     MAX_POLLED_STREAMS,
     TRANSITIONS,
     ClientSessionId,
@@ -23,6 +26,7 @@ from mcp_sidecar.healing.session import (
     UpstreamSessionId,
     diagram,
 )
+from mcp_sidecar.wire.messages import JsonRpcId
 
 ARCHITECTURE: Final = Path(__file__).resolve().parents[2] / "docs" / "architecture.md"
 HANDSHAKE: Final = Handshake(params=b"{}", protocol_version="2025-06-18", result=b"{}")
@@ -131,6 +135,19 @@ class TestGenerations:
         assert session.polled_from("event-0") == ()
         assert session.polled_from("event-1") == (1,)
         assert session.polled_from(f"event-{MAX_POLLED_STREAMS}") == (MAX_POLLED_STREAMS,)
+
+    @pytest.mark.parametrize(
+        "waiting",
+        [
+            pytest.param(range(MAX_POLLED_IDS + 1), id="too many"),
+            pytest.param(["x" * (MAX_POLLED_ID_CHARS + 1)], id="too long"),
+        ],
+    )
+    def test_polled_streams_of_any_size(self, waiting: Iterable[JsonRpcId]) -> None:
+        """What a client waits for may be a batch of thousands, or an id of a megabyte: that is not kept."""
+        session = session_in()
+        session.note_polled("event", waiting)
+        assert session.polled_from("event") == ()
 
     def test_an_end_during_the_heal_wins(self) -> None:
         """A heal that comes too late repoints nothing."""

@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 import gc
 import itertools
+from dataclasses import dataclass
 from types import BuiltinFunctionType, FrameType, FunctionType, ModuleType
 
 import pytest
 
-from mcp_sidecar.healing.facts import HealEnded, HealOutcome
+from mcp_sidecar.healing.facts import HealEnded, HealOutcome, SidecarFault
 from tests.support import behaviour
 from tests.support.behaviour import Answers
 from tests.support.client import McpClient
 from tests.support.credentials import alice, bearer
 from tests.support.dialects import Mint
 from tests.support.fake_upstream import FakeUpstream
-from tests.support.faults import SlowHeaders
+from tests.support.faults import Fault, IngressPage, SlowHeaders, Stage, Stall, StallAt
 from tests.support.own_answers import is_not_found
 from tests.support.sidecar import running_sidecar
 from tests.support.waiting import eventually
@@ -141,8 +142,8 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
-def count_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    counter = itertools.count(1)
+def count_anew(monkeypatch: pytest.MonkeyPatch, start: int = 1) -> None:
+    counter = itertools.count(start)
     monkeypatch.setitem(behaviour.MINTS, Mint.COUNTER, lambda: f"session-{next(counter)}")
 
 
@@ -281,6 +282,83 @@ async def test_deleting_a_displaced_session_spares_the_other(counting: pytest.Mo
         assert (await old.delete()).status == 200
         assert upstream.ledger.count("DELETE") == 0
         assert (await new.tool("charge")).text == "charged 1"
+
+
+@dataclass(frozen=True, slots=True)
+class ResetLater:
+    """The connection breaks with ``upstream.release()``; nothing runs."""
+
+    executes: bool = False
+
+    async def play(self, stage: Stage) -> None:
+        await stage.released.wait()
+        await stage.wire.reset()
+
+
+@pytest.mark.parametrize("step", ["notifications/initialized", "logging/setLevel", "resources/subscribe"])
+@pytest.mark.parametrize("then", [Stall(StallAt.BEFORE_EXECUTION), ResetLater()], ids=["goes on", "breaks"])
+async def test_a_heal_whose_new_id_is_minted_for_another(step: str, then: Fault, counting: pytest.MonkeyPatch) -> None:
+    """What it has still to say is not said in the other's session, nor is that one ended with what was begun."""
+    async with (
+        FakeUpstream(mint=Mint.COUNTER) as upstream,
+        running_sidecar(upstream.url) as sidecar,
+        McpClient(sidecar.url, headers=alice()) as old,
+        McpClient(sidecar.url, headers=alice(sub="bob")) as new,
+    ):
+        await old.initialize()
+        await old.call("logging/setLevel", {"level": "info"})
+        for uri in ("fake://one", "fake://two"):
+            await old.call("resources/subscribe", {"uri": uri})
+        count_anew(counting, 50)
+        await upstream.restart()
+        stalled = upstream.inject(then, rpc_method=step)
+        call = asyncio.create_task(old.tool("charge"))
+        await eventually(lambda: stalled.hits == 1)
+        begun = upstream.ledger.arrivals[-1].session_id or ""
+        upstream.forget()
+        count_anew(counting, int(begun.removeprefix("session-")))
+        await new.initialize()
+        said_before = len(upstream.ledger.arrivals)
+        upstream.release()
+        assert (await call).text == "charged 1"
+        assert new.session_id == begun
+        assert owner_of_last_call(upstream) == old.headers["Authorization"]
+        to_another = [a for a in upstream.ledger.arrivals[said_before:] if a.session_id == new.session_id]
+        assert {a.header("authorization") for a in to_another} <= {new.headers["Authorization"]}
+        assert (await new.tool("charge")).text == "charged 1"
+
+
+@pytest.mark.parametrize("first", [0, 50], ids=["the old id", "another id"])
+@pytest.mark.parametrize("again", [False, True], ids=["", "minted again"])
+async def test_a_session_that_ends_in_its_heal(first: int, again: bool, counting: pytest.MonkeyPatch) -> None:
+    """What was begun is not left behind upstream, unless it is somebody else's by now: that one is spared."""
+    async with (
+        FakeUpstream(mint=Mint.COUNTER) as upstream,
+        running_sidecar(upstream.url) as sidecar,
+        McpClient(sidecar.url, headers=alice()) as old,
+        McpClient(sidecar.url, headers=alice(sub="bob")) as new,
+    ):
+        await old.initialize()
+        await old.call("logging/setLevel", {"level": "info"})
+        count_anew(counting, first)
+        await upstream.restart()
+        stalled = upstream.inject(Stall(StallAt.BEFORE_EXECUTION), rpc_method="logging/setLevel")
+        call = asyncio.create_task(old.tool("charge"))
+        await eventually(lambda: stalled.hits == 1)
+        [begun] = upstream.sessions
+        assert (begun == old.session_id) is (first == 0)
+        upstream.inject(IngressPage(502), http_method="DELETE")
+        assert (await old.delete()).status == 200
+        assert is_not_found(await call)
+        if again:
+            upstream.forget()
+            count_anew(counting, int(begun.removeprefix("session-")))
+            assert (await new.initialize()).session_id == begun
+        upstream.release()
+        await eventually(lambda: not sidecar.parts.healer._flights)
+        assert list(upstream.sessions) == [begun] * again
+        assert len(sidecar.parts.store._by_upstream_id) == again
+        assert sidecar.of(SidecarFault) == []
 
 
 async def test_rewrite_sends_nothing_under_an_id_that_is_another_sessions(counting: pytest.MonkeyPatch) -> None:

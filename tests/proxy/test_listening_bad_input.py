@@ -97,6 +97,17 @@ async def test_a_byte_order_mark_is_only_at_the_beginning() -> None:
             assert await read_until(stream, notification("two")) == mark + notification("one") + notification("two")
 
 
+async def test_a_byte_order_mark_behind_a_comment_of_ours() -> None:
+    """A server that begins late does not begin the client's stream."""
+    async with scene(listen__comment_interval=0.02) as (upstream, _, client):
+        upstream.inject(Says((b"", b"\xef\xbb\xbf" + notification("one"), b"")), http_method="GET")
+        async with await client.get_stream() as stream:
+            seen = await read_until(stream, b": keep-alive\n\n")
+            upstream.release()
+            seen += await read_until(stream, notification("one"))
+            assert b"\xef\xbb\xbf" not in seen
+
+
 @pytest.mark.parametrize(
     "part",
     [

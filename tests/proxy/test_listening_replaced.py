@@ -121,6 +121,25 @@ async def test_a_resume_behind_the_last_event_replaces() -> None:
             assert sidecar.parts.open.get_streams == 1
 
 
+async def test_a_resume_behind_an_event_of_an_earlier_server_replaces() -> None:
+    """It cannot be for anything but a new beginning; the former connection is one that the client has given up."""
+    async with scene({"event_store": True}) as (upstream, sidecar, client), await client.get_stream() as stream:
+        await attached(upstream)
+        upstream.notify("notifications/x")
+        old = await event_with_id(stream)
+        await upstream.restart()
+        await attached(upstream)
+        upstream.notify("notifications/unseen")
+        await event_with_id(stream)
+        async with await client.get_stream(last_event_id=old.event_id) as resumed:
+            assert resumed.status == 200
+            await ends_cleanly(stream)
+            await attached(upstream)
+            upstream.notify("notifications/y")
+            assert await next_method(resumed) == "notifications/y"
+            assert sidecar.parts.open.get_streams == 1
+
+
 @pytest.mark.parametrize("mode", ["rewrite", "observe"])
 async def test_other_modes_leave_two_streams_to_the_server(mode: str) -> None:
     """There is nothing to be kept there."""

@@ -9,7 +9,7 @@ from typing import cast
 
 import pytest
 
-from mcp_sidecar.healing.facts import HealEnded, HealOutcome, SidecarFault
+from mcp_sidecar.healing.facts import HealEnded, HealOutcome, HoldOverflowed, SidecarFault
 from mcp_sidecar.healing.session import Session
 from mcp_sidecar.proxy.returning import AT_A_TIME, Returning
 from mcp_sidecar.proxy.turns import Turn, Turns
@@ -153,6 +153,23 @@ async def test_a_call_overtakes_the_heals_of_idle_streams() -> None:
         for stream in await asyncio.gather(*opening):
             stream.close()
         assert len(upstream.ledger.initializes) == 40
+
+
+async def test_idle_streams_take_no_place_of_a_waiting_call() -> None:
+    """However many wait for their heals, a call is held as long as there is room for calls."""
+    async with (
+        FakeUpstream() as upstream,
+        running_sidecar(upstream.url, healing__max_concurrent_heals=1, healing__max_held_requests=5) as sidecar,
+        new_http() as http,
+    ):
+        names = open_sessions(sidecar, 40)
+        clients = [McpClient(sidecar.url, http=http, session_id=name) for name in names]
+        opening = [asyncio.create_task(client.get_stream()) for client in clients]
+        await eventually(lambda: _healing(sidecar) > 10)
+        assert (await clients[-1].tool("echo", text="x")).text == "x"
+        for stream in await asyncio.gather(*opening):
+            stream.close()
+        assert sidecar.of(HoldOverflowed) == []
 
 
 def _healing(sidecar: WatchedSidecar) -> int:

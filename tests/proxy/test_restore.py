@@ -21,6 +21,7 @@ from mcp_sidecar.healing.facts import (
     RestoreStep,
     SidecarFault,
 )
+from mcp_sidecar.proxy import retelling
 from tests.support import behaviour
 from tests.support.behaviour import Answers
 from tests.support.client import McpClient
@@ -35,6 +36,7 @@ from tests.support.faults import (
     ResetAfterExecution,
     ResetBeforeExecution,
     RoutePage,
+    SlowHeaders,
     Stall,
     StallAt,
     TruncateJson,
@@ -375,6 +377,23 @@ async def test_a_step_that_hangs_for_good_ends_the_heal() -> None:
         assert upstream.sessions == {}
         assert (await client.call("ping")).result == {}
         assert is_whole(upstream)
+
+
+async def test_many_steps_at_a_slow_server_do_not_keep_a_session_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cannot be said in time counts as refused: the session goes on, and the client reads anew what it missed."""
+    monkeypatch.setattr(retelling, "ALL_STEPS_TIMEOUT_S", 0.1)
+    async with scene() as (upstream, sidecar, client):
+        uris = [f"fake://{number}" for number in range(6)]
+        for uri in uris:
+            await client.call("resources/subscribe", {"uri": uri})
+        await upstream.restart()
+        upstream.inject(SlowHeaders(pieces=2, pause_s=0.07), rpc_method="resources/subscribe", times=None)
+        answer = await client.tool("echo", text="on")
+        assert answer.text == "on"
+        assert updates(answer.messages) == uris
+        [session] = upstream.sessions.values()
+        assert 1 <= len(session.subscriptions) < len(uris)
+        assert len(sidecar.of(RestoreRefused)) == len(uris) - len(session.subscriptions)
 
 
 # -- what the client is told ------------------------------------------------------------------------------------------

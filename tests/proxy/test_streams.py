@@ -15,7 +15,8 @@ from mcp_sidecar.healing.facts import DroppedKind, MessageDropped, OutcomeUnknow
 from tests.support.client import McpClient, Stream
 from tests.support.fake_upstream import FakeUpstream
 from tests.support.faults import Answer as Says
-from tests.support.faults import Break, CutStream, EndStream, ResetAfterExecution
+from tests.support.faults import Break, CutStream, EndStream, ResetAfterExecution, SlowHeaders
+from tests.support.listening import Says as SaysStream
 from tests.support.sidecar import WatchedSidecar, running_sidecar
 
 HOWS = pytest.mark.parametrize("how", Break, ids=lambda how: how.value)
@@ -493,3 +494,44 @@ async def test_a_question_can_be_taken_back() -> None:
         assert question is not None
         assert cancelled is not None
         assert cancelled["params"]["requestId"] == question["id"] != 0
+
+
+# -- a byte order mark in the middle --------------------------------------------------------------------------------------
+
+MARK = b"\xef\xbb\xbf"
+
+
+def marked(*messages: dict[str, Any]) -> bytes:
+    """A stream that begins with a byte order mark."""
+    return MARK + b"".join(b"id: e%d\ndata: %b\n\n" % (n, json.dumps(one).encode()) for n, one in enumerate(messages))
+
+
+async def test_a_byte_order_mark_passes_at_the_beginning_only() -> None:
+    """In the middle it would be part of a field's name, and the event behind it be lost to the client."""
+    noted = {"jsonrpc": "2.0", "method": "notifications/noted"}
+    done = {"jsonrpc": "2.0", "id": 7, "result": {"content": []}}
+    async with connected() as (upstream, _, client):
+        upstream.inject(SaysStream((marked(noted),), is_cut=True), tool="charge")
+        upstream.inject(SaysStream((marked(done),)), http_method="GET")
+        answer = await client.call("tools/call", {"name": "charge"}, id=7)
+        assert answer.body == marked(noted) + marked(done).removeprefix(MARK)
+
+
+@pytest.mark.parametrize("ahead", ["hints", "comments"])
+async def test_a_byte_order_mark_behind_something_of_ours(ahead: str) -> None:
+    """What the sidecar has said ahead of the answer is the stream's beginning."""
+    done = {"jsonrpc": "2.0", "id": 7, "result": {"content": []}}
+    async with (
+        FakeUpstream() as upstream,
+        running_sidecar(upstream.url, healing__early_stream_after=0.01 if ahead == "comments" else 0) as sidecar,
+        McpClient(sidecar.url) as client,
+    ):
+        await client.initialize()
+        await client.call("resources/subscribe", {"uri": "fake://one"})
+        upstream.forget()
+        if ahead == "comments":
+            upstream.inject(SlowHeaders(pieces=3, pause_s=0.1), rpc_method="initialize")
+        upstream.inject(SaysStream((marked(done),)), skip=1, tool="charge")
+        answer = await client.call("tools/call", {"name": "charge"}, id=7)
+        assert answer.body.count(MARK) == 0
+        assert answer.messages[-1] == done

@@ -134,6 +134,32 @@ async def test_a_stream_that_cannot_carry_them_leaves_them_waiting() -> None:
     assert scene.telling.take_waiting(scene.session) == events(ONE)
 
 
+async def test_who_has_begun_to_listen_meanwhile_is_told() -> None:
+    """The stream before it ended without them, and nothing else would bring them to the newer one."""
+    scene = Scene()
+    former = scene.listen(is_open=False)
+    scene.tell(ONE)
+    await passing()
+    newer = scene.listen()
+    scene.telling.tell_waiting(scene.session)
+    former.deaf = True
+    former.open.set()
+    await passing()
+    assert (newer.heard, scene.session.hints, scene.dropped) == ([events(ONE)], (), 0)
+
+
+async def test_an_answer_drops_nothing_that_a_stream_will_carry() -> None:
+    """What waits behind a batch that is under way is on its way to somebody who listens."""
+    scene = Scene()
+    ear = scene.listen(is_open=False)
+    scene.tell(ONE)
+    scene.tell(TWO)
+    scene.telling.give_up_waiting(scene.session)
+    ear.open.set()
+    await passing()
+    assert (ear.heard, scene.dropped) == ([events(ONE), events(TWO)], 0)
+
+
 async def test_what_waits_is_bounded() -> None:
     """The latest are kept, the others counted."""
     scene = Scene()
