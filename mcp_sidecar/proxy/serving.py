@@ -57,6 +57,7 @@ class ClientProtocol(RequestHandler):
         if handler is None or factory is None or task is None:
             return False
         request = factory(message, payload, self, StreamWriter(self, self._loop), task)
+        del message  # so that an open stream's can be forgotten
         try:
             response, is_cut = await self._handle_request(request, None, handler)
         except ConnectionError:

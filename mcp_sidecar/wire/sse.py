@@ -66,6 +66,8 @@ class EventSplitter:
     its own at once, because some clients wait for it before they dispatch.
     """
 
+    __slots__ = ("_after_cr", "_fragment_data", "_head", "_held", "_in_event", "_limit_bytes", "_line", "_pieces")
+
     def __init__(self, limit_bytes: int) -> None:
         self._limit_bytes = limit_bytes
         self._pieces: list[Block | Fragment] = []
