@@ -82,6 +82,11 @@ class Answer:
         """The headers to pass on."""
         return Fields(self._message.raw_headers).for_client(frozenset(without))
 
+    @property
+    def has_arrived(self) -> bool:
+        """Whether all of it is here, to be read without a wait."""
+        return self._content.is_eof()
+
     async def peek(self, limit: int) -> bytes:
         """Read up to ``limit`` bytes ahead; ``whole`` tells whether that was all. Raises ``UpstreamFault``."""
         parts = [self.peeked] if self.peeked else []
