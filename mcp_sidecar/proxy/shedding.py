@@ -5,7 +5,7 @@ A stream may be open for days, and thousands are at once. Nothing in here change
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Protocol, TypeVar, cast
 
 from aiohttp import HttpVersion11, StreamReader, web
 from aiohttp.http import RawResponseMessage
@@ -33,8 +33,15 @@ class Few(list[T]):
         self.insert(0, item)
 
 
+class Light(Protocol):
+    """A connection that can let go of what is for requests only."""
+
+    def lighten(self) -> None:
+        """Do so; a request is under way, and is a stream."""
+
+
 def lighten_request(request: web.BaseRequest) -> None:
-    """Forget a request's head, and the timer that is for connections without a request.
+    """Forget a request's head.
 
     Version, method, protocol and writer stay, which is what an answer needs.
     """
@@ -42,11 +49,7 @@ def lighten_request(request: web.BaseRequest) -> None:
     request._message = message._replace(headers=NO_HEADERS, raw_headers=(), path="", url=URL())
     request._headers = NO_HEADERS
     request._rel_url = URL()
-    protocol = request.protocol
-    protocol._messages = Few(protocol._messages)  # type: ignore[assignment]
-    if protocol._keepalive_handle is not None:  # the server starts it anew behind an answer
-        protocol._keepalive_handle.cancel()
-        protocol._keepalive_handle = None
+    cast("Light", request.protocol).lighten()
 
 
 def lighten_reader(content: StreamReader) -> None:
