@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import secrets
 import signal
 import ssl
@@ -45,6 +46,8 @@ COULD_NOT_LISTEN = 1
 DESCRIPTORS_PER_STREAM = 2
 """An open stream is a connection of the client and one to the upstream."""
 SPARE_DESCRIPTORS = 64
+COLLECT_AFTER = (20_000, 20, 20)
+"""New objects before a collection, and collections before one of the next older generation."""
 SWEEP_INTERVAL_S = 30.0
 NO_WAIT_S = 0.001
 """The server's own wait for open exchanges is ``drain``; to aiohttp 0 would mean to wait for ever."""
@@ -52,8 +55,16 @@ NO_WAIT_S = 0.001
 
 def run(settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT; the exit status. 1 if an address cannot be listened on."""
+    _collect_rarely()
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(_serve(settings))
+
+
+def _collect_rarely() -> None:
+    """Nearly everything here is freed at once; looking for more took a tenth of the time, under a restart a quarter."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*COLLECT_AFTER)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

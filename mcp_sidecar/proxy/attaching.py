@@ -7,12 +7,12 @@ elsewhere, what is open or under way is given up for what the heal opened ahead,
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from mcp_sidecar.healing.classify import PEEK_BYTES, Judgement, NeedBody, judge_body, judge_head
 from mcp_sidecar.healing.classify import Answer as JudgedAnswer
-from mcp_sidecar.healing.session import UpstreamSessionId
+from mcp_sidecar.healing.session import Session, UpstreamSessionId
 from mcp_sidecar.proxy.ahead import Ahead
 from mcp_sidecar.proxy.call import Call
 from mcp_sidecar.proxy.parts import Parts
@@ -28,6 +28,8 @@ _REPLACED = frozenset({"last-event-id", "accept-encoding"})
 
 class Attaching:
     """Opens the GETs of one listener, with the credentials that came with it."""
+
+    __slots__ = ("_ahead", "_attached", "_call", "_may_open_ahead", "_parts", "_position", "_waiting", "_waits_under")
 
     def __init__(self, parts: Parts, call: Call, position: Position) -> None:
         """Nothing is open yet."""
@@ -71,16 +73,19 @@ class Attaching:
             pairs.append((headers.LAST_EVENT_ID, last))
         return [*pairs, ("Accept-Encoding", "identity")]
 
-    @contextmanager
-    def attached(self, answer: Answer, generation: int) -> Iterator[None]:
-        """While the block runs the answer is what the client listens to."""
-        owner = self._call.session if not self._parts.observes else None
+    def attach(self, answer: Answer, generation: int) -> None:
+        """From now on, until ``detach``, the answer is what the client listens to."""
         self._attached = answer, generation
-        try:
-            with self._parts.attachments.holding(owner, answer):
-                yield
-        finally:
-            self._attached = None
+        self._parts.attachments.add(self._owner, answer)
+
+    def detach(self, answer: Answer) -> None:
+        """Its stream is over."""
+        self._attached = None
+        self._parts.attachments.discard(self._owner, answer)
+
+    @property
+    def _owner(self) -> Session | None:
+        return self._call.session if not self._parts.observes else None
 
     # -- heals --------------------------------------------------------------------------------------------------------
 

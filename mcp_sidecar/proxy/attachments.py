@@ -18,23 +18,34 @@ class Attachments:
 
     def __init__(self) -> None:
         """Nothing is open yet."""
-        self._open: dict[Session, set[Answer]] = {}
+        self._open: dict[Session, tuple[Answer, ...]] = {}
 
     @contextmanager
     def holding(self, session: Session | None, answer: Answer) -> Iterator[None]:
         """While the block runs the answer is the session's; at once broken off where its id is another's already."""
-        if session is None:
-            yield
-            return
-        if session.displaced:
-            answer.break_off()
-        self._open.setdefault(session, set()).add(answer)
+        self.add(session, answer)
         try:
             yield
         finally:
-            self._open[session].discard(answer)
-            if not self._open[session]:
-                del self._open[session]
+            self.discard(session, answer)
+
+    def add(self, session: Session | None, answer: Answer) -> None:
+        """From now on, until ``discard``."""
+        if session is None:
+            return
+        if session.displaced:
+            answer.break_off()
+        self._open[session] = (*self._open.get(session, ()), answer)
+
+    def discard(self, session: Session | None, answer: Answer) -> None:
+        """Nobody reads it any more."""
+        if session is None:
+            return
+        others = tuple(other for other in self._open[session] if other is not answer)
+        if others:
+            self._open[session] = others
+        else:
+            del self._open[session]
 
     def break_off(self, session: Session) -> None:
         """The session's upstream id is another session's now: whoever reads meets a break, and nothing more."""

@@ -108,8 +108,13 @@ class PassingBody:
     upstream slows the client down.
     """
 
-    def __init__(self, beginning: bytes, rest: Upload, limits: Limits, announced: int | None, *, encoded: bool) -> None:
-        """``announced`` is the client's Content-Length; an ``encoded`` body is not looked into."""
+    def __init__(
+        self, beginning: list[bytes], rest: Upload, limits: Limits, announced: int | None, *, encoded: bool
+    ) -> None:
+        """``beginning``: what has come so far, in the pieces it came in; they are let go of as they are sent.
+
+        ``announced`` is the client's Content-Length; an ``encoded`` body is not looked into.
+        """
         self._beginning = beginning
         self._rest = rest
         self._limit = limits.max_request_body
@@ -119,12 +124,10 @@ class PassingBody:
         self.announced = announced
         self.has_begun = False
         self._is_taken_over = False
-        self._look(beginning)
-
-    @property
-    def size(self) -> int:
-        """How many bytes of it are held."""
-        return len(self._beginning)
+        for piece in beginning:
+            self._look(piece)
+        self.size = self._size
+        """How many bytes of it are held until it is sent."""
 
     @property
     def message(self) -> Message:
@@ -134,7 +137,9 @@ class PassingBody:
     async def parts(self) -> AsyncIterator[bytes]:
         """The body, once."""
         self.has_begun = True
-        yield self._beginning
+        self._beginning.reverse()
+        while self._beginning:
+            yield self._beginning.pop()
         try:
             async for chunk in self._rest.chunks():
                 self._look(chunk)
@@ -230,7 +235,7 @@ async def read_body(request: web.BaseRequest, limits: Limits, *, encoded: bool) 
         if size > limits.max_request_body:
             raise BodyTooLarge
         if size > limits.max_replay_body:
-            return PassingBody(b"".join(parts), upload, limits, announced, encoded=encoded)
+            return PassingBody(parts, upload, limits, announced, encoded=encoded)
     return HeldBody(b"".join(parts))
 
 

@@ -32,13 +32,27 @@ class Call:
 
     http_method: str
     target: str
-    pairs: list[Pair] = field(repr=False)
+    _pairs: list[Pair] | str = field(repr=False)
     client_id: ClientSessionId | None = field(repr=False)
     principal: Principal = field(repr=False)
     credential: Principal = field(repr=False)
     move: Move
     session: Session | None = None
     is_foreign: bool = False
+
+    @property
+    def pairs(self) -> list[Pair]:
+        """The headers for the upstream."""
+        if isinstance(self._pairs, str):
+            texts = self._pairs.split("\n")
+            return list(zip(texts[::2], texts[1::2], strict=True))
+        return self._pairs
+
+    def pack(self) -> None:
+        """Keep the headers in one piece: they will be asked for rarely, and in the meantime there may be many calls."""
+        texts = [text for pair in self.pairs for text in pair]
+        if texts and not any("\n" in text for text in texts):
+            self._pairs = "\n".join(texts)
 
     @property
     def knowledge(self) -> SessionKnowledge:

@@ -32,6 +32,7 @@ class EarlyStream:
         self._call = call
         self._responder = responder
         self._first_wait_at: float | None = None  # loop time
+        self._opening: asyncio.Task[None] | None = None
         self._may_open = (
             self._after_s > 0
             and call.client_id is not None
@@ -45,14 +46,16 @@ class EarlyStream:
         """Wait, and open the stream in the midst of it when it is time."""
         if not self._may_open or self._responder.is_committed:
             return await wait
-        opening = asyncio.create_task(self._open_in_time())
+        loop = asyncio.get_running_loop()
+        if self._first_wait_at is None:
+            self._first_wait_at = loop.time()
+        timer = loop.call_at(self._first_wait_at + self._after_s, self._begin)
         try:
             return await wait
         finally:
-            if self._responder.is_committed:
-                await opening  # may be writing the head
-            else:
-                opening.cancel()
+            timer.cancel()
+            if self._opening is not None:
+                await self._end_opening(self._opening)
 
     def close(self) -> None:
         """The exchange is over."""
@@ -60,11 +63,17 @@ class EarlyStream:
             self._responder.may_comment = False
             self._keeper.discard(self._responder)
 
-    async def _open_in_time(self) -> None:
-        now = asyncio.get_running_loop().time()
-        if self._first_wait_at is None:
-            self._first_wait_at = now
-        await asyncio.sleep(self._first_wait_at + self._after_s - now)
+    def _begin(self) -> None:
+        self._opening = asyncio.create_task(self._open())
+
+    async def _end_opening(self, opening: asyncio.Task[None]) -> None:
+        self._opening = None
+        if self._responder.is_committed:
+            await opening  # may be writing the head
+        else:
+            opening.cancel()
+
+    async def _open(self) -> None:
         await self._responder.start_events(self._head())
         self._responder.may_comment = True
         self._keeper.add(self._responder)

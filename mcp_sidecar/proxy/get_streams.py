@@ -35,8 +35,9 @@ class GetStreams:
     def __init__(self) -> None:
         """No streams yet."""
         self._serving: dict[asyncio.Task[object], Session | None] = {}
-        self._of_session: dict[Session, set[asyncio.Task[object]]] = {}
-        self._listening: dict[Session, dict[Listener, asyncio.Task[object]]] = {}
+        # Tuples, for most sessions have one stream, and there are many sessions.
+        self._of_session: dict[Session, tuple[asyncio.Task[object], ...]] = {}
+        self._listening: dict[Session, tuple[tuple[Listener, asyncio.Task[object]], ...]] = {}
         self._ending: set[asyncio.Task[object]] = set()
         self._awaited: dict[asyncio.Task[object], asyncio.Future[None]] = {}
         self.returning = Returning()
@@ -45,46 +46,59 @@ class GetStreams:
         """How many streams are open."""
         return len(self._serving)
 
-    async def serve(self, work: Awaitable[None], session: Session | None = None) -> bool:
-        """Do the work of one stream in this task; false if it was ended from here and not by itself."""
-        task = _this_task()
-        self._serving[task] = session
-        if session is not None:
-            self._of_session.setdefault(session, set()).add(task)
+    async def serve(self, work: Awaitable[None]) -> None:
+        """Do the work of one stream in this task, until it is over or ended from here."""
+        self.enter()
         try:
             await work
         except asyncio.CancelledError:
-            if task not in self._ending:
+            if not self.ends_this():
                 raise
-            task.uncancel()
-            return False
         finally:
-            self._forget(task)
+            self.leave()
+
+    def enter(self, session: Session | None = None) -> None:
+        """This task serves a stream from now on, until ``leave``."""
+        task = _this_task()
+        self._serving[task] = session
+        if session is not None:
+            self._of_session[session] = (*self._of_session.get(session, ()), task)
+
+    def ends_this(self) -> bool:
+        """Whether it was from here that this task's stream was cancelled; it then is not cancelled any more."""
+        task = _this_task()
+        if task not in self._ending:
+            return False
+        task.uncancel()
         return True
 
-    def _forget(self, task: asyncio.Task[object]) -> None:
+    def leave(self) -> None:
+        """The stream of this task is over."""
+        task = _this_task()
         session = self._serving.pop(task)
         self._ending.discard(task)
         awaited = self._awaited.pop(task, None)
         if awaited is not None and not awaited.done():
             awaited.set_result(None)
         if session is not None:
-            self._of_session[session].discard(task)
-            if not self._of_session[session]:
+            others = tuple(other for other in self._of_session[session] if other is not task)
+            if others:
+                self._of_session[session] = others
+            else:
                 del self._of_session[session]
 
     # -- where a client listens ---------------------------------------------------------------------------------------
 
     def listens(self, session: Session, listener: Listener) -> None:
         """From now on this stream is where the client of the session listens."""
-        self._listening.setdefault(session, {})[listener] = _this_task()
+        self._listening[session] = (*self._listening.get(session, ()), (listener, _this_task()))
 
     async def takes_over(self, session: Session, listener: Listener) -> bool:
         """The same, and those before it end; upstream they are closed when this returns. True if there were any.
 
         To be called by the task that serves the newer stream.
         """
-        former = [task for task in self._listening.get(session, {}).values() if task in self._serving]
+        former = [task for _, task in self._listening.get(session, ()) if task in self._serving]
         self.listens(session, listener)
         self._end(former)
         gone = [self._awaited.setdefault(task, asyncio.get_running_loop().create_future()) for task in former]
@@ -94,15 +108,16 @@ class GetStreams:
 
     def leaves(self, session: Session, listener: Listener) -> None:
         """This stream is over."""
-        listeners = self._listening.get(session, {})
-        listeners.pop(listener, None)
-        if not listeners:
+        others = tuple(other for other in self._listening.get(session, ()) if other[0] is not listener)
+        if others:
+            self._listening[session] = others
+        else:
             self._listening.pop(session, None)
 
     def listener_of(self, session: Session) -> Listener | None:
         """Where the client of the session listens, if it does: on the stream that it opened last."""
         listeners = self._listening.get(session)
-        return next(reversed(listeners)) if listeners else None
+        return listeners[-1][0] if listeners else None
 
     async def open_ahead(self, session: Session, upstream_id: UpstreamSessionId | None) -> None:
         """A heal has a new upstream session for this one: its listener, if there is one, begins to listen to it."""
@@ -112,7 +127,7 @@ class GetStreams:
 
     def heal_ended(self, session: Session) -> None:
         """Whatever came of the heal, the listener goes where the session stands now."""
-        for listener in list(self._listening.get(session, ())):
+        for listener, _ in self._listening.get(session, ()):
             listener.heal_ended()
 
     # -- ending -------------------------------------------------------------------------------------------------------
@@ -123,7 +138,7 @@ class GetStreams:
 
     def end_of(self, session: Session) -> None:
         """End the streams of a session that is over: nothing will ever come on them."""
-        self._end(list(self._of_session.get(session, ())))
+        self._end(self._of_session.get(session, ()))
 
     def _end(self, tasks: Iterable[asyncio.Task[object]]) -> None:
         for task in tasks:

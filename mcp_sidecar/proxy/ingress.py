@@ -35,6 +35,7 @@ from mcp_sidecar.proxy.passing import Passing
 from mcp_sidecar.proxy.posting import Posting
 from mcp_sidecar.proxy.rejections import Refusal
 from mcp_sidecar.proxy.responding import Responder
+from mcp_sidecar.proxy.shedding import NO_HEADERS, lighten_request
 from mcp_sidecar.proxy.terminating import Terminating
 from mcp_sidecar.wire import headers, origins
 from mcp_sidecar.wire.headers import Fields, Pair
@@ -54,6 +55,8 @@ _FOR_THE_SESSION = frozenset({"mcp-session-id"})
 class Incoming:
     """One client request on its way: what is known of it before anybody decides."""
 
+    __slots__ = ("fields", "headers", "in_session", "message", "method", "request", "responder", "rpc_label", "target")
+
     def __init__(self, ingress: Ingress, request: web.BaseRequest) -> None:
         """``rpc_label`` becomes known when the body is read."""
         self.request = request
@@ -66,6 +69,11 @@ class Incoming:
         self.rpc_label = OTHER if request.method == hdrs.METH_POST else NO_METHOD
         self.message: Message | None = None
         self.in_session = False
+
+    def forget_head(self) -> None:
+        """From now on only the answer counts."""
+        self.headers, self.fields, self.target = NO_HEADERS, Fields(()), ""
+        lighten_request(self.request)
 
     @property
     def upload(self) -> Upload | None:
@@ -140,14 +148,14 @@ class Ingress:
 
     # -- the gate -----------------------------------------------------------------------------------------------------
 
-    async def _answer(self, incoming: Incoming) -> None:
+    def _answer(self, incoming: Incoming) -> Awaitable[None]:
+        """What answers it, not yet begun: a coroutine for each step would stay with an open stream."""
         refused = self._gate(incoming)
         if refused is not None:
-            await self._reject(incoming, refused)
-        elif self._is_endpoint(incoming) and incoming.method in ("POST", "GET", "DELETE"):
-            await self._endpoint_request(incoming)
-        else:
-            await self._passing(incoming).other_path(incoming.upload)
+            return self._reject(incoming, refused)
+        if self._is_endpoint(incoming) and incoming.method in ("POST", "GET", "DELETE"):
+            return self._endpoint_request(incoming)
+        return self._passing(incoming).other_path(incoming.upload)
 
     def _gate(self, incoming: Incoming) -> Refusal | None:
         found = incoming.headers
@@ -190,19 +198,19 @@ class Ingress:
 
     # -- the endpoint -------------------------------------------------------------------------------------------------
 
-    async def _endpoint_request(self, incoming: Incoming) -> None:
+    def _endpoint_request(self, incoming: Incoming) -> Awaitable[None]:
         if incoming.method == "POST":
-            await self._post(incoming)
-            return
+            return self._post(incoming)
         call = self._call(incoming)
         if call.client_id is not None and self._is_over(call):
-            await incoming.responder.give(own_answers.SESSION_NOT_FOUND)
-        elif incoming.method == "DELETE":
-            await self._in_use(call, Terminating(self.parts, call, incoming.responder).run())
-        elif call.client_id is None:
-            await self._passing(incoming).other_path(incoming.upload)
-        else:
-            await self._in_use(call, Listening(self.parts, call, incoming.responder).run())
+            return incoming.responder.give(own_answers.SESSION_NOT_FOUND)
+        if incoming.method == "DELETE":
+            return self._in_use(call, Terminating(self.parts, call, incoming.responder).run())
+        if call.client_id is None:
+            return self._passing(incoming).other_path(incoming.upload)
+        listening = Listening(self.parts, call, incoming.responder)
+        incoming.forget_head()
+        return listening.run()
 
     async def _post(self, incoming: Incoming) -> None:
         encoding = incoming.headers.get(hdrs.CONTENT_ENCODING)

@@ -36,6 +36,7 @@ from mcp_sidecar.proxy.responding import Responder
 from mcp_sidecar.proxy.restoring import Loss, tell_loss
 from mcp_sidecar.proxy.upstream import Answer, UpstreamFault
 from mcp_sidecar.wire import headers
+from mcp_sidecar.wire.sse import Block, EventSplitter, Fragment
 
 QUICK_END_S = 1.0
 """Streams that end sooner than this one after the other are attached again only after as long a pause."""
@@ -48,6 +49,7 @@ the former one is closed."""
 class After(Enum):
     """What follows an attempt to attach."""
 
+    ATTACHED = "attached"  # the stream is there, to be relayed
     OVER = "over"  # the client has its answer, or its stream has ended
     AGAIN = "again"
     AWAY = "away"  # no connection
@@ -55,7 +57,29 @@ class After(Enum):
 
 
 class Listening:
-    """One GET of a client. A ``Listener`` of its session, unless the client comes for the answer to a request."""
+    """One GET of a client. A ``Listener`` of its session, unless the client comes for the answer to a request.
+
+    While nothing comes there are no more coroutines of it than ``run`` and ``_relay``, and no context managers: there
+    may be thousands of streams, and that is most of what one takes.
+    """
+
+    __slots__ = (
+        "_answer",
+        "_call",
+        "_conflicts_left",
+        "_ended_quickly",
+        "_generation",
+        "_is_counted",
+        "_is_looked_after",
+        "_parts",
+        "_pause_s",
+        "_position",
+        "_responder",
+        "_stream",
+        "_upstream",
+        "_was_away",
+        "_watch",
+    )
 
     def __init__(self, parts: Parts, call: Call, responder: Responder) -> None:
         """``call.pairs`` still hold the client's ``Last-Event-ID``."""
@@ -66,6 +90,8 @@ class Listening:
         self._upstream = Attaching(parts, call, self._position)
         self._stream = ClientStream(responder)
         self._watch: StreamWatch | None = None
+        self._answer: Answer | None = None
+        self._generation = 1
         self._pause_s = 0.0
         self._conflicts_left = 0
         self._ended_quickly = False
@@ -76,28 +102,35 @@ class Listening:
     async def run(self) -> None:
         """Listen until the client leaves or the stream is over."""
         self._parts.open.get_streams += 1
-        try:
-            ended_by_itself = await self._parts.get_streams.serve(self._listen(), self._session)
-            if not ended_by_itself and not self._responder.is_committed:
-                await self._answer_ended()
-        finally:
-            self._parts.open.get_streams -= 1
-            self._parts.keeper.discard(self._responder)
-            if self._is_counted and self._session is not None:
-                self._session.streams -= 1
-
-    async def _listen(self) -> None:
+        self._parts.store.take_up(self._session)
+        self._parts.get_streams.enter(self._session)
+        is_ended = False
         try:
             await self._take_place()
             after = await self._attach()
             while after is not After.OVER:
-                after = await self._come_back(after)
+                after = await (self._relay() if after is After.ATTACHED else self._come_back(after))
+        except asyncio.CancelledError:
+            is_ended = self._parts.get_streams.ends_this()
+            if not is_ended:
+                raise
         finally:
-            self._upstream.close()
-            self._stream.end()
-            if self._session is not None:
-                self._parts.get_streams.leaves(self._session, self)
-                note_unanswered(self._session, self._watch, self._position.polled)
+            self._leave()
+        if is_ended and not self._responder.is_committed:
+            await self._answer_ended()
+
+    def _leave(self) -> None:
+        self._upstream.close()
+        self._stream.end()
+        if self._session is not None:
+            self._parts.get_streams.leaves(self._session, self)
+            note_unanswered(self._session, self._watch, self._position.polled)
+            if self._is_counted:
+                self._session.streams -= 1
+        self._parts.get_streams.leave()
+        self._parts.keeper.discard(self._responder)
+        self._parts.store.lay_down(self._session)
+        self._parts.open.get_streams -= 1
 
     async def _answer_ended(self) -> None:
         """The stream was ended from outside before it had begun: by a DELETE, by a newer one, or by the drain."""
@@ -164,12 +197,13 @@ class Listening:
             return await self._not_reached(may_have_arrived=fault.fault.may_have_arrived)
         if answer is None:
             return After.AGAIN
+        is_stale = session is not None and session.generation > generation and not self._parts.observes
+        if answer.status == 200 and is_event_stream(answer) and not is_stale:
+            self._answer, self._generation = answer, generation
+            return After.ATTACHED
         async with answer:
-            if session is not None and session.generation > generation and not self._parts.observes:
-                return After.AGAIN  # healed meanwhile: what was opened may be another one's by now
-            if answer.status == 200 and is_event_stream(answer):
-                return await self._relay(answer, generation)
-            return await self._refused(answer, generation)
+            # healed meanwhile: what was opened may be another one's by now
+            return After.AGAIN if is_stale else await self._refused(answer, generation)
 
     async def _tell_outcome_unknown(self) -> After:
         """What the client polls for died with its upstream session; a 404 or 405 would leave some clients waiting."""
@@ -302,28 +336,58 @@ class Listening:
 
     # -- the stream ---------------------------------------------------------------------------------------------------
 
-    async def _relay(self, answer: Answer, generation: int) -> After:
-        session, started = self._session, self._parts.clock()
-        await self._begin(answer, session)
+    async def _relay(self) -> After:
+        """Relay until the upstream's side ends."""
+        answer, self._answer = self._answer, None
+        assert answer is not None
+        started, broke = self._parts.clock(), False
+        try:
+            await self._begin(answer)
+            watch, splitter = self._watch_events()
+            self._upstream.attach(answer, self._generation)
+            try:
+                while not answer.whole:
+                    await answer.arrival()
+                    for piece in splitter.feed(answer.take()):
+                        await self._relay_piece(piece, watch)
+            except UpstreamFault:
+                broke = True
+            finally:
+                self._upstream.detach(answer)
+        finally:
+            answer.close()
+        return self._after_end(watch, broke=broke, lived_s=self._parts.clock() - started)
+
+    async def _relay_piece(self, piece: Block | Fragment, watch: StreamWatch) -> None:
+        data, message = watch.relay(piece)
+        if message is not None and self._session is not None:
+            self._session.remembered.heard(message, watch.mark)
+        await self._stream.relay(data, in_event=watch.in_fragment)
+
+    def _watch_events(self) -> tuple[StreamWatch, EventSplitter]:
+        session = self._session
         if session is not None:
-            self._parts.aftercare.listens(session, generation, self._call.trigger)
-        self._watch = watch = _watch(session, generation)
+            self._parts.aftercare.listens(session, self._generation, self._call.trigger)
+        self._watch = watch = _watch(session, self._generation)
         watch.unanswered = self._position.polled
-        with self._upstream.attached(answer, generation):
-            broke = await self._relay_events(answer, watch)
+        return watch, splitter_for(watch, self._parts.limits)
+
+    def _after_end(self, watch: StreamWatch, *, broke: bool, lived_s: float) -> After:
+        session = self._session
         self._position.advance(watch)
         if self._position.is_answered:
             return After.OVER
         if self._may_outlive and self._is_looked_after and not watch.in_fragment:
-            if session is not None and session.generation == generation:
-                self._note_end(self._parts.clock() - started, watch.retry_ms)
+            if session is not None and session.generation == self._generation:
+                self._note_end(lived_s, watch.retry_ms)
             return After.AGAIN
         if watch.in_fragment or (broke and (session is None or self._parts.policy.mode is Mode.OBSERVE)):
             self._responder.cut()
         return After.OVER
 
-    async def _begin(self, answer: Answer, session: Session | None) -> None:
+    async def _begin(self, answer: Answer) -> None:
         """The upstream's stream is there."""
+        session = self._session
         self._parts.holding.route.note_served()
         self._was_away = False
         self._conflicts_left = CONFLICTS
@@ -336,20 +400,8 @@ class Listening:
             if session is not None and self._parts.heals:
                 self._look_after()
                 self._parts.telling.tell_waiting(session)
-
-    async def _relay_events(self, answer: Answer, watch: StreamWatch) -> bool:
-        """Relay until the upstream's side ends; true if it broke."""
-        splitter = splitter_for(watch, self._parts.limits)
-        try:
-            async for chunk in answer.chunks():
-                for piece in splitter.feed(chunk):
-                    data, message = watch.relay(piece)
-                    if message is not None and self._session is not None:
-                        self._session.remembered.heard(message, watch.mark)
-                    await self._stream.relay(data, in_event=watch.in_fragment)
-        except UpstreamFault:
-            return True
-        return False
+        answer.forget_head()
+        self._call.pack()
 
     def _note_end(self, lived_s: float, retry_ms: int | None) -> None:
         """Once a stream may end at once, as at a restart; a server that does it again is not asked in a loop."""

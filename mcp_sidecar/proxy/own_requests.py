@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from mcp_sidecar.healing.principal import Principal
 from mcp_sidecar.healing.session import Session, UpstreamSessionId
@@ -36,7 +37,7 @@ class Trigger:
     def own_headers(self) -> list[Pair]:
         """Headers for a request of ours: the client's own and its credentials, without what is about its message."""
         return [
-            *(pair for pair in self.headers if not _is_about_the_message(pair[0].lower())),
+            *(pair for pair in self.headers if not _is_about_the_message(pair[0])),
             ("Content-Type", "application/json"),
             ("Accept", "application/json, text/event-stream"),
             ("Accept-Encoding", "identity"),
@@ -76,5 +77,7 @@ class OwnRequests:
         return await self.upstream.send(method, self.trigger.target, pairs, body)
 
 
+@lru_cache(maxsize=256)
 def _is_about_the_message(name: str) -> bool:
-    return name in _NOT_FOR_OWN_REQUESTS or name.startswith(_MIRRORED)
+    lower = name.lower()
+    return lower in _NOT_FOR_OWN_REQUESTS or lower.startswith(_MIRRORED)

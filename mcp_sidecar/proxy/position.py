@@ -23,6 +23,8 @@ _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 class Position:
     """One client's. ``polled`` are the requests whose answers it comes for, empty where it only listens."""
 
+    __slots__ = ("_session", "is_poll", "last_seen", "polled")
+
     def __init__(self, session: Session | None, last_seen: str | None) -> None:
         """``last_seen`` is the ``Last-Event-ID`` that the client sent."""
         self._session = session

@@ -91,7 +91,7 @@ def may_be_kept(answer: Answer, limit: int) -> bool:
 
 async def beginning(answer: Answer, limit: int) -> bytes:
     """Up to ``limit`` bytes of a body; of an error's no more than came in time. Raises ``UpstreamFault``."""
-    if answer.status < 400:
+    if answer.status < 400 or answer.has_arrived:
         return await answer.peek(limit)
     try:
         async with asyncio.timeout(ERROR_BODY_TIMEOUT_S):

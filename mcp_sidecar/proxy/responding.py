@@ -52,6 +52,24 @@ class Responder:
     events that were there already.
     """
 
+    __slots__ = (
+        "_clock",
+        "_has_ended",
+        "_has_length",
+        "_is_bodiless",
+        "_is_chunked",
+        "_is_cut",
+        "_pending",
+        "_pending_bytes",
+        "_protocol",
+        "_request",
+        "is_event_stream",
+        "keep_alive",
+        "last_write_at",
+        "may_comment",
+        "status",
+    )
+
     def __init__(self, request: web.BaseRequest, clock: Callable[[], float]) -> None:
         """``clock`` gives monotonic seconds."""
         self._request = request

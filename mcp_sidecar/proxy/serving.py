@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Callable
 
 from aiohttp import StreamReader, http_exceptions, web
-from aiohttp.http import RawRequestMessage, StreamWriter
+from aiohttp.http import HttpRequestParser, RawRequestMessage, StreamWriter
 from aiohttp.web_protocol import ERROR, PayloadAccessError, RequestHandler, _ErrInfo
 
 from mcp_sidecar.healing.own_answers import OwnAnswer
@@ -18,10 +18,12 @@ from mcp_sidecar.proxy import rejections
 from mcp_sidecar.proxy.ingress import Ingress
 from mcp_sidecar.proxy.rejections import Refusal
 from mcp_sidecar.proxy.responding import last_response
+from mcp_sidecar.proxy.shedding import Few
 
 MAX_HEADERS = 256
 """What ``limits.max_header_bytes`` of headers may be split into, on both sides."""
 
+END_OF_HEAD = b"\r\n\r\n"
 _NOT_READ_ANY_MORE = PayloadAccessError()
 TOO_MUCH = b"HTTP/1.1 431 Request Header Fields Too Large\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
@@ -30,6 +32,7 @@ class ClientProtocol(RequestHandler):
     """aiohttp's own protocol, but for what it does with requests that cannot be read."""
 
     _head_bytes = 0
+    _ends_with_head = False
 
     async def start(self) -> None:
         """Answer one request after the other, all in the connection's own task; aiohttp's own loop makes one for each."""
@@ -57,6 +60,7 @@ class ClientProtocol(RequestHandler):
         if handler is None or factory is None or task is None:
             return False
         request = factory(message, payload, self, StreamWriter(self, self._loop), task)
+        del message  # so that an open stream's can be forgotten
         try:
             response, is_cut = await self._handle_request(request, None, handler)
         except ConnectionError:
@@ -103,6 +107,38 @@ class ClientProtocol(RequestHandler):
         if self._keepalive_handle is None:
             self._keepalive_handle = self._loop.call_at(self._next_keepalive_close_time, self._process_keepalive)
 
+    def lighten(self) -> None:
+        """Let go of what an open stream does not need: the timer and queue for further requests, and of what was parsed.
+
+        aiohttp's parser remembers the headers of the last request until the next one comes. It is exchanged for a new one
+        where it surely has read nothing of that: a head that was read whole is a message, and there is none.
+        """
+        if self._keepalive_handle is not None:  # begins anew behind the answer
+            self._keepalive_handle.cancel()
+            self._keepalive_handle = None
+        if self._stands_between_requests():
+            self._parser = self._new_parser()
+        self._messages = Few(self._messages)  # type: ignore[assignment]
+
+    def _stands_between_requests(self) -> bool:
+        request = self._current_request
+        is_read = self._parser is not None and request is not None and request.content.is_eof()
+        return is_read and self._ends_with_head and not self._messages
+
+    def _new_parser(self) -> HttpRequestParser:
+        """As aiohttp makes it."""
+        return HttpRequestParser(
+            self,
+            self._loop,
+            self._read_bufsize,
+            max_line_size=self.max_line_size,
+            max_field_size=self.max_field_size,
+            max_headers=self.max_headers,
+            payload_exception=web.RequestPayloadError,
+            auto_decompress=False,
+            max_msg_queue_size=self._max_msg_queue_size,
+        )
+
     def close(self) -> None:
         """Take no more requests. aiohttp would leave an idle connection open, and never read what comes on it."""
         is_idle = not self._request_count or (self._waiter is not None and not self._waiter.done())
@@ -113,6 +149,7 @@ class ClientProtocol(RequestHandler):
     def data_received(self, data: bytes) -> None:
         """Read on."""
         super().data_received(data)
+        self._ends_with_head = data.endswith(END_OF_HEAD)
         self._end_broken_body()
         self._bound_head(data)
 

@@ -124,13 +124,20 @@ class SessionStore:
     @contextmanager
     def using(self, session: Session | None) -> Iterator[None]:
         """While the block runs the session is in use; the time that it may be idle begins at its end."""
-        if session is None:
-            yield
-            return
-        session.exchanges += 1
+        self.take_up(session)
         try:
             yield
         finally:
+            self.lay_down(session)
+
+    def take_up(self, session: Session | None) -> None:
+        """The session is in use from now on, until ``lay_down``."""
+        if session is not None:
+            session.exchanges += 1
+
+    def lay_down(self, session: Session | None) -> None:
+        """One use of it is over."""
+        if session is not None:
             session.exchanges -= 1
             key = (session.client_id, session.principal)
             if self._by_use.get(key) is session:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from types import TracebackType
 from typing import Self
 
@@ -22,6 +22,7 @@ from mcp_sidecar.healing.faults import Fault
 from mcp_sidecar.proxy.config import Limits, UpstreamConfig
 from mcp_sidecar.proxy.connection import Body, Connection, UpstreamFault
 from mcp_sidecar.proxy.pool import Pool, is_connected_to_itself
+from mcp_sidecar.proxy.shedding import NO_ANSWER, lighten_reader
 from mcp_sidecar.wire.headers import Fields, Pair, encoded_head
 
 __all__ = ["Answer", "Body", "Upstream", "UpstreamFault", "is_connected_to_itself"]
@@ -81,6 +82,11 @@ class Answer:
         """The headers to pass on."""
         return Fields(self._message.raw_headers).for_client(frozenset(without))
 
+    @property
+    def has_arrived(self) -> bool:
+        """Whether all of it is here, to be read without a wait."""
+        return self._content.is_eof()
+
     async def peek(self, limit: int) -> bytes:
         """Read up to ``limit`` bytes ahead; ``whole`` tells whether that was all. Raises ``UpstreamFault``."""
         parts = [self.peeked] if self.peeked else []
@@ -121,6 +127,37 @@ class Answer:
         except (OSError, RuntimeError):  # closed meanwhile
             self._fault = self._fault or Fault.BROKEN
         raise UpstreamFault(self._fault)
+
+    def forget_head(self) -> None:
+        """Nobody will ask for the headers again, and the body will come slowly."""
+        self._message = NO_ANSWER
+        lighten_reader(self._content)
+
+    def arrival(self) -> Awaitable[None]:
+        """Done when there is something to ``take``: for one who waits long, and for whom a coroutine each is too much."""
+        content = self._content
+        arrived = content._loop.create_future()
+        if self.peeked or content._buffer or content._eof or content._exception or not content._protocol.connected:
+            arrived.set_result(None)
+        else:
+            content._waiter = arrived
+        return arrived
+
+    def take(self) -> bytes:
+        """What has come of the body and was not taken yet; ``whole`` tells whether that was all. Raises ``UpstreamFault``."""
+        peeked, self.peeked = self.peeked, b""
+        content = self._content
+        if peeked or self.whole:
+            return peeked
+        if self._fault is not None:
+            raise UpstreamFault(self._fault)
+        if not content._buffer and not content._eof:
+            error = content.exception()
+            self._fault = error.fault if isinstance(error, UpstreamFault) else Fault.BROKEN
+            raise UpstreamFault(self._fault)
+        chunk = content._read_nowait(-1)
+        self.whole = content.at_eof()
+        return chunk
 
     def let_idle(self, may_idle: bool) -> None:
         """Say whether the rest may be silent for ever, now that the head tells what it is."""

@@ -7,6 +7,7 @@ would drop events with an id and no data, which are the priming events of 2025-1
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum, auto
 
@@ -20,6 +21,8 @@ _SINGLE_FIELDS = {
     b"retry": re.compile(rb"[0-9]{1,15}"),
 }
 _DATA_START = b"data: "
+_LONG_BYTES = 4096
+"""From here on a search is faster than a look at every byte."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,33 @@ class Event:
 # -- framing -------------------------------------------------------------------------------------------------------
 
 
+def _newlines(text: bytes, at: int) -> Iterator[tuple[int, int]]:
+    """Where each newline begins and ends: as ``_NEWLINE`` finds them, but many times faster where lines are long."""
+    feed, carriage = text.find(b"\n", at), text.find(b"\r", at)
+    while feed >= 0 or carriage >= 0:
+        if carriage < 0 or 0 <= feed < carriage:
+            yield feed, feed + 1
+            feed = text.find(b"\n", feed + 1)
+            continue
+        end = carriage + 1
+        if feed == end:
+            end += 1
+            feed = text.find(b"\n", end)
+        yield carriage, end
+        carriage = text.find(b"\r", end)
+
+
+def _lines_of(text: bytes) -> list[bytes]:
+    """The lines without their newlines."""
+    if len(text) < _LONG_BYTES:
+        return text.splitlines()  # of bytes: at CR, LF and CRLF, as here
+    lines, start = [], 0
+    for line_end, next_start in _newlines(text, 0):
+        lines.append(text[start:line_end])
+        start = next_start
+    return [*lines, text[start:]]
+
+
 class _Line(Enum):
     EMPTY = auto()
     COMMENT = auto()
@@ -65,6 +95,8 @@ class EventSplitter:
     line that ends in a carriage return at the end of a chunk releases its event; a line feed that follows is a piece of
     its own at once, because some clients wait for it before they dispatch.
     """
+
+    __slots__ = ("_after_cr", "_fragment_data", "_head", "_held", "_in_event", "_limit_bytes", "_line", "_pieces")
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit_bytes = limit_bytes
@@ -104,12 +136,14 @@ class EventSplitter:
 
     def _is_one_event(self, chunk: bytes) -> bool:
         """Whether the chunk is one event and nothing else, which is how most servers write and most chunks come."""
+        blank = b"\n\n" if chunk.endswith(b"\n\n") else b"\r\n\r\n"
         return (
-            chunk.endswith(b"\n\n")
+            chunk.endswith(blank)
             and len(chunk) <= self._limit_bytes
-            and chunk.find(b"\n\n") == len(chunk) - 2
-            and b"\r" not in chunk
-            and chunk[0] not in b":\n"
+            and chunk.find(blank) == len(chunk) - len(blank)
+            and chunk.count(b"\r") == (0 if blank == b"\n\n" else chunk.count(b"\r\n"))
+            and (blank == b"\n\n" or chunk.count(b"\r\n") == chunk.count(b"\n"))
+            and chunk[0] not in b":\r\n"
             and not (self._held or self._after_cr or self._in_event or self._fragment_data is not None)
             and self._line is _Line.EMPTY
         )
@@ -128,12 +162,12 @@ class EventSplitter:
     def _split(self, chunk: bytes) -> None:
         released = 0  # up to here the chunk has been passed on
         line_start = 1 if self._after_cr and chunk.startswith(b"\n") else 0
-        for newline in _NEWLINE.finditer(chunk, line_start):
-            released = self._look_at_line(chunk, released, line_start, newline.start())
+        for line_end, next_start in _newlines(chunk, line_start):
+            released = self._look_at_line(chunk, released, line_start, line_end)
             if self._ends_piece():
-                released = self._release(chunk, released, newline.start() + 1, newline.end())
+                released = self._release(chunk, released, line_end + 1, next_start)
             self._line = _Line.EMPTY
-            line_start = newline.end()
+            line_start = next_start
         self._after_cr = chunk.endswith(b"\r")
         released = self._look_at_line(chunk, released, line_start, len(chunk))
         self._hold(chunk, released, line_start)
@@ -205,10 +239,10 @@ class _DataFields:
     def feed(self, raw: bytes) -> bytes:
         payload: list[bytes] = []
         at = 0
-        for newline in _NEWLINE.finditer(raw):
-            payload.append(self._part(raw[at : newline.start()], is_end=True))
+        for line_end, next_start in _newlines(raw, 0):
+            payload.append(self._part(raw[at:line_end], is_end=True))
             self._start, self._is_known = b"", False
-            at = newline.end()
+            at = next_start
         payload.append(self._part(raw[at:], is_end=False))
         return b"".join(payload)
 
@@ -238,7 +272,7 @@ def parse_event(raw: bytes) -> Event:
     found: dict[bytes, bytes] = {}
     data: list[bytes] = []
     text = raw.removeprefix(BOM)
-    for line in _NEWLINE.split(text) if b"\r" in text else text.split(b"\n"):
+    for line in _lines_of(text):
         name, value = _field(line)
         if name == b"data":
             data.append(value)

@@ -300,6 +300,11 @@ class TestParseEvent:
         (event.data or "").encode()
         assert event.id is None or "\0" not in event.id
 
+    @given(stream_bytes.filter(lambda raw: not raw.startswith(b"\xef\xbb\xbf")))
+    def test_a_long_event_is_read_like_a_short_one(self, raw: bytes) -> None:
+        """A comment in front changes nothing, however long it is."""
+        assert parse_event(b":" + b"x" * 5000 + b"\n" + raw) == parse_event(raw)
+
 
 class TestChangingEvents:
     @pytest.mark.parametrize(
