@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
+from typing import Any
 
 from aiohttp import StreamReader, http_exceptions, web
 from aiohttp.http import RawRequestMessage, StreamWriter
@@ -15,9 +16,12 @@ from aiohttp.web_protocol import ERROR, PayloadAccessError, RequestHandler, _Err
 
 from mcp_sidecar.healing.own_answers import OwnAnswer
 from mcp_sidecar.proxy import rejections
+from mcp_sidecar.proxy.begun import BEGUN, Begun
+from mcp_sidecar.proxy.express import Express, Trip
 from mcp_sidecar.proxy.ingress import Ingress
 from mcp_sidecar.proxy.rejections import Refusal
 from mcp_sidecar.proxy.responding import last_response
+from mcp_sidecar.wire import http1
 
 MAX_HEADERS = 256
 """What ``limits.max_header_bytes`` of headers may be split into, on both sides."""
@@ -30,6 +34,18 @@ class ClientProtocol(RequestHandler):
     """aiohttp's own protocol, but for what it does with requests that cannot be read."""
 
     _head_bytes = 0
+    _express: Express | None = None
+    _trip: Trip | None = None  # of the request that is on the lane
+    _begun: Begun | None = None  # was on the lane; nobody has turned to it yet
+    _beginning: list[bytes]  # of a request for the lane, while ``_missing`` bytes are
+    _missing = 0
+    _is_clean = True  # aiohttp's parser holds nothing of a request that is not whole
+    peer: str | None = None
+
+    def __init__(self, manager: ClientServer, **options: Any) -> None:
+        """As aiohttp's own."""
+        super().__init__(manager, **options)
+        self._beginning = []
 
     async def start(self) -> None:
         """Answer one request after the other, all in the connection's own task; aiohttp's own loop makes one for each."""
@@ -57,6 +73,8 @@ class ClientProtocol(RequestHandler):
         if handler is None or factory is None or task is None:
             return False
         request = factory(message, payload, self, StreamWriter(self, self._loop), task)
+        if self._begun is not None:
+            request[BEGUN], self._begun = self._begun, None
         try:
             response, is_cut = await self._handle_request(request, None, handler)
         except ConnectionError:
@@ -105,13 +123,151 @@ class ClientProtocol(RequestHandler):
 
     def close(self) -> None:
         """Take no more requests. aiohttp would leave an idle connection open, and never read what comes on it."""
+        if self._trip is not None:  # closed behind its answer
+            self._close = True
+            return
+        if self._beginning:
+            self._give_up_collecting()
         is_idle = not self._request_count or (self._waiter is not None and not self._waiter.done())
         super().close()
         if is_idle and self.transport is not None:
             self.transport.close()
 
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A client has come."""
+        super().connection_made(transport)
+        if isinstance(self._manager, ClientServer) and self._manager.express.is_open:
+            self._express = self._manager.express
+        peer = self.peername
+        self.peer = str(peer[0]) if isinstance(peer, tuple | list) else str(peer) if peer is not None else None
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """The client has left, or was sent away."""
+        if self._trip is not None:
+            trip, self._trip = self._trip, None
+            trip.client_left()
+        elif self._begun is not None:
+            begun, self._begun = self._begun, None
+            begun.drop()
+            self._tell_left()
+        elif self._beginning:
+            self._stop_collecting()
+            self._tell_left()
+        super().connection_lost(exc)
+
     def data_received(self, data: bytes) -> None:
-        """Read on."""
+        """Read on: on the lane what it takes, with aiohttp's parser everything else."""
+        if self._trip is not None:
+            self._trip.hand_over()  # whoever sends on before the answer is served in the ordinary way
+            self._parse(data)
+        elif self._express is None or not self._is_idle:
+            self._parse(data)
+        elif self._beginning:
+            self._collect(data)
+        else:
+            self._begin(self._express, data)
+
+    # -- the express lane ---------------------------------------------------------------------------------------------
+
+    @property
+    def _is_idle(self) -> bool:
+        """Whether no request is under way and none is waiting."""
+        if self._messages or self._close or self._force_close:
+            return False
+        waiter = self._waiter
+        return not waiter.done() if waiter is not None else not self._request_count
+
+    def _begin(self, express: Express, data: bytes) -> None:
+        """Look at what comes on an idle connection."""
+        request = express.read(data)
+        if request is None:
+            self._parse(data)
+        elif not self._is_clean:
+            self._parse(data)
+            self._is_clean = self._has_parsed(request)
+        elif request.size > len(data):
+            self._beginning, self._missing = [data], request.size - len(data)
+            express.gate.enter()
+        elif self.is_slow or (trip := express.send(self, request, data)) is None:
+            self._parse(data, is_clean=True)
+        else:
+            self._trip = trip
+
+    def _collect(self, data: bytes) -> None:
+        """The rest of a body, or a part of it."""
+        assert self._express is not None
+        self._beginning.append(data)
+        self._missing -= len(data)
+        if self._missing <= 0:
+            whole = b"".join(self._beginning)
+            self._stop_collecting()
+            self._begin(self._express, whole)
+
+    def _stop_collecting(self) -> None:
+        assert self._express is not None
+        self._beginning = []
+        self._express.gate.leave()
+
+    def _give_up_collecting(self) -> None:
+        """Have the ordinary way read the rest; it counts the request as soon as it has its turn."""
+        assert self._express is not None
+        data = b"".join(self._beginning)
+        self._beginning = []
+        self._loop.call_soon(self._loop.call_soon, self._express.gate.leave)
+        self._parse(data)
+
+    def _has_parsed(self, request: http1.Request) -> bool:
+        """Whether the parser has made exactly this of the bytes: then it holds nothing of others."""
+        if len(self._messages) != 1:
+            return False
+        message, payload = self._messages[0]
+        return (
+            isinstance(message, RawRequestMessage)
+            and message.method == "POST"
+            and message.path == request.target
+            and len(message.raw_headers) == len(request.pairs)
+            and payload.is_eof()
+            and payload.total_bytes == request.size - request.body_at
+        )
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether the client has not taken what was sent before."""
+        return self.writing_paused
+
+    def answer(self, data: bytes) -> None:
+        """Give the whole answer to the request on the lane."""
+        self._trip = None
+        self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+        transport = self.transport
+        if transport is None:
+            return
+        transport.write(data)
+        if self._close:
+            self.close()
+            transport.close()
+
+    def take_back(self, request: bytes, begun: Begun) -> None:
+        """Have the ordinary way go on with the request on the lane."""
+        self._trip, self._begun = None, begun
+        is_closing, self._close = self._close, False
+        self._parse(request, is_clean=True)
+        self._close = is_closing
+
+    def _tell_left(self) -> None:
+        if isinstance(self._manager, ClientServer):
+            self._manager.on_left()
+
+    def _process_keepalive(self) -> None:
+        """The time of an idle connection is over; one whose request is on the lane is not idle."""
+        if self._trip is not None or self._beginning:
+            self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+        super()._process_keepalive()
+
+    # -- aiohttp's parser ---------------------------------------------------------------------------------------------
+
+    def _parse(self, data: bytes, *, is_clean: bool = False) -> None:
+        self._is_clean = is_clean
         super().data_received(data)
         self._end_broken_body()
         self._bound_head(data)
@@ -169,6 +325,8 @@ class ClientServer(web.Server):
     """Makes a ``ClientProtocol`` per connection; ``on_unread`` hears of what never became a request."""
 
     on_unread: Callable[[Refusal], None]
+    on_left: Callable[[], None]
+    express: Express
 
     def __call__(self) -> RequestHandler:
         """A protocol for one connection."""
@@ -188,4 +346,6 @@ def make_server(ingress: Ingress) -> ClientServer:
         read_bufsize=64 * 1024,
     )
     server.on_unread = ingress.note_unread
+    server.on_left = ingress.note_left
+    server.express = Express(ingress)
     return server

@@ -127,14 +127,22 @@ class SessionStore:
         if session is None:
             yield
             return
-        session.exchanges += 1
+        self.begin_use(session)
         try:
             yield
         finally:
-            session.exchanges -= 1
-            key = (session.client_id, session.principal)
-            if self._by_use.get(key) is session:
-                self._touch(key, session)
+            self.end_use(session)
+
+    def begin_use(self, session: Session) -> None:
+        """An exchange begins; ``end_use`` is to follow."""
+        session.exchanges += 1
+
+    def end_use(self, session: Session) -> None:
+        """An exchange is over."""
+        session.exchanges -= 1
+        key = (session.client_id, session.principal)
+        if self._by_use.get(key) is session:
+            self._touch(key, session)
 
     def is_held(self, client_id: ClientSessionId) -> bool:
         """Whether anybody has a session with this id."""
