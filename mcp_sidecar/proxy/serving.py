@@ -156,8 +156,13 @@ class ClientProtocol(RequestHandler):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Read on: on the lane what it takes, with aiohttp's parser everything else."""
-        if self._trip is not None:
+        """Read on: on the lane what it takes, with aiohttp's parser everything else.
+
+        Without data it is the parser itself that asks to go on.
+        """
+        if not data:
+            self._parse(data, is_clean=self._is_clean)
+        elif self._trip is not None:
             self._trip.hand_over()  # whoever sends on before the answer is served in the ordinary way
             self._parse(data)
         elif self._express is None or not self._is_idle:
