@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from aiohttp import web
+
 from mcp_sidecar.healing.session import Session
 from mcp_sidecar.proxy.connection import Connection
-
-BEGUN = "mcp_sidecar.begun"
-"""Under this name the server hands it over with the request."""
-
 
 @dataclass(slots=True)
 class Begun:
@@ -41,3 +39,7 @@ class Begun:
         if not self.is_taken:
             self.is_taken = True
             self.connection.abandon()
+
+
+BEGUN = web.RequestKey("begun", Begun)
+"""The server hands it over with the request."""

@@ -123,11 +123,9 @@ class ClientProtocol(RequestHandler):
 
     def close(self) -> None:
         """Take no more requests. aiohttp would leave an idle connection open, and never read what comes on it."""
-        if self._trip is not None:  # closed behind its answer
+        if self._trip is not None or self._beginning:  # closed behind its answer
             self._close = True
             return
-        if self._beginning:
-            self._give_up_collecting()
         is_idle = not self._request_count or (self._waiter is not None and not self._waiter.done())
         super().close()
         if is_idle and self.transport is not None:
@@ -150,8 +148,9 @@ class ClientProtocol(RequestHandler):
             begun, self._begun = self._begun, None
             begun.drop()
             self._tell_left()
-        elif self._beginning:
-            self._stop_collecting()
+        elif self._beginning and self._express is not None:
+            self._beginning = []
+            self._express.gate.leave()
             self._tell_left()
         super().connection_lost(exc)
 
@@ -165,10 +164,10 @@ class ClientProtocol(RequestHandler):
         elif self._trip is not None:
             self._trip.hand_over()  # whoever sends on before the answer is served in the ordinary way
             self._parse(data)
-        elif self._express is None or not self._is_idle:
-            self._parse(data)
         elif self._beginning:
             self._collect(data)
+        elif self._express is None or not self._is_idle:
+            self._parse(data)
         else:
             self._begin(self._express, data)
 
@@ -204,22 +203,11 @@ class ClientProtocol(RequestHandler):
         self._beginning.append(data)
         self._missing -= len(data)
         if self._missing <= 0:
-            whole = b"".join(self._beginning)
-            self._stop_collecting()
+            whole, self._beginning = b"".join(self._beginning), []
+            is_closing, self._close = self._close, False
             self._begin(self._express, whole)
-
-    def _stop_collecting(self) -> None:
-        assert self._express is not None
-        self._beginning = []
-        self._express.gate.leave()
-
-    def _give_up_collecting(self) -> None:
-        """Have the ordinary way read the rest; it counts the request as soon as it has its turn."""
-        assert self._express is not None
-        data = b"".join(self._beginning)
-        self._beginning = []
-        self._loop.call_soon(self._loop.call_soon, self._express.gate.leave)
-        self._parse(data)
+            self._close = is_closing
+            self._loop.call_soon(self._express.gate.leave)  # by then it counts where it is now
 
     def _has_parsed(self, request: http1.Request) -> bool:
         """Whether the parser has made exactly this of the bytes: then it holds nothing of others."""
