@@ -10,6 +10,7 @@ from aiohttp import web
 from mcp_sidecar.healing.session import Session
 from mcp_sidecar.proxy.connection import Connection
 
+
 @dataclass(slots=True)
 class Begun:
     """Sent in ``session`` under ``generation``, when ``safe_tools`` were known; its answer comes on ``connection``.

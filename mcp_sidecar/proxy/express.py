@@ -8,6 +8,8 @@ the ordinary way would have passed in the same bytes.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Protocol
 
 from mcp_sidecar.healing.facts import RequestServed
@@ -20,6 +22,8 @@ from mcp_sidecar.proxy.begun import Begun
 from mcp_sidecar.proxy.connection import CHUNK_BYTES, Connection
 from mcp_sidecar.proxy.learning import TEACHING
 from mcp_sidecar.proxy.parts import Parts
+from mcp_sidecar.proxy.reading import EVENT_STREAM as EVENTS
+from mcp_sidecar.proxy.reading import JSON
 from mcp_sidecar.wire import http1
 from mcp_sidecar.wire.headers import HOP_BY_HOP, NOT_FOR_UPSTREAM, SESSION_ID, media_type
 from mcp_sidecar.wire.messages import Kind, Message, NotJson, parse
@@ -35,8 +39,19 @@ _SESSION_ID = "mcp-session-id"
 _NOT_FOR_UPSTREAM = NOT_FOR_UPSTREAM | {"x-forwarded-for", _SESSION_ID, "accept-encoding"}
 _NOT_FOR_CLIENT = HOP_BY_HOP | {_SESSION_ID}
 _NAMES_A_URL = frozenset({"location", "content-location"})
+_SECRET = frozenset({"set-cookie", "authentication-info"})
 _NOT_SHORT = TEACHING | {"initialize"}
-_JSON, _EVENTS = "application/json", "text/event-stream"
+
+_CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"
+_LAST_CHUNK = b"\r\n0\r\n\r\n"
+
+REMEMBERED_HEADS = 128
+
+IN_VAIN = 8
+"""After so many answers in a row that were handed over the lane is closed."""
+
+CLOSED_FOR = 128
+"""For so many requests: with a server that always answers in pieces, say, or with event ids, the lane only costs."""
 
 
 class Client(Protocol):
@@ -72,6 +87,53 @@ class Gate(Protocol):
         """It is not any more."""
 
 
+@dataclass(slots=True)
+class Head:
+    """The head of a plain answer, and what its client gets of it: ``start`` lacks the session id, the framing, the end."""
+
+    body_at: int
+    length: int | None
+    is_json: bool
+    is_stream: bool
+    bears_session_id: bool
+    start: bytes
+
+    @staticmethod
+    def of(answer: http1.Answer) -> Head | None:
+        """``None`` where there is something to decide."""
+        kind = media_type(answer.values.get("content-type"))
+        is_stream = kind == EVENTS
+        if not (is_stream or kind == JSON) or not _NAMES_A_URL.isdisjoint(answer.values):
+            return None
+        dropped = _NOT_FOR_CLIENT | {"content-length"} if is_stream else _NOT_FOR_CLIENT
+        lines = [f"{name}: {value}\r\n" for name, value in answer.pairs if name.lower() not in dropped]
+        start = f"HTTP/1.1 200 {answer.reason}\r\n{''.join(lines)}".encode()
+        return Head(answer.body_at, answer.length, kind == JSON, is_stream, _SESSION_ID in answer.values, start)
+
+
+class Heads:
+    """The heads of answers are much alike: those seen lately are not read again. None is kept that holds a credential."""
+
+    def __init__(self) -> None:
+        """None is known yet."""
+        self._known: dict[bytes, Head] = {}
+
+    def read(self, received: bytes, limit: int) -> Head | None:
+        """The head of an answer of which something has come, if it is plain, whole, and not above ``limit`` bytes."""
+        end = received.find(http1.END_OF_HEAD, 0, limit)
+        seen = received[: end + 4]
+        head = self._known.get(seen)
+        if head is not None or end < 0:
+            return head
+        answer = http1.read_answer(received)
+        head = Head.of(answer) if answer is not None else None
+        if head is not None and answer is not None and _SECRET.isdisjoint(answer.values):
+            if len(self._known) >= REMEMBERED_HEADS:
+                self._known.clear()
+            self._known[seen] = head
+        return head
+
+
 class Express:
     """Decides which requests take the lane."""
 
@@ -85,11 +147,17 @@ class Express:
         self.max_body = min(MAX_BYTES, limits.max_replay_body, limits.max_request_body)
         self.max_answer = min(MAX_BYTES, limits.max_buffered_answer)
         self.max_head = min(MAX_HEAD_BYTES, limits.max_header_bytes)
+        self.heads = Heads()
+        self._in_vain = 0
+        self._closed_for = 0
         self._announces = parts.policy.announce is Announce.RESULT
         self._binds = parts.policy.bind_principal
 
     def read(self, data: bytes) -> http1.Request | None:
         """The ordinary request that begins here; of its body a part may be missing."""
+        if self._closed_for:
+            self._closed_for -= 1
+            return None
         request = http1.read_request(data, self._targets)
         if request is None or request.body_at > self.max_head or request.size - request.body_at > self.max_body:
             return None
@@ -116,9 +184,15 @@ class Express:
         connection = parts.upstream.express()
         if connection is None:
             return None
-        trip = Trip(self, client, session, message, connection, data, started_at)
+        trip = Trip(self, client, session, message, connection, request=data, started_at=started_at)
         connection.ask(self._outgoing(request, session, client.peer, body), parts.upstream.idle_timeout_s, trip)
         return trip
+
+    def note(self, *, passed: bool) -> None:
+        """An answer has passed, or was handed over."""
+        self._in_vain = 0 if passed else self._in_vain + 1
+        if self._in_vain >= IN_VAIN:
+            self._in_vain, self._closed_for = 0, CLOSED_FOR
 
     def _is_plain(self, session: Session) -> bool:
         """Whether nothing waits to be said, learned or written anew in this session."""
@@ -167,7 +241,6 @@ class Trip:
     """One request on the lane."""
 
     __slots__ = (
-        "_answer",
         "_client",
         "_connection",
         "_express",
@@ -187,6 +260,7 @@ class Trip:
         session: Session,
         message: Message,
         connection: Connection,
+        *,
         request: bytes,
         started_at: float,
     ) -> None:
@@ -201,7 +275,6 @@ class Trip:
         self._generation = session.generation
         self._safe_tools = session.safe_tools
         self._received = b""
-        self._answer: http1.Answer | None = None
         express.gate.enter()
         express.parts.store.begin_use(session)
         session.posts += 1
@@ -212,23 +285,14 @@ class Trip:
     def arrived(self, data: bytes) -> None:
         """Pass the answer if it is whole and plain, wait if it may become so, hand it over else."""
         self._received = received = self._received + data if self._received else data
-        answer = self._answer
-        if answer is None:
-            self._answer = answer = http1.read_answer(received)
-        if answer is None or answer.body_at > self._express.max_head or self._client.is_slow:
-            self.hand_over()
-            return
-        kind = media_type(answer.values.get("content-type"))
-        body = self._body(answer, received)
-        if body is None:
-            if kind != _JSON or not self._may_become_whole(answer, received):
-                self.hand_over()
-            else:
-                self._connection.note_life()
-            return
-        if self._is_plain(kind, body, answer):
-            self._pass(kind, body, answer)
+        head = self._express.heads.read(received, self._express.max_head)
+        body = _body(head, received) if head is not None else None
+        if head is not None and body is not None and self._is_plain(head, body):
+            self._pass(head, body)
+        elif head is not None and body is None and head.is_json and self._may_become_whole(head):
+            self._connection.note_life()
         else:
+            self._express.note(passed=False)
             self.hand_over()
 
     def broke(self) -> None:
@@ -253,31 +317,24 @@ class Trip:
 
     # -- the answer ---------------------------------------------------------------------------------------------------
 
-    def _body(self, answer: http1.Answer, received: bytes) -> bytes | None:
-        """All of the body, if it is here and nothing behind it."""
-        if answer.length is None:
-            return http1.whole_chunks(received, answer.body_at) if received.endswith(b"0\r\n\r\n") else None
-        return received[answer.body_at :] if len(received) == answer.body_at + answer.length else None
-
-    def _may_become_whole(self, answer: http1.Answer, received: bytes) -> bool:
+    def _may_become_whole(self, head: Head) -> bool:
+        come = len(self._received) - head.body_at
         limit = self._express.max_answer
-        if answer.length is None:
-            return len(received) - answer.body_at <= limit
-        return answer.length <= limit and len(received) < answer.body_at + answer.length
+        return come <= limit if head.length is None else come < head.length <= limit
 
-    def _is_plain(self, kind: str, body: bytes, answer: http1.Answer) -> bool:
+    def _is_plain(self, head: Head, body: bytes) -> bool:
         """Whether there is nothing to decide, to learn or to write anew."""
-        if len(body) > self._express.max_answer or not _NAMES_A_URL.isdisjoint(answer.values):
-            return False
         session = self._session
-        if session.state is not State.ESTABLISHED or session.displaced or session.hints:
+        if len(body) > self._express.max_answer or self._client.is_slow or session.hints:
             return False
-        if kind == _JSON:
-            # The classifier asks of a success no more than this, and passes what does not say "error".
-            is_passed = body.startswith(b"{") and b'"error"' not in body
-            return is_passed and (self._generation == FIRST or self._is_response(body))
-        data = http1.one_event(body) if kind == _EVENTS else None
-        return data is not None and self._is_response(data)
+        if session.state is not State.ESTABLISHED or session.displaced:
+            return False
+        if head.is_stream:
+            data = http1.one_event(body)
+            return data is not None and self._is_response(data)
+        # The classifier asks of a success no more than this, and passes what does not say "error".
+        is_passed = body.startswith(b"{") and b'"error"' not in body
+        return is_passed and (self._generation == FIRST or self._is_response(body))
 
     def _is_response(self, data: bytes) -> bool:
         """Whether this is the answer to the request, and nothing else."""
@@ -287,30 +344,22 @@ class Trip:
             return False
         return message.kind is Kind.RESPONSE and not message.is_opaque and message.id == self._message.id
 
-    def _pass(self, kind: str, body: bytes, answer: http1.Answer) -> None:
+    def _pass(self, head: Head, body: bytes) -> None:
         self._connection.unwatch()
-        parts = self._express.parts
+        express = self._express
+        parts = express.parts
         parts.endpoint_worked = True
         parts.holding.route.note_served()
         parts.upstream.served(self._connection)
-        data = self._incoming(kind, body, answer)
+        express.note(passed=True)
         self._leave()
-        self._client.answer(data)
-        self._tell(200)
-
-    def _incoming(self, kind: str, body: bytes, answer: http1.Answer) -> bytes:
-        lines = [f"HTTP/1.1 200 {answer.reason}"]
-        is_stream = kind == _EVENTS
-        for name, value in answer.pairs:
-            lower = name.lower()
-            if lower not in _NOT_FOR_CLIENT and not (is_stream and lower == "content-length"):
-                lines.append(f"{name}: {value}")
-        if _SESSION_ID in answer.values:
-            lines.append(f"{SESSION_ID}: {self._session.client_id}")
-        if not is_stream and answer.length is not None:
-            return ("\r\n".join(lines) + "\r\n\r\n").encode() + body
-        lines.append("Transfer-Encoding: chunked\r\n\r\n")
-        return b"%b%x\r\n%b\r\n0\r\n\r\n" % ("\r\n".join(lines).encode(), len(body), body)
+        own_id = f"{SESSION_ID}: {self._session.client_id}\r\n".encode() if head.bears_session_id else b""
+        if head.is_stream or head.length is None:
+            chunk = (_CHUNKED, b"%x\r\n" % len(body), body, _LAST_CHUNK)
+            self._client.answer(b"".join((head.start, own_id, *chunk)))
+        else:
+            self._client.answer(b"".join((head.start, own_id, b"\r\n", body)))
+        self._tell(HTTPStatus.OK.value)
 
     # -- the end ------------------------------------------------------------------------------------------------------
 
@@ -325,3 +374,10 @@ class Trip:
         parts = self._express.parts
         seconds = parts.clock() - self._started_at
         parts.emit(RequestServed("POST", rpc_label(self._message), status, seconds))
+
+
+def _body(head: Head, received: bytes) -> bytes | None:
+    """All of the body, if it is here and nothing behind it."""
+    if head.length is None:
+        return http1.whole_chunks(received, head.body_at) if received.endswith(b"0\r\n\r\n") else None
+    return received[head.body_at :] if len(received) == head.body_at + head.length else None

@@ -84,7 +84,7 @@ class Ingress:
         self._listen = listen
         self._upstream = upstream
         self._endpoint = URL.build(path=upstream.endpoint.removesuffix("/"), encoded=True).path_safe
-        self.plain_endpoints = () if "%" in self._endpoint else (self._endpoint, f"{self._endpoint}/")
+        self.plain_endpoints: tuple[str, ...] = () if "%" in self._endpoint else (self._endpoint, f"{self._endpoint}/")
         self._hosts: dict[str, bool] = {}
         self._moves: dict[str, Move] = {}
         self._own_origins: tuple[str, ...] = (listen.public_url,) if listen.public_url else ()

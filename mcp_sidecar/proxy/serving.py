@@ -226,7 +226,7 @@ class ClientProtocol(RequestHandler):
     @property
     def is_slow(self) -> bool:
         """Whether the client has not taken what was sent before."""
-        return self.writing_paused
+        return self._paused
 
     def answer(self, data: bytes) -> None:
         """Give the whole answer to the request on the lane."""

@@ -16,9 +16,9 @@ END_OF_HEAD = b"\r\n\r\n"
 MAX_FIELDS = 64
 MAX_CHUNKS = 64
 
-_TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
+_NAME = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
 _FIELD = re.compile(r"([^:\r]++): ?+([^\r]++)\r\n")
-_ONLY_FIELDS = re.compile(rf"(?:{_TOKEN}++: ?+[!-~]++(?: ++[!-~]++)*+\r\n)++")
+_ONLY_FIELDS = re.compile(rf"(?:{_NAME}++: ?+[!-~]++(?: ++[!-~]++)*+\r\n)++")
 _LENGTH = re.compile(r"0|[1-9][0-9]{0,8}")
 _STATUS_LINE = re.compile(rb"HTTP/1\.1 200 ([!-~]++(?: ++[!-~]++)*+)\r\n")
 _CHUNK_SIZE = re.compile(rb"([0-9a-fA-F]{1,7})\r\n")
@@ -63,7 +63,9 @@ def read_request(data: bytes, targets: Mapping[bytes, str]) -> Request | None:
         return None
     pairs, values = found
     length = _length(values)
-    if length is None or values.get("connection") not in _STAYS_OPEN or not _ODD_IN_REQUEST.isdisjoint(values):
+    if length is None or "host" not in values:
+        return None
+    if values.get("connection") not in _STAYS_OPEN or not _ODD_IN_REQUEST.isdisjoint(values):
         return None
     return Request(target, pairs, values, end + 4, end + 4 + length)
 
@@ -79,10 +81,8 @@ def read_answer(data: bytes) -> Answer | None:
     if values.get("connection") not in _STAYS_OPEN or not _ODD_IN_ANSWER.isdisjoint(values):
         return None
     length, coding = _length(values), values.get("transfer-encoding")
-    if coding is None:
-        is_framed = length is not None
-    else:
-        is_framed = coding == "chunked" and "content-length" not in values
+    is_chunked = coding == "chunked" and "content-length" not in values
+    is_framed = is_chunked if coding is not None else length is not None
     return Answer(line[1].decode(), pairs, values, end + 4, length) if is_framed else None
 
 

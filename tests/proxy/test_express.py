@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from mcp_sidecar.healing.facts import RequestServed, SidecarFault
-from mcp_sidecar.proxy.express import Express, Trip
+from mcp_sidecar.proxy.express import CLOSED_FOR, IN_VAIN, Express, Trip
 from tests.support.in_memory import INITIALIZE, INITIALIZED, SESSION
 from tests.support.raw_upstream import Conversation, Play, RawUpstream
 from tests.support.sidecar import WatchedSidecar, running_sidecar
@@ -30,7 +31,9 @@ JSON, EVENTS = "application/json", "text/event-stream"
 SETTINGS = {"healing__hold_timeout": 0.3, "healing__connect_hold_timeout": 0.3, "upstream__idle_timeout": 0.5}
 
 
-def answer(body: bytes, content_type: str = JSON, *lines: str, status: str = "200 OK", length: int | None = None) -> bytes:
+def answer(
+    body: bytes, content_type: str = JSON, *lines: str, status: str = "200 OK", length: int | None = None
+) -> bytes:
     """An answer with a length."""
     head = [f"HTTP/1.1 {status}", f"Content-Type: {content_type}", *lines]
     head.append(f"Content-Length: {len(body) if length is None else length}")
@@ -67,23 +70,34 @@ class CountingExpress(Express):
         return trip
 
 
+def id_of(body: bytes) -> bytes:
+    """The id of a request, as it stands there."""
+    asked = re.search(rb'"id":\s*("[^"]*"|\d+)', body)
+    assert asked is not None
+    return asked[1]
+
+
 def server(first: bytes | Play) -> Play:
     """An upstream that knows the session, and gives ``first`` to the first call of a tool or reading of a resource."""
     waiting = [first]
+    sessions = -1
 
     async def play(talk: Conversation) -> None:
+        nonlocal sessions
         body = await talk.read_body()
         if b'"initialize"' in body:
-            await talk.send(answer(INITIALIZED.replace(b'"id":1', b'"id":1'), JSON, f"Mcp-Session-Id: {SESSION}"))
+            sessions += 1
+            minted = f"{sessions:x}{SESSION[1:]}" if sessions else SESSION
+            await talk.send(
+                answer(INITIALIZED.replace(b'"id":1', b'"id":' + id_of(body)), JSON, f"Mcp-Session-Id: {minted}")
+            )
         elif b'"notifications/' in body or b'"id"' not in body:
             await talk.send(b"HTTP/1.1 202 Accepted\r\nContent-Length: 0\r\n\r\n")
         elif waiting and b'"ping"' not in body:
             given = waiting.pop()
             await (talk.send(given) if isinstance(given, bytes) else given(talk))
         else:
-            asked = re.search(rb'"id":\s*("[^"]*"|\d+)', body)
-            assert asked is not None
-            await talk.send(answer(RESULT.replace(b'"id":7', b'"id":' + asked[1])))
+            await talk.send(answer(RESULT.replace(b'"id":7', b'"id":' + id_of(body))))
 
     return play
 
@@ -150,7 +164,10 @@ class Scene:
 @asynccontextmanager
 async def scene(first: bytes | Play, *, on_lane: bool = True, **settings: object) -> AsyncIterator[Scene]:
     """``first`` is what the upstream answers to the first call."""
-    async with RawUpstream(server(first)) as upstream, running_sidecar(upstream.url, **{**SETTINGS, **settings}) as sidecar:
+    async with (
+        RawUpstream(server(first)) as upstream,
+        running_sidecar(upstream.url, **{**SETTINGS, **settings}) as sidecar,
+    ):
         express = sidecar._server.express = CountingExpress(sidecar._ingress)
         express.is_open = on_lane
         it = Scene(upstream, sidecar, express)
@@ -173,7 +190,7 @@ async def outcome(first: bytes | Play, *requests: tuple[bytes, ...], on_lane: bo
     """Send the requests on one connection, one after the other."""
     async with scene(first, on_lane=on_lane, **settings) as it, it.line() as line:
         answers = [await line.ask(*pieces) for pieces in requests]
-        await eventually(lambda: it.served())
+        await eventually(it.served)
         port = str(it.upstream.port).encode()
         seen = [(each.head + bytes(each.body)).replace(port, b"PORT") for each in it.upstream.requests]
         assert not it.sidecar.of(SidecarFault)
@@ -448,7 +465,9 @@ async def test_a_client_that_leaves_in_its_body_counts() -> None:
         assert (len(it.upstream.requests), it.sidecar._ingress._under_way) == (1, 0)
 
 
-@pytest.mark.parametrize("pieces", [pytest.param((post(),), id="sent"), pytest.param((post()[:-5], post()[-5:]), id="half")])
+@pytest.mark.parametrize(
+    "pieces", [pytest.param((post(),), id="sent"), pytest.param((post()[:-5], post()[-5:]), id="half")]
+)
 async def test_a_drain_waits_for_what_is_on_the_lane(pieces: tuple[bytes, ...]) -> None:
     """Its answer is given, and then the connection closed."""
     gate = asyncio.Event()
@@ -528,3 +547,84 @@ async def test_what_the_lane_passed_is_not_kept() -> None:
         assert it.served()[1:] == [("tools/call", 200)] * 20
         (session,) = it.sidecar.parts.store
         assert (session.exchanges, session.posts, it.sidecar._ingress._under_way) == (0, 0, 0)
+
+
+async def test_a_server_that_answers_in_pieces_is_not_tried_every_time() -> None:
+    """After some trips in vain the lane is closed for a while, and then tried again."""
+
+    async def pieces(talk: Conversation) -> None:
+        await talk.read_body()
+        if b'"initialize"' in talk.request.body:
+            await talk.send(answer(INITIALIZED, JSON, f"Mcp-Session-Id: {SESSION}"))
+            return
+        for piece in (events(end=b""), *events(EVENT % RESULT).partition(b"\r\n\r\n")[2:]):
+            await talk.send(piece)
+            await asyncio.sleep(0.001)
+
+    async with scene(WHOLE) as it, it.line() as line:
+        it.upstream.answer_with(pieces)
+        for _ in range(IN_VAIN + CLOSED_FOR):
+            assert RESULT in await line.ask(post())
+        assert it.express.trips == IN_VAIN
+        it.upstream.answer_with(WHOLE)
+        for _ in range(3):  # the first shows that aiohttp's parser holds nothing
+            assert RESULT in await line.ask(post())
+        assert it.express.trips == IN_VAIN + 2
+
+
+@pytest.mark.parametrize(
+    ("given", "is_passed"),
+    [
+        pytest.param(WHOLE, True, id="JSON"),
+        pytest.param(events(EVENT % RESULT), True, id="an event"),
+        pytest.param(answer(QUESTION), False, id="a question as JSON"),
+        pytest.param(events(b"id: 3\n" + EVENT % RESULT), False, id="an event id"),
+    ],
+)
+async def test_a_healed_session_takes_the_lane(given: bytes, is_passed: bool) -> None:
+    """Where something must be written anew for a later generation it is."""
+    lost = answer(LOST, status="404 Not Found")
+    async with scene(lost) as it, it.line() as line:
+        assert RESULT in await line.ask(post())
+        (session,) = it.sidecar.parts.store
+        assert session.generation == 2
+        it.upstream.answer_with(given)
+        trips = it.express.trips
+        seen = await line.ask(post())
+        assert it.express.trips == trips + 1
+        assert (given.partition(b"\r\n\r\n")[2] in seen) is is_passed
+        if not is_passed:
+            assert session.tag.encode() in seen
+
+
+async def test_a_client_that_does_not_read_costs_no_memory() -> None:
+    """While it has not taken an answer, no other is begun for it."""
+    body = b'{"jsonrpc":"2.0","id":7,"result":{"text":"%b"}}' % (b"x" * 50_000)
+    async with scene(WHOLE) as it:
+        it.upstream.answer_with(answer(body))
+        sock = socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", it.sidecar.port))
+        (protocol,) = it.sidecar._server.connections
+        asked = 0
+        while not protocol.writing_paused:
+            await asyncio.get_running_loop().sock_sendall(sock, post())
+            asked += 1
+            await it.upstream.until(lambda upstream, asked=asked: len(upstream.requests) == 1 + asked)  # type: ignore[misc]
+            await eventually(lambda: it.sidecar._ingress._under_way == 0 or protocol.writing_paused)
+        for _ in range(3):
+            await asyncio.get_running_loop().sock_sendall(sock, post())
+        await asyncio.sleep(0.05)
+        assert len(it.upstream.requests) <= 2 + asked
+        assert protocol.transport is not None
+        assert protocol.transport.get_write_buffer_size() < 200_000
+        sock.close()
+        await eventually(lambda: it.sidecar._ingress._under_way == 0)
+
+
+@pytest.mark.parametrize("mode", ["observe", "rewrite"])
+async def test_the_lane_is_for_healing_only(mode: str) -> None:
+    """The other modes have nothing to gain, and judge otherwise."""
+    async with RawUpstream(server(WHOLE)) as upstream, running_sidecar(upstream.url, healing__mode=mode) as sidecar:
+        assert not sidecar._server.express.is_open
