@@ -161,10 +161,12 @@ class Express:
         request = http1.read_request(data, self._targets)
         if request is None or request.body_at > self.max_head or request.size - request.body_at > self.max_body:
             return None
-        values = request.values
-        if _SESSION_ID not in values or "origin" in values or not self.gate.lets_host_pass(values.get("host", "")):
-            return None
         return request if request.size >= len(data) else None
+
+    def takes(self, request: http1.Request) -> bool:
+        """Whether its head lets a request pass: it is in a session, and may come from where it says it comes from."""
+        values = request.values
+        return _SESSION_ID in values and "origin" not in values and self.gate.lets_host_pass(values["host"])
 
     def send(self, client: Client, request: http1.Request, data: bytes) -> Trip | None:
         """Send what can be sent at once and without a question; ``data`` is all of it."""
@@ -181,11 +183,12 @@ class Express:
             return None
         if not _is_short(message, values):
             return None
+        outgoing = self._outgoing(request, session, client.peer, body)
         connection = parts.upstream.express()
         if connection is None:
             return None
         trip = Trip(self, client, session, message, connection, request=data, started_at=started_at)
-        connection.ask(self._outgoing(request, session, client.peer, body), parts.upstream.idle_timeout_s, trip)
+        connection.ask(outgoing, parts.upstream.idle_timeout_s, trip)
         return trip
 
     def note(self, *, passed: bool) -> None:

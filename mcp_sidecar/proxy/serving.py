@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
-from typing import Any
 
 from aiohttp import StreamReader, http_exceptions, web
 from aiohttp.http import RawRequestMessage, StreamWriter
@@ -37,15 +36,11 @@ class ClientProtocol(RequestHandler):
     _express: Express | None = None
     _trip: Trip | None = None  # of the request that is on the lane
     _begun: Begun | None = None  # was on the lane; nobody has turned to it yet
-    _beginning: list[bytes]  # of a request for the lane, while ``_missing`` bytes are
+    _beginning: list[bytes] | None = None  # of a request for the lane, while ``_missing`` bytes are not here
     _missing = 0
     _is_clean = True  # aiohttp's parser holds nothing of a request that is not whole
+    _unparsed = 0  # so many bytes until that is so
     peer: str | None = None
-
-    def __init__(self, manager: ClientServer, **options: Any) -> None:
-        """As aiohttp's own."""
-        super().__init__(manager, **options)
-        self._beginning = []
 
     async def start(self) -> None:
         """Answer one request after the other, all in the connection's own task; aiohttp's own loop makes one for each."""
@@ -123,7 +118,7 @@ class ClientProtocol(RequestHandler):
 
     def close(self) -> None:
         """Take no more requests. aiohttp would leave an idle connection open, and never read what comes on it."""
-        if self._trip is not None or self._beginning:  # closed behind its answer
+        if self._trip is not None or self._beginning is not None:  # closed behind its answer
             self._close = True
             return
         is_idle = not self._request_count or (self._waiter is not None and not self._waiter.done())
@@ -148,8 +143,8 @@ class ClientProtocol(RequestHandler):
             begun, self._begun = self._begun, None
             begun.drop()
             self._tell_left()
-        elif self._beginning and self._express is not None:
-            self._beginning = []
+        elif self._beginning is not None and self._express is not None:
+            self._beginning = None
             self._express.gate.leave()
             self._tell_left()
         super().connection_lost(exc)
@@ -160,11 +155,11 @@ class ClientProtocol(RequestHandler):
         Without data it is the parser itself that asks to go on.
         """
         if not data:
-            self._parse(data, is_clean=self._is_clean)
+            self._feed(data)
         elif self._trip is not None:
             self._trip.hand_over()  # whoever sends on before the answer is served in the ordinary way
             self._parse(data)
-        elif self._beginning:
+        elif self._beginning is not None:
             self._collect(data)
         elif self._express is None or not self._is_idle:
             self._parse(data)
@@ -186,42 +181,28 @@ class ClientProtocol(RequestHandler):
         request = express.read(data)
         if request is None:
             self._parse(data)
-        elif not self._is_clean:
-            self._parse(data)
-            self._is_clean = self._has_parsed(request)
+        elif not self._is_clean or self.is_slow or not express.takes(request):
+            self._parse_request(request, data)
         elif request.size > len(data):
             self._beginning, self._missing = [data], request.size - len(data)
             express.gate.enter()
-        elif self.is_slow or (trip := express.send(self, request, data)) is None:
-            self._parse(data, is_clean=True)
-        else:
+        elif (trip := express.send(self, request, data)) is not None:
             self._trip = trip
+        else:
+            self._parse_request(request, data)
 
     def _collect(self, data: bytes) -> None:
         """The rest of a body, or a part of it."""
         assert self._express is not None
+        assert self._beginning is not None
         self._beginning.append(data)
         self._missing -= len(data)
         if self._missing <= 0:
-            whole, self._beginning = b"".join(self._beginning), []
+            whole, self._beginning = b"".join(self._beginning), None
             is_closing, self._close = self._close, False
             self._begin(self._express, whole)
             self._close = is_closing
             self._loop.call_soon(self._express.gate.leave)  # by then it counts where it is now
-
-    def _has_parsed(self, request: http1.Request) -> bool:
-        """Whether the parser has made exactly this of the bytes: then it holds nothing of others."""
-        if len(self._messages) != 1:
-            return False
-        message, payload = self._messages[0]
-        return (
-            isinstance(message, RawRequestMessage)
-            and message.method == "POST"
-            and message.path == request.target
-            and len(message.raw_headers) == len(request.pairs)
-            and payload.is_eof()
-            and payload.total_bytes == request.size - request.body_at
-        )
 
     @property
     def is_slow(self) -> bool:
@@ -238,13 +219,13 @@ class ClientProtocol(RequestHandler):
         transport.write(data)
         if self._close:
             self.close()
-            transport.close()
 
     def take_back(self, request: bytes, begun: Begun) -> None:
         """Have the ordinary way go on with the request on the lane."""
         self._trip, self._begun = None, begun
         is_closing, self._close = self._close, False
-        self._parse(request, is_clean=True)
+        self._parse(request)
+        self._is_clean = True
         self._close = is_closing
 
     def _tell_left(self) -> None:
@@ -253,17 +234,38 @@ class ClientProtocol(RequestHandler):
 
     def _process_keepalive(self) -> None:
         """The time of an idle connection is over; one whose request is on the lane is not idle."""
-        if self._trip is not None or self._beginning:
+        if self._trip is not None or self._beginning is not None:
             self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
         super()._process_keepalive()
 
     # -- aiohttp's parser ---------------------------------------------------------------------------------------------
 
-    def _parse(self, data: bytes, *, is_clean: bool = False) -> None:
-        self._is_clean = is_clean
+    def _parse(self, data: bytes) -> None:
+        self._is_clean = self._unparsed == len(data) > 0
+        self._unparsed = max(0, self._unparsed - len(data))
+        self._feed(data)
+
+    def _feed(self, data: bytes) -> None:
         super().data_received(data)
         self._end_broken_body()
         self._bound_head(data)
+
+    def _parse_request(self, request: http1.Request, data: bytes) -> None:
+        """What begins with an ordinary request and has no more than that."""
+        was_clean = self._is_clean
+        self._parse(data)
+        if was_clean or self._has_parsed(request):
+            self._unparsed = request.size - len(data)
+            self._is_clean = not self._unparsed
+
+    def _has_parsed(self, request: http1.Request) -> bool:
+        """Whether the parser has made exactly this of the bytes: then it held nothing of others."""
+        message = self._messages[0][0] if len(self._messages) == 1 else None
+        return (
+            isinstance(message, RawRequestMessage)
+            and (message.method, message.path) == ("POST", request.target)
+            and len(message.raw_headers) == len(request.pairs)
+        )
 
     def _end_broken_body(self) -> None:
         """Tell whoever reads a body that its framing is wrong: aiohttp would say so only after the answer."""

@@ -410,7 +410,19 @@ async def test_the_lane_opens_again_behind_what_was_not_for_it() -> None:
     """One request that aiohttp's parser has read whole shows that it holds nothing of another."""
     listing = post(b'{"jsonrpc":"2.0","id":7,"method":"tools/list"}')
     odd = (post()[:40], post()[40:])
-    assert (await same(WHOLE, (listing,), (post(),), odd, (post(),), (post(),))).trips == 2
+    apart = (post()[: -len(CALL)], CALL)
+    assert (await same(WHOLE, odd, (listing,), (post(),), odd, apart, (post(),), odd, (post(),), (post(),))).trips == 3
+
+
+async def test_a_client_that_sends_heads_and_bodies_apart_takes_the_lane() -> None:
+    """From its first call on, on the connection of its ``initialize``."""
+    async with scene(WHOLE) as it, it.line() as line:
+        for body, session in ((INITIALIZE, None), (b'{"jsonrpc":"2.0","method":"notifications/initialized"}', SESSION)):
+            asked = post(body, session=session)
+            await line.ask(asked[: -len(body)], asked[-len(body) :])
+        for _ in range(3):
+            assert RESULT in await line.ask(post()[: -len(CALL)], CALL)
+        assert it.express.trips == 3
 
 
 async def test_pipelined_requests_are_answered_in_order() -> None:
@@ -606,6 +618,7 @@ async def test_a_client_that_does_not_read_costs_no_memory() -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         sock.setblocking(False)
         await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", it.sidecar.port))
+        await eventually(lambda: [each.peername for each in it.sidecar._server.connections] == [sock.getsockname()])
         (protocol,) = it.sidecar._server.connections
         asked = 0
         while not protocol.writing_paused:
