@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NewType
 
 from mcp_sidecar.wire.headers import Fields, Pair, values
@@ -53,7 +53,13 @@ class Principals:
 
     def of(self, fields: Fields) -> tuple[Principal, Principal]:
         """``principal_of`` and ``credential_of`` a request."""
-        credentials = [(name, value.strip()) for name in self._names for value in fields.values(name)]
+        return self._of([(name, value.strip()) for name in self._names for value in fields.values(name)])
+
+    def of_values(self, values: Mapping[str, str]) -> tuple[Principal, Principal]:
+        """The same of headers by their lower-case names, of which none is there twice."""
+        return self._of([(name, values[name].strip()) for name in self._names if name in values])
+
+    def _of(self, credentials: list[Pair]) -> tuple[Principal, Principal]:
         if not credentials:
             return ANONYMOUS, ANONYMOUS
         credential = _digest(credentials, self._key)

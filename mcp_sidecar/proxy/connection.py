@@ -46,6 +46,16 @@ class Lease(Protocol):
         """The connection is given up."""
 
 
+class Watcher(Protocol):
+    """Who looks at the bytes of an answer before any parser does."""
+
+    def arrived(self, data: bytes) -> None:
+        """A part of the answer."""
+
+    def broke(self) -> None:
+        """There will be no more. The connection is to be handed to the parser now, which tells the rest."""
+
+
 class Connection(BaseProtocol):
     """A protocol that asks one thing at a time."""
 
@@ -65,6 +75,7 @@ class Connection(BaseProtocol):
         self._give_up_at: float | None = None  # loop time; while it is the upstream's turn
         self._timer: asyncio.TimerHandle | None = None
         self._closed: asyncio.Future[None] | None = None
+        self._watcher: Watcher | None = None
 
     # -- what the owner asks ------------------------------------------------------------------------------------------
 
@@ -76,19 +87,58 @@ class Connection(BaseProtocol):
         ``body`` is sent as it comes, also while the answer is on its way. Raises ``UpstreamFault``. Whatever goes wrong,
         a cancellation included, leaves the connection closed.
         """
-        self._is_asked, self._patience_s, self._content = True, patience_s, EMPTY_PAYLOAD
-        if is_head or self._reads_heads_only:
-            self._reads_heads_only = is_head
-            self._parser = self._new_parser(with_bodies=not is_head)
+        self._begin(patience_s, is_head=is_head)
         self._waiter = self._loop.create_future()
         try:
             self._send(head, body, is_chunked=is_chunked)
+        except BaseException:
+            self.abort()
+            self._waiter = None
+            raise
+        return await self.received()
+
+    async def received(self) -> Received:
+        """Wait for the head of the answer, as ``request`` does."""
+        assert self._waiter is not None, "a request is under way"
+        try:
             return await self._waiter
         except BaseException:
             self.abort()
             raise
         finally:
             self._waiter = None
+
+    def ask(self, request: bytes, patience_s: float, watcher: Watcher) -> None:
+        """Send a whole request, whose answer goes to ``watcher`` as it comes."""
+        assert self.transport is not None
+        self._begin(patience_s, is_head=False)
+        self._watcher = watcher
+        self.transport.write(request)
+        self._note_life()
+
+    def parse(self, arrived: bytes) -> None:
+        """From now on the answer is parsed, what has ``arrived`` of it included: ``received`` tells its head."""
+        self._watcher = None
+        self._waiter = self._loop.create_future()
+        if arrived:
+            self.data_received(arrived)
+
+    def unwatch(self) -> None:
+        """The watcher has all of the answer."""
+        self._watcher = None
+
+    def abandon(self) -> None:
+        """Nobody waits for the answer any more."""
+        self._watcher = None
+        if self._waiter is not None and not self._waiter.cancel():
+            self._waiter.exception()  # told to nobody
+        self.abort()
+
+    def _begin(self, patience_s: float | None, *, is_head: bool) -> None:
+        self._is_asked, self._patience_s, self._content = True, patience_s, EMPTY_PAYLOAD
+        if is_head or self._reads_heads_only:
+            self._reads_heads_only = is_head
+            self._parser = self._new_parser(with_bodies=not is_head)
 
     def bear_silence(self, patience_s: float | None) -> None:
         """Let the rest of the answer be silent for so many seconds at a time, or for ever."""
@@ -148,6 +198,9 @@ class Connection(BaseProtocol):
             self._is_spoilt = True
             self.close()
             return
+        if self._watcher is not None:
+            self._watcher.arrived(data)
+            return
         self._note_life()
         try:
             messages, upgraded, _ = self._parser.feed_data(data)
@@ -161,6 +214,8 @@ class Connection(BaseProtocol):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """The end of an answer that ends with its connection; a break for every other one that is under way."""
+        if self._watcher is not None:
+            self._watcher.broke()
         self._let_go()
         if not self._content.is_eof() and self._content.exception() is None:
             self._end_content(exc)
@@ -220,6 +275,8 @@ class Connection(BaseProtocol):
     def _fail(self, fault: Fault) -> None:
         """Nothing more is to be expected here. A body that has begun is broken, whatever is wrong with it."""
         self._is_spoilt = True
+        if self._watcher is not None:
+            self._watcher.broke()
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_exception(UpstreamFault(fault))
         elif not self._content.is_eof() and self._content.exception() is None:
@@ -242,6 +299,10 @@ class Connection(BaseProtocol):
         )
 
     # -- silence ------------------------------------------------------------------------------------------------------
+
+    def note_life(self) -> None:
+        """A part of an answer has come that is watched."""
+        self._note_life()
 
     def _note_life(self) -> None:
         """The upstream's time begins anew. The timer is left as it is, and looks when it fires."""

@@ -26,6 +26,7 @@ from mcp_sidecar.healing.facts import RequestRejected, RequestServed, SidecarFau
 from mcp_sidecar.healing.labels import NO_METHOD, OTHER, http_label, rpc_label
 from mcp_sidecar.healing.own_answers import Reason
 from mcp_sidecar.proxy import rejections
+from mcp_sidecar.proxy.begun import BEGUN, Begun
 from mcp_sidecar.proxy.bodies import UNREADABLE, Body, Upload, message_of, read_body
 from mcp_sidecar.proxy.call import Asked, BadSessionId, Call, read_call
 from mcp_sidecar.proxy.config import ListenConfig, UpstreamConfig
@@ -55,7 +56,18 @@ _FOR_THE_SESSION = frozenset({"mcp-session-id"})
 class Incoming:
     """One client request on its way: what is known of it before anybody decides."""
 
-    __slots__ = ("fields", "headers", "in_session", "message", "method", "request", "responder", "rpc_label", "target")
+    __slots__ = (
+        "begun",
+        "fields",
+        "headers",
+        "in_session",
+        "message",
+        "method",
+        "request",
+        "responder",
+        "rpc_label",
+        "target",
+    )
 
     def __init__(self, ingress: Ingress, request: web.BaseRequest) -> None:
         """``rpc_label`` becomes known when the body is read."""
@@ -69,6 +81,7 @@ class Incoming:
         self.rpc_label = OTHER if request.method == hdrs.METH_POST else NO_METHOD
         self.message: Message | None = None
         self.in_session = False
+        self.begun: Begun | None = request.get(BEGUN)
 
     def forget_head(self) -> None:
         """From now on only the answer counts."""
@@ -90,12 +103,12 @@ class Ingress:
         self._listen = listen
         self._upstream = upstream
         self._endpoint = URL.build(path=upstream.endpoint.removesuffix("/"), encoded=True).path_safe
-        self._plain_endpoints = () if "%" in self._endpoint else (self._endpoint, f"{self._endpoint}/")
+        self.plain_endpoints: tuple[str, ...] = () if "%" in self._endpoint else (self._endpoint, f"{self._endpoint}/")
         self._hosts: dict[str, bool] = {}
         self._moves: dict[str, Move] = {}
         self._own_origins: tuple[str, ...] = (listen.public_url,) if listen.public_url else ()
         self._on_loopback = origins.is_loopback(listen.host)
-        self._scheme = "https" if listen.tls_certificate else "http"
+        self.scheme = "https" if listen.tls_certificate else "http"
         self._under_way = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -103,16 +116,15 @@ class Ingress:
     def bound_to(self, host: str, port: int) -> None:
         """The address that the listener got, which is an origin of its own."""
         shown = f"[{host}]" if ":" in host else host
-        self._own_origins = (*self._own_origins, f"{self._scheme}://{shown}:{port}")
+        self._own_origins = (*self._own_origins, f"{self.scheme}://{shown}:{port}")
         self._hosts.clear()
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request. Whatever goes wrong in here concerns this request only."""
-        started = self.parts.clock()
         incoming = Incoming(self, request)
+        started = incoming.begun.started_at if incoming.begun is not None else self.parts.clock()
         status = CLIENT_LEFT
-        self._under_way += 1
-        self._idle.clear()
+        self.enter()
         try:
             await self._answer(incoming)
             status = incoming.responder.status
@@ -126,17 +138,32 @@ class Ingress:
             await self._give_up(incoming)
             status = incoming.responder.status
         finally:
+            if incoming.begun is not None:
+                incoming.begun.drop()
             seconds = self.parts.clock() - started
             self.parts.emit(RequestServed(http_label(request.method), incoming.rpc_label, status, seconds))
-            self._under_way -= 1
-            if not self._under_way:
-                self._idle.set()
+            self.leave()
         return cast("web.StreamResponse", incoming.responder)  # all that the server asks of one
+
+    def enter(self) -> None:
+        """A request is under way; ``leave`` is to follow."""
+        self._under_way += 1
+        self._idle.clear()
+
+    def leave(self) -> None:
+        """A request is not under way any more."""
+        self._under_way -= 1
+        if not self._under_way:
+            self._idle.set()
 
     def note_unread(self, answer: Refusal) -> None:
         """Count what was refused before it became a request; its method is not known."""
         self.parts.emit(RequestRejected(answer.status, answer.reason))
         self.parts.emit(RequestServed(OTHER, NO_METHOD, answer.status, 0.0))
+
+    def note_left(self) -> None:
+        """Count a POST whose client left before anybody had turned to it."""
+        self.parts.emit(RequestServed(hdrs.METH_POST, OTHER, CLIENT_LEFT, 0.0))
 
     async def wait_until_idle(self, timeout_s: float) -> None:
         """Wait until every exchange has ended, but no longer than ``timeout_s`` seconds."""
@@ -173,6 +200,10 @@ class Ingress:
                 return rejections.BAD_ORIGIN
         return None
 
+    def lets_host_pass(self, host: str) -> bool:
+        """Whether a request may name this host."""
+        return not self._on_loopback or self._is_allowed_host(host)
+
     def _is_allowed_origin(self, origin: str) -> bool:
         listed = self._listen.allowed_origins
         return origins.is_allowed_origin(origin, self._own_origins, listed, on_loopback=self._on_loopback)
@@ -192,7 +223,7 @@ class Ingress:
             await incoming.responder.give(answer)
 
     def _is_endpoint(self, incoming: Incoming) -> bool:
-        if incoming.target in self._plain_endpoints:
+        if incoming.target in self.plain_endpoints:
             return True
         return incoming.request.rel_url.path_safe in (self._endpoint, f"{self._endpoint}/")
 
@@ -228,12 +259,16 @@ class Ingress:
         is_initialize = message.kind is Kind.REQUEST and message.method == "initialize"
         incoming.in_session = True
         call = self._call(incoming, drop_session=is_initialize)
+        begun = incoming.begun
+        if begun is not None:  # whatever has become of its session since it was sent
+            call.session, call.is_foreign = begun.session, False
+            begun.release()
         if self._is_over(call):
             await incoming.responder.give(own_answers.SESSION_NOT_FOUND)
         elif self._is_for_a_held_request(call, message) or self._was_said_by_heal(call, message):
             await incoming.responder.give(own_answers.ACCEPTED)
         else:
-            posting = Posting(self.parts, call, message, body, incoming.responder, opaque=is_encoded)
+            posting = Posting(self.parts, call, message, body, incoming.responder, opaque=is_encoded, begun=begun)
             await self._in_use(call, posting.run())
 
     async def _in_use(self, call: Call, work: Awaitable[None]) -> None:
@@ -269,7 +304,7 @@ class Ingress:
 
     def _upstream_pairs(self, incoming: Incoming, without: frozenset[str] = frozenset()) -> list[Pair]:
         host, peer = incoming.headers.get(hdrs.HOST), incoming.request.remote
-        return incoming.fields.for_upstream(without=without, peer=peer, scheme=self._scheme, host=host)
+        return incoming.fields.for_upstream(without=without, peer=peer, scheme=self.scheme, host=host)
 
     def _move(self, incoming: Incoming) -> Move:
         host = incoming.headers.get(hdrs.HOST)
@@ -277,7 +312,7 @@ class Ingress:
             return Move(self._upstream.origin, self._own_origins[0])
         move = self._moves.get(host)
         if move is None:
-            move = Move(self._upstream.origin, f"{self._scheme}://{host}")
+            move = Move(self._upstream.origin, f"{self.scheme}://{host}")
             if len(self._moves) < REMEMBERED_HOSTS:
                 self._moves[host] = move
         return move

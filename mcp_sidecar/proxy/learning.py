@@ -21,7 +21,7 @@ from mcp_sidecar.proxy.upstream import Answer
 from mcp_sidecar.wire import headers
 from mcp_sidecar.wire.messages import Kind, Message, is_initialize_result
 
-_TEACHING = LEARNT | LISTINGS.keys()
+TEACHING = LEARNT | LISTINGS.keys()
 """The requests whose results say something of the session."""
 
 
@@ -44,7 +44,7 @@ class Learning:
     @property
     def is_taught(self) -> bool:
         """Whether the answer to this request says something of the session."""
-        return self.is_initialize or bool(self.message.members) or self.message.method in _TEACHING
+        return self.is_initialize or bool(self.message.members) or self.message.method in TEACHING
 
     def new_session_id(self, answer: Answer, whole: WholeJson | None = None) -> str | None:
         """The session id that the answer gives out: only one to ``initialize`` does, and no error.
@@ -92,7 +92,7 @@ class Learning:
 
     def _succeeded(self, message: Message) -> Iterator[tuple[Message, Mapping[str, Any]]]:
         """The client's requests that teach something, each with its result, as far as the message brings one."""
-        asked = {request.id: request for request in self.message.requests if request.method in _TEACHING}
+        asked = {request.id: request for request in self.message.requests if request.method in TEACHING}
         for response in message.responses if asked else ():
             client_id = response.id
             if isinstance(client_id, str):

@@ -44,7 +44,7 @@ class Pool:
 
     async def take(self) -> Connection:
         """A connection for one request. Raises ``UpstreamFault`` where there is none to be had."""
-        return self._take_free() or await self._open()
+        return self.take_free() or await self._open()
 
     def give_back(self, connection: Connection) -> None:
         """The request is over, one way or the other."""
@@ -63,7 +63,7 @@ class Pool:
         self._free.clear()
         await self._connector.close(abort_ssl=True)
 
-    def _take_free(self) -> Connection | None:
+    def take_free(self) -> Connection | None:
         """The one that was used last: what is too many is left to grow old."""
         oldest = self._loop.time() - KEEP_ALIVE_S
         while self._free:

@@ -28,6 +28,7 @@ from mcp_sidecar.healing.policy import Mode
 from mcp_sidecar.healing.replay import is_safe_in_doubt
 from mcp_sidecar.healing.session import ClientSessionId
 from mcp_sidecar.proxy import outbound, rejections
+from mcp_sidecar.proxy.begun import Begun
 from mcp_sidecar.proxy.bodies import UNREADABLE, Body, HeldBody, PassingBody
 from mcp_sidecar.proxy.call import Call
 from mcp_sidecar.proxy.delivering import Delivery
@@ -51,14 +52,23 @@ class Posting:
     """One exchange, from the client's POST to its answer."""
 
     def __init__(
-        self, parts: Parts, call: Call, message: Message, body: Body, responder: Responder, *, opaque: bool
+        self,
+        parts: Parts,
+        call: Call,
+        message: Message,
+        body: Body,
+        responder: Responder,
+        *,
+        opaque: bool,
+        begun: Begun | None = None,
     ) -> None:
-        """``opaque``: the body is encoded and was not read."""
+        """``opaque``: the body is encoded and was not read. ``begun``: it is sent already."""
         self._parts = parts
         self._call = call
         self._message = message
         self._body = body
         self._responder = responder
+        self._begun = begun
         self._exchange = self._begin_exchange(opaque)
         self._learning = Learning(parts, call, message)
         self._delivery = Delivery(parts, call, responder, self._exchange, self._learning, self._failed)
@@ -115,8 +125,10 @@ class Posting:
 
     def _is_safe(self) -> bool:
         session = self._call.session
-        trusts = session is not None and self._parts.policy.trust_annotations
-        return is_safe_in_doubt(self._message, session.safe_tools if session is not None and trusts else frozenset())
+        if session is None or not self._parts.policy.trust_annotations:
+            return is_safe_in_doubt(self._message, frozenset())
+        known = self._begun.safe_tools if self._begun is not None else session.safe_tools
+        return is_safe_in_doubt(self._message, known)
 
     def _place(self) -> Held:
         policy, call = self._parts.policy, self._call
@@ -145,6 +157,8 @@ class Posting:
     # -- Send ---------------------------------------------------------------------------------------------------------
 
     async def _send(self, step: Send) -> Step:
+        if self._begun is not None:
+            return await self._take_up(self._begun)
         self._drop_answer()
         session = self._call.session
         if session is not None and session.generation > FIRST:
@@ -166,6 +180,17 @@ class Posting:
         try:
             self._answer = await self._parts.upstream.send("POST", self._call.target, self._headers(), outgoing)
             self._learning.claim_new_id(self._answer)
+            return await self._judge(self._answer)
+        except UpstreamFault as fault:
+            return await self._failed(fault.fault)
+
+    async def _take_up(self, begun: Begun) -> Step:
+        """The request is on its way already, under the generation of then."""
+        self._begun = None
+        self._generation = self._learning.generation = begun.generation
+        begun.is_taken = True
+        try:
+            self._answer = await self._parts.upstream.take_up(begun.connection)
             return await self._judge(self._answer)
         except UpstreamFault as fault:
             return await self._failed(fault.fault)

@@ -63,6 +63,7 @@ class Responder:
         "_pending_bytes",
         "_protocol",
         "_request",
+        "has_commented",
         "is_event_stream",
         "keep_alive",
         "last_write_at",

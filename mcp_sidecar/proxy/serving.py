@@ -15,10 +15,13 @@ from aiohttp.web_protocol import ERROR, PayloadAccessError, RequestHandler, _Err
 
 from mcp_sidecar.healing.own_answers import OwnAnswer
 from mcp_sidecar.proxy import rejections
+from mcp_sidecar.proxy.begun import BEGUN, Begun
+from mcp_sidecar.proxy.express import Express, Trip
 from mcp_sidecar.proxy.ingress import Ingress
 from mcp_sidecar.proxy.rejections import Refusal
 from mcp_sidecar.proxy.responding import last_response
 from mcp_sidecar.proxy.shedding import Few
+from mcp_sidecar.wire import http1
 
 MAX_HEADERS = 256
 """What ``limits.max_header_bytes`` of headers may be split into, on both sides."""
@@ -33,6 +36,14 @@ class ClientProtocol(RequestHandler):
 
     _head_bytes = 0
     _ends_with_head = False
+    _express: Express | None = None
+    _trip: Trip | None = None  # of the request that is on the lane
+    _begun: Begun | None = None  # was on the lane; nobody has turned to it yet
+    _beginning: list[bytes] | None = None  # of a request for the lane, while ``_missing`` bytes are not here
+    _missing = 0
+    _is_clean = True  # aiohttp's parser holds nothing of a request that is not whole
+    _unparsed = 0  # so many bytes until that is so
+    peer: str | None = None
 
     async def start(self) -> None:
         """Answer one request after the other, all in the connection's own task; aiohttp's own loop makes one for each."""
@@ -61,6 +72,8 @@ class ClientProtocol(RequestHandler):
             return False
         request = factory(message, payload, self, StreamWriter(self, self._loop), task)
         del message  # so that an open stream's can be forgotten
+        if self._begun is not None:
+            request[BEGUN], self._begun = self._begun, None
         try:
             response, is_cut = await self._handle_request(request, None, handler)
         except ConnectionError:
@@ -141,17 +154,155 @@ class ClientProtocol(RequestHandler):
 
     def close(self) -> None:
         """Take no more requests. aiohttp would leave an idle connection open, and never read what comes on it."""
+        if self._trip is not None or self._beginning is not None:  # closed behind its answer
+            self._close = True
+            return
         is_idle = not self._request_count or (self._waiter is not None and not self._waiter.done())
         super().close()
         if is_idle and self.transport is not None:
             self.transport.close()
 
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A client has come."""
+        super().connection_made(transport)
+        if isinstance(self._manager, ClientServer) and self._manager.express.is_open:
+            self._express = self._manager.express
+        peer = self.peername
+        self.peer = str(peer[0]) if isinstance(peer, tuple | list) else str(peer) if peer is not None else None
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """The client has left, or was sent away."""
+        if self._trip is not None:
+            trip, self._trip = self._trip, None
+            trip.client_left()
+        elif self._begun is not None:
+            begun, self._begun = self._begun, None
+            begun.drop()
+            self._tell_left()
+        elif self._beginning is not None and self._express is not None:
+            self._beginning = None
+            self._express.gate.leave()
+            self._tell_left()
+        super().connection_lost(exc)
+
     def data_received(self, data: bytes) -> None:
-        """Read on."""
+        """Read on: on the lane what it takes, with aiohttp's parser everything else.
+
+        Without data it is the parser itself that asks to go on.
+        """
+        if not data:
+            self._feed(data)
+        elif self._trip is not None:
+            self._trip.hand_over()  # whoever sends on before the answer is served in the ordinary way
+            self._parse(data)
+        elif self._beginning is not None:
+            self._collect(data)
+        elif self._express is None or not self._is_idle:
+            self._parse(data)
+        else:
+            self._begin(self._express, data)
+
+    # -- the express lane ---------------------------------------------------------------------------------------------
+
+    @property
+    def _is_idle(self) -> bool:
+        """Whether no request is under way and none is waiting."""
+        if self._messages or self._close or self._force_close:
+            return False
+        waiter = self._waiter
+        return not waiter.done() if waiter is not None else not self._request_count
+
+    def _begin(self, express: Express, data: bytes) -> None:
+        """Look at what comes on an idle connection."""
+        request = express.read(data)
+        if request is None:
+            self._parse(data)
+        elif not self._is_clean or self.is_slow or not express.takes(request):
+            self._parse_request(request, data)
+        elif request.size > len(data):
+            self._beginning, self._missing = [data], request.size - len(data)
+            express.gate.enter()
+        elif (trip := express.send(self, request, data)) is not None:
+            self._trip = trip
+        else:
+            self._parse_request(request, data)
+
+    def _collect(self, data: bytes) -> None:
+        """The rest of a body, or a part of it."""
+        assert self._express is not None
+        assert self._beginning is not None
+        self._beginning.append(data)
+        self._missing -= len(data)
+        if self._missing <= 0:
+            whole, self._beginning = b"".join(self._beginning), None
+            is_closing, self._close = self._close, False
+            self._begin(self._express, whole)
+            self._close = is_closing
+            self._loop.call_soon(self._express.gate.leave)  # by then it counts where it is now
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether the client has not taken what was sent before."""
+        return self._paused
+
+    def answer(self, data: bytes) -> None:
+        """Give the whole answer to the request on the lane."""
+        self._trip = None
+        self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+        transport = self.transport
+        if transport is None:
+            return
+        transport.write(data)
+        if self._close:
+            self.close()
+
+    def take_back(self, request: bytes, begun: Begun) -> None:
+        """Have the ordinary way go on with the request on the lane."""
+        self._trip, self._begun = None, begun
+        is_closing, self._close = self._close, False
+        self._parse(request)
+        self._is_clean = True
+        self._close = is_closing
+
+    def _tell_left(self) -> None:
+        if isinstance(self._manager, ClientServer):
+            self._manager.on_left()
+
+    def _process_keepalive(self) -> None:
+        """The time of an idle connection is over; one whose request is on the lane is not idle."""
+        if self._trip is not None or self._beginning is not None:
+            self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+        super()._process_keepalive()
+
+    # -- aiohttp's parser ---------------------------------------------------------------------------------------------
+
+    def _parse(self, data: bytes) -> None:
+        self._is_clean = self._unparsed == len(data) > 0
+        self._unparsed = max(0, self._unparsed - len(data))
+        self._feed(data)
+
+    def _feed(self, data: bytes) -> None:
         super().data_received(data)
         self._ends_with_head = data.endswith(END_OF_HEAD)
         self._end_broken_body()
         self._bound_head(data)
+
+    def _parse_request(self, request: http1.Request, data: bytes) -> None:
+        """What begins with an ordinary request and has no more than that."""
+        was_clean = self._is_clean
+        self._parse(data)
+        if was_clean or self._has_parsed(request):
+            self._unparsed = request.size - len(data)
+            self._is_clean = not self._unparsed
+
+    def _has_parsed(self, request: http1.Request) -> bool:
+        """Whether the parser has made exactly this of the bytes: then it held nothing of others."""
+        message = self._messages[0][0] if len(self._messages) == 1 else None
+        return (
+            isinstance(message, RawRequestMessage)
+            and (message.method, message.path) == ("POST", request.target)
+            and len(message.raw_headers) == len(request.pairs)
+        )
 
     def _end_broken_body(self) -> None:
         """Tell whoever reads a body that its framing is wrong: aiohttp would say so only after the answer."""
@@ -206,6 +357,8 @@ class ClientServer(web.Server):
     """Makes a ``ClientProtocol`` per connection; ``on_unread`` hears of what never became a request."""
 
     on_unread: Callable[[Refusal], None]
+    on_left: Callable[[], None]
+    express: Express
 
     def __call__(self) -> RequestHandler:
         """A protocol for one connection."""
@@ -225,4 +378,6 @@ def make_server(ingress: Ingress) -> ClientServer:
         read_bufsize=64 * 1024,
     )
     server.on_unread = ingress.note_unread
+    server.on_left = ingress.note_left
+    server.express = Express(ingress)
     return server

@@ -200,7 +200,8 @@ class Upstream:
         self._pool: Pool | None = None
         self._ssl = _tls_context(config)
         self._url = URL(config.origin)
-        self._host_line = f"Host: {self._url.host_port_subcomponent}"
+        self.host_line = f"Host: {self._url.host_port_subcomponent}"
+        self.idle_timeout_s = config.idle_timeout_s
 
     async def open(self) -> None:
         """Make the connection pool."""
@@ -236,16 +237,39 @@ class Upstream:
         except UpstreamFault as fault:
             self._on_connect(fault.fault.may_have_arrived)
             raise
+        return self._answered(connection, message, content)
+
+    def express(self) -> Connection | None:
+        """A connection that is free at this moment."""
+        return self._pool.take_free() if self._pool is not None else None
+
+    def served(self, connection: Connection) -> None:
+        """A request on a connection of ``express`` has its answer, all of it."""
+        assert self._pool is not None
+        self._on_connect(True)
+        self._pool.give_back(connection)
+
+    async def take_up(self, connection: Connection) -> Answer:
+        """Wait for the answer to a request that is under way already. Raises as ``send`` does."""
+        try:
+            message, content = await connection.received()
+        except UpstreamFault as fault:
+            self._on_connect(fault.fault.may_have_arrived)
+            raise
+        return self._answered(connection, message, content)
+
+    def _answered(self, connection: Connection, message: RawResponseMessage, content: StreamReader) -> Answer:
+        assert self._pool is not None
         self._on_connect(True)
         # aiohttp bounds each header for itself; and nobody asks for 101: Upgrade is not passed on
         if message.code == _SWITCHING_PROTOCOLS or _head_bytes(message) > self._limits.max_header_bytes:
             connection.abort()
             raise UpstreamFault(Fault.GARBLED)
-        return Answer(pool, connection, message, content, self._config.idle_timeout_s)
+        return Answer(self._pool, connection, message, content, self._config.idle_timeout_s)
 
     def _lines(self, method: str, target: str, headers: Iterable[Pair], body: Body) -> tuple[list[str], bool]:
         """The lines of the head, and whether the body has to be sent in chunks."""
-        lines = [f"{method} {target} HTTP/1.1", self._host_line]
+        lines = [f"{method} {target} HTTP/1.1", self.host_line]
         lines += [f"{name}: {value}" for name, value in headers]
         if isinstance(body, bytes):
             lines.append(f"Content-Length: {len(body)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 from typing import cast
 
 from mcp_sidecar.healing.principal import ANONYMOUS
@@ -37,9 +38,21 @@ async def test_who_takes_over_goes_on_when_the_former_are_over() -> None:
         assert await streams.takes_over(session, newer)
         said.append("the newer is opened")
 
-    serving = asyncio.create_task(streams.serve(first(), session))
+    async def serve(work: Awaitable[None]) -> bool:
+        """Whether the work ended by itself."""
+        streams.enter(session)
+        try:
+            await work
+        except asyncio.CancelledError:
+            assert streams.ends_this()
+            return False
+        finally:
+            streams.leave()
+        return True
+
+    serving = asyncio.create_task(serve(first()))
     await asyncio.sleep(0)
-    assert await asyncio.create_task(streams.serve(second(), session))
+    assert await asyncio.create_task(serve(second()))
     assert not await serving
     assert said == ["the former is closed", "the newer is opened"]
     assert streams.listener_of(session) is newer

@@ -482,4 +482,4 @@ async def test_the_host_line_names_the_upstream() -> None:
         await whole(await upstream.send("GET", "/x?y=%20z", [("X-A", "b")]))
         assert server.last.head == b"GET /x?y=%%20z HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nX-A: b\r\n\r\n" % server.port
     async with sender("http://[::1]:9") as upstream:
-        assert upstream._host_line == "Host: [::1]:9"
+        assert upstream.host_line == "Host: [::1]:9"

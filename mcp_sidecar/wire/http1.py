@@ -1,0 +1,125 @@
+"""Perfectly ordinary HTTP/1.1 messages, read from their bytes.
+
+The rule of this file: it reads less than a parser. What it takes, every parser reads in the same way; about everything
+else it says nothing. Hence no folded lines, no odd blanks, no bytes beyond ASCII, no name twice, and one way of framing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from mcp_sidecar.wire.headers import Pair
+
+END_OF_HEAD = b"\r\n\r\n"
+MAX_FIELDS = 64
+MAX_CHUNKS = 64
+
+_NAME = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
+_FIELD = re.compile(r"([^:\r]++): ?+([^\r]++)\r\n")
+_ONLY_FIELDS = re.compile(rf"(?:{_NAME}++: ?+[!-~]++(?: ++[!-~]++)*+\r\n)++")
+_LENGTH = re.compile(r"0|[1-9][0-9]{0,8}")
+_STATUS_LINE = re.compile(rb"HTTP/1\.1 200 ([!-~]++(?: ++[!-~]++)*+)\r\n")
+_CHUNK_SIZE = re.compile(rb"([0-9a-fA-F]{1,7})\r\n")
+_ONE_EVENT = re.compile(rb"(?:event: message(\r?\n))?data: ([^\r\n]++)(\r?\n)\3")
+
+_STAYS_OPEN = frozenset({None, "keep-alive", "Keep-Alive"})
+_ODD_IN_REQUEST = frozenset({"transfer-encoding", "expect", "upgrade", "content-encoding", "trailer"})
+_ODD_IN_ANSWER = frozenset({"upgrade", "content-encoding", "trailer"})
+
+
+@dataclass(slots=True)
+class Request:
+    """A POST with a length. ``values`` are its headers by lower-case name; ``size`` is what it takes with its body."""
+
+    target: str
+    pairs: list[Pair]
+    values: dict[str, str]
+    body_at: int
+    size: int
+
+
+@dataclass(slots=True)
+class Answer:
+    """The head of a 200. ``length`` is ``None`` where the body comes in chunks."""
+
+    reason: str
+    pairs: list[Pair]
+    values: dict[str, str]
+    body_at: int
+    length: int | None
+
+
+def read_request(data: bytes, targets: Mapping[bytes, str]) -> Request | None:
+    """The request that begins here, if its target is a known one, by the request line, and its head is whole."""
+    start = data.find(b"\n") + 1
+    target = targets.get(data[:start])
+    if target is None:
+        return None
+    end = data.find(END_OF_HEAD, start)
+    found = _fields(data[start : end + 2]) if end > 0 else None
+    if found is None:
+        return None
+    pairs, values = found
+    length = _length(values)
+    if length is None or "host" not in values:
+        return None
+    if values.get("connection") not in _STAYS_OPEN or not _ODD_IN_REQUEST.isdisjoint(values):
+        return None
+    return Request(target, pairs, values, end + 4, end + 4 + length)
+
+
+def read_answer(data: bytes) -> Answer | None:
+    """The answer that begins here, if it is a 200 with a whole head and a body whose end it tells."""
+    line = _STATUS_LINE.match(data)
+    end = data.find(END_OF_HEAD)
+    found = _fields(data[line.end() : end + 2]) if line is not None and end > 0 else None
+    if line is None or found is None:
+        return None
+    pairs, values = found
+    if values.get("connection") not in _STAYS_OPEN or not _ODD_IN_ANSWER.isdisjoint(values):
+        return None
+    length, coding = _length(values), values.get("transfer-encoding")
+    is_chunked = coding == "chunked" and "content-length" not in values
+    is_framed = is_chunked if coding is not None else length is not None
+    return Answer(line[1].decode(), pairs, values, end + 4, length) if is_framed else None
+
+
+def whole_chunks(data: bytes, at: int) -> bytes | None:
+    """The body that comes in chunks from ``at`` on, if all of it is here and nothing else."""
+    parts: list[bytes] = []
+    while len(parts) < MAX_CHUNKS:
+        size = _CHUNK_SIZE.match(data, at)
+        if size is None:
+            return None
+        length = int(size[1], 16)
+        at = size.end() + length + 2
+        if data[at - 2 : at] != b"\r\n":
+            return None
+        if not length:
+            return b"".join(parts) if at == len(data) else None
+        parts.append(data[size.end() : at - 2])
+    return None
+
+
+def one_event(body: bytes) -> bytes | None:
+    """The data of a body that is one plain event of one line, without an id, and nothing else."""
+    found = _ONE_EVENT.fullmatch(body)
+    return found[2] if found is not None and found[1] in (None, found[3]) else None
+
+
+def _fields(block: bytes) -> tuple[list[Pair], dict[str, str]] | None:
+    if not block.isascii():
+        return None
+    text = block.decode()
+    if _ONLY_FIELDS.fullmatch(text) is None:
+        return None
+    pairs = _FIELD.findall(text)
+    values = {name.lower(): value for name, value in pairs}
+    return (pairs, values) if len(values) == len(pairs) <= MAX_FIELDS else None
+
+
+def _length(values: dict[str, str]) -> int | None:
+    told = values.get("content-length")
+    return int(told) if told is not None and _LENGTH.fullmatch(told) is not None else None
