@@ -25,8 +25,8 @@ _CHUNK_SIZE = re.compile(rb"([0-9a-fA-F]{1,7})\r\n")
 _ONE_EVENT = re.compile(rb"(?:event: message(\r?\n))?data: ([^\r\n]++)(\r?\n)\3")
 
 _STAYS_OPEN = frozenset({None, "keep-alive", "Keep-Alive"})
-_ODD_IN_REQUEST = frozenset({"transfer-encoding", "expect", "upgrade", "content-encoding", "trailer"})
-_ODD_IN_ANSWER = frozenset({"upgrade", "content-encoding", "trailer"})
+_ODD_IN_ANSWER = frozenset({"upgrade", "content-encoding", "trailer", "sec-websocket-key1"})  # the last: to aiohttp
+_ODD_IN_REQUEST = _ODD_IN_ANSWER | {"transfer-encoding", "expect"}
 
 
 @dataclass(slots=True)

@@ -14,7 +14,8 @@ import pytest
 
 from mcp_sidecar.healing.facts import RequestServed, SidecarFault
 from mcp_sidecar.proxy.express import CLOSED_FOR, IN_VAIN, Express, Trip
-from tests.support.in_memory import INITIALIZE, INITIALIZED, SESSION
+from tests.support import in_memory
+from tests.support.in_memory import INITIALIZE, INITIALIZED, SESSION, through
 from tests.support.raw_upstream import Conversation, Play, RawUpstream
 from tests.support.sidecar import WatchedSidecar, running_sidecar
 from tests.support.waiting import eventually
@@ -641,3 +642,32 @@ async def test_the_lane_is_for_healing_only(mode: str) -> None:
     """The other modes have nothing to gain, and judge otherwise."""
     async with RawUpstream(server(WHOLE)) as upstream, running_sidecar(upstream.url, healing__mode=mode) as sidecar:
         assert not sidecar._server.express.is_open
+
+
+async def test_a_client_that_leaves_between_the_two_ways_counts_once() -> None:
+    """What was handed over, and nobody has turned to yet, is given up with its connection to the upstream."""
+    async with through() as way:
+        asked, handed_over = in_memory.posted(CALL), in_memory.answered(ERROR)
+        await way.request(asked, handed_over)
+        client = way._client
+        express = client._express  # type: ignore[attr-defined]
+        client.data_received(asked)
+        (session,) = express.parts.store
+        assert (session.posts, session.exchanges, express.gate._under_way) == (1, 1, 1)
+        way._upstream.data_received(handed_over)
+        client.connection_lost(None)
+        await asyncio.sleep(0)
+        assert (session.posts, session.exchanges, express.gate._under_way) == (0, 0, 0)
+
+
+async def test_a_request_on_the_lane_is_not_idle() -> None:
+    """The time after which an idle connection is closed begins behind its answer."""
+    async with through() as way:
+        asked = in_memory.posted(CALL)
+        await way.request(asked, in_memory.answered(RESULT))
+        way._answer = b""
+        way._client.data_received(asked)
+        way._client._next_keepalive_close_time = 0.0
+        way._client._process_keepalive()
+        assert way._client.transport is not None
+        assert not way._client._force_close

@@ -52,6 +52,7 @@ USUAL = [
     b"Content-Type: application/json\r\n",
     b"Authorization: Bearer a.b.c\r\n",
 ]
+HOSTS = [b"Host: a.b\r\n", b"host: [::1]:8\r\n", b"Host: a b\r\n", b"Host: a,b@c/?\r\n"]
 FRAMING = [
     b"Content-Length: 3\r\n",
     b"content-length:3\r\n",
@@ -76,6 +77,7 @@ ODD = [
     b"Expect: 100-continue\r\n",
     b"Content-Encoding: gzip\r\n",
     b"Trailer: x\r\n",
+    b"Sec-WebSocket-Key1: x\r\n",
     b"X-Empty:\r\n",
     b"X-Folded: a\r\n b\r\n",
     b" X-Blank: a\r\n",
@@ -108,7 +110,11 @@ def messages(first_lines: list[bytes]) -> st.SearchStrategy[bytes]:
     @st.composite
     def one(draw: st.DrawFn) -> bytes:
         framing = draw(st.sampled_from(FRAMING))
-        lines = [b"Host: a.b\r\n", framing, *draw(st.lists(st.sampled_from(USUAL), max_size=4, unique=True))]
+        lines = [
+            draw(st.sampled_from(HOSTS)),
+            framing,
+            *draw(st.lists(st.sampled_from(USUAL), max_size=4, unique=True)),
+        ]
         first, tail = first_lines[0], TAILS[1] if b"3" in framing else TAILS[0] if b"0" in framing else TAILS[5]
         is_fine = draw(st.booleans())
         if not is_fine and draw(st.booleans()):
