@@ -82,13 +82,11 @@ class Learning:
         if session is None:
             return
         session.remembered.heard(message, Mark(session.tag, self.generation))
-        if self.generation != session.generation:
-            return
         for request, result in self._succeeded(message):
-            if request.method in LISTINGS:
-                self._learn_list(session, request, result)
-            else:  # what the server has taken, it must be told again after a heal
+            if request.method not in LISTINGS:  # what a server has taken, the next one must be told
                 session.remembered.learn(request)
+            elif self.generation == session.generation:
+                self._learn_list(session, request, result)
 
     def _succeeded(self, message: Message) -> Iterator[tuple[Message, Mapping[str, Any]]]:
         """The client's requests that teach something, each with its result, as far as the message brings one."""

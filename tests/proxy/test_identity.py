@@ -255,7 +255,7 @@ async def test_a_displaced_session_lets_go_of_the_open_stream(counting: pytest.M
             await upstream.restart()
             await opening
             await eventually(
-                lambda: upstream.ledger.count("GET") == 3 and upstream.sessions["session-2"].get_streams_open
+                lambda: upstream.ledger.count("GET") >= 3 and upstream.sessions["session-2"].get_streams_open
             )
             assert new.session_id == "session-1"
             assert upstream.sessions["session-1"].get_streams_open == 0

@@ -141,6 +141,30 @@ async def test_only_what_is_in_force_is_said(answers: Answers) -> None:
 
 
 @ANSWERS
+@pytest.mark.parametrize(
+    ("method", "left"), [("resources/subscribe", {"fake://one"}), ("resources/unsubscribe", set())]
+)
+async def test_what_an_earlier_server_has_taken_late_is_remembered(
+    method: str, left: set[str], answers: Answers
+) -> None:
+    """It answers after the heal, as one does that is drained: for the client it is done, and holds from the next heal on."""
+    async with scene({"answers": answers}) as (upstream, _, client):
+        if method == "resources/unsubscribe":
+            await client.call("resources/subscribe", ONE)
+        stalled = upstream.inject(Stall(StallAt.BEFORE_HEADERS), rpc_method=method)
+        late = asyncio.create_task(client.call(method, ONE))
+        await eventually(lambda: stalled.hits == 1)
+        upstream.forget()
+        assert (await client.call("ping")).status == 200
+        upstream.release()
+        assert (await late).result == {}
+        await upstream.restart()
+        await client.call("ping")
+        [session] = upstream.sessions.values()
+        assert session.subscriptions == left
+
+
+@ANSWERS
 async def test_what_the_server_refused_is_not_remembered(answers: Answers) -> None:
     """Only success counts."""
     refused = frozenset({"logging/setLevel", "resources/subscribe"})
