@@ -102,7 +102,7 @@ class Listening:
     async def run(self) -> None:
         """Listen until the client leaves or the stream is over."""
         self._parts.open.get_streams += 1
-        self._parts.store.take_up(self._session)
+        self._parts.store.begin_use(self._session)
         self._parts.get_streams.enter(self._session)
         is_ended = False
         try:
@@ -129,7 +129,7 @@ class Listening:
                 self._session.streams -= 1
         self._parts.get_streams.leave()
         self._parts.keeper.discard(self._responder)
-        self._parts.store.lay_down(self._session)
+        self._parts.store.end_use(self._session)
         self._parts.open.get_streams -= 1
 
     async def _answer_ended(self) -> None:

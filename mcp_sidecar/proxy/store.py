@@ -124,18 +124,18 @@ class SessionStore:
     @contextmanager
     def using(self, session: Session | None) -> Iterator[None]:
         """While the block runs the session is in use; the time that it may be idle begins at its end."""
-        self.take_up(session)
+        self.begin_use(session)
         try:
             yield
         finally:
-            self.lay_down(session)
+            self.end_use(session)
 
-    def take_up(self, session: Session | None) -> None:
-        """The session is in use from now on, until ``lay_down``."""
+    def begin_use(self, session: Session | None) -> None:
+        """The session is in use from now on, until ``end_use``."""
         if session is not None:
             session.exchanges += 1
 
-    def lay_down(self, session: Session | None) -> None:
+    def end_use(self, session: Session | None) -> None:
         """One use of it is over."""
         if session is not None:
             session.exchanges -= 1
