@@ -56,19 +56,6 @@ _FOR_THE_SESSION = frozenset({"mcp-session-id"})
 class Incoming:
     """One client request on its way: what is known of it before anybody decides."""
 
-    __slots__ = (
-        "begun",
-        "fields",
-        "headers",
-        "in_session",
-        "message",
-        "method",
-        "request",
-        "responder",
-        "rpc_label",
-        "target",
-    )
-
     def __init__(self, ingress: Ingress, request: web.BaseRequest) -> None:
         """``rpc_label`` becomes known when the body is read."""
         self.request = request
