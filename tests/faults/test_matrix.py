@@ -27,7 +27,9 @@ from tests.support.sidecar import WatchedSidecar, running_sidecar
 BOUND_S = 5.0
 """No client waits longer than this for a definite answer."""
 
-SHORT_HOLD_S = 0.05
+SHORT_HOLD_S, PROBED_HOLD_S = 0.05, 0.5
+"""How long a request is held where nothing will come; longer where first a ping and an ``initialize`` have to be denied."""
+
 IDLE_TIMEOUT_S = 0.1
 
 
@@ -156,7 +158,8 @@ class Actor:
 async def standing(case: Case, knowledge: Knowledge, moment: Moment, answers: Answers) -> AsyncIterator[Stood]:
     """Everything that one test needs."""
     mode = SessionMode.STATELESS if knowledge is Knowledge.NONE else SessionMode.MANY
-    hold_s = SHORT_HOLD_S if moment is Moment.FOREVER else BOUND_S
+    short_s = PROBED_HOLD_S if case.evidence is Evidence.ROUTE else SHORT_HOLD_S
+    hold_s = short_s if moment is Moment.FOREVER else BOUND_S
     settings = {"upstream__idle_timeout": IDLE_TIMEOUT_S} if case.evidence is Evidence.STALLED else {}
     async with AsyncExitStack() as stack:
         upstream = await stack.enter_async_context(FakeUpstream(answers=answers, sessions=mode, **case.behaviour))
