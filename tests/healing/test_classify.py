@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from mcp_sidecar.healing.classify import (
     NEED_BODY,
+    NO_SIGNATURE,
     PEEK_BYTES,
     UNANSWERED,
     Answer,
@@ -27,7 +28,7 @@ from mcp_sidecar.healing.classify import (
     judge_initialize_status,
     judge_probe,
 )
-from mcp_sidecar.healing.signatures import Signature, operator_signature
+from mcp_sidecar.healing.signatures import TABLE, Signature, operator_signature
 
 BOUND = RequestFacts("POST", "tools/list", SessionKnowledge.BOUND)
 UNKNOWN = RequestFacts("POST", "tools/list", SessionKnowledge.UNKNOWN)
@@ -469,3 +470,9 @@ def test_no_answer_breaks_the_classifier(facts: RequestFacts, head: AnswerHead, 
         assert judged.verdict in (Verdict.SESSION_LOST, Verdict.AMBIGUOUS)
     judge_probe(Answer(head, body, complete), Answer(head, body, complete))
     judge_initialize_status(head.status, body)
+
+
+def test_a_judgement_is_told_by_its_signature() -> None:
+    """By a name of the table, or by a word for none."""
+    assert Judgement(Verdict.SESSION_LOST, TABLE[0]).name == TABLE[0].name
+    assert Judgement(Verdict.AMBIGUOUS).name == NO_SIGNATURE

@@ -701,3 +701,12 @@ def test_hints_count_where_it_was_sent_and_where_it_would_go(
 def test_what_may_be_begun_anew(message: Message, facts: dict[str, Any], may: bool) -> None:
     """A cut stream is begun anew only in mode heal, for what is harmless and still at hand."""
     assert exchange(message, **facts).may_resend_stream is may
+
+
+@pytest.mark.parametrize("mode", [Mode.HEAL, Mode.REWRITE])
+def test_nothing_is_sent_in_a_session_that_was_ended(mode: Mode) -> None:
+    """Before the first attempt and after one: the client starts over."""
+    trip, over = exchange(mode=mode), Give(own_answers.SESSION_NOT_FOUND, reason=Reason.SESSION_LOST)
+    assert trip.ended() == over
+    trip.begin()
+    assert trip.ended() == over

@@ -170,6 +170,12 @@ class TestPrincipals:
             expected = (principal_of(pairs, NAMES, KEY), credential_of(pairs, NAMES, KEY))
             assert told.of(self.fields(pairs)) == expected == told.of(self.fields(pairs))
 
+    def test_plain_headers_tell_the_same(self) -> None:
+        """Where every header is there once it does not matter in which form they come."""
+        told = Principals(NAMES, KEY)
+        for pairs in ([], alice(), [("Authorization", " Bearer x "), ("X-Other", "y")]):
+            assert told.of_values({name.lower(): value for name, value in pairs}) == told.of(self.fields(pairs))
+
     def test_what_is_remembered_is_bounded_and_hashed(self) -> None:
         """Credentials that anybody can make up fill no memory, and none of them is kept."""
         told = Principals(NAMES, KEY)

@@ -69,6 +69,16 @@ def test_forgotten_with_its_call() -> None:
     assert progress.renewed == {"another": "u"}
 
 
+@pytest.mark.parametrize("message", [call(), parse(b'{"jsonrpc":"2.0","id":1,"method":"ping"}')], ids=["call", "none"])
+def test_forgetting_what_nobody_reported_on(message: Message) -> None:
+    """A call may end without a report, or never have asked for one."""
+    empty, renewed = Progress(), Progress(renewed={"ours": "t"})
+    empty.forget(message)
+    renewed.forget(message)
+    assert empty == Progress()
+    assert renewed.renewed == ({} if message.progress_token else {"ours": "t"})
+
+
 @pytest.mark.parametrize(
     "message",
     [
