@@ -251,11 +251,15 @@ async def test_a_displaced_session_lets_go_of_the_open_stream(counting: pytest.M
             await eventually(lambda: upstream.sessions["session-1"].get_streams_open)
             count_anew(counting)
             upstream.inject(SlowHeaders(pieces=5, pause_s=0.2), rpc_method="initialize")
-            opening = asyncio.create_task(new.initialize())
+            upstream.inject(Stall(StallAt.BEFORE_EXECUTION), http_method="GET")
             await upstream.restart()
+            opening = asyncio.create_task(new.initialize())
+            await eventually(lambda: "session-1" in upstream.sessions)
+            upstream.release()
+            await eventually(lambda: upstream.sessions["session-1"].get_streams_open)
             await opening
             await eventually(
-                lambda: upstream.ledger.count("GET") >= 3 and upstream.sessions["session-2"].get_streams_open
+                lambda: "session-2" in upstream.sessions and upstream.sessions["session-2"].get_streams_open
             )
             assert new.session_id == "session-1"
             assert upstream.sessions["session-1"].get_streams_open == 0
