@@ -11,15 +11,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from mcp_sidecar.healing.facts import Emit, HoldOverflowed
 from mcp_sidecar.healing.principal import Principal
 from mcp_sidecar.healing.session import ClientSessionId, Session
 from mcp_sidecar.proxy.availability import Availability, Route
+from mcp_sidecar.proxy.turns import Turn, Turns
 from mcp_sidecar.wire.messages import JsonRpcId
 
 T = TypeVar("T")
+
+GO_ON_AT_A_TIME, HEAD_PATIENCE_S = 32, 0.050
+"""A server that has just come back is not met by a thousand requests on a thousand new connections: each waits until one
+before it has its answer, or has waited so long for one that it must be slow work."""
 
 CancelKey = tuple[ClientSessionId, Principal, JsonRpcId]
 """A request by the session id that its client knows, whether the sidecar knows it or not, and by whose it is."""
@@ -40,7 +45,8 @@ class Held:
 
     ``size`` in bytes; ``deadline`` is set when the first wait begins; ``cancel_keys`` are what the client's
     ``notifications/cancelled`` would name, one for each request of a batch; ``session`` is the one whose end is its end.
-    ``is_stream``: it is no request but a stream that can wait, and takes no request's place.
+    ``is_stream``: it is no request but a stream that can wait, and takes no request's place. ``released`` is how somebody
+    else ended the present wait; ``turn`` and ``overdue`` are its place among those who go on, and when that ends.
     """
 
     size: int
@@ -49,13 +55,17 @@ class Held:
     session: Session | None = None
     is_stream: bool = False
     deadline: float | None = None
-    released: asyncio.Future[Waited] | None = field(default=None)
+    has_waited: bool = False
+    released: Waited | None = None
+    woken: asyncio.Future[None] | None = None
     cancelled: set[CancelKey] = field(default_factory=set)
+    turn: Turn | None = None
+    overdue: asyncio.TimerHandle | None = None
 
-    @property
-    def has_waited(self) -> bool:
-        """Whether it was ever held."""
-        return self.released is not None
+    def wake(self, _: object = None) -> None:
+        """Let it look at what has become of what it waits for."""
+        if self.woken is not None and not self.woken.done():
+            self.woken.set_result(None)
 
 
 class Holding:
@@ -73,6 +83,7 @@ class Holding:
         self._streams = 0
         self._bytes = 0
         self._draining = False
+        self._turns = Turns(GO_ON_AT_A_TIME)
         self.route = Route(clock)
 
     def __len__(self) -> int:
@@ -85,7 +96,7 @@ class Holding:
             if not there_is:
                 return Waited.EXPIRED
             ended, _ = await self._wait(held, availability.back())
-            return ended
+            return await self._in_turn(held) if ended is Waited.BACK else ended
 
     async def for_route(self, held: Held) -> Waited:
         """Wait until it is this request's turn to try, or the server answers again.
@@ -99,8 +110,10 @@ class Holding:
                 return await self._pause(held, self.route.next_delay_s())
             while True:
                 ended, _ = await self._wait(held, self.route.changed())
-                if ended is not Waited.BACK or not self.route.is_away:
+                if ended is not Waited.BACK:
                     return ended
+                if not self.route.is_away:
+                    return await self._in_turn(held)
                 if self.route.apply(held):
                     return Waited.BACK
 
@@ -110,6 +123,13 @@ class Holding:
             if not there_is:
                 return Waited.EXPIRED, None
             return await self._wait(held, result)
+
+    def went_on(self, held: Held) -> None:
+        """The upstream has answered, or cannot: let the next one go, if this one had to wait."""
+        if held.turn is not None and held.overdue is not None:
+            held.overdue.cancel()
+            held.overdue = None
+            self._turns.leave(held.turn)
 
     def leave(self, held: Held) -> None:
         """The exchange is over: give back the scout's role, if it had it."""
@@ -149,23 +169,55 @@ class Holding:
         for held in self._held:
             _release(held, Waited.EXPIRED)
 
+    async def _in_turn(self, held: Held) -> Waited:
+        """Wait for one of the places that all share who go on."""
+        self.went_on(held)  # perhaps nothing came of it last time
+        turn = held.turn = held.turn or Turn()
+        granted = self._turns.ask(turn)
+        if granted is not None:
+            ended = Waited.EXPIRED
+            try:
+                ended, _ = await self._wait(held, granted)
+            finally:
+                if ended is not Waited.BACK:
+                    self._turns.leave(turn)
+            if ended is not Waited.BACK:
+                return ended
+        held.overdue = asyncio.get_running_loop().call_later(HEAD_PATIENCE_S, self._turns.leave, turn)
+        return Waited.BACK
+
     async def _wait(self, held: Held, awaited: asyncio.Future[T] | asyncio.Task[T]) -> tuple[Waited, T | None]:
-        assert held.released is not None
-        either: set[asyncio.Future[Any]] = {awaited, held.released}
-        await asyncio.wait(either, timeout=self._left_s(held), return_when=asyncio.FIRST_COMPLETED)
-        if held.released.done():
-            return held.released.result(), None
+        await self._until_woken(held, self._left_s(held), awaited)
+        if held.released is not None:
+            return held.released, None
         if awaited.done():
             return Waited.BACK, awaited.result()
         return Waited.EXPIRED, None
 
     async def _pause(self, held: Held, delay_s: float) -> Waited:
-        assert held.released is not None
         left_s = self._left_s(held)
-        await asyncio.wait({held.released}, timeout=min(delay_s, left_s))
-        if held.released.done():
-            return held.released.result()
+        await self._until_woken(held, min(delay_s, left_s))
+        if held.released is not None:
+            return held.released
         return Waited.BACK if delay_s < left_s else Waited.EXPIRED
+
+    @staticmethod
+    async def _until_woken(held: Held, seconds: float, awaited: asyncio.Future[T] | None = None) -> None:
+        """As ``asyncio.wait`` for the first of them, at a fraction of its price: every held request comes by here."""
+        if held.released is not None or (awaited is not None and awaited.done()):
+            return
+        loop = asyncio.get_running_loop()
+        held.woken = loop.create_future()
+        timer = loop.call_later(seconds, held.wake)
+        if awaited is not None:
+            awaited.add_done_callback(held.wake)
+        try:
+            await held.woken
+        finally:
+            held.woken = None
+            timer.cancel()
+            if awaited is not None:
+                awaited.remove_done_callback(held.wake)
 
     def _left_s(self, held: Held) -> float:
         assert held.deadline is not None
@@ -182,7 +234,7 @@ class Holding:
         if full or self._draining:
             yield False
             return
-        held.released = asyncio.get_running_loop().create_future()
+        held.has_waited, held.released = True, None
         self._streams += held.is_stream
         if not held.is_stream:
             self._held.add(held)
@@ -210,5 +262,6 @@ class Holding:
 
 
 def _release(held: Held, how: Waited) -> None:
-    if held.released is not None and not held.released.done():
-        held.released.set_result(how)
+    if held.released is None:
+        held.released = how
+        held.wake()

@@ -83,7 +83,10 @@ class Passing:
         pairs = self._with_length(body)
         while True:
             try:
-                answer = await self._parts.upstream.send("POST", self._target, pairs, _to_send(body, held))
+                try:
+                    answer = await self._parts.upstream.send("POST", self._target, pairs, _to_send(body, held))
+                finally:
+                    self._parts.holding.went_on(held)
             except UpstreamFault as fault:
                 if not await self._may_try_again(fault, body, message, held):
                     return

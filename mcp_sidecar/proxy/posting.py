@@ -178,7 +178,10 @@ class Posting:
         if step.cause is not None:
             self._parts.emit(RequestReplayed(self._label, step.cause, rpc_label(self._message)))
         try:
-            self._answer = await self._parts.upstream.send("POST", self._call.target, self._headers(), outgoing)
+            try:
+                self._answer = await self._parts.upstream.send("POST", self._call.target, self._headers(), outgoing)
+            finally:
+                self._parts.holding.went_on(self._held)
             self._learning.claim_new_id(self._answer)
             return await self._judge(self._answer)
         except UpstreamFault as fault:
@@ -308,6 +311,8 @@ class Posting:
         assert session is not None, "only a bound session is healed"
         original = self._original if step.confirm else None
         loss = Loss(self._generation, step.signature, self._answer.status if self._answer else 0, original)
+        if self._answer is not None and self._answer.whole:
+            self._answer.close()  # it may take a while, and others can use the connection
         heal = self._parts.healer.heal(session, loss, self._call.trigger, self._held)
         waited, end = await self._early.during(heal)
         if waited is not Waited.BACK:

@@ -40,19 +40,30 @@ class Turns:
 
     async def take(self, turn: Turn) -> bool:
         """Take a place, to be given back; true if there was none free at once."""
+        granted = self.ask(turn)
+        if granted is None:
+            return False
+        try:
+            await granted
+        except asyncio.CancelledError:
+            self.leave(turn)
+            raise
+        return True
+
+    def ask(self, turn: Turn) -> asyncio.Future[None] | None:
+        """Take a place at once, or queue for it: the future is done when it is there. Both end with ``leave``."""
         if self._free:
             self._free -= 1
             turn.has_place = True
-            return False
+            return None
         turn.granted = asyncio.get_running_loop().create_future()
         self._queue_of(turn)[turn] = None
-        try:
-            await turn.granted
-        except asyncio.CancelledError:
-            self._queue_of(turn).pop(turn, None)
-            self.give_back(turn)  # if it was granted just now
-            raise
-        return True
+        return turn.granted
+
+    def leave(self, turn: Turn) -> None:
+        """Give the place back, or want none any more. Does nothing where neither is the case."""
+        self._queue_of(turn).pop(turn, None)
+        self.give_back(turn)
 
     def give_back(self, turn: Turn) -> None:
         """Give the place to the next one. Does nothing where ``turn`` has none."""

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from mcp_sidecar.healing.facts import Fact, UpstreamBack, UpstreamLost
+from mcp_sidecar.healing.principal import ANONYMOUS
+from mcp_sidecar.healing.session import ClientSessionId
 from mcp_sidecar.proxy.availability import Availability, Route
-from mcp_sidecar.proxy.holding import Held, Holding, Waited
+from mcp_sidecar.proxy.holding import GO_ON_AT_A_TIME, HEAD_PATIENCE_S, Held, Holding, Waited
 from tests.support import virtual_time
+
+KEY = (ClientSessionId("session"), ANONYMOUS, 7)
 
 
 @dataclass(slots=True)
@@ -34,8 +39,16 @@ class Waiting:
     holding: Holding
     availability: Availability
 
-    async def hold(self, timeout_s: float = 60.0) -> Waited:
-        return await self.holding.for_connect(Held(10, timeout_s), self.availability)
+    async def hold(self, timeout_s: float = 60.0, *, answer_s: float = 0.0, log: list[float] | None = None) -> Waited:
+        """Wait, go on, and have an answer after ``answer_s``; ``log`` gets the time of going on."""
+        held = Held(10, timeout_s)
+        waited = await self.holding.for_connect(held, self.availability)
+        if waited is Waited.BACK:
+            if log is not None:
+                log.append(virtual_time.now())
+            await asyncio.sleep(answer_s)
+        self.holding.went_on(held)
+        return waited
 
 
 def waiting(up_at: float) -> Waiting:
@@ -119,6 +132,74 @@ def test_a_request_that_gets_through_ends_the_outage_for_all() -> None:
     virtual_time.run(outage())
 
 
+def test_those_who_waited_go_on_one_after_the_other() -> None:
+    """A server that has just come back is asked by some at a time; who comes new need not wait."""
+
+    async def outage() -> None:
+        place, log = waiting(up_at=1.0), list[float]()
+        ends = await asyncio.gather(*(place.hold(answer_s=0.010, log=log) for _ in range(1000)))
+        assert set(ends) == {Waited.BACK}
+        at_a_time = collections.Counter(round(at, 3) for at in log)
+        assert set(at_a_time.values()) <= {GO_ON_AT_A_TIME, 1000 % GO_ON_AT_A_TIME}
+        assert virtual_time.now() < 1.0 + 0.01 + 1000 / GO_ON_AT_A_TIME * 0.011
+
+    virtual_time.run(outage())
+
+
+def test_long_work_does_not_keep_the_others_waiting() -> None:
+    """Answers that take minutes: each place is free again after ``HEAD_PATIENCE_S``."""
+
+    async def outage() -> None:
+        place, log = waiting(up_at=1.0), list[float]()
+        await asyncio.gather(*(place.hold(answer_s=120.0, log=log) for _ in range(10 * GO_ON_AT_A_TIME)))
+        assert max(log) < 1.0 + 0.02 + 10 * HEAD_PATIENCE_S
+
+    virtual_time.run(outage())
+
+
+def test_who_leaves_the_queue_takes_no_place() -> None:
+    """Clients that go, requests that are cancelled and time that runs out while others have their turn: nobody is stuck."""
+
+    async def outage() -> None:
+        place, log = waiting(up_at=1.0), list[float]()
+        first = [asyncio.create_task(place.hold(answer_s=0.040, log=log)) for _ in range(GO_ON_AT_A_TIME)]
+        await asyncio.sleep(0.5)
+        late = [asyncio.create_task(place.hold(timeout_s=0.51, log=log)) for _ in range(GO_ON_AT_A_TIME)]
+        gone = [asyncio.create_task(place.hold(log=log)) for _ in range(GO_ON_AT_A_TIME)]
+        named = Held(10, 60.0, frozenset({KEY}))
+        cancelled = asyncio.create_task(place.holding.for_connect(named, place.availability))
+        last = [asyncio.create_task(place.hold(answer_s=0.010, log=log)) for _ in range(2 * GO_ON_AT_A_TIME)]
+        await asyncio.sleep(0.515)
+        assert len(log) == GO_ON_AT_A_TIME
+        for task in gone:
+            task.cancel()
+        assert place.holding.cancel(KEY)
+        assert await cancelled is Waited.CANCELLED
+        assert await asyncio.gather(*first) == [Waited.BACK] * len(first)
+        assert await asyncio.gather(*late) == [Waited.EXPIRED] * len(late)
+        assert await asyncio.gather(*last) == [Waited.BACK] * len(last)
+        assert virtual_time.now() < 1.1
+        assert len(place.holding) == 0
+
+    virtual_time.run(outage())
+
+
+def test_a_turn_that_came_to_nothing_keeps_no_place() -> None:
+    """Requests that wait again before they were sent hold one place at most, and not for long."""
+
+    async def outage() -> None:
+        place = waiting(up_at=0.0)
+        again = Held(10, 60.0)
+        for _ in range(2 * GO_ON_AT_A_TIME):
+            assert await place.holding.for_connect(again, place.availability) is Waited.BACK
+        log = list[float]()
+        await asyncio.gather(*(place.hold(answer_s=120.0, log=log) for _ in range(GO_ON_AT_A_TIME + 1)))
+        assert len(log) == GO_ON_AT_A_TIME + 1
+        assert max(log) < 1.0
+
+    virtual_time.run(outage())
+
+
 def test_the_upstream_is_up_until_a_connect_fails() -> None:
     """The gauge: 1 at first, 0 from the first failure on, 1 from the next success on; each change is told once."""
 
@@ -148,6 +229,7 @@ async def visit(holding: Holding, is_served: Callable[[], bool], log: list[float
                 return True
             if await holding.for_route(held) is not Waited.BACK:
                 return False
+            holding.went_on(held)
     finally:
         holding.leave(held)
 

@@ -19,7 +19,7 @@ from mcp_sidecar.healing.session import ClientSessionId
 from mcp_sidecar.proxy.config import SessionLimits
 from mcp_sidecar.proxy.get_streams import GetStreams
 from mcp_sidecar.proxy.healer import Healer
-from mcp_sidecar.proxy.holding import Held, Holding, Waited
+from mcp_sidecar.proxy.holding import GO_ON_AT_A_TIME, Held, Holding, Waited
 from mcp_sidecar.proxy.own_requests import Trigger
 from mcp_sidecar.proxy.restoring import HEALED, Loss, Tools
 from mcp_sidecar.proxy.store import SessionStore
@@ -66,17 +66,22 @@ async def test_a_thousand_sessions_are_healed_at_once(capsys: pytest.CaptureFixt
 
 
 async def test_an_outage_under_many_sessions_ends_well() -> None:
-    """Two hundred clients call while the server is down: nothing is lost when it comes back without their sessions."""
+    """Four hundred clients call while the server is down: nothing is lost when it comes back without their sessions.
+
+    It is not met by as many connections either: those who wait for their heal leave theirs to others.
+    """
     async with FakeUpstream() as upstream, running_sidecar(upstream.url) as sidecar, new_http() as http:
-        names = open_sessions(sidecar, 200)
+        names = open_sessions(sidecar, 400)
         await upstream.stop()
         clients = [McpClient(sidecar.url, http=http, session_id=name) for name in names]
         calls = [asyncio.create_task(client.tool("charge")) for client in clients]
-        await eventually(lambda: len(sidecar.parts.holding) == 200)
+        await eventually(lambda: len(sidecar.parts.holding) == 400)
         await upstream.restart()
         assert {answer.text for answer in await asyncio.gather(*calls)} == {"charged 1"}
-        assert len(upstream.ledger.initializes) == 200
-        assert len(upstream.ledger.executions("charge")) == 200
+        assert len(upstream.ledger.initializes) == 400
+        assert len(upstream.ledger.executions("charge")) == 400
+        at_a_time = GO_ON_AT_A_TIME + sidecar.parts.policy.max_concurrent_heals
+        assert len({arrival.connection for arrival in upstream.ledger.arrivals}) <= 2 * at_a_time
 
 
 # -- ten thousand, under virtual time ---------------------------------------------------------------------------------
