@@ -64,6 +64,8 @@ LINES: Mapping[type[facts.Fact], Line] = {
 }
 """One fact type, one log event."""
 
+_NAMES = {kind: tuple(item.name for item in fields(kind)) for kind in LINES}
+
 
 def log() -> FilteringBoundLogger:
     """Give the logger for lines that are no facts, such as ``listening``."""
@@ -89,7 +91,7 @@ def configure(log_format: str | None, level: str, *, stream: TextIO | None = Non
         logger_factory=structlog.WriteLoggerFactory(file=cast("TextIO", _Unbreakable(out))),
         cache_logger_on_first_use=False,
     )
-    _facts.minimum, _facts.last_written = LEVELS[level], {}
+    _facts.minimum, _facts.last_written, _facts.logger = LEVELS[level], {}, log().bind()
     _route_libraries()
 
 
@@ -128,6 +130,8 @@ class FactLog:
     minimum: int = logging.INFO
     clock: Callable[[], float] = time.monotonic
     last_written: dict[tuple[str, object], _Kept] = field(default_factory=dict)
+    logger: FilteringBoundLogger = field(default_factory=log)
+    """Bound once: ``log`` makes a new one for every line."""
 
     def write(self, fact: facts.Fact) -> None:
         """Write one fact."""
@@ -141,7 +145,7 @@ class FactLog:
             if kept_back is None:
                 return
             shown |= {"kept_back": kept_back} if kept_back else {}
-        log().log(level, line.event, **shown)
+        self.logger.log(level, line.event, **shown)
 
     def _kept_back(self, event: str, cause: object) -> int | None:
         """Count the lines kept back since the last one; None where this one is to be kept back, too."""
@@ -171,7 +175,7 @@ def _level(fact: facts.Fact, line: Line) -> int:
 
 
 def _fields(fact: facts.Fact) -> dict[str, Any]:
-    return {item.name: _plain(getattr(fact, item.name)) for item in fields(fact)}
+    return {name: _plain(getattr(fact, name)) for name in _NAMES[type(fact)]}
 
 
 def _plain(value: object) -> object:

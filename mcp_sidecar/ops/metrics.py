@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache
 from itertools import accumulate
 from typing import Any
 
@@ -93,22 +94,24 @@ class Metrics:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
+        # The library looks a series up under a lock, which costs more than to count.
+        self._series: Callable[[Counter, str], Counter] = cache(lambda metric, value: metric.labels(value))
         self._make_request_metrics()
         self._make_healing_metrics()
         self._make_gauges()
         self._begin_at_zero(signatures, rpc_methods)
         self._recorders: Mapping[type[facts.Fact], Callable[[Any], None]] = {
             facts.RequestServed: self._request_served,
-            facts.SessionLost: lambda fact: self._lost.labels(fact.signature).inc(),
+            facts.SessionLost: lambda fact: self._series(self._lost, fact.signature).inc(),
             facts.HealEnded: self._heal_ended,
-            facts.RequestReplayed: lambda fact: self._replays.labels(fact.cause.value).inc(),
-            facts.AnswerRewritten: lambda fact: self._rewritten.labels(str(fact.from_status)).inc(),
-            facts.OutcomeUnknown: lambda fact: self._unknown.labels(fact.rpc_method).inc(),
-            facts.MessageDropped: lambda fact: self._dropped.labels(fact.kind.value).inc(),
-            facts.RestoreRefused: lambda fact: self._restores_refused.labels(fact.step.value).inc(),
-            facts.ListsChanged: lambda fact: self._lists_changed.labels(fact.kind.value).inc(),
-            facts.HintDropped: lambda fact: self._hints_dropped.labels(fact.kind.value).inc(),
-            facts.ActionObserved: lambda fact: self._observed.labels(fact.action.value).inc(),
+            facts.RequestReplayed: lambda fact: self._series(self._replays, fact.cause.value).inc(),
+            facts.AnswerRewritten: lambda fact: self._series(self._rewritten, str(fact.from_status)).inc(),
+            facts.OutcomeUnknown: lambda fact: self._series(self._unknown, fact.rpc_method).inc(),
+            facts.MessageDropped: lambda fact: self._series(self._dropped, fact.kind.value).inc(),
+            facts.RestoreRefused: lambda fact: self._series(self._restores_refused, fact.step.value).inc(),
+            facts.ListsChanged: lambda fact: self._series(self._lists_changed, fact.kind.value).inc(),
+            facts.HintDropped: lambda fact: self._series(self._hints_dropped, fact.kind.value).inc(),
+            facts.ActionObserved: lambda fact: self._series(self._observed, fact.action.value).inc(),
         }
 
     def _make_request_metrics(self) -> None:
@@ -200,7 +203,7 @@ class Metrics:
         self._served.count(method, fact.rpc_method, fact.status, fact.seconds)
 
     def _heal_ended(self, fact: facts.HealEnded) -> None:
-        self._heals.labels(fact.outcome.value).inc()
+        self._series(self._heals, fact.outcome.value).inc()
         if fact.outcome is facts.HealOutcome.HEALED:
             self._heal_seconds.observe(fact.seconds)
 
