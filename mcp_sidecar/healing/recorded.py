@@ -37,8 +37,8 @@ class Handshake:
     def of(cls, params: Mapping[str, Any], result: Mapping[str, Any]) -> Handshake:
         """Record a client's ``initialize`` params and the result that the upstream gave."""
         version = str(result["protocolVersion"])
-        kept = {name: result.get(name) for name in ("serverInfo", "capabilities", "instructions")}
-        return cls(params=dump({**params, "protocolVersion": version}), protocol_version=version, result=dump(kept))
+        offered = dump({**params, "protocolVersion": version})
+        return cls(params=offered, protocol_version=version, result=_compared(result))
 
     @property
     def is_too_large(self) -> bool:
@@ -77,6 +77,8 @@ would be wrong; ``reset`` is the strict form."""
 
 def differences(recorded: Handshake, result: Mapping[str, Any]) -> frozenset[Difference]:
     """Compare parsed objects, not bytes; added capabilities and ``_meta`` do not count."""
+    if _compared(result) == recorded.result and result.get("protocolVersion") == recorded.protocol_version:
+        return frozenset()
     before = json.loads(recorded.result)
     old_server, new_server = _mapping(before.get("serverInfo")), _mapping(result.get("serverInfo"))
     old_caps, new_caps = _mapping(before.get("capabilities")), _mapping(result.get("capabilities"))
@@ -90,6 +92,10 @@ def differences(recorded: Handshake, result: Mapping[str, Any]) -> frozenset[Dif
         Difference.INSTRUCTIONS: (before.get("instructions") or "") != (result.get("instructions") or ""),
     }
     return frozenset(difference for difference, is_there in found.items() if is_there)
+
+
+def _compared(result: Mapping[str, Any]) -> bytes:
+    return dump({name: result.get(name) for name in ("serverInfo", "capabilities", "instructions")})
 
 
 def is_same_server(found: frozenset[Difference]) -> bool:

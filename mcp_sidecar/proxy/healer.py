@@ -128,16 +128,22 @@ class Healer:
         started = self._tools.clock()
         if session.failed_heals >= QUICK_TRIES:
             await asyncio.sleep(SLOW_PACE_S)
-        async with self._turns.place(turn) as queued:
+        queued = await self._turns.take(turn)
+        try:
             if queued:
                 await asyncio.sleep(self._random.uniform(0, JITTER_S))
-            flight = Restore(self._tools, session, loss, trigger, started)
-            try:
-                async with asyncio.timeout(FLIGHT_TIMEOUT_S):
-                    return await flight.run()
-            except UpstreamFault as fault:
-                return flight.unavailable(fault.fault)
-            except TimeoutError:
-                return flight.unavailable(Fault.STALLED)
-            finally:
-                flight.settle()
+            return await self._restore(Restore(self._tools, session, loss, trigger, started))
+        finally:
+            self._turns.give_back(turn)
+
+    @staticmethod
+    async def _restore(restore: Restore) -> HealEnd:
+        try:
+            async with asyncio.timeout(FLIGHT_TIMEOUT_S):
+                return await restore.run()
+        except UpstreamFault as fault:
+            return restore.unavailable(fault.fault)
+        except TimeoutError:
+            return restore.unavailable(Fault.STALLED)
+        finally:
+            restore.settle()

@@ -44,13 +44,15 @@ class Trigger:
         ]
 
 
-@dataclass(frozen=True, slots=True)
 class OwnRequests:
     """Sends requests of ours to the upstream sessions behind one client's session."""
 
-    upstream: Upstream
-    session: Session
-    trigger: Trigger
+    def __init__(self, upstream: Upstream, session: Session, trigger: Trigger) -> None:
+        """All of them bear the headers of ``trigger``."""
+        self.session = session
+        self._upstream = upstream
+        self._target = trigger.target
+        self._headers = trigger.own_headers()
 
     async def post(self, body: bytes, upstream_id: UpstreamSessionId | None, *, in_session: bool = False) -> Answer:
         """Send a message; ``in_session`` also where the upstream minted no id. Raises ``UpstreamFault``."""
@@ -68,13 +70,13 @@ class OwnRequests:
     async def _send(
         self, method: str, body: bytes | None, upstream_id: UpstreamSessionId | None, *, in_session: bool
     ) -> Answer:
-        pairs = self.trigger.own_headers()
+        pairs = [*self._headers]
         version = self.session.handshake.protocol_version
         if upstream_id is not None:
             pairs.append((headers.SESSION_ID, upstream_id))
         if in_session and sends_version_header(version):
             pairs.append((PROTOCOL_VERSION_HEADER, version))
-        return await self.upstream.send(method, self.trigger.target, pairs, body)
+        return await self._upstream.send(method, self._target, pairs, body)
 
 
 @lru_cache(maxsize=256)

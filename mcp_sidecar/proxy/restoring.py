@@ -209,7 +209,7 @@ class Restore:
         """``None`` if the new session knows all that the old one knew; else how the heal ends, and it is ended, too."""
         if self._is_ours():
             await self._tools.streams.open_ahead(self._session, upstream_id)
-        end = await self._tell_initialized(upstream_id) if self._is_ours() else None
+        end = await in_time(self._tell_initialized(upstream_id)) if self._is_ours() else None
         if end is None and upstream_id is not None:
             end = self._after(await self._retelling.run(upstream_id, capabilities, self._is_ours))
         if end is None and not self._is_ours():
@@ -223,7 +223,7 @@ class Restore:
         return self._tools.store.has_claimed(self._claimed_id, self._session)
 
     async def _tell_initialized(self, upstream_id: UpstreamSessionId | None) -> HealEnd | None:
-        async with in_time(), await self._own.post(INITIALIZED, upstream_id, in_session=True) as answer:
+        async with await self._own.post(INITIALIZED, upstream_id, in_session=True) as answer:
             if await self._retelling.judge("notifications/initialized", answer) is StepVerdict.LOST:
                 return self._after(StepVerdict.LOST)
             return None if 200 <= answer.status < 300 else await self._not_accepted(answer)

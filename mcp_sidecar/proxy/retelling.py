@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeVar
 
 from mcp_sidecar.healing.classify import PEEK_BYTES, ProbeVerdict, judge_probe
 from mcp_sidecar.healing.classify import Answer as JudgedAnswer
@@ -18,6 +17,8 @@ from mcp_sidecar.healing.signatures import Signature
 from mcp_sidecar.proxy.own_requests import OwnRequests
 from mcp_sidecar.proxy.reading import decoded_body, is_event_stream, is_json, judged_head, read_rpc_answer
 from mcp_sidecar.proxy.upstream import Answer, UpstreamFault
+
+T = TypeVar("T")
 
 RESTORE_ID = "mcp-sidecar-restore"
 PING_BODY = b'{"jsonrpc":"2.0","id":"mcp-sidecar-ping","method":"ping"}'
@@ -65,8 +66,7 @@ class Retelling:
                 if clock() >= give_up_at:
                     self._emit(RestoreRefused(session.label, request.step))
                     continue
-                async with in_time():
-                    verdict = await self._ask(request, f"{RESTORE_ID}-{len(told)}", upstream_id)
+                verdict = await in_time(self._ask(request, f"{RESTORE_ID}-{len(told)}", upstream_id))
                 if verdict not in _GOES_ON:
                     return verdict
                 if verdict is StepVerdict.REFUSED:
@@ -99,11 +99,10 @@ class Retelling:
         return _AFTER_PING.get(await self.ping(original, upstream_id), StepVerdict.REFUSED)
 
 
-@asynccontextmanager
-async def in_time() -> AsyncIterator[None]:
+async def in_time(step: Awaitable[T]) -> T:
     """One step may take as long as this. Raises ``UpstreamFault``."""
     try:
         async with asyncio.timeout(STEP_TIMEOUT_S):
-            yield
+            return await step
     except TimeoutError:
         raise UpstreamFault(Fault.STALLED) from None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from itertools import chain
 from types import TracebackType
 from typing import Self
 
@@ -295,7 +296,7 @@ class Upstream:
 
 
 def _head_bytes(message: RawResponseMessage) -> int:
-    return sum(len(name) + len(value) + 4 for name, value in message.raw_headers)
+    return sum(map(len, chain.from_iterable(message.raw_headers))) + 4 * len(message.raw_headers)
 
 
 def _tls_context(config: UpstreamConfig) -> ssl.SSLContext | bool:
