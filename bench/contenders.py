@@ -53,7 +53,7 @@ class Contender:
     start: Start
     needs: tuple[Path | str, ...] = ()
     """Files or commands without which it is left out."""
-    answers_as: tuple[str, ...] = ("json", "sse")
+    answers_as: tuple[str, ...] = ("json", "sse", "sse-pieces")
     """Kinds of answer that it can be asked for; an MCP proxy chooses by itself."""
     max_sessions: int = UNLIMITED
     """Beyond it the machine suffers, not the contender: it starts a process per session."""

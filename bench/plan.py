@@ -29,6 +29,7 @@ class Plan:
     rounds: int
     load_s: float
     connections: tuple[int, ...]
+    answers: tuple[str, ...]
     rates: tuple[int, ...]
     rate_s: float
     streams: tuple[int, ...]
@@ -52,6 +53,7 @@ QUICK: Final = Plan(
     rounds=3,
     load_s=4,
     connections=(16,),
+    answers=("json", "sse"),
     rates=(50,),
     rate_s=5,
     streams=(1000,),
@@ -64,6 +66,7 @@ FULL: Final = Plan(
     rounds=3,
     load_s=4,
     connections=(1, 16, 64),
+    answers=("json", "sse", "sse-pieces"),
     rates=(50, 500),
     rate_s=6,
     streams=(1000, 5000, STREAM_LIMIT),

@@ -158,6 +158,18 @@ class Connection(Reader):
         self.chunk(b"event: message\r\ndata: " + work.answer(id) + b"\r\n\r\n")
         self.chunk(b"")
 
+    def answer_sse_in_pieces(self, id: int, message: Message) -> None:
+        """Answer the same as servers in Python do: head, event and end each in a packet of its own."""
+        del message
+        loop = asyncio.get_running_loop()
+
+        def go_on() -> None:
+            self.chunk(b"event: message\r\ndata: " + work.answer(id) + b"\r\n\r\n")
+            loop.call_soon(self.chunk, b"")
+
+        self._begin_chunks(EVENTS)
+        loop.call_soon(go_on)
+
     def answer_upload(self, id: int, message: Message) -> None:
         """Say how many bytes came."""
         self._write(200, JSON, work.answer(id, str(message.size)))
@@ -226,6 +238,7 @@ class Connection(Reader):
 
 ANSWERS: Final[dict[str, Callable[[Connection, int, Message], None]]] = {
     "sse": Connection.answer_sse,
+    "sse-pieces": Connection.answer_sse_in_pieces,
     "upload": Connection.answer_upload,
     "download-json": Connection.answer_download_json,
     "download-sse": Connection.answer_download_sse,

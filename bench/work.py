@@ -36,7 +36,7 @@ ARGUMENTS: Final[dict[str, Any]] = {
     "format": "table",
     "options": {"timeout": 30, "verbose": False},
 }
-TOOL_NAMES: Final = ("json", "sse", "upload", "download-json", "download-sse")
+TOOL_NAMES: Final = ("json", "sse", "sse-pieces", "upload", "download-json", "download-sse")
 
 
 def tools() -> dict[str, Any]:

@@ -18,7 +18,7 @@ from bench.sampling import Used, Watch
 from bench.statistics import median
 from bench.wrk import Load
 
-ANSWERS: Final = {"json": "JSON", "sse": "SSE"}
+ANSWERS: Final = {"json": "JSON", "sse": "SSE", "sse-pieces": "SSE in three packets"}
 WARM_UP_CALLS: Final = 50
 
 
@@ -49,7 +49,7 @@ def measure(rig: Rig, plan: Plan, results: Results) -> None:
     with rig.targets(rig.fast_url, *Kind) as targets:
         ready = [found for target in targets if (found := _prepare(rig, target, troubles))]
         for number in range(plan.rounds):
-            for tool in ANSWERS:
+            for tool in plan.answers:
                 for connections in plan.connections:
                     rig.say(f"throughput: {case_name(tool, connections)}, round {number + 1} of {plan.rounds}")
                     for one in ready:

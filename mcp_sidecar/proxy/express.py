@@ -8,6 +8,7 @@ the ordinary way would have passed in the same bytes.
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Protocol
@@ -49,6 +50,10 @@ REMEMBERED_HEADS = 128
 
 IN_VAIN = 8
 """After so many answers in a row that were handed over the lane is closed."""
+
+STREAM_PATIENCE_S = 0.005
+"""How long a stream may take from its head to its end: servers in Python send head, event and end one after the other, within
+a millisecond or two where the work is short. It is also the longest that a head or an event is kept back here."""
 
 CLOSED_FOR = 128
 """For so many requests: with a server that always answers in pieces, say, or with event ids, the lane only costs."""
@@ -249,8 +254,10 @@ class Trip:
         "_express",
         "_generation",
         "_message",
+        "_overdue",
         "_received",
         "_request",
+        "_response",
         "_safe_tools",
         "_session",
         "_started_at",
@@ -278,6 +285,8 @@ class Trip:
         self._generation = session.generation
         self._safe_tools = session.safe_tools
         self._received = b""
+        self._response = b""  # an event that was seen to be the response
+        self._overdue: asyncio.TimerHandle | None = None  # of a stream
         express.gate.enter()
         express.parts.store.begin_use(session)
         session.posts += 1
@@ -292,11 +301,12 @@ class Trip:
         body = _body(head, received) if head is not None else None
         if head is not None and body is not None and self._is_plain(head, body):
             self._pass(head, body)
-        elif head is not None and body is None and head.is_json and self._may_become_whole(head):
+        elif head is not None and body is None and self._may_become_whole(head):
             self._connection.note_life()
+            if head.is_stream and self._overdue is None:
+                self._overdue = asyncio.get_running_loop().call_later(STREAM_PATIENCE_S, self._give_up)
         else:
-            self._express.note(passed=False)
-            self.hand_over()
+            self._give_up()
 
     def broke(self) -> None:
         """The upstream's side is over before the answer was whole."""
@@ -306,6 +316,7 @@ class Trip:
 
     def hand_over(self) -> None:
         """To the ordinary way, as if the request had just come; it is not sent again."""
+        self._stop_waiting()
         begun = Begun(
             self._connection, self._session, self._generation, self._safe_tools, self._started_at, self._leave
         )
@@ -314,6 +325,7 @@ class Trip:
 
     def client_left(self) -> None:
         """Nobody waits for the answer any more."""
+        self._stop_waiting()
         self._connection.abandon()
         self._leave()
         self._tell(CLIENT_LEFT)
@@ -323,7 +335,22 @@ class Trip:
     def _may_become_whole(self, head: Head) -> bool:
         come = len(self._received) - head.body_at
         limit = self._express.max_answer
-        return come <= limit if head.length is None else come < head.length <= limit
+        if head.length is not None:
+            return head.is_json and come < head.length <= limit
+        return come <= limit and (head.is_json or self._may_become_one_event(head))
+
+    def _may_become_one_event(self, head: Head) -> bool:
+        """Whether nothing of the stream is here yet, or the response and only its end is missing."""
+        body = http1.chunks_so_far(self._received, head.body_at)
+        return body is not None and (not body or self._is_one_response(body))
+
+    def _is_one_response(self, body: bytes) -> bool:
+        if body != self._response:
+            data = http1.one_event(body)
+            if data is None or not self._is_response(data):
+                return False
+            self._response = body
+        return True
 
     def _is_plain(self, head: Head, body: bytes) -> bool:
         """Whether there is nothing to decide, to learn or to write anew."""
@@ -333,8 +360,7 @@ class Trip:
         if session.state is not State.ESTABLISHED or session.displaced:
             return False
         if head.is_stream:
-            data = http1.one_event(body)
-            return data is not None and self._is_response(data)
+            return bool(body) and self._is_one_response(body)
         # The classifier asks of a success no more than this, and passes what does not say "error".
         is_passed = body.startswith(b"{") and b'"error"' not in body
         return is_passed and (self._generation == FIRST or self._is_response(body))
@@ -348,6 +374,7 @@ class Trip:
         return message.kind is Kind.RESPONSE and not message.is_opaque and message.id == self._message.id
 
     def _pass(self, head: Head, body: bytes) -> None:
+        self._stop_waiting()
         self._connection.unwatch()
         express = self._express
         parts = express.parts
@@ -365,6 +392,16 @@ class Trip:
         self._tell(HTTPStatus.OK.value)
 
     # -- the end ------------------------------------------------------------------------------------------------------
+
+    def _give_up(self) -> None:
+        """This answer is not for the lane."""
+        self._express.note(passed=False)
+        self.hand_over()
+
+    def _stop_waiting(self) -> None:
+        if self._overdue is not None:
+            self._overdue.cancel()
+            self._overdue = None
 
     def _leave(self) -> None:
         session = self._session

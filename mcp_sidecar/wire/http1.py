@@ -22,6 +22,7 @@ _ONLY_FIELDS = re.compile(rf"(?:{_NAME}++: ?+[!-~]++(?: ++[!-~]++)*+\r\n)++")
 _LENGTH = re.compile(r"0|[1-9][0-9]{0,8}")
 _STATUS_LINE = re.compile(rb"HTTP/1\.1 200 ([!-~]++(?: ++[!-~]++)*+)\r\n")
 _CHUNK_SIZE = re.compile(rb"([0-9a-fA-F]{1,7})\r\n")
+_BEGUN_SIZE = re.compile(rb"(?:[0-9a-fA-F]{1,7}+\r?+)?+")
 _ONE_EVENT = re.compile(rb"(?:event: message(\r?\n))?data: ([^\r\n]++)(\r?\n)\3")
 
 _STAYS_OPEN = frozenset({None, "keep-alive", "Keep-Alive"})
@@ -88,19 +89,37 @@ def read_answer(data: bytes) -> Answer | None:
 
 def whole_chunks(data: bytes, at: int) -> bytes | None:
     """The body that comes in chunks from ``at`` on, if all of it is here and nothing else."""
+    parts, at, has_ended = _chunks(data, at)
+    return b"".join(parts) if has_ended and at == len(data) else None
+
+
+def chunks_so_far(data: bytes, at: int) -> bytes | None:
+    """What the whole chunks from ``at`` on bring of a body whose end is still to come; ``None`` where that is odd."""
+    parts, at, has_ended = _chunks(data, at)
+    size = _CHUNK_SIZE.match(data, at)
+    if size is None:
+        may_go_on = _BEGUN_SIZE.fullmatch(data, at) is not None
+    else:
+        may_go_on = data[size.end() + int(size[1], 16) :] in (b"", b"\r")
+    return b"".join(parts) if may_go_on and not has_ended else None
+
+
+def _chunks(data: bytes, at: int) -> tuple[list[bytes], int, bool]:
+    """The whole chunks from ``at`` on, where they end, and whether the last one is among them."""
     parts: list[bytes] = []
     while len(parts) < MAX_CHUNKS:
         size = _CHUNK_SIZE.match(data, at)
         if size is None:
-            return None
+            break
         length = int(size[1], 16)
-        at = size.end() + length + 2
-        if data[at - 2 : at] != b"\r\n":
-            return None
+        end = size.end() + length + 2
+        if data[end - 2 : end] != b"\r\n":
+            break
+        at = end
         if not length:
-            return b"".join(parts) if at == len(data) else None
+            return parts, at, True
         parts.append(data[size.end() : at - 2])
-    return None
+    return parts, at, False
 
 
 def one_event(body: bytes) -> bytes | None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from mcp_sidecar.healing.facts import RequestServed, SidecarFault
+from mcp_sidecar.proxy import express
 from mcp_sidecar.proxy.express import CLOSED_FOR, IN_VAIN, Express, Trip
 from tests.support import in_memory
 from tests.support.in_memory import INITIALIZE, INITIALIZED, SESSION, through
@@ -192,8 +193,8 @@ async def outcome(first: bytes | Play, *requests: tuple[bytes, ...], on_lane: bo
     async with scene(first, on_lane=on_lane, **settings) as it, it.line() as line:
         answers = [await line.ask(*pieces) for pieces in requests]
         await eventually(it.served)
-        port = str(it.upstream.port).encode()
-        seen = [(each.head + bytes(each.body)).replace(port, b"PORT") for each in it.upstream.requests]
+        host = b"Host: 127.0.0.1:%d\r\n" % it.upstream.port
+        seen = [(each.head + bytes(each.body)).replace(host, b"Host: HOST\r\n") for each in it.upstream.requests]
         assert not it.sidecar.of(SidecarFault)
         return Outcome([_named(each) for each in answers], sorted(map(_named, seen)), it.served(), it.express.trips)
 
@@ -223,6 +224,17 @@ def in_pieces(*pieces: bytes) -> Play:
     return play
 
 
+def at_once(*pieces: bytes) -> Play:
+    """An answer in several packets, one right after the other."""
+
+    async def play(talk: Conversation) -> None:
+        for piece in pieces:
+            await talk.send(piece)
+            await asyncio.sleep(0.001)
+
+    return play
+
+
 def broken_after(data: bytes, *, reset: bool) -> Play:
     """An answer that is cut."""
 
@@ -241,6 +253,9 @@ async def silent(talk: Conversation) -> None:
 
 
 WHOLE = answer(RESULT)
+HEAD = events(end=b"")
+ONE_EVENT = events(EVENT % RESULT, end=b"")[len(HEAD) :]
+TWO_CHUNKS = [b"%x\r\n%b\r\n" % (len(half), half) for half in ((EVENT % RESULT)[:40], (EVENT % RESULT)[40:])]
 
 PLAIN = [
     pytest.param(WHOLE, id="JSON with a length"),
@@ -258,6 +273,11 @@ PLAIN = [
     pytest.param(events(b"data: %b\n\n" % RESULT), id="one event without a name"),
     pytest.param(answer(EVENT % RESULT, EVENTS), id="one event with a length"),
     pytest.param(events(EVENT % RESULT, lines=(f"Mcp-Session-Id: {SESSION}", "Cache-Control: no-cache")), id="SDK"),
+    pytest.param(at_once(HEAD, ONE_EVENT, b"0\r\n\r\n"), id="head, event, end"),
+    pytest.param(at_once(HEAD, ONE_EVENT + b"0\r\n\r\n"), id="head, then the rest"),
+    pytest.param(at_once(HEAD + ONE_EVENT, b"0\r\n\r\n"), id="the end last"),
+    pytest.param(at_once(HEAD, ONE_EVENT[:1], ONE_EVENT[1:30], ONE_EVENT[30:], b"0", b"\r\n\r", b"\n"), id="in bits"),
+    pytest.param(at_once(HEAD, *TWO_CHUNKS, b"0\r\n\r\n"), id="head, half an event, the other half, end"),
 ]
 
 OTHER = [
@@ -309,6 +329,13 @@ OTHER = [
     pytest.param(events(b"event: message\r\ndata: %b\n\n" % RESULT), id="mixed line ends"),
     pytest.param(in_pieces(events(EVENT % RESULT, end=b""), b"0\r\n\r\n"), id="an end that comes later"),
     pytest.param(in_pieces(*events(EVENT % RESULT).partition(b"\r\n\r\n")), id="the head of a stream first"),
+    pytest.param(at_once(HEAD, events(EVENT % QUESTION, EVENT % RESULT)[len(HEAD) :]), id="head, then a question"),
+    pytest.param(at_once(HEAD, ONE_EVENT[:-9], b"zz\r\n", b"\r\n"), id="head, event, then nonsense"),
+    pytest.param(at_once(HEAD, ONE_EVENT, b"0\r\nX-T: 1\r\n\r\n"), id="head, event, then a trailer"),
+    pytest.param(at_once(HEAD, ONE_EVENT, ONE_EVENT, b"0\r\n\r\n"), id="head, event, then another"),
+    pytest.param(at_once(HEAD, b"0\r\n\r\n"), id="head, then the end"),
+    pytest.param(at_once(HEAD, b"6\r\n: ha\n\n\r\n", ONE_EVENT, b"0\r\n\r\n"), id="head, then a comment"),
+    pytest.param(at_once(HEAD, ONE_EVENT, b"0\r\n\r\nHTTP/1.1 200 OK\r\n\r\n"), id="head, event, then more"),
 ]
 
 BREAKS = [
@@ -331,8 +358,11 @@ BREAKS = [
 
 @pytest.mark.parametrize("body", [pytest.param(CALL, id="unsafe"), pytest.param(SAFE, id="safe")])
 @pytest.mark.parametrize("given", PLAIN)
-async def test_a_plain_answer_passes_as_on_the_ordinary_way(given: bytes | Play, body: bytes) -> None:
+async def test_a_plain_answer_passes_as_on_the_ordinary_way(
+    monkeypatch: pytest.MonkeyPatch, given: bytes | Play, body: bytes
+) -> None:
     """Byte for byte the same, and both requests of the connection take the lane."""
+    monkeypatch.setattr(express, "STREAM_PATIENCE_S", 5.0)
     assert (await same(given, (post(body),), (post(body),))).trips == 2
 
 
@@ -562,20 +592,18 @@ async def test_what_the_lane_passed_is_not_kept() -> None:
         assert (session.exchanges, session.posts, it.sidecar._ingress._under_way) == (0, 0, 0)
 
 
-async def test_a_server_that_answers_in_pieces_is_not_tried_every_time() -> None:
+async def test_a_server_whose_streams_last_is_not_tried_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """After some trips in vain the lane is closed for a while, and then tried again."""
+    monkeypatch.setattr(express, "STREAM_PATIENCE_S", 0.0005)
 
-    async def pieces(talk: Conversation) -> None:
+    async def slow(talk: Conversation) -> None:
         await talk.read_body()
-        if b'"initialize"' in talk.request.body:
-            await talk.send(answer(INITIALIZED, JSON, f"Mcp-Session-Id: {SESSION}"))
-            return
-        for piece in (events(end=b""), *events(EVENT % RESULT).partition(b"\r\n\r\n")[2:]):
+        for piece in events(EVENT % RESULT).partition(b"\r\n\r\n"):
             await talk.send(piece)
-            await asyncio.sleep(0.001)
+            await asyncio.sleep(0.002)
 
     async with scene(WHOLE) as it, it.line() as line:
-        it.upstream.answer_with(pieces)
+        it.upstream.answer_with(slow)
         for _ in range(IN_VAIN + CLOSED_FOR):
             assert RESULT in await line.ask(post())
         assert it.express.trips == IN_VAIN

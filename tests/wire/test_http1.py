@@ -278,6 +278,35 @@ def test_chunks_are_joined_where_all_are_here(chunks: bytes, body: bytes | None)
 
 
 @pytest.mark.parametrize(
+    ("chunks", "body"),
+    [
+        pytest.param(b"", b"", id="nothing"),
+        pytest.param(b"3", b"", id="half a size"),
+        pytest.param(b"3\r", b"", id="most of a size"),
+        pytest.param(b"3\r\n", b"", id="a size"),
+        pytest.param(b"3\r\nab", b"", id="half a chunk"),
+        pytest.param(b"3\r\nabc\r", b"", id="most of a chunk"),
+        pytest.param(b"3\r\nabc\r\n", b"abc", id="a chunk"),
+        pytest.param(b"3\r\nabc\r\n2\r\nd", b"abc", id="a chunk and a half"),
+        pytest.param(b"3\r\nabc\r\n2\r\nde\r\n", b"abcde", id="two chunks"),
+        pytest.param(b"3\r\nabc\r\n0", b"abc", id="the end begins"),
+        pytest.param(b"3\r\nabc\r\n0\r\n\r", b"abc", id="the end is nearly here"),
+        pytest.param(b"3\r\nabc\r\n0\r\n\r\n", None, id="the end"),
+        pytest.param(b"3\r\nabcd\r\n", None, id="too long"),
+        pytest.param(b"3\r\nabc\n", None, id="another line end"),
+        pytest.param(b"3;x=y\r\n", None, id="an extension"),
+        pytest.param(b"3\r\nabc\r\n0\r\nX: y", None, id="a trailer"),
+        pytest.param(b"x", None, id="no size"),
+        pytest.param(b"12345678", None, id="too large a size"),
+        pytest.param(b"1\r\na\r\n" * 65, None, id="many"),
+    ],
+)
+def test_the_chunks_that_are_here_are_joined(chunks: bytes, body: bytes | None) -> None:
+    """What may still become a plain body is told from what will not."""
+    assert http1.chunks_so_far(b"head" + chunks, 4) == body
+
+
+@pytest.mark.parametrize(
     ("body", "data"),
     [
         pytest.param(b"event: message\ndata: {}\n\n", b"{}", id="named"),
