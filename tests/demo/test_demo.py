@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -80,7 +80,17 @@ def test_a_sidecar_that_does_not_start_is_told(capfd: pytest.CaptureFixture[str]
     assert "no such option" in told
 
 
+@pytest.fixture
+def heard_signals() -> Iterator[None]:
+    """Children hear the signals even where these tests run in the background of a shell, which ignores SIGINT there."""
+    before = {each: signal.signal(each, signal.default_int_handler) for each in (signal.SIGINT, signal.SIGHUP)}
+    yield
+    for each, handler in before.items():
+        signal.signal(each, handler)
+
+
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for children in /proc")
+@pytest.mark.usefixtures("heard_signals")
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda how: how.name)
 def test_whoever_stops_it_leaves_nothing_behind(how: signal.Signals) -> None:
     """Ctrl-C, a kill and a closed terminal end the children, too."""
