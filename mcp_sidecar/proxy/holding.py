@@ -1,7 +1,8 @@
 """Requests that wait: for the upstream, for a route, or for a heal. Bounded in number, bytes and time.
 
-Whoever waits here can be released early: by the client's ``notifications/cancelled``, or by the drain of the sidecar.
-A client that leaves cancels its task, and the ``with`` block gives its place back.
+Whoever waits here can be released early: by the client's ``notifications/cancelled`` or DELETE, or by the drain of the
+sidecar. A client that leaves cancels its task, and the ``with`` block gives its place back. When the upstream is back they go
+on in turns.
 """
 
 from __future__ import annotations
@@ -113,7 +114,10 @@ class Holding:
                 if ended is not Waited.BACK:
                     return ended
                 if not self.route.is_away:
-                    return await self._in_turn(held)
+                    ended = await self._in_turn(held)
+                    if ended is not Waited.BACK or not self.route.is_away:
+                        return ended
+                    self.went_on(held)  # away again meanwhile
                 if self.route.apply(held):
                     return Waited.BACK
 
@@ -181,8 +185,10 @@ class Holding:
             finally:
                 if ended is not Waited.BACK:
                     self._turns.leave(turn)
-            if ended is not Waited.BACK:
+            if held.released is not None:
                 return ended
+            if ended is not Waited.BACK:
+                return Waited.BACK  # out of time, and the upstream is there: it goes on without a place
         held.overdue = asyncio.get_running_loop().call_later(HEAD_PATIENCE_S, self._turns.leave, turn)
         return Waited.BACK
 
@@ -204,7 +210,10 @@ class Holding:
     @staticmethod
     async def _until_woken(held: Held, seconds: float, awaited: asyncio.Future[T] | None = None) -> None:
         """As ``asyncio.wait`` for the first of them, at a fraction of its price: every held request comes by here."""
-        if held.released is not None or (awaited is not None and awaited.done()):
+        if held.released is not None:
+            return
+        if awaited is not None and awaited.done():
+            await asyncio.sleep(0)  # whoever waits again for what is done must let its callbacks run
             return
         loop = asyncio.get_running_loop()
         held.woken = loop.create_future()

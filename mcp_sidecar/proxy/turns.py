@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 @dataclass(eq=False, slots=True)
 class Turn:
-    """One who wants a place. ``is_urgent``: a request waits for the work."""
+    """One who wants a place. ``is_urgent``: somebody waits for the work, and it goes before what is not."""
 
     is_urgent: bool = False
     granted: asyncio.Future[None] | None = field(default=None, init=False)
@@ -51,7 +51,7 @@ class Turns:
         return True
 
     def ask(self, turn: Turn) -> asyncio.Future[None] | None:
-        """Take a place at once, or queue for it: the future is done when it is there. Both end with ``leave``."""
+        """Take a place at once, or queue for it: the future is done when it is there. ``leave`` ends both."""
         if self._free:
             self._free -= 1
             turn.has_place = True

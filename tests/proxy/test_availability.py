@@ -158,7 +158,10 @@ def test_long_work_does_not_keep_the_others_waiting() -> None:
 
 
 def test_who_leaves_the_queue_takes_no_place() -> None:
-    """Clients that go, requests that are cancelled and time that runs out while others have their turn: nobody is stuck."""
+    """Clients that go, requests that are cancelled and time that runs out while others have their turn: nobody is stuck.
+
+    Who is out of time goes on at once: the upstream is there.
+    """
 
     async def outage() -> None:
         place, log = waiting(up_at=1.0), list[float]()
@@ -170,16 +173,27 @@ def test_who_leaves_the_queue_takes_no_place() -> None:
         cancelled = asyncio.create_task(place.holding.for_connect(named, place.availability))
         last = [asyncio.create_task(place.hold(answer_s=0.010, log=log)) for _ in range(2 * GO_ON_AT_A_TIME)]
         await asyncio.sleep(0.515)
-        assert len(log) == GO_ON_AT_A_TIME
+        assert len(log) == 2 * GO_ON_AT_A_TIME
         for task in gone:
             task.cancel()
         assert place.holding.cancel(KEY)
         assert await cancelled is Waited.CANCELLED
         assert await asyncio.gather(*first) == [Waited.BACK] * len(first)
-        assert await asyncio.gather(*late) == [Waited.EXPIRED] * len(late)
+        assert await asyncio.gather(*late) == [Waited.BACK] * len(late)
         assert await asyncio.gather(*last) == [Waited.BACK] * len(last)
         assert virtual_time.now() < 1.1
         assert len(place.holding) == 0
+
+    virtual_time.run(outage())
+
+
+def test_nobody_is_out_of_time_in_the_queue_of_a_server_that_is_back() -> None:
+    """A thousand that have waited for three of four seconds, and answers that take 60 ms."""
+
+    async def outage() -> None:
+        place = waiting(up_at=3.0)
+        ends = await asyncio.gather(*(place.hold(timeout_s=4.0, answer_s=0.060) for _ in range(1000)))
+        assert set(ends) == {Waited.BACK}
 
     virtual_time.run(outage())
 
@@ -198,6 +212,24 @@ def test_a_turn_that_came_to_nothing_keeps_no_place() -> None:
         assert max(log) < 1.0
 
     virtual_time.run(outage())
+
+
+def test_a_wait_for_what_is_done_lets_others_run() -> None:
+    """A request that does not share in the end of somebody else's heal waits anew: the loop must not stand still for it."""
+
+    async def story() -> None:
+        place, ran = waiting(up_at=0.0), list[bool]()
+
+        async def heal() -> str:
+            return "refused"
+
+        task = asyncio.create_task(heal())
+        await task
+        asyncio.get_running_loop().call_soon(ran.append, True)
+        assert await place.holding.for_result(Held(10, 60.0), task) == (Waited.BACK, "refused")
+        assert ran == [True]
+
+    virtual_time.run(story())
 
 
 def test_the_upstream_is_up_until_a_connect_fails() -> None:
@@ -282,6 +314,35 @@ def test_a_scout_that_is_stuck_is_replaced() -> None:
         assert 1.0 <= min(at for at in log if at > 0.6) < 1.1
         assert virtual_time.now() < 3.02
         place.holding.leave(stuck)
+
+    virtual_time.run(outage())
+
+
+def test_a_route_that_goes_away_again_is_waited_for_again() -> None:
+    """Who still has no turn when the ingress's page is back is not sent into it."""
+
+    async def outage() -> None:
+        place = waiting(up_at=0.0)
+        route, sent_into_it = place.holding.route, list[Held]()
+
+        async def ask() -> None:
+            held = Held(10, 5.0)
+            waited = await place.holding.for_route(held)
+            if waited is Waited.BACK and route.is_away and not route.is_scout(held):
+                sent_into_it.append(held)
+            await asyncio.sleep(0.040)
+            place.holding.went_on(held)
+            if waited is Waited.BACK and virtual_time.now() > 1.02:
+                route.apply(held)
+            place.holding.leave(held)
+
+        scout = Held(10, 5.0)
+        route.apply(scout)
+        asked = [asyncio.create_task(ask()) for _ in range(10 * GO_ON_AT_A_TIME)]
+        await asyncio.sleep(1.0)
+        route.note_served()
+        await asyncio.gather(*asked)
+        assert len(sent_into_it) == 0
 
     virtual_time.run(outage())
 
