@@ -11,13 +11,14 @@ from collections.abc import AsyncIterator
 from typing import Protocol
 
 import aiohttp
-from aiohttp import StreamReader
+from aiohttp import StreamReader, hdrs
 from aiohttp.base_protocol import BaseProtocol
 from aiohttp.http import HttpResponseParser, RawResponseMessage
 from aiohttp.streams import EMPTY_PAYLOAD
 
 from mcp_sidecar.healing.faults import Fault
 from mcp_sidecar.proxy.config import Limits
+from mcp_sidecar.wire.extent import Extent
 
 CHUNK_BYTES = 64 * 1024
 MAX_HEADERS = 256
@@ -28,6 +29,7 @@ Received = tuple[RawResponseMessage, StreamReader]
 
 _BODILESS = frozenset({204, 304})
 _SWITCHING_PROTOCOLS = 101
+_CHUNKED, _UNTOLD = -1, -2
 
 
 class UpstreamFault(Exception):
@@ -76,6 +78,8 @@ class Connection(BaseProtocol):
         self._timer: asyncio.TimerHandle | None = None
         self._closed: asyncio.Future[None] | None = None
         self._watcher: Watcher | None = None
+        self._extent = Extent()  # of the answer, as far as the parser got it
+        self._body_size = 0  # that its head tells
 
     # -- what the owner asks ------------------------------------------------------------------------------------------
 
@@ -116,12 +120,12 @@ class Connection(BaseProtocol):
         self.transport.write(request)
         self._note_life()
 
-    def parse(self, arrived: bytes) -> None:
+    def parse(self, *arrived: bytes) -> None:
         """From now on the answer is parsed, what has ``arrived`` of it included: ``received`` tells its head."""
         self._watcher = None
         self._waiter = self._loop.create_future()
-        if arrived:
-            self.data_received(arrived)
+        for piece in filter(None, arrived):
+            self.data_received(piece)
 
     def unwatch(self) -> None:
         """The watcher has all of the answer."""
@@ -136,6 +140,7 @@ class Connection(BaseProtocol):
 
     def _begin(self, patience_s: float | None, *, is_head: bool) -> None:
         self._is_asked, self._patience_s, self._content = True, patience_s, EMPTY_PAYLOAD
+        self._extent, self._body_size = Extent(), 0
         if is_head or self._reads_heads_only:
             self._reads_heads_only = is_head
             self._parser = self._new_parser(with_bodies=not is_head)
@@ -148,10 +153,17 @@ class Connection(BaseProtocol):
 
     def finish(self) -> bool:
         """The answer is of no more interest: whether the connection can take the next request. Else it is to be closed."""
-        is_whole = self._content.is_eof() and self._upload is None and not self._is_spoilt
+        is_whole = self._content.is_eof() and self._upload is None and not self._is_spoilt and self._ended_plainly()
         self._is_asked = False
         self._give_up_at = None
         return is_whole and self.is_connected()
+
+    def _ended_plainly(self) -> bool:
+        """Whether nothing has come behind the answer, not even trailers. True for one that was not parsed here."""
+        extent = self._extent
+        if not extent.size:
+            return True
+        return extent.ends_with_chunks if self._body_size == _CHUNKED else extent.ends_after(self._body_size)
 
     def is_connected(self) -> bool:
         """Whether neither side has closed it yet, as far as is known."""
@@ -202,6 +214,7 @@ class Connection(BaseProtocol):
             self._watcher.arrived(data)
             return
         self._note_life()
+        self._extent.add(data)
         try:
             messages, upgraded, _ = self._parser.feed_data(data)
         except Exception:  # noqa: BLE001 - whatever aiohttp's parser stumbles over is the upstream's fault
@@ -217,8 +230,12 @@ class Connection(BaseProtocol):
         if self._watcher is not None:
             self._watcher.broke()
         self._let_go()
-        if not self._content.is_eof() and self._content.exception() is None:
-            self._end_content(exc)
+        if not self._content.is_eof():
+            broken = self._content.exception()
+            if broken is None:
+                self._end_content(exc)
+            else:
+                self._content.set_exception(broken)  # again: a reader that the end of a chunk woke meanwhile waits anew
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_exception(UpstreamFault(Fault.BROKEN))
         if self._closed is not None and not self._closed.done():
@@ -253,6 +270,7 @@ class Connection(BaseProtocol):
         if message.should_close or code == _SWITCHING_PROTOCOLS:
             self._is_spoilt = True
         self._content = content
+        self._body_size = 0 if code in _BODILESS or self._reads_heads_only else _body_size(message)
         content.on_eof(self._note_end)
         waiter.set_result((message, EMPTY_PAYLOAD if code in _BODILESS else content))
 
@@ -369,6 +387,13 @@ class Connection(BaseProtocol):
             raise ConnectionResetError
         self.transport.write(data)
         await self._drain_helper()
+
+
+def _body_size(message: RawResponseMessage) -> int:
+    if message.chunked:
+        return _CHUNKED
+    length = message.headers.get(hdrs.CONTENT_LENGTH, "")
+    return int(length) if length.isdecimal() else _UNTOLD
 
 
 async def _in_steps(body: bytes) -> AsyncIterator[bytes]:

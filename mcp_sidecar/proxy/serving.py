@@ -22,6 +22,7 @@ from mcp_sidecar.proxy.rejections import Refusal
 from mcp_sidecar.proxy.responding import last_response
 from mcp_sidecar.proxy.shedding import Few
 from mcp_sidecar.wire import http1
+from mcp_sidecar.wire.extent import Extent
 
 MAX_HEADERS = 256
 """What ``limits.max_header_bytes`` of headers may be split into, on both sides."""
@@ -43,6 +44,8 @@ class ClientProtocol(RequestHandler):
     _missing = 0
     _is_clean = True  # aiohttp's parser holds nothing of a request that is not whole
     _unparsed = 0  # so many bytes until that is so
+    _chunks: StreamReader | None = None  # the body in chunks that has not ended
+    _extent: Extent | None = None  # of what has come since it began
     peer: str | None = None
 
     async def start(self) -> None:
@@ -282,7 +285,9 @@ class ClientProtocol(RequestHandler):
         self._feed(data)
 
     def _feed(self, data: bytes) -> None:
+        waiting = len(self._messages)
         super().data_received(data)
+        self._watch_chunks(data, waiting)
         self._ends_with_head = data.endswith(END_OF_HEAD)
         self._end_broken_body()
         self._bound_head(data)
@@ -303,6 +308,28 @@ class ClientProtocol(RequestHandler):
             and (message.method, message.path) == ("POST", request.target)
             and len(message.raw_headers) == len(request.pairs)
         )
+
+    def _watch_chunks(self, data: bytes, waiting: int) -> None:
+        """Serve nothing behind a body in chunks that had trailers: the next request would bear the last of them.
+
+        Behind its plain end the connection goes on. What was ``waiting`` before ``data`` came was looked at then.
+        """
+        if self._chunks is None:
+            for number, (message, payload) in enumerate(self._messages):
+                if number >= waiting and isinstance(message, RawRequestMessage) and message.chunked:
+                    self._chunks, self._extent = payload, Extent()
+                    waiting = number + 1
+                    break
+            else:
+                return
+        assert self._extent is not None
+        self._extent.add(data)
+        if self._chunks.is_eof():
+            if not self._extent.ends_with_chunks:
+                while len(self._messages) > waiting:
+                    self._messages.pop()
+                self._close = True
+            self._chunks = self._extent = None
 
     def _end_broken_body(self) -> None:
         """Tell whoever reads a body that its framing is wrong: aiohttp would say so only after the answer."""

@@ -115,6 +115,8 @@ def _chunks(data: bytes, at: int) -> tuple[list[bytes], int, bool]:
         end = size.end() + length + 2
         if data[end - 2 : end] != b"\r\n":
             break
+        if not length and size[1] != b"0":
+            break
         at = end
         if not length:
             return parts, at, True
