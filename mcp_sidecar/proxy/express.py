@@ -56,7 +56,7 @@ STREAM_PATIENCE_S = 0.005
 a millisecond or two where the work is short. It is also the longest that a head or an event is kept back here."""
 
 CLOSED_FOR = 128
-"""For so many requests: with a server that always answers in pieces, say, or with event ids, the lane only costs."""
+"""For so many requests: with a server whose streams always last longer, say, or have event ids, the lane only costs."""
 
 
 class Client(Protocol):
@@ -260,6 +260,7 @@ class Trip:
         "_response",
         "_safe_tools",
         "_session",
+        "_sound",
         "_started_at",
     )
 
@@ -285,6 +286,7 @@ class Trip:
         self._generation = session.generation
         self._safe_tools = session.safe_tools
         self._received = b""
+        self._sound = 0  # so much of it is the beginning of a plain answer
         self._response = b""  # an event that was seen to be the response
         self._overdue: asyncio.TimerHandle | None = None  # of a stream
         express.gate.enter()
@@ -296,6 +298,7 @@ class Trip:
 
     def arrived(self, data: bytes) -> None:
         """Pass the answer if it is whole and plain, wait if it may become so, hand it over else."""
+        self._sound = len(self._received)
         self._received = received = self._received + data if self._received else data
         head = self._express.heads.read(received, self._express.max_head)
         body = _body(head, received) if head is not None else None
@@ -303,6 +306,7 @@ class Trip:
             self._pass(head, body)
         elif head is not None and body is None and self._may_become_whole(head):
             self._connection.note_life()
+            self._sound = len(received)
             if head.is_stream and self._overdue is None:
                 self._overdue = asyncio.get_running_loop().call_later(STREAM_PATIENCE_S, self._give_up)
         else:
@@ -320,7 +324,8 @@ class Trip:
         begun = Begun(
             self._connection, self._session, self._generation, self._safe_tools, self._started_at, self._leave
         )
-        self._connection.parse(self._received)
+        # What is wrong with the last packet must not spoil what came before it.
+        self._connection.parse(self._received[: self._sound], self._received[self._sound :])
         self._client.take_back(self._request, begun)
 
     def client_left(self) -> None:

@@ -40,11 +40,11 @@ EXAMPLES: dict[str, tuple[facts.Fact, str]] = {
 @pytest.fixture(autouse=True)
 def _restored() -> Iterator[None]:
     root = logging.getLogger()
-    before, minimum = (root.handlers[:], root.level), logs._facts.minimum
+    before, minimum, logger = (root.handlers[:], root.level), logs._facts.minimum, logs._facts.logger
     yield
     structlog.reset_defaults()
     root.handlers, root.level = before
-    logs._facts.minimum = minimum
+    logs._facts.minimum, logs._facts.logger = minimum, logger
 
 
 def written(stream: io.StringIO) -> list[dict[str, Any]]:
