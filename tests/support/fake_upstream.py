@@ -239,6 +239,8 @@ class FakeUpstream:
         return outcome is None and request.header("connection") != "close"
 
     async def _answer(self, stage: _Stage) -> None:
+        if stage.arrival.process != self.process:  # it has crashed on another request since this one was read
+            raise ConnectionCut
         fault = self._script.fault_for(stage.arrival)
         await (stage.serve(stage.wire) if fault is None else fault.play(stage))
 
