@@ -190,12 +190,17 @@ def judge_body(
     moment = judge_head(facts, head)
     if moment is not NEED_BODY:
         return moment
-    if head.status < 300 and b'"error"' not in body:
+    if head.status < 300 and is_plain_success(body):
         return _OK
     seen, whole = body[:PEEK_BYTES], complete and len(body) <= PEEK_BYTES
     if head.status < 300:
         return _judge_success(facts, head, seen, whole, extra)
     return _judge_failure(facts, head, seen, whole, extra)
+
+
+def is_plain_success(body: bytes) -> bool:
+    """Whether the body of a success says nothing that could be judged: no server tells of a loss without an error."""
+    return b'"error"' not in body
 
 
 class ProbeVerdict(Enum):

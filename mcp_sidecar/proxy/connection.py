@@ -18,6 +18,7 @@ from aiohttp.streams import EMPTY_PAYLOAD
 
 from mcp_sidecar.healing.faults import Fault
 from mcp_sidecar.proxy.config import Limits
+from mcp_sidecar.wire import http1
 from mcp_sidecar.wire.extent import Extent
 
 CHUNK_BYTES = 64 * 1024
@@ -362,9 +363,9 @@ class Connection(BaseProtocol):
         try:
             async for part in parts:
                 if part:
-                    await self._write_part(b"%x\r\n%b\r\n" % (len(part), part) if is_chunked else part)
+                    await self._write_part(http1.chunk(part) if is_chunked else part)
             if is_chunked:
-                await self._write_part(b"0\r\n\r\n")
+                await self._write_part(http1.LAST_CHUNK)
         except asyncio.CancelledError:
             self._is_spoilt = True
             raise

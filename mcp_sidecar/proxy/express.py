@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Protocol
 
+from mcp_sidecar.healing.classify import is_plain_success
 from mcp_sidecar.healing.facts import RequestServed
 from mcp_sidecar.healing.generations import FIRST
 from mcp_sidecar.healing.labels import rpc_label
@@ -26,8 +27,10 @@ from mcp_sidecar.proxy.parts import Parts
 from mcp_sidecar.proxy.reading import EVENT_STREAM as EVENTS
 from mcp_sidecar.proxy.reading import JSON
 from mcp_sidecar.wire import http1
-from mcp_sidecar.wire.headers import HOP_BY_HOP, NOT_FOR_UPSTREAM, SESSION_ID, media_type
+from mcp_sidecar.wire.extent import END_OF_CHUNKS
+from mcp_sidecar.wire.headers import HOP_BY_HOP, NOT_AS_IT_IS, SESSION_ID, forwarding, media_type
 from mcp_sidecar.wire.messages import Kind, Message, NotJson, parse
+from mcp_sidecar.wire.origins import URL_HEADERS
 from mcp_sidecar.wire.revisions import is_sessionless_request
 
 MAX_BYTES = CHUNK_BYTES
@@ -37,14 +40,12 @@ MAX_HEAD_BYTES = 16 * 1024
 CLIENT_LEFT = 499
 
 _SESSION_ID = "mcp-session-id"
-_NOT_FOR_UPSTREAM = NOT_FOR_UPSTREAM | {"x-forwarded-for", _SESSION_ID, "accept-encoding"}
+_NOT_FOR_UPSTREAM = NOT_AS_IT_IS | {_SESSION_ID, "accept-encoding"}
 _NOT_FOR_CLIENT = HOP_BY_HOP | {_SESSION_ID}
-_NAMES_A_URL = frozenset({"location", "content-location"})
 _SECRET = frozenset({"set-cookie", "authentication-info"})
 _NOT_SHORT = TEACHING | {"initialize"}
 
 _CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"
-_LAST_CHUNK = b"\r\n0\r\n\r\n"
 
 REMEMBERED_HEADS = 128
 
@@ -108,7 +109,7 @@ class Head:
         """``None`` where there is something to decide."""
         kind = media_type(answer.values.get("content-type"))
         is_stream = kind == EVENTS
-        if not (is_stream or kind == JSON) or not _NAMES_A_URL.isdisjoint(answer.values):
+        if not (is_stream or kind == JSON) or not URL_HEADERS.isdisjoint(answer.values):
             return None
         dropped = _NOT_FOR_CLIENT | {"content-length"} if is_stream else _NOT_FOR_CLIENT
         lines = [f"{name}: {value}\r\n" for name, value in answer.pairs if name.lower() not in dropped]
@@ -217,13 +218,9 @@ class Express:
         values = request.values
         host = self.parts.upstream.host_line
         lines = [f"{name}: {value}" for name, value in request.pairs if name.lower() not in _NOT_FOR_UPSTREAM]
-        hops = [hop for hop in (values.get("x-forwarded-for"), peer) if hop]
-        if hops:
-            lines.append(f"X-Forwarded-For: {', '.join(hops)}")
-        if "x-forwarded-proto" not in values:
-            lines.append(f"X-Forwarded-Proto: {self.gate.scheme}")
-        if "x-forwarded-host" not in values:
-            lines.append(f"X-Forwarded-Host: {values['host']}")
+        hops = [values["x-forwarded-for"]] if "x-forwarded-for" in values else []
+        added = forwarding(values, hops, peer=peer, scheme=self.gate.scheme, host=values["host"])
+        lines += [f"{name}: {value}" for name, value in added]
         text = "\r\n".join(lines)
         target = request.target
         head = (
@@ -366,8 +363,7 @@ class Trip:
             return False
         if head.is_stream:
             return bool(body) and self._is_one_response(body)
-        # The classifier asks of a success no more than this, and passes what does not say "error".
-        is_passed = body.startswith(b"{") and b'"error"' not in body
+        is_passed = body.startswith(b"{") and is_plain_success(body)
         return is_passed and (self._generation == FIRST or self._is_response(body))
 
     def _is_response(self, data: bytes) -> bool:
@@ -390,7 +386,7 @@ class Trip:
         self._leave()
         own_id = f"{SESSION_ID}: {self._session.client_id}\r\n".encode() if head.bears_session_id else b""
         if head.is_stream or head.length is None:
-            chunk = (_CHUNKED, b"%x\r\n" % len(body), body, _LAST_CHUNK)
+            chunk = (_CHUNKED, b"%x\r\n" % len(body), body, END_OF_CHUNKS)
             self._client.answer(b"".join((head.start, own_id, *chunk)))
         else:
             self._client.answer(b"".join((head.start, own_id, b"\r\n", body)))
@@ -424,5 +420,5 @@ class Trip:
 def _body(head: Head, received: bytes) -> bytes | None:
     """All of the body, if it is here and nothing behind it."""
     if head.length is None:
-        return http1.whole_chunks(received, head.body_at) if received.endswith(b"0\r\n\r\n") else None
+        return http1.whole_chunks(received, head.body_at) if received.endswith(http1.LAST_CHUNK) else None
     return received[head.body_at :] if len(received) == head.body_at + head.length else None

@@ -16,6 +16,7 @@ from http import HTTPStatus
 from aiohttp import HttpVersion10, HttpVersion11, hdrs, web
 
 from mcp_sidecar.healing.own_answers import OwnAnswer
+from mcp_sidecar.wire import http1
 from mcp_sidecar.wire.headers import Pair, encoded_head
 from mcp_sidecar.wire.sse import KEEP_ALIVE, encode_event
 
@@ -113,7 +114,7 @@ class Responder:
         if data and not self._is_bodiless:
             assert self.status, "the head comes first"
             self.last_write_at = self._clock()
-            await self._put(b"%x\r\n%b\r\n" % (len(data), data) if self._is_chunked else data)
+            await self._put(http1.chunk(data) if self._is_chunked else data)
 
     async def comment(self) -> None:
         """Send an SSE comment, so that nobody takes the stream for dead."""
@@ -157,7 +158,7 @@ class Responder:
         if not self._has_ended:
             self._has_ended = True
             if self._is_chunked:
-                self._pending.append(b"0\r\n\r\n")
+                self._pending.append(http1.LAST_CHUNK)
             self._flush()
             if self._protocol.writing_paused:
                 await self._request.writer.drain()

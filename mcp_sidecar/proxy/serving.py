@@ -27,7 +27,6 @@ from mcp_sidecar.wire.extent import Extent
 MAX_HEADERS = 256
 """What ``limits.max_header_bytes`` of headers may be split into, on both sides."""
 
-END_OF_HEAD = b"\r\n\r\n"
 _NOT_READ_ANY_MORE = PayloadAccessError()
 TOO_MUCH = b"HTTP/1.1 431 Request Header Fields Too Large\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
@@ -288,7 +287,7 @@ class ClientProtocol(RequestHandler):
         waiting = len(self._messages)
         super().data_received(data)
         self._watch_chunks(data, waiting)
-        self._ends_with_head = data.endswith(END_OF_HEAD)
+        self._ends_with_head = data.endswith(http1.END_OF_HEAD)
         self._end_broken_body()
         self._bound_head(data)
 

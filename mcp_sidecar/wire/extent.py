@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-END_OF_HEAD = b"\r\n\r\n"
-END_OF_CHUNKS = b"\r\n0\r\n\r\n"
+from mcp_sidecar.wire.http1 import END_OF_HEAD, LAST_CHUNK
+
+END_OF_CHUNKS = b"\r\n" + LAST_CHUNK
 
 
 @dataclass(slots=True)

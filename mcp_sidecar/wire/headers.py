@@ -6,7 +6,7 @@ Headers are handled as pairs throughout: names may repeat, their case and order 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import chain
 
@@ -35,7 +35,8 @@ NOT_FOR_UPSTREAM = HOP_BY_HOP | {"host", "expect", "content-length"}
 """``Host`` is the upstream's own (python servers answer 421, rmcp 403 to another); ``Expect`` was met by the sidecar;
 the length is set anew from the body that is sent."""
 
-_NOT_AS_IT_IS = NOT_FOR_UPSTREAM | {"x-forwarded-for"}
+NOT_AS_IT_IS = NOT_FOR_UPSTREAM | {"x-forwarded-for"}
+"""The same, and what ``forwarding`` writes anew."""
 
 MAX_SESSION_ID_BYTES = 4096
 
@@ -69,23 +70,10 @@ class Fields:
         self.size = len(text) + 2 * len(raw) + 1
 
     def for_upstream(self, *, without: frozenset[str], peer: str | None, scheme: str, host: str | None) -> list[Pair]:
-        """The client's headers as the upstream gets them, with ``X-Forwarded-For``, ``-Proto`` and ``-Host``.
-
-        The peer is appended to a list that is already there. The other two are kept where an edge in front has set
-        them: it saw the client, the sidecar only sees the edge.
-        """
-        names = self.names
-        pairs = self._less(_union(_NOT_AS_IT_IS, without))
-        hops = [value for name, (_, value) in zip(names, self.pairs, strict=True) if name == "x-forwarded-for"]
-        if peer:
-            hops.append(peer)
-        if hops:
-            pairs.append(("X-Forwarded-For", ", ".join(hops)))
-        if "x-forwarded-proto" not in names:
-            pairs.append(("X-Forwarded-Proto", scheme))
-        if host is not None and "x-forwarded-host" not in names:
-            pairs.append(("X-Forwarded-Host", host))
-        return pairs
+        """The client's headers as the upstream gets them, with those of ``forwarding``."""
+        pairs = self._less(_union(NOT_AS_IT_IS, without))
+        hops = self.values("x-forwarded-for")
+        return pairs + forwarding(self.names, hops, peer=peer, scheme=scheme, host=host)
 
     def for_client(self, without: frozenset[str] = frozenset()) -> list[Pair]:
         """The upstream's headers as the client gets them, less ``without`` (lower case)."""
@@ -101,6 +89,23 @@ class Fields:
         if "connection" in self.names and not _SAYS_NO_NAME.issuperset(self.values("connection")):
             dropped |= one_hop_names(self.pairs)
         return [pair for name, pair in zip(self.names, self.pairs, strict=True) if name not in dropped]
+
+
+def forwarding(
+    names: Container[str], hops: list[str], *, peer: str | None, scheme: str, host: str | None
+) -> list[Pair]:
+    """``X-Forwarded-For``, ``-Proto`` and ``-Host`` for a request that bears ``names`` and has come over ``hops``.
+
+    The peer is appended to a list that is already there. The other two are kept where an edge in front has set them: it
+    saw the client, the sidecar only sees the edge.
+    """
+    hops = [*hops, peer] if peer else hops
+    pairs = [("X-Forwarded-For", ", ".join(hops))] if hops else []
+    if "x-forwarded-proto" not in names:
+        pairs.append(("X-Forwarded-Proto", scheme))
+    if host is not None and "x-forwarded-host" not in names:
+        pairs.append(("X-Forwarded-Host", host))
+    return pairs
 
 
 def one_hop_names(pairs: Iterable[Pair]) -> frozenset[str]:

@@ -14,7 +14,7 @@ from urllib.parse import SplitResult, urlsplit, urlunsplit
 from mcp_sidecar.wire.headers import Pair
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
-_URL_HEADERS = frozenset({"location", "content-location"})
+URL_HEADERS = frozenset({"location", "content-location"})
 
 
 def host_of(authority: str) -> str:
@@ -123,4 +123,4 @@ class Move:
 
     def headers(self, pairs: Iterable[Pair]) -> list[Pair]:
         """Headers whose URLs would lead the client past the sidecar, moved; all others as they are."""
-        return [(pair[0], self.url(pair[1])) if pair[0].lower() in _URL_HEADERS else pair for pair in pairs]
+        return [(pair[0], self.url(pair[1])) if pair[0].lower() in URL_HEADERS else pair for pair in pairs]
