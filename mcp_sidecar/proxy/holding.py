@@ -47,7 +47,7 @@ class Held:
     ``size`` in bytes; ``deadline`` is set when the first wait begins; ``cancel_keys`` are what the client's
     ``notifications/cancelled`` would name, one for each request of a batch; ``session`` is the one whose end is its end.
     ``is_stream``: it is no request but a stream that can wait, and takes no request's place. ``released`` is how somebody
-    else ended the present wait; ``turn`` and ``overdue`` are its place among those who go on, and when that ends.
+    else ended the present wait; ``turn`` is its place among those who go on.
     """
 
     size: int
@@ -61,7 +61,6 @@ class Held:
     woken: asyncio.Future[None] | None = None
     cancelled: set[CancelKey] = field(default_factory=set)
     turn: Turn | None = None
-    overdue: asyncio.TimerHandle | None = None
 
     def wake(self, _: object = None) -> None:
         """Let it look at what has become of what it waits for."""
@@ -84,7 +83,7 @@ class Holding:
         self._streams = 0
         self._bytes = 0
         self._draining = False
-        self._turns = Turns(GO_ON_AT_A_TIME)
+        self._turns = Turns(GO_ON_AT_A_TIME, HEAD_PATIENCE_S)
         self.route = Route(clock)
 
     def __len__(self) -> int:
@@ -130,9 +129,7 @@ class Holding:
 
     def went_on(self, held: Held) -> None:
         """The upstream has answered, or cannot: let the next one go, if this one had to wait."""
-        if held.turn is not None and held.overdue is not None:
-            held.overdue.cancel()
-            held.overdue = None
+        if held.turn is not None:
             self._turns.leave(held.turn)
 
     def leave(self, held: Held) -> None:
@@ -178,19 +175,16 @@ class Holding:
         self.went_on(held)  # perhaps nothing came of it last time
         turn = held.turn = held.turn or Turn()
         granted = self._turns.ask(turn)
-        if granted is not None:
-            ended = Waited.EXPIRED
-            try:
-                ended, _ = await self._wait(held, granted)
-            finally:
-                if ended is not Waited.BACK:
-                    self._turns.leave(turn)
-            if held.released is not None:
-                return ended
+        if granted is None:
+            return Waited.BACK
+        ended = Waited.EXPIRED
+        try:
+            ended, _ = await self._wait(held, granted)
+        finally:
             if ended is not Waited.BACK:
-                return Waited.BACK  # out of time, and the upstream is there: it goes on without a place
-        held.overdue = asyncio.get_running_loop().call_later(HEAD_PATIENCE_S, self._turns.leave, turn)
-        return Waited.BACK
+                self._turns.leave(turn)
+        # Out of time, but the upstream is there: it goes on without a place.
+        return held.released or Waited.BACK
 
     async def _wait(self, held: Held, awaited: asyncio.Future[T] | asyncio.Task[T]) -> tuple[Waited, T | None]:
         await self._until_woken(held, self._left_s(held), awaited)

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 
 from mcp_sidecar.proxy.turns import Turn, Turns
 
@@ -26,7 +25,7 @@ class Returning:
 
     def __init__(self) -> None:
         """Nobody is."""
-        self._turns = Turns(AT_A_TIME)
+        self._turns = Turns(AT_A_TIME, HEAD_PATIENCE_S)
         self._count = 0
 
     async def spread(self) -> None:
@@ -37,14 +36,6 @@ class Returning:
         finally:
             self._count -= 1
 
-    @asynccontextmanager
-    async def place(self) -> AsyncIterator[None]:
+    def place(self) -> AbstractAsyncContextManager[bool]:
         """Be one of those that ask now, until the block ends or the answer lets wait for too long."""
-        turn = Turn()
-        await self._turns.take(turn)
-        late = asyncio.get_running_loop().call_later(HEAD_PATIENCE_S, self._turns.give_back, turn)
-        try:
-            yield
-        finally:
-            late.cancel()
-            self._turns.give_back(turn)
+        return self._turns.place(Turn())

@@ -18,14 +18,16 @@ class Turn:
     is_urgent: bool = False
     granted: asyncio.Future[None] | None = field(default=None, init=False)
     has_place: bool = field(default=False, init=False)
+    overdue: asyncio.TimerHandle | None = field(default=None, init=False)
 
 
 class Turns:
     """Hands out the places."""
 
-    def __init__(self, places: int) -> None:
-        """``places``: how many may work at a time."""
+    def __init__(self, places: int, patience_s: float | None = None) -> None:
+        """``places``: how many may work at a time. Who takes longer than ``patience_s`` loses the place, and works on."""
         self._free = places
+        self._patience_s = patience_s
         self._urgent: dict[Turn, None] = {}
         self._idle: dict[Turn, None] = {}
 
@@ -54,7 +56,7 @@ class Turns:
         """Take a place at once, or queue for it: the future is done when it is there. ``leave`` ends both."""
         if self._free:
             self._free -= 1
-            turn.has_place = True
+            self._seat(turn)
             return None
         turn.granted = asyncio.get_running_loop().create_future()
         self._queue_of(turn)[turn] = None
@@ -70,11 +72,14 @@ class Turns:
         if not turn.has_place:
             return
         turn.has_place = False
+        if turn.overdue is not None:
+            turn.overdue.cancel()
+            turn.overdue = None
         following = self._next()
         if following is None:
             self._free += 1
         else:
-            following.has_place = True
+            self._seat(following)
 
     def promote(self, turn: Turn) -> None:
         """From now on a request waits for this one, too."""
@@ -85,6 +90,11 @@ class Turns:
         turn.is_urgent = True
         if is_waiting:
             self._urgent[turn] = None
+
+    def _seat(self, turn: Turn) -> None:
+        turn.has_place = True
+        if self._patience_s is not None:
+            turn.overdue = asyncio.get_running_loop().call_later(self._patience_s, self.give_back, turn)
 
     def _queue_of(self, turn: Turn) -> dict[Turn, None]:
         return self._urgent if turn.is_urgent else self._idle
