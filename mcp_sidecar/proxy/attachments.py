@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from mcp_sidecar.healing.session import Session
+from mcp_sidecar.proxy import groups
 from mcp_sidecar.proxy.upstream import Answer
 
 
@@ -35,17 +36,12 @@ class Attachments:
             return
         if session.displaced:
             answer.break_off()
-        self._open[session] = (*self._open.get(session, ()), answer)
+        groups.add(self._open, session, answer)
 
     def discard(self, session: Session | None, answer: Answer) -> None:
         """Nobody reads it any more."""
-        if session is None:
-            return
-        others = tuple(other for other in self._open[session] if other is not answer)
-        if others:
-            self._open[session] = others
-        else:
-            del self._open[session]
+        if session is not None:
+            groups.discard(self._open, session, answer)
 
     def break_off(self, session: Session) -> None:
         """The session's upstream id is another session's now: whoever reads meets a break, and nothing more."""

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Iterable
 from typing import Protocol
 
 from mcp_sidecar.healing.session import Session, UpstreamSessionId
+from mcp_sidecar.proxy import groups
 from mcp_sidecar.proxy.returning import Returning
 
 
@@ -35,7 +36,6 @@ class GetStreams:
     def __init__(self) -> None:
         """No streams yet."""
         self._serving: dict[asyncio.Task[object], Session | None] = {}
-        # Tuples, for most sessions have one stream, and there are many sessions.
         self._of_session: dict[Session, tuple[asyncio.Task[object], ...]] = {}
         self._listening: dict[Session, tuple[tuple[Listener, asyncio.Task[object]], ...]] = {}
         self._ending: set[asyncio.Task[object]] = set()
@@ -62,7 +62,7 @@ class GetStreams:
         task = _this_task()
         self._serving[task] = session
         if session is not None:
-            self._of_session[session] = (*self._of_session.get(session, ()), task)
+            groups.add(self._of_session, session, task)
 
     def ends_this(self) -> bool:
         """Whether it was from here that this task's stream was cancelled; it then is not cancelled any more."""
@@ -81,17 +81,13 @@ class GetStreams:
         if awaited is not None and not awaited.done():
             awaited.set_result(None)
         if session is not None:
-            others = tuple(other for other in self._of_session[session] if other is not task)
-            if others:
-                self._of_session[session] = others
-            else:
-                del self._of_session[session]
+            groups.discard(self._of_session, session, task)
 
     # -- where a client listens ---------------------------------------------------------------------------------------
 
     def listens(self, session: Session, listener: Listener) -> None:
         """From now on this stream is where the client of the session listens."""
-        self._listening[session] = (*self._listening.get(session, ()), (listener, _this_task()))
+        groups.add(self._listening, session, (listener, _this_task()))
 
     async def takes_over(self, session: Session, listener: Listener) -> bool:
         """The same, and those before it end; upstream they are closed when this returns. True if there were any.
@@ -107,12 +103,8 @@ class GetStreams:
         return bool(gone)
 
     def leaves(self, session: Session, listener: Listener) -> None:
-        """This stream is over."""
-        others = tuple(other for other in self._listening.get(session, ()) if other[0] is not listener)
-        if others:
-            self._listening[session] = others
-        else:
-            self._listening.pop(session, None)
+        """This task's stream is over."""
+        groups.discard(self._listening, session, (listener, _this_task()))
 
     def listener_of(self, session: Session) -> Listener | None:
         """Where the client of the session listens, if it does: on the stream that it opened last."""
