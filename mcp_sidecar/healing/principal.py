@@ -10,10 +10,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NewType
 
-from mcp_sidecar.wire.headers import Fields, Pair, values
+from mcp_sidecar.wire.headers import Fields, Pair
 
 Principal = NewType("Principal", bytes)
 """A keyed hash; equal for requests of the same principal, empty where a request carries no credential."""
@@ -25,34 +25,22 @@ _DIGEST_BYTES = 16
 _CLIENT_CLAIMS = ("client_id", "azp", "cid", "appid")  # RFC 9068, OpenID Connect, Okta, Entra ID v1
 
 
-def principal_of(pairs: Iterable[Pair], header_names: Sequence[str], key: bytes) -> Principal:
-    """The principal of a request, by the credentials in ``header_names``.
+class Principals:
+    """Tells whose request it is, and remembers by the hash of the credentials what it has told of them lately.
 
     A JWT bearer counts by issuer, subject and client, so that a refreshed token goes on; without a subject, and for
     every other credential, the value itself counts, so that a rotated opaque token is somebody else.
-    """
-    return _principal(_credentials(pairs, header_names), key)
-
-
-def credential_of(pairs: Iterable[Pair], header_names: Sequence[str], key: bytes) -> Principal:
-    """A keyed hash of the very credentials: differs after a token refresh where the principal does not."""
-    return _digest(_credentials(pairs, header_names), key)
-
-
-class Principals:
-    """Tells principals, and remembers by the hash of the credentials what it has told of them lately.
-
     What is kept are two keyed hashes per credential, and of ``REMEMBERED`` credentials at most.
     """
 
     def __init__(self, header_names: Sequence[str], key: bytes) -> None:
-        """``header_names`` are lower case."""
+        """``header_names`` (lower case) are those whose credentials count; cookies never do."""
         self._names = tuple(header_names)
         self._key = key
         self._told: dict[Principal, Principal] = {}
 
     def of(self, fields: Fields) -> tuple[Principal, Principal]:
-        """``principal_of`` and ``credential_of`` a request."""
+        """A request's principal, and a hash of its very credentials, which changes with a refresh."""
         return self._of([(name, value.strip()) for name in self._names for value in fields.values(name)])
 
     def of_values(self, values: Mapping[str, str]) -> tuple[Principal, Principal]:
@@ -76,14 +64,7 @@ def _principal(credentials: list[Pair], key: bytes) -> Principal:
     return _digest([(name, _identity(value)) for name, value in credentials], key)
 
 
-def _credentials(pairs: Iterable[Pair], header_names: Sequence[str]) -> list[Pair]:
-    pairs = list(pairs)
-    return [(name, value.strip()) for name in header_names for value in values(pairs, name)]
-
-
 def _digest(identities: Sequence[tuple[str, str | list[str]]], key: bytes) -> Principal:
-    if not identities:
-        return ANONYMOUS
     text = repr(identities).encode()  # its quotes and escapes keep the parts apart, whatever they hold
     return Principal(hashlib.blake2b(text, key=key, digest_size=_DIGEST_BYTES).digest())
 

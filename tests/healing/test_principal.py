@@ -15,8 +15,6 @@ from mcp_sidecar.healing.principal import (
     REMEMBERED,
     Principal,
     Principals,
-    credential_of,
-    principal_of,
 )
 from mcp_sidecar.wire.headers import Fields, Pair
 from tests.healing import samples
@@ -38,8 +36,16 @@ def bearer(token: str) -> list[Pair]:
     return [("Authorization", f"Bearer {token}")]
 
 
+def fields(pairs: list[Pair]) -> Fields:
+    return Fields([(name.encode(), value.encode("utf-8", "surrogateescape")) for name, value in pairs])
+
+
 def of(pairs: list[Pair], key: bytes = KEY) -> Principal:
-    return principal_of(pairs, NAMES, key)
+    return Principals(NAMES, key).of(fields(pairs))[0]
+
+
+def credential_of(pairs: list[Pair]) -> Principal:
+    return Principals(NAMES, KEY).of(fields(pairs))[1]
 
 
 def alice(**claims: Any) -> list[Pair]:
@@ -108,7 +114,7 @@ def test_who_is_the_same(one: list[Pair], other: list[Pair], same: bool) -> None
 def test_anonymous(pairs: list[Pair]) -> None:
     """Who carries no credential that counts is nobody, and so are all others like that."""
     assert of(pairs) == ANONYMOUS
-    assert credential_of(pairs, NAMES, KEY) == ANONYMOUS
+    assert credential_of(pairs) == ANONYMOUS
 
 
 def test_an_empty_credential_is_one() -> None:
@@ -159,28 +165,24 @@ def test_no_list_of_values_forges_a_jwt() -> None:
 class TestPrincipals:
     """What is remembered is what would be told anew."""
 
-    @staticmethod
-    def fields(pairs: list[Pair]) -> Fields:
-        return Fields([(name.encode(), value.encode("utf-8", "surrogateescape")) for name, value in pairs])
-
-    def test_it_tells_what_the_functions_tell(self) -> None:
+    def test_it_tells_what_a_new_one_tells(self) -> None:
         """The second time, too, and for a request without credentials."""
         told = Principals(NAMES, KEY)
         for pairs in ([], alice(), alice(exp=1), alice(exp=2), alice(), [("Authorization", "Bearer x")]):
-            expected = (principal_of(pairs, NAMES, KEY), credential_of(pairs, NAMES, KEY))
-            assert told.of(self.fields(pairs)) == expected == told.of(self.fields(pairs))
+            expected = (of(pairs), credential_of(pairs))
+            assert told.of(fields(pairs)) == expected == told.of(fields(pairs))
 
     def test_plain_headers_tell_the_same(self) -> None:
         """Where every header is there once it does not matter in which form they come."""
         told = Principals(NAMES, KEY)
         for pairs in ([], alice(), [("Authorization", " Bearer x "), ("X-Other", "y")]):
-            assert told.of_values({name.lower(): value for name, value in pairs}) == told.of(self.fields(pairs))
+            assert told.of_values({name.lower(): value for name, value in pairs}) == told.of(fields(pairs))
 
     def test_what_is_remembered_is_bounded_and_hashed(self) -> None:
         """Credentials that anybody can make up fill no memory, and none of them is kept."""
         told = Principals(NAMES, KEY)
         for number in range(REMEMBERED + 9):
-            told.of(self.fields([("Authorization", f"Bearer secret-{number}")]))
+            told.of(fields([("Authorization", f"Bearer secret-{number}")]))
         assert len(told._told) == REMEMBERED
         assert {len(kept) for kept in (*told._told, *told._told.values())} == {16}
 
@@ -191,8 +193,8 @@ class TestCredential:
     def test_a_refreshed_token_is_another_credential(self) -> None:
         """The principal goes on, the credential does not."""
         one, other = alice(exp=1), alice(exp=2)
-        assert credential_of(one, NAMES, KEY) == credential_of(one, NAMES, KEY)
-        assert credential_of(one, NAMES, KEY) != credential_of(other, NAMES, KEY)
+        assert credential_of(one) == credential_of(one)
+        assert credential_of(one) != credential_of(other)
 
 
 header_names = st.sampled_from(["Authorization", "X-API-Key", "Cookie"])
@@ -215,4 +217,4 @@ def test_never_fails_and_depends_on_what_counts_only(one: list[Pair], other: lis
     assert of(one) == of(counted[0])
     if by_header[0] == by_header[1]:
         assert of(one) == of(other)
-    assert (credential_of(one, NAMES, KEY) == credential_of(other, NAMES, KEY)) is (by_header[0] == by_header[1])
+    assert (credential_of(one) == credential_of(other)) is (by_header[0] == by_header[1])
