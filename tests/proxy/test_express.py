@@ -213,26 +213,20 @@ async def same(first: bytes | Play, *requests: tuple[bytes, ...], **settings: ob
     return express
 
 
-def in_pieces(*pieces: bytes) -> Play:
+def in_pieces(*pieces: bytes, pause_s: float = 0.01) -> Play:
     """An answer that comes bit by bit."""
 
     async def play(talk: Conversation) -> None:
         for piece in pieces:
             await talk.send(piece)
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(pause_s)
 
     return play
 
 
 def at_once(*pieces: bytes) -> Play:
     """An answer in several packets, one right after the other."""
-
-    async def play(talk: Conversation) -> None:
-        for piece in pieces:
-            await talk.send(piece)
-            await asyncio.sleep(0.001)
-
-    return play
+    return in_pieces(*pieces, pause_s=0.001)
 
 
 def broken_after(data: bytes, *, reset: bool) -> Play:

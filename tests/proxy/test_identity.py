@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import itertools
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from types import BuiltinFunctionType, FrameType, FunctionType, ModuleType
 
@@ -19,7 +21,7 @@ from tests.support.dialects import Mint
 from tests.support.fake_upstream import FakeUpstream
 from tests.support.faults import Fault, IngressPage, SlowHeaders, Stage, Stall, StallAt
 from tests.support.own_answers import is_not_found
-from tests.support.sidecar import running_sidecar
+from tests.support.sidecar import WatchedSidecar, running_sidecar
 from tests.support.waiting import eventually
 
 Headers = dict[str, str]
@@ -147,6 +149,18 @@ def count_anew(monkeypatch: pytest.MonkeyPatch, start: int = 1) -> None:
     monkeypatch.setitem(behaviour.MINTS, Mint.COUNTER, lambda: f"session-{next(counter)}")
 
 
+@asynccontextmanager
+async def alice_and_bob() -> AsyncIterator[tuple[FakeUpstream, WatchedSidecar, McpClient, McpClient]]:
+    """Two users of a server that counts its sessions."""
+    async with (
+        FakeUpstream(mint=Mint.COUNTER) as upstream,
+        running_sidecar(upstream.url) as sidecar,
+        McpClient(sidecar.url, headers=alice()) as one,
+        McpClient(sidecar.url, headers=alice(sub="bob")) as other,
+    ):
+        yield upstream, sidecar, one, other
+
+
 def owner_of_last_call(upstream: FakeUpstream) -> str | None:
     """Who had opened the upstream session in which the last tool ran."""
     session_id = upstream.ledger.executions("charge")[-1].session_id
@@ -176,12 +190,7 @@ async def test_ids_that_are_minted_again_never_mix_sessions(counting: pytest.Mon
 
 async def test_two_principals_may_hold_the_same_id(counting: pytest.MonkeyPatch) -> None:
     """A newcomer gets the id that somebody else still holds from before: both go on, each in a session of their own."""
-    async with (
-        FakeUpstream(mint=Mint.COUNTER) as upstream,
-        running_sidecar(upstream.url) as sidecar,
-        McpClient(sidecar.url, headers=alice()) as old,
-        McpClient(sidecar.url, headers=alice(sub="bob")) as new,
-    ):
+    async with alice_and_bob() as (upstream, _, old, new):
         await old.initialize()
         count_anew(counting)
         await upstream.restart()
@@ -240,12 +249,7 @@ async def test_a_healed_session_whose_id_is_minted_again_is_healed_again(countin
 
 async def test_a_displaced_session_lets_go_of_the_open_stream(counting: pytest.MonkeyPatch) -> None:
     """A stream that was attached under an id just before it became known as another's carries nothing of that one's."""
-    async with (
-        FakeUpstream(mint=Mint.COUNTER) as upstream,
-        running_sidecar(upstream.url) as sidecar,
-        McpClient(sidecar.url, headers=alice()) as old,
-        McpClient(sidecar.url, headers=alice(sub="bob")) as new,
-    ):
+    async with alice_and_bob() as (upstream, _, old, new):
         await old.initialize()
         async with await old.get_stream() as stream:
             await eventually(lambda: upstream.sessions["session-1"].get_streams_open)
@@ -273,12 +277,7 @@ async def test_a_displaced_session_lets_go_of_the_open_stream(counting: pytest.M
 
 async def test_deleting_a_displaced_session_spares_the_other(counting: pytest.MonkeyPatch) -> None:
     """A DELETE of a session whose id now is somebody else's ends it here and nothing upstream."""
-    async with (
-        FakeUpstream(mint=Mint.COUNTER) as upstream,
-        running_sidecar(upstream.url) as sidecar,
-        McpClient(sidecar.url, headers=alice()) as old,
-        McpClient(sidecar.url, headers=alice(sub="bob")) as new,
-    ):
+    async with alice_and_bob() as (upstream, _, old, new):
         await old.initialize()
         count_anew(counting)
         await upstream.restart()
@@ -303,12 +302,7 @@ class ResetLater:
 @pytest.mark.parametrize("then", [Stall(StallAt.BEFORE_EXECUTION), ResetLater()], ids=["goes on", "breaks"])
 async def test_a_heal_whose_new_id_is_minted_for_another(step: str, then: Fault, counting: pytest.MonkeyPatch) -> None:
     """What it has still to say is not said in the other's session, nor is that one ended with what was begun."""
-    async with (
-        FakeUpstream(mint=Mint.COUNTER) as upstream,
-        running_sidecar(upstream.url) as sidecar,
-        McpClient(sidecar.url, headers=alice()) as old,
-        McpClient(sidecar.url, headers=alice(sub="bob")) as new,
-    ):
+    async with alice_and_bob() as (upstream, _, old, new):
         await old.initialize()
         await old.call("logging/setLevel", {"level": "info"})
         for uri in ("fake://one", "fake://two"):
@@ -336,12 +330,7 @@ async def test_a_heal_whose_new_id_is_minted_for_another(step: str, then: Fault,
 @pytest.mark.parametrize("again", [False, True], ids=["", "minted again"])
 async def test_a_session_that_ends_in_its_heal(first: int, again: bool, counting: pytest.MonkeyPatch) -> None:
     """What was begun is not left behind upstream, unless it is somebody else's by now: that one is spared."""
-    async with (
-        FakeUpstream(mint=Mint.COUNTER) as upstream,
-        running_sidecar(upstream.url) as sidecar,
-        McpClient(sidecar.url, headers=alice()) as old,
-        McpClient(sidecar.url, headers=alice(sub="bob")) as new,
-    ):
+    async with alice_and_bob() as (upstream, sidecar, old, new):
         await old.initialize()
         await old.call("logging/setLevel", {"level": "info"})
         count_anew(counting, first)
