@@ -308,6 +308,12 @@ def test_the_chunks_that_are_here_are_joined(chunks: bytes, body: bytes | None) 
     assert http1.chunks_so_far(b"head" + chunks, 4) == body
 
 
+def test_what_is_written_in_chunks_is_read_again() -> None:
+    """Part by part, to the end."""
+    written = http1.chunk(b"abc") + http1.chunk(b"0123456789") + http1.LAST_CHUNK
+    assert http1.whole_chunks(written, 0) == b"abc0123456789"
+
+
 @pytest.mark.parametrize(
     ("body", "data"),
     [
