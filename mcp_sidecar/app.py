@@ -18,29 +18,29 @@ from collections.abc import Callable
 
 from aiohttp import web
 
-from mcp_sidecar.healing.facts import Emit, Fact
+from mcp_sidecar.config import ListenConfig
+from mcp_sidecar.downstream.connection import make_server
+from mcp_sidecar.downstream.response import Keeper
+from mcp_sidecar.endpoint.router import Ingress
+from mcp_sidecar.facts import Emit, Fact
 from mcp_sidecar.healing.labels import RPC_METHODS
 from mcp_sidecar.healing.principal import Principals
-from mcp_sidecar.healing.signatures import TABLE
 from mcp_sidecar.ops import logs
 from mcp_sidecar.ops.admin import Admin
 from mcp_sidecar.ops.metrics import Metrics
-from mcp_sidecar.proxy.aftercare import Aftercare
-from mcp_sidecar.proxy.attachments import Attachments
-from mcp_sidecar.proxy.availability import Availability
-from mcp_sidecar.proxy.config import ListenConfig
-from mcp_sidecar.proxy.get_streams import GetStreams
-from mcp_sidecar.proxy.healer import Healer
-from mcp_sidecar.proxy.holding import Holding
-from mcp_sidecar.proxy.ingress import Ingress
-from mcp_sidecar.proxy.parts import Parts
-from mcp_sidecar.proxy.responding import Keeper
-from mcp_sidecar.proxy.restoring import Tools
-from mcp_sidecar.proxy.serving import make_server
-from mcp_sidecar.proxy.store import SessionStore
-from mcp_sidecar.proxy.telling import Telling
-from mcp_sidecar.proxy.upstream import Upstream
+from mcp_sidecar.sessions.attachments import Attachments
+from mcp_sidecar.sessions.heal import Tools
+from mcp_sidecar.sessions.healer import Healer
+from mcp_sidecar.sessions.list_check import Aftercare
+from mcp_sidecar.sessions.notifier import Telling
+from mcp_sidecar.sessions.open_streams import GetStreams
+from mcp_sidecar.sessions.services import Parts
+from mcp_sidecar.sessions.table import SessionStore
 from mcp_sidecar.settings import Settings
+from mcp_sidecar.upstream.upstream import Upstream
+from mcp_sidecar.verdicts.signatures import TABLE
+from mcp_sidecar.waiting.availability import Availability
+from mcp_sidecar.waiting.hold import Holding
 
 COULD_NOT_LISTEN = 1
 DESCRIPTORS_PER_STREAM = 2

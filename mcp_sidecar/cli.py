@@ -112,7 +112,7 @@ def _demo(options: Mapping[str, Sequence[str]]) -> int:
         _complain(f"{DEMO} takes no options (see {PROGRAM} --help)")
         return MISTAKE
     try:
-        from mcp_sidecar import demo
+        from mcp_sidecar.commands import demo
 
         return demo.run()
     except ModuleNotFoundError as error:

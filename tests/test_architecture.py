@@ -46,7 +46,7 @@ HEALING: Final = "mcp_sidecar.healing"
 PROXY: Final = "mcp_sidecar.proxy"
 OPS: Final = "mcp_sidecar.ops"
 SETTINGS: Final = "mcp_sidecar.settings"
-FACTS: Final = "mcp_sidecar.healing.facts"
+FACTS: Final = "mcp_sidecar.facts"
 
 LAYERS: Final = (
     Layer(modules=WIRE, banned=IMPURE),
@@ -68,11 +68,11 @@ LAYERS: Final = (
     ),
     Layer(
         modules="mcp_sidecar.cli",
-        parts=("mcp_sidecar.__version__", SETTINGS, f"{OPS}.logs", "mcp_sidecar.app", "mcp_sidecar.demo"),
+        parts=("mcp_sidecar.__version__", SETTINGS, f"{OPS}.logs", "mcp_sidecar.app", "mcp_sidecar.commands.demo"),
     ),
     Layer(modules="mcp_sidecar.__main__", parts=("mcp_sidecar.cli",)),
     # The demo is a user of the sidecar: it starts one and never reaches into it.
-    Layer(modules="mcp_sidecar.demo", libraries=("httpx", "mcp", "uvicorn")),
+    Layer(modules="mcp_sidecar.commands.demo", libraries=("httpx", "mcp", "uvicorn")),
 )
 
 
@@ -150,7 +150,7 @@ def test_a_module_imports_only_what_its_layer_may(module: str) -> None:
         pytest.param(
             "mcp_sidecar.healing.session", "from mcp_sidecar.wire.sse import Event", 0, id="healing looks down"
         ),
-        pytest.param("mcp_sidecar.proxy.store", "import structlog, pydantic", 2, id="the proxy logs"),
+        pytest.param("mcp_sidecar.sessions.table", "import structlog, pydantic", 2, id="the proxy logs"),
         pytest.param("mcp_sidecar.ops.logs", "import prometheus_client", 1, id="logs count"),
         pytest.param("mcp_sidecar.wiretap", "import json", None, id="a module without a row"),
     ],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mcp_sidecar.healing.classify import (
+from mcp_sidecar.verdicts.classify import (
     NEED_BODY,
     UNANSWERED,
     Answer,
@@ -20,7 +20,7 @@ from mcp_sidecar.healing.classify import (
     judge_initialize_status,
     judge_probe,
 )
-from mcp_sidecar.healing.signatures import TABLE
+from mcp_sidecar.verdicts.signatures import TABLE
 from tests.support.corpus import BadEntry, Entry, entries, parse
 
 ENTRIES = tuple(entries())

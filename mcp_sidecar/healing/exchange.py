@@ -22,15 +22,15 @@ from dataclasses import dataclass, field
 from enum import Enum
 from http import HTTPStatus
 
-from mcp_sidecar.healing import own_answers
-from mcp_sidecar.healing.classify import Judgement, SessionKnowledge, Verdict
-from mcp_sidecar.healing.facts import ObservedAction, ReplayCause
-from mcp_sidecar.healing.faults import Fault
-from mcp_sidecar.healing.own_answers import OwnAnswer, Reason
+from mcp_sidecar.facts import ObservedAction, ReplayCause
+from mcp_sidecar.healing import replies
 from mcp_sidecar.healing.policy import Mode
 from mcp_sidecar.healing.replay import AfterLoss, after_loss
-from mcp_sidecar.healing.streams import AfterEnd
-from mcp_sidecar.wire.messages import Kind, Message
+from mcp_sidecar.healing.replies import OwnAnswer, Reason
+from mcp_sidecar.healing.stream_watch import AfterEnd
+from mcp_sidecar.verdicts.classify import Judgement, SessionKnowledge, Verdict
+from mcp_sidecar.wire.faults import Fault
+from mcp_sidecar.wire.jsonrpc import Kind, Message
 
 MAX_RESENDS_IN_DOUBT = 2
 """How often a harmless request goes again after resets: a request that crashes its server must not do so for ever."""
@@ -141,7 +141,7 @@ class Exchange:
         if self.mode is Mode.REWRITE or self._healed_once:
             return self._session_not_found()
         if after_loss(self.message) is AfterLoss.DROP:
-            return Give(own_answers.ACCEPTED, drops=True)
+            return Give(replies.ACCEPTED, drops=True)
         return Heal("id-minted-anew", confirm=False)
 
     def judged(self, judgement: Judgement, status: int) -> Step:
@@ -168,7 +168,7 @@ class Exchange:
             self._arrived = self._may_have_run = True
         if self.mode is Mode.OBSERVE:
             self._observe(self._after_doubt)
-            return Give(own_answers.BAD_GATEWAY)
+            return Give(replies.BAD_GATEWAY)
         if not fault.may_have_arrived:
             return self._wait(Awaited.CONNECT)
         if not self.may_resend_stream:
@@ -182,7 +182,7 @@ class Exchange:
         self._settle_404(proves_not_run=True)
         after = after_loss(self.message)
         if after is not AfterLoss.REPLAY:
-            return Give(own_answers.ACCEPTED, drops=after is AfterLoss.DROP)
+            return Give(replies.ACCEPTED, drops=after is AfterLoss.DROP)
         if self._may_go_again:
             return self._send(ReplayCause.SESSION_LOST)
         return self._outcome_unknown() if self._may_have_run else self._error(Reason.TOO_LARGE_TO_REPLAY)
@@ -221,7 +221,7 @@ class Exchange:
 
     def ended(self) -> Step:
         """The session is over, by the client's own DELETE perhaps: nothing may be sent in it any more."""
-        return Give(own_answers.SESSION_NOT_FOUND, reason=Reason.SESSION_LOST)
+        return Give(replies.SESSION_NOT_FOUND, reason=Reason.SESSION_LOST)
 
     @property
     def safe_in_doubt(self) -> bool:
@@ -268,7 +268,7 @@ class Exchange:
         if self.mode is Mode.REWRITE or not is_bound:
             return self._session_not_found()
         if after_loss(self.message) is AfterLoss.DROP:
-            return Give(own_answers.ACCEPTED, drops=True)
+            return Give(replies.ACCEPTED, drops=True)
         if self._healed_once:
             return self._session_not_found()
         return self._heal(judgement, confirm=False)
@@ -322,13 +322,13 @@ class Exchange:
 
     def _error(self, reason: Reason) -> Give:
         if self.opaque:
-            return Give(own_answers.opaque(reason), reason=reason)
-        answer = own_answers.in_session(self.message, reason)
-        return Give(answer, reason=reason, drops=answer is own_answers.ACCEPTED)
+            return Give(replies.opaque(reason), reason=reason)
+        answer = replies.in_session(self.message, reason)
+        return Give(answer, reason=reason, drops=answer is replies.ACCEPTED)
 
     def _unavailable(self) -> Give:
         if self._is_initialize:
-            answer = own_answers.unavailable(self.message.id, may_have_run=self._may_have_run)
+            answer = replies.unavailable(self.message.id, may_have_run=self._may_have_run)
             return Give(answer, reason=Reason.UPSTREAM_UNAVAILABLE)
         return self._error(Reason.UPSTREAM_UNAVAILABLE)
 
@@ -336,7 +336,7 @@ class Exchange:
         return self._unavailable() if self._is_initialize else self._error(Reason.OUTCOME_UNKNOWN)
 
     def _session_not_found(self) -> Give:
-        return Give(own_answers.SESSION_NOT_FOUND, reason=Reason.SESSION_LOST, rewrites=self._last_status)
+        return Give(replies.SESSION_NOT_FOUND, reason=Reason.SESSION_LOST, rewrites=self._last_status)
 
     # -- mode observe -------------------------------------------------------------------------------------------------
 

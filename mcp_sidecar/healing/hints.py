@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mcp_sidecar.healing.facts import HintKind, ListKind
+from mcp_sidecar.facts import HintKind, ListKind
 from mcp_sidecar.healing.policy import Announce
-from mcp_sidecar.wire.messages import JsonRpcId, dump
+from mcp_sidecar.wire.jsonrpc import JsonRpcId, dump
 
 RESTARTED = "The MCP server restarted or forgot this session: its in-memory state is new."
 

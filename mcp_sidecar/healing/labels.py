@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mcp_sidecar.wire.messages import Kind, Message
+from mcp_sidecar.wire.jsonrpc import Kind, Message
 
 NO_METHOD = "none"
 BATCH = "batch"

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, Self
 
-from mcp_sidecar.healing.facts import ListKind
-from mcp_sidecar.healing.recorded import Handshake
+from mcp_sidecar.facts import ListKind
+from mcp_sidecar.healing.handshake import Handshake
 
 DIGEST_BYTES = 16
 EMPTY = 0

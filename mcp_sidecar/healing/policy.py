@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mcp_sidecar.healing.signatures import Signature
+    from mcp_sidecar.verdicts.signatures import Signature
 
 
 class Mode(StrEnum):

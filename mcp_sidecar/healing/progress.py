@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from mcp_sidecar.wire.messages import Message
+from mcp_sidecar.wire.jsonrpc import Message
 
 Token = str | int
 

@@ -11,7 +11,7 @@ from collections.abc import Container
 from dataclasses import dataclass
 from enum import Enum
 
-from mcp_sidecar.wire.messages import Kind, Message
+from mcp_sidecar.wire.jsonrpc import Kind, Message
 
 
 class AfterLoss(Enum):

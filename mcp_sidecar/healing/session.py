@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NewType
 
+from mcp_sidecar.healing.client_state import Remembered
+from mcp_sidecar.healing.handshake import Handshake
 from mcp_sidecar.healing.hints import Hint
 from mcp_sidecar.healing.lists import SeenLists
 from mcp_sidecar.healing.principal import Principal
 from mcp_sidecar.healing.progress import Progress
-from mcp_sidecar.healing.recorded import Handshake
-from mcp_sidecar.healing.remembered import Remembered
-from mcp_sidecar.wire.messages import JsonRpcId
+from mcp_sidecar.wire.jsonrpc import JsonRpcId
 
 ClientSessionId = NewType("ClientSessionId", str)
 UpstreamSessionId = NewType("UpstreamSessionId", str)

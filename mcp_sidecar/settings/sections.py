@@ -25,8 +25,8 @@ from pydantic import (
 )
 
 from mcp_sidecar.healing.policy import Announce, Mode, OnServerChange
-from mcp_sidecar.healing.signatures import Signature, operator_signature
 from mcp_sidecar.settings import values
+from mcp_sidecar.verdicts.signatures import Signature, operator_signature
 
 
 class LogFormat(StrEnum):

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from mcp_sidecar.settings.tree import Settings
+from mcp_sidecar.settings.settings import Settings
 
 _WIDTH = 110
 _EXAMPLE_URL = "http://127.0.0.1:9000/mcp"

@@ -15,7 +15,7 @@ import pytest
 
 pytest.importorskip("mcp", reason="the extra `demo` is not installed")
 
-from mcp_sidecar.demo import run
+from mcp_sidecar.commands.demo import run
 
 FORWARDER: Final = Path(__file__).with_name("plain_forwarder.py")
 COMMAND: Final = (sys.executable, "-m", "mcp_sidecar", "demo")

@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("mcp", reason="the extra `demo` is not installed")
 
-from mcp_sidecar.demo.processes import ChildFailed, announced_port, bound_address, child, heal_seconds
+from mcp_sidecar.commands.processes import ChildFailed, announced_port, bound_address, child, heal_seconds
 
 HEALED = '{"event": "heal_ended", "outcome": "healed", "seconds": 0.012, "session": "ab12"}'
 REFUSED = '{"event": "heal_ended", "outcome": "refused", "seconds": 0.012}'

@@ -8,9 +8,9 @@ import pytest
 
 pytest.importorskip("mcp", reason="the extra `demo` is not installed")
 
-from mcp_sidecar.demo.client import Call
-from mcp_sidecar.demo.report import Style, introduction, result
-from mcp_sidecar.demo.story import Half, Story
+from mcp_sidecar.commands.demo.client import Call
+from mcp_sidecar.commands.demo.report import Style, introduction, result
+from mcp_sidecar.commands.demo.story import Half, Story
 
 PLAIN = Style(coloured=False)
 

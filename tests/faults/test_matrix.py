@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import aiohttp
 import pytest
 
-from mcp_sidecar.healing.facts import SidecarFault
+from mcp_sidecar.facts import SidecarFault
 from tests.faults.evidence import CASES, Case, Evidence
 from tests.faults.promises import Knowledge, Moment, Promise, Scene, breaches, promised
 from tests.faults.traffic import TRAFFIC, Body, Kind, Traffic

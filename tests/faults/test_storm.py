@@ -16,7 +16,7 @@ from typing import Final
 
 import pytest
 
-from mcp_sidecar.healing.facts import SidecarFault
+from mcp_sidecar.facts import SidecarFault
 from tests.faults.storm import ANSWER_BOUND_S, CLIENT_HEADER, MAX_REPLAY_BODY_BYTES, Report, Visitor
 from tests.faults.weather import Weather
 from tests.support.fake_upstream import FakeUpstream

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mcp_sidecar.healing.facts import OutcomeUnknown, ReplayCause, RequestReplayed
+from mcp_sidecar.facts import OutcomeUnknown, ReplayCause, RequestReplayed
 from tests.support.client import Answer, McpClient
 from tests.support.fake_upstream import FakeUpstream
 from tests.support.faults import IngressPage, ResetAfterExecution, ResetBeforeExecution

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from hypothesis import strategies as st
 
-from mcp_sidecar.wire.messages import Kind, Message, parse
+from mcp_sidecar.wire.jsonrpc import Kind, Message, parse
 
 DEPTH: Final = 100_000
 

@@ -6,15 +6,15 @@ from typing import Any, Final
 
 import pytest
 
-from mcp_sidecar.healing.announcing import Announcing, calls_in, with_block
-from mcp_sidecar.healing.generations import Mark, Renumbering
+from mcp_sidecar.healing.announcement import Announcing, calls_in, with_block
+from mcp_sidecar.healing.handshake import Handshake
 from mcp_sidecar.healing.hints import RESTARTED, restarted
+from mcp_sidecar.healing.marked_ids import Mark, Renumbering
 from mcp_sidecar.healing.policy import Announce
 from mcp_sidecar.healing.principal import ANONYMOUS
-from mcp_sidecar.healing.recorded import Handshake
 from mcp_sidecar.healing.session import ClientSessionId, Event, Session, UpstreamSessionId
-from mcp_sidecar.healing.streams import StreamWatch
-from mcp_sidecar.wire.messages import dump, parse
+from mcp_sidecar.healing.stream_watch import StreamWatch
+from mcp_sidecar.wire.jsonrpc import dump, parse
 from mcp_sidecar.wire.sse import Block, parse_event
 from tests.healing import samples
 

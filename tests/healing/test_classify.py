@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcp_sidecar.healing.classify import (
+from mcp_sidecar.verdicts.classify import (
     NEED_BODY,
     NO_SIGNATURE,
     PEEK_BYTES,
@@ -28,7 +28,7 @@ from mcp_sidecar.healing.classify import (
     judge_initialize_status,
     judge_probe,
 )
-from mcp_sidecar.healing.signatures import TABLE, Signature, operator_signature
+from mcp_sidecar.verdicts.signatures import TABLE, Signature, operator_signature
 
 BOUND = RequestFacts("POST", "tools/list", SessionKnowledge.BOUND)
 UNKNOWN = RequestFacts("POST", "tools/list", SessionKnowledge.UNKNOWN)

@@ -11,8 +11,8 @@ from typing import Any, Final
 
 import pytest
 
-from mcp_sidecar.healing import own_answers
-from mcp_sidecar.healing.classify import UNANSWERED, Judgement, SessionKnowledge, Verdict
+from mcp_sidecar.facts import ObservedAction, ReplayCause
+from mcp_sidecar.healing import replies
 from mcp_sidecar.healing.exchange import (
     MAX_RESENDS_IN_DOUBT,
     Awaited,
@@ -25,13 +25,13 @@ from mcp_sidecar.healing.exchange import (
     Step,
     Unhealed,
 )
-from mcp_sidecar.healing.facts import ObservedAction, ReplayCause
-from mcp_sidecar.healing.faults import Fault
-from mcp_sidecar.healing.own_answers import Reason
 from mcp_sidecar.healing.policy import Mode
-from mcp_sidecar.healing.signatures import TABLE
-from mcp_sidecar.healing.streams import AfterEnd
-from mcp_sidecar.wire.messages import Message
+from mcp_sidecar.healing.replies import Reason
+from mcp_sidecar.healing.stream_watch import AfterEnd
+from mcp_sidecar.verdicts.classify import UNANSWERED, Judgement, SessionKnowledge, Verdict
+from mcp_sidecar.verdicts.signatures import TABLE
+from mcp_sidecar.wire.faults import Fault
+from mcp_sidecar.wire.jsonrpc import Message
 from tests.healing import samples
 
 Report = Callable[[Exchange], Step | None]
@@ -123,23 +123,23 @@ HEAL_UNPROVEN: Final = Heal("generic-session-id", confirm=False)
 HEAL_DISPLACED: Final = Heal("id-minted-anew", confirm=False)
 PING_FIRST: Final = Heal("bare-404", confirm=True)
 PING_UNPROVEN: Final = Heal("weak-session-id", confirm=True)
-ACCEPTED: Final = Give(own_answers.ACCEPTED)
-DROPPED: Final = Give(own_answers.ACCEPTED, drops=True)
-BAD_GATEWAY: Final = Give(own_answers.BAD_GATEWAY)
-UNAVAILABLE_503: Final = Give(own_answers.unavailable(1), reason=Reason.UPSTREAM_UNAVAILABLE)
-UNAVAILABLE_IN_DOUBT: Final = Give(own_answers.unavailable(1, may_have_run=True), reason=Reason.UPSTREAM_UNAVAILABLE)
+ACCEPTED: Final = Give(replies.ACCEPTED)
+DROPPED: Final = Give(replies.ACCEPTED, drops=True)
+BAD_GATEWAY: Final = Give(replies.BAD_GATEWAY)
+UNAVAILABLE_503: Final = Give(replies.unavailable(1), reason=Reason.UPSTREAM_UNAVAILABLE)
+UNAVAILABLE_IN_DOUBT: Final = Give(replies.unavailable(1, may_have_run=True), reason=Reason.UPSTREAM_UNAVAILABLE)
 
 
 def error(reason: Reason, message: Message = CALL) -> Give:
-    return Give(own_answers.in_session(message, reason), reason=reason)
+    return Give(replies.in_session(message, reason), reason=reason)
 
 
 def undelivered(reason: Reason) -> Give:
-    return Give(own_answers.ACCEPTED, reason=reason, drops=True)
+    return Give(replies.ACCEPTED, reason=reason, drops=True)
 
 
 def not_found(rewrites: int | None = 404) -> Give:
-    return Give(own_answers.SESSION_NOT_FOUND, reason=Reason.SESSION_LOST, rewrites=rewrites)
+    return Give(replies.SESSION_NOT_FOUND, reason=Reason.SESSION_LOST, rewrites=rewrites)
 
 
 AWAY: Final = error(Reason.UPSTREAM_UNAVAILABLE)
@@ -586,11 +586,11 @@ ENCODED: Final[dict[str, tuple[Exchange, Story]]] = {
     ),
     "reset: there is no id to answer to": (
         exchange(samples.NO_MESSAGE, opaque=True),
-        [FIRST, (RESET, Give(own_answers.BAD_GATEWAY, reason=Reason.OUTCOME_UNKNOWN))],
+        [FIRST, (RESET, Give(replies.BAD_GATEWAY, reason=Reason.OUTCOME_UNKNOWN))],
     ),
     "refused, never back": (
         exchange(samples.NO_MESSAGE, opaque=True),
-        [FIRST, (REFUSED, CONNECT), (expired, Give(own_answers.UNAVAILABLE_PATH, reason=Reason.UPSTREAM_UNAVAILABLE))],
+        [FIRST, (REFUSED, CONNECT), (expired, Give(replies.UNAVAILABLE_PATH, reason=Reason.UPSTREAM_UNAVAILABLE))],
     ),
 }
 
@@ -706,7 +706,7 @@ def test_what_may_be_begun_anew(message: Message, facts: dict[str, Any], may: bo
 @pytest.mark.parametrize("mode", [Mode.HEAL, Mode.REWRITE])
 def test_nothing_is_sent_in_a_session_that_was_ended(mode: Mode) -> None:
     """Before the first attempt and after one: the client starts over."""
-    trip, over = exchange(mode=mode), Give(own_answers.SESSION_NOT_FOUND, reason=Reason.SESSION_LOST)
+    trip, over = exchange(mode=mode), Give(replies.SESSION_NOT_FOUND, reason=Reason.SESSION_LOST)
     assert trip.ended() == over
     trip.begin()
     assert trip.ended() == over

@@ -10,15 +10,15 @@ from typing import Final
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mcp_sidecar.healing import own_answers
-from mcp_sidecar.healing.classify import UNANSWERED, Judgement, SessionKnowledge, Verdict
+from mcp_sidecar.facts import ReplayCause
+from mcp_sidecar.healing import replies
 from mcp_sidecar.healing.exchange import MAX_RESENDS_IN_DOUBT, Exchange, Give, Heal, Hold, Pass, Send, Step, Unhealed
-from mcp_sidecar.healing.facts import ReplayCause
-from mcp_sidecar.healing.faults import Fault
 from mcp_sidecar.healing.policy import Mode
 from mcp_sidecar.healing.replay import AfterLoss, after_loss, is_safe_in_doubt
-from mcp_sidecar.healing.signatures import ROUTE_ROWS, TABLE, Signature, Strength
-from mcp_sidecar.healing.streams import AfterEnd
+from mcp_sidecar.healing.stream_watch import AfterEnd
+from mcp_sidecar.verdicts.classify import UNANSWERED, Judgement, SessionKnowledge, Verdict
+from mcp_sidecar.verdicts.signatures import ROUTE_ROWS, TABLE, Signature, Strength
+from mcp_sidecar.wire.faults import Fault
 from tests.healing import samples
 
 MAX_REPORTS: Final = 40
@@ -283,7 +283,7 @@ class TestEveryTrip:
     def test_what_observe_answers(self, trip: Trip) -> None:
         """A plain proxy has one answer of its own."""
         if trip.exchange.mode is Mode.OBSERVE and not any(report in BROKE for report in trip.reports):
-            assert all(step == Give(own_answers.BAD_GATEWAY) for step in trip.steps if isinstance(step, Give))
+            assert all(step == Give(replies.BAD_GATEWAY) for step in trip.steps if isinstance(step, Give))
 
     @many
     @given(trips())

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcp_sidecar.healing.generations import Mark, Renumbering, event_to_client, to_client
-from mcp_sidecar.wire.messages import JsonRpcId, Message, parse
+from mcp_sidecar.healing.marked_ids import Mark, Renumbering, event_to_client, to_client
+from mcp_sidecar.wire.jsonrpc import JsonRpcId, Message, parse
 from mcp_sidecar.wire.sse import parse_event
 from tests.healing import samples
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from mcp_sidecar.healing.facts import HintKind, ListKind
+from mcp_sidecar.facts import HintKind, ListKind
 from mcp_sidecar.healing.hints import RESTARTED, Hint, list_changed, question_cancelled, resource_updated, restarted
 from mcp_sidecar.healing.policy import Announce
-from mcp_sidecar.wire.messages import Kind, parse
+from mcp_sidecar.wire.jsonrpc import Kind, parse
 
 WARNING = {"level": "warning", "logger": "mcp-sidecar", "data": RESTARTED}
 CANCELLED = {"reason": "The MCP server restarted"}

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcp_sidecar.healing.facts import ListKind
+from mcp_sidecar.facts import ListKind
+from mcp_sidecar.healing.handshake import Handshake
 from mcp_sidecar.healing.lists import EMPTY, LISTINGS, MAX_CURSOR_CHARS, Pages, SeenLists, is_promised
-from mcp_sidecar.healing.recorded import Handshake
 from tests.healing import samples
 
 TOOLS: Final = "tools/list"

@@ -8,9 +8,9 @@ from typing import Final
 import pytest
 from hypothesis import given
 
-from mcp_sidecar.healing import own_answers
-from mcp_sidecar.healing.own_answers import OwnAnswer, Reason
-from mcp_sidecar.wire.messages import JsonRpcId, Message, parse
+from mcp_sidecar.healing import replies
+from mcp_sidecar.healing.replies import OwnAnswer, Reason
+from mcp_sidecar.wire.jsonrpc import JsonRpcId, Message, parse
 from tests.healing import samples
 
 AWAY_ERROR: Final = (
@@ -24,7 +24,7 @@ RETRY: Final = (("Retry-After", "1"),)
     ("answer", "expected"),
     [
         pytest.param(
-            own_answers.SESSION_NOT_FOUND,
+            replies.SESSION_NOT_FOUND,
             OwnAnswer(
                 404,
                 "text/plain; charset=utf-8",
@@ -32,18 +32,18 @@ RETRY: Final = (("Retry-After", "1"),)
             ),
             id="the one 404",
         ),
-        pytest.param(own_answers.ACCEPTED, OwnAnswer(202), id="accepted, and empty"),
-        pytest.param(own_answers.ENDED, OwnAnswer(200), id="ended"),
+        pytest.param(replies.ACCEPTED, OwnAnswer(202), id="accepted, and empty"),
+        pytest.param(replies.ENDED, OwnAnswer(200), id="ended"),
         pytest.param(
-            own_answers.GET_NOT_SUPPORTED, OwnAnswer(405, headers=(("Allow", "POST, DELETE"),)), id="no GET stream"
+            replies.GET_NOT_SUPPORTED, OwnAnswer(405, headers=(("Allow", "POST, DELETE"),)), id="no GET stream"
         ),
         pytest.param(
-            own_answers.unavailable(7),
+            replies.unavailable(7),
             OwnAnswer(503, "application/json", AWAY_ERROR % b"7", RETRY),
             id="away, to initialize",
         ),
         pytest.param(
-            own_answers.unavailable(7, may_have_run=True),
+            replies.unavailable(7, may_have_run=True),
             OwnAnswer(
                 503,
                 "application/json",
@@ -53,12 +53,12 @@ RETRY: Final = (("Retry-After", "1"),)
             id="away, to an initialize that was sent",
         ),
         pytest.param(
-            own_answers.in_session(samples.call(id="a"), Reason.UPSTREAM_UNAVAILABLE),
+            replies.in_session(samples.call(id="a"), Reason.UPSTREAM_UNAVAILABLE),
             OwnAnswer(200, "application/json", AWAY_ERROR % b'"a"'),
             id="away, to a request",
         ),
         pytest.param(
-            own_answers.in_session(
+            replies.in_session(
                 samples.batch(samples.call(id=1), samples.response(5), samples.call(id=2.5)),
                 Reason.UPSTREAM_UNAVAILABLE,
             ),
@@ -66,45 +66,45 @@ RETRY: Final = (("Retry-After", "1"),)
             id="away, to a batch",
         ),
         pytest.param(
-            own_answers.in_session(samples.batch(samples.call(id=1)), Reason.UPSTREAM_UNAVAILABLE),
+            replies.in_session(samples.batch(samples.call(id=1)), Reason.UPSTREAM_UNAVAILABLE),
             OwnAnswer(200, "application/json", b"[%b]" % (AWAY_ERROR % b"1")),
             id="away, to a batch of one",
         ),
         pytest.param(
-            own_answers.in_session(samples.batch(samples.response(5)), Reason.UPSTREAM_UNAVAILABLE),
+            replies.in_session(samples.batch(samples.response(5)), Reason.UPSTREAM_UNAVAILABLE),
             OwnAnswer(202),
             id="away, to a batch without requests",
         ),
         pytest.param(
-            own_answers.in_session(samples.notification("notifications/x"), Reason.OUTCOME_UNKNOWN),
+            replies.in_session(samples.notification("notifications/x"), Reason.OUTCOME_UNKNOWN),
             OwnAnswer(202),
             id="a notification",
         ),
         pytest.param(
-            own_answers.in_session(samples.response(5), Reason.UPSTREAM_UNAVAILABLE), OwnAnswer(202), id="a response"
+            replies.in_session(samples.response(5), Reason.UPSTREAM_UNAVAILABLE), OwnAnswer(202), id="a response"
         ),
         pytest.param(
-            own_answers.in_session(samples.NO_MESSAGE, Reason.UPSTREAM_UNAVAILABLE),
+            replies.in_session(samples.NO_MESSAGE, Reason.UPSTREAM_UNAVAILABLE),
             OwnAnswer(200, "application/json", AWAY_ERROR % b"null"),
             id="no JSON-RPC",
         ),
         pytest.param(
-            own_answers.in_session(samples.UNREAD_BATCH, Reason.UPSTREAM_UNAVAILABLE),
+            replies.in_session(samples.UNREAD_BATCH, Reason.UPSTREAM_UNAVAILABLE),
             OwnAnswer(200, "application/json", AWAY_ERROR % b"null"),
             id="a batch that nobody read: somebody may wait",
         ),
         pytest.param(
-            own_answers.opaque(Reason.UPSTREAM_UNAVAILABLE),
+            replies.opaque(Reason.UPSTREAM_UNAVAILABLE),
             OwnAnswer(503, "text/plain; charset=utf-8", b"The upstream server is not available.\n", RETRY),
             id="away, to an encoded request",
         ),
         pytest.param(
-            own_answers.opaque(Reason.OUTCOME_UNKNOWN),
+            replies.opaque(Reason.OUTCOME_UNKNOWN),
             OwnAnswer(502, "text/plain; charset=utf-8", b"The upstream server broke off without an answer.\n"),
             id="unknown outcome of an encoded request",
         ),
         pytest.param(
-            own_answers.rejected(400, own_answers.PARSE_ERROR, "no"),
+            replies.rejected(400, replies.PARSE_ERROR, "no"),
             OwnAnswer(400, "application/json", b'{"jsonrpc":"2.0","error":{"code":-32700,"message":"no"},"id":null}'),
             id="rejected",
         ),
@@ -127,7 +127,7 @@ def test_to_the_byte(answer: OwnAnswer, expected: OwnAnswer) -> None:
 )
 def test_reasons(reason: Reason, code: str) -> None:
     """Every error says why in a word for programs and in sentences for people."""
-    answer = json.loads(own_answers.in_session(samples.call(), reason).body)
+    answer = json.loads(replies.in_session(samples.call(), reason).body)
     assert answer["error"]["code"] == -32603
     assert answer["error"]["data"] == {"reason": code}
     assert answer["error"]["message"] == reason.sentence
@@ -136,9 +136,9 @@ def test_reasons(reason: Reason, code: str) -> None:
 
 def test_broken_gateway() -> None:
     """Sessionless traffic whose upstream broke off gets a 502 that says what is not known."""
-    assert own_answers.outcome_unknown("x").status == 200
-    assert own_answers.outcome_unknown("x").body == own_answers.broken_gateway("x").body
-    answer = own_answers.broken_gateway("x")
+    assert replies.outcome_unknown("x").status == 200
+    assert replies.outcome_unknown("x").body == replies.broken_gateway("x").body
+    answer = replies.broken_gateway("x")
     assert (answer.status, answer.content_type, answer.headers) == (502, "application/json", ())
     body = json.loads(answer.body)
     assert (body["id"], body["error"]["data"]) == ("x", {"reason": "outcome_unknown"})
@@ -161,23 +161,23 @@ def test_broken_gateway() -> None:
 )
 def test_instead_of_a_status(said: dict[str, object] | None, error: dict[str, object]) -> None:
     """On an open stream each request gets, under its own id, what the upstream's status would have said."""
-    one = json.loads(own_answers.instead_of(samples.call(id="x"), 413, "Content Too Large", said).body)
+    one = json.loads(replies.instead_of(samples.call(id="x"), 413, "Content Too Large", said).body)
     assert one == {"jsonrpc": "2.0", "id": "x", "error": error}
     batch = samples.batch(samples.call(id=1), samples.notification("n"), samples.call(id=2))
-    many = json.loads(own_answers.instead_of(batch, 413, "Content Too Large", said).body)
+    many = json.loads(replies.instead_of(batch, 413, "Content Too Large", said).body)
     assert [(each["id"], each["error"]) for each in many] == [(1, error), (2, error)]
 
 
 def test_instead_of_a_status_without_words() -> None:
     """A status line need not have a reason."""
-    answer = json.loads(own_answers.instead_of(samples.call(), 599, "").body)
+    answer = json.loads(replies.instead_of(samples.call(), 599, "").body)
     assert answer["error"]["message"] == "The MCP server answered with HTTP status 599."
 
 
 @given(samples.ids)
 def test_an_error_carries_the_requests_own_id(request_id: JsonRpcId) -> None:
     """Value and type of an id come back, else the client waits until its own timeout."""
-    answer: Message = parse(own_answers.in_session(samples.call(id=request_id), Reason.CANCELLED).body)
+    answer: Message = parse(replies.in_session(samples.call(id=request_id), Reason.CANCELLED).body)
     assert (answer.id, type(answer.id)) == (request_id, type(request_id))
 
 

@@ -10,12 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcp_sidecar.healing.principal import (
-    ANONYMOUS,
-    REMEMBERED,
-    Principal,
-    Principals,
-)
+from mcp_sidecar.healing.principal import ANONYMOUS, REMEMBERED, Principal, Principals
 from mcp_sidecar.wire.headers import Fields, Pair
 from tests.healing import samples
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mcp_sidecar.healing.progress import MAX_TOKEN_CHARS, MAX_TOKENS, Progress
-from mcp_sidecar.wire.messages import Message, dump, parse
+from mcp_sidecar.wire.jsonrpc import Message, dump, parse
 
 
 def report(value: Any, token: Any = "t") -> Message:

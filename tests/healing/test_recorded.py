@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcp_sidecar.healing.policy import OnServerChange
-from mcp_sidecar.healing.recorded import (
+from mcp_sidecar.healing.handshake import (
     INCOMPATIBLE,
     INITIALIZED,
     MAX_PARAMS_BYTES,
@@ -20,7 +19,8 @@ from mcp_sidecar.healing.recorded import (
     differences,
     is_same_server,
 )
-from mcp_sidecar.wire.messages import parse
+from mcp_sidecar.healing.policy import OnServerChange
+from mcp_sidecar.wire.jsonrpc import parse
 from tests.healing import samples
 
 PARAMS: Final = {

@@ -7,10 +7,8 @@ from typing import Any
 
 import pytest
 
-from mcp_sidecar.healing.classify import Answer, AnswerHead
-from mcp_sidecar.healing.facts import HintKind, RestoreStep
-from mcp_sidecar.healing.generations import Mark
-from mcp_sidecar.healing.remembered import (
+from mcp_sidecar.facts import HintKind, RestoreStep
+from mcp_sidecar.healing.client_state import (
     MAX_QUESTIONS,
     MAX_SUBSCRIBED_CHARS,
     MAX_SUBSCRIPTIONS,
@@ -18,8 +16,10 @@ from mcp_sidecar.healing.remembered import (
     Remembered,
     RestoreRequest,
 )
-from mcp_sidecar.healing.restore_steps import StepVerdict, judge_step
-from mcp_sidecar.wire.messages import Message
+from mcp_sidecar.healing.marked_ids import Mark
+from mcp_sidecar.verdicts.classify import Answer, AnswerHead
+from mcp_sidecar.verdicts.restore_steps import StepVerdict, judge_step
+from mcp_sidecar.wire.jsonrpc import Message
 from tests.healing.samples import batch, notification, request, response
 
 ALL = {"logging": {}, "resources": {"subscribe": True}}

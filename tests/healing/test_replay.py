@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mcp_sidecar.healing.replay import MATRIX, AfterLoss, after_loss, is_safe_in_doubt
-from mcp_sidecar.wire.messages import Message
+from mcp_sidecar.wire.jsonrpc import Message
 from tests.healing import samples
 
 SAFE_TOOLS: Final = frozenset({"read"})

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mcp_sidecar.healing.handshake import Handshake
 from mcp_sidecar.healing.principal import ANONYMOUS
-from mcp_sidecar.healing.recorded import Handshake
 from mcp_sidecar.healing.session import (
     MAX_POLLED_ID_CHARS,
     MAX_POLLED_IDS,
@@ -26,7 +26,7 @@ from mcp_sidecar.healing.session import (
     UpstreamSessionId,
     diagram,
 )
-from mcp_sidecar.wire.messages import JsonRpcId
+from mcp_sidecar.wire.jsonrpc import JsonRpcId
 
 ARCHITECTURE: Final = Path(__file__).resolve().parents[2] / "docs" / "architecture.md"
 HANDSHAKE: Final = Handshake(params=b"{}", protocol_version="2025-06-18", result=b"{}")

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from mcp_sidecar.healing.signatures import (
+from mcp_sidecar.verdicts.signatures import (
     ROUTE_ROWS,
     TABLE,
     Part,

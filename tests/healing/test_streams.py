@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcp_sidecar.healing.generations import Mark, Renumbering
+from mcp_sidecar.healing.marked_ids import Mark, Renumbering
 from mcp_sidecar.healing.progress import Progress
-from mcp_sidecar.healing.streams import AfterEnd, Ending, StreamWatch, after_end, unanswered_ids
-from mcp_sidecar.wire.messages import Kind, Message
+from mcp_sidecar.healing.stream_watch import AfterEnd, Ending, StreamWatch, after_end, unanswered_ids
+from mcp_sidecar.wire.jsonrpc import Kind, Message
 from mcp_sidecar.wire.sse import Block, EventSplitter, Fragment, encode_event
 from tests.healing import samples
 

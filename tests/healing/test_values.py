@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcp_sidecar.healing import facts
-from mcp_sidecar.healing.faults import Fault
+from mcp_sidecar import facts
 from mcp_sidecar.healing.labels import HTTP_METHODS, NO_METHOD, RPC_METHODS, http_label, rpc_label
 from mcp_sidecar.healing.policy import Mode, OnServerChange, Policy
 from mcp_sidecar.healing.replay import MATRIX
-from mcp_sidecar.wire.messages import Message
+from mcp_sidecar.wire.faults import Fault
+from mcp_sidecar.wire.jsonrpc import Message
 from mcp_sidecar.wire.revisions import SESSION_METHODS, SESSIONLESS_METHODS
 from tests.healing import samples
 

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 import aiohttp
 import pytest
 
-from mcp_sidecar.healing import facts
+from mcp_sidecar import facts
 from mcp_sidecar.ops.admin import SESSIONS_PER_SLICE, Admin, is_loopback
 from mcp_sidecar.ops.metrics import Metrics
 

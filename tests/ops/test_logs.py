@@ -12,7 +12,7 @@ import pytest
 import structlog
 from aiohttp.http_exceptions import BadHttpMessage
 
-from mcp_sidecar.healing import facts
+from mcp_sidecar import facts
 from mcp_sidecar.ops import logs
 
 EXAMPLES: dict[str, tuple[facts.Fact, str]] = {

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from mcp_sidecar.healing import facts
+from mcp_sidecar import facts
 from mcp_sidecar.ops.metrics import Metrics
 
 # The contract's table, which users' dashboards are built on, and what came on top of it.

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import pytest
 
-from mcp_sidecar.healing.facts import HealEnded, HintDropped, HintKind
+from mcp_sidecar.facts import HealEnded, HintDropped, HintKind
 from tests.support.behaviour import Answers
 from tests.support.client import Answer, McpClient
 from tests.support.fake_upstream import FakeUpstream

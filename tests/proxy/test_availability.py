@@ -8,11 +8,11 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from mcp_sidecar.healing.facts import Fact, UpstreamBack, UpstreamLost
+from mcp_sidecar.facts import Fact, UpstreamBack, UpstreamLost
 from mcp_sidecar.healing.principal import ANONYMOUS
 from mcp_sidecar.healing.session import ClientSessionId
-from mcp_sidecar.proxy.availability import Availability, Route
-from mcp_sidecar.proxy.holding import GO_ON_AT_A_TIME, HEAD_PATIENCE_S, Held, Holding, Waited
+from mcp_sidecar.waiting.availability import Availability, Route
+from mcp_sidecar.waiting.hold import GO_ON_AT_A_TIME, HEAD_PATIENCE_S, Held, Holding, Waited
 from tests.support import virtual_time
 
 KEY = (ClientSessionId("session"), ANONYMOUS, 7)

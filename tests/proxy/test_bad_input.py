@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from mcp_sidecar.healing.facts import RequestRejected, RequestServed, SidecarFault
+from mcp_sidecar.facts import RequestRejected, RequestServed, SidecarFault
 from tests.support.client import McpClient, RawAnswer, raw_exchange, raw_post
 from tests.support.fake_upstream import FakeUpstream
 from tests.support.raw_upstream import pass_through

@@ -11,20 +11,20 @@ from typing import Self, cast
 
 import pytest
 
-from mcp_sidecar.healing.facts import Fact, HealEnded, HealOutcome
+from mcp_sidecar.config import SessionLimits
+from mcp_sidecar.facts import Fact, HealEnded, HealOutcome
+from mcp_sidecar.healing.handshake import Handshake
 from mcp_sidecar.healing.policy import Policy
 from mcp_sidecar.healing.principal import ANONYMOUS
-from mcp_sidecar.healing.recorded import Handshake
 from mcp_sidecar.healing.session import ClientSessionId
-from mcp_sidecar.proxy.config import SessionLimits
-from mcp_sidecar.proxy.get_streams import GetStreams
-from mcp_sidecar.proxy.healer import Healer
-from mcp_sidecar.proxy.holding import GO_ON_AT_A_TIME, Held, Holding, Waited
-from mcp_sidecar.proxy.own_requests import Trigger
-from mcp_sidecar.proxy.restoring import HEALED, Loss, Tools
-from mcp_sidecar.proxy.store import SessionStore
-from mcp_sidecar.proxy.telling import Telling
-from mcp_sidecar.proxy.upstream import Upstream
+from mcp_sidecar.sessions.heal import HEALED, Loss, Tools
+from mcp_sidecar.sessions.healer import Healer
+from mcp_sidecar.sessions.notifier import Telling
+from mcp_sidecar.sessions.open_streams import GetStreams
+from mcp_sidecar.sessions.own_requests import Trigger
+from mcp_sidecar.sessions.table import SessionStore
+from mcp_sidecar.upstream.upstream import Upstream
+from mcp_sidecar.waiting.hold import GO_ON_AT_A_TIME, Held, Holding, Waited
 from mcp_sidecar.wire.headers import Pair
 from tests.support import virtual_time
 from tests.support.client import McpClient, new_http

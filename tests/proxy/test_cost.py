@@ -11,11 +11,11 @@ import tracemalloc
 
 import pytest
 
+from mcp_sidecar.config import SessionLimits
+from mcp_sidecar.healing.handshake import Handshake
 from mcp_sidecar.healing.principal import Principal
-from mcp_sidecar.healing.recorded import Handshake
 from mcp_sidecar.healing.session import ClientSessionId
-from mcp_sidecar.proxy.config import SessionLimits
-from mcp_sidecar.proxy.store import SessionStore
+from mcp_sidecar.sessions.table import SessionStore
 from tests.support.in_memory import answered, posted, through
 
 CALL = b'{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"echo","arguments":{"text":"%b"}}}'

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from mcp_sidecar.healing.facts import RequestServed, SidecarFault
-from mcp_sidecar.proxy import express
-from mcp_sidecar.proxy.express import CLOSED_FOR, IN_VAIN, Express, Trip
+from mcp_sidecar.facts import RequestServed, SidecarFault
+from mcp_sidecar.fastpath import lane as lane_module
+from mcp_sidecar.fastpath.lane import CLOSED_FOR, IN_VAIN, Express, Trip
 from tests.support import in_memory
 from tests.support.in_memory import INITIALIZE, INITIALIZED, SESSION, through
 from tests.support.raw_upstream import Conversation, Play, RawUpstream
@@ -171,7 +171,7 @@ async def scene(first: bytes | Play, *, on_lane: bool = True, **settings: object
         running_sidecar(upstream.url, **{**SETTINGS, **settings}) as sidecar,
     ):
         express = sidecar._server.express = CountingExpress(sidecar._ingress)
-        express.is_open = on_lane
+        lane.is_open = on_lane
         it = Scene(upstream, sidecar, express)
         async with it.line() as line:
             assert b" 200 " in await line.ask(post(INITIALIZE, session=None))
@@ -208,8 +208,8 @@ async def same(first: bytes | Play, *requests: tuple[bytes, ...], **settings: ob
     """What both ways make of it."""
     ordinary = await outcome(first, *requests, on_lane=False, **settings)
     express = await outcome(first, *requests, on_lane=True, **settings)
-    assert (express.answers, express.requests) == (ordinary.answers, ordinary.requests)
-    assert sorted(express.served) == sorted(ordinary.served)
+    assert (lane.answers, lane.requests) == (ordinary.answers, ordinary.requests)
+    assert sorted(lane.served) == sorted(ordinary.served)
     return express
 
 
@@ -360,7 +360,7 @@ async def test_a_plain_answer_passes_as_on_the_ordinary_way(
     monkeypatch: pytest.MonkeyPatch, given: bytes | Play, body: bytes
 ) -> None:
     """Byte for byte the same, and both requests of the connection take the lane."""
-    monkeypatch.setattr(express, "STREAM_PATIENCE_S", 5.0)
+    monkeypatch.setattr(lane_module, "STREAM_PATIENCE_S", 5.0)
     assert (await same(given, (post(body),), (post(body),))).trips == 2
 
 
@@ -592,7 +592,7 @@ async def test_what_the_lane_passed_is_not_kept() -> None:
 
 async def test_a_server_whose_streams_last_is_not_tried_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """After some trips in vain the lane is closed for a while, and then tried again."""
-    monkeypatch.setattr(express, "STREAM_PATIENCE_S", 0.0005)
+    monkeypatch.setattr(lane_module, "STREAM_PATIENCE_S", 0.0005)
 
     async def slow(talk: Conversation) -> None:
         await talk.read_body()
@@ -678,12 +678,12 @@ async def test_a_client_that_leaves_between_the_two_ways_counts_once() -> None:
         client = way._client
         express = client._express  # type: ignore[attr-defined]
         client.data_received(asked)
-        (session,) = express.parts.store
-        assert (session.posts, session.exchanges, express.gate._under_way) == (1, 1, 1)
+        (session,) = lane.parts.store
+        assert (session.posts, session.exchanges, lane.gate._under_way) == (1, 1, 1)
         way._upstream.data_received(handed_over)
         client.connection_lost(None)
         await asyncio.sleep(0)
-        assert (session.posts, session.exchanges, express.gate._under_way) == (0, 0, 0)
+        assert (session.posts, session.exchanges, lane.gate._under_way) == (0, 0, 0)
 
 
 async def test_a_request_on_the_lane_is_not_idle() -> None:

@@ -6,12 +6,12 @@ import asyncio
 from collections.abc import Awaitable
 from typing import cast
 
+from mcp_sidecar.healing.handshake import Handshake
 from mcp_sidecar.healing.principal import ANONYMOUS
-from mcp_sidecar.healing.recorded import Handshake
 from mcp_sidecar.healing.session import ClientSessionId, Session
-from mcp_sidecar.proxy.ahead import Ahead
-from mcp_sidecar.proxy.get_streams import GetStreams, Listener
-from mcp_sidecar.proxy.upstream import Answer
+from mcp_sidecar.sessions.open_streams import GetStreams, Listener
+from mcp_sidecar.streams.ahead import Ahead
+from mcp_sidecar.upstream.upstream import Answer
 
 
 def a_session() -> Session:

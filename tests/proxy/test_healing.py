@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mcp_sidecar.healing.facts import HealEnded, HealOutcome, ReplayCause, RequestReplayed, SessionLost
+from mcp_sidecar.facts import HealEnded, HealOutcome, ReplayCause, RequestReplayed, SessionLost
 from tests.support.behaviour import Answers as Form
 from tests.support.behaviour import EarlyRequest, Priming, SessionMode
 from tests.support.client import McpClient

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from mcp_sidecar.healing.facts import (
+from mcp_sidecar.facts import (
     HealEnded,
     HoldOverflowed,
     MessageDropped,
@@ -23,7 +23,7 @@ from mcp_sidecar.healing.facts import (
     UpstreamBack,
     UpstreamLost,
 )
-from mcp_sidecar.wire.messages import dump
+from mcp_sidecar.wire.jsonrpc import dump
 from tests.support.behaviour import SessionMode
 from tests.support.client import Answer, McpClient, raw_post
 from tests.support.fake_upstream import FakeUpstream

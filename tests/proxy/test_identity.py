@@ -12,7 +12,7 @@ from types import BuiltinFunctionType, FrameType, FunctionType, ModuleType
 
 import pytest
 
-from mcp_sidecar.healing.facts import HealEnded, HealOutcome, SidecarFault
+from mcp_sidecar.facts import HealEnded, HealOutcome, SidecarFault
 from tests.support import behaviour
 from tests.support.behaviour import Answers
 from tests.support.client import McpClient

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mcp_sidecar.healing.facts import OutcomeUnknown
+from mcp_sidecar.facts import OutcomeUnknown
 from tests.support.behaviour import Answers, Priming
 from tests.support.client import Answer, McpClient, Stream
 from tests.support.fake_upstream import FakeUpstream

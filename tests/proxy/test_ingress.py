@@ -10,8 +10,8 @@ from typing import Any, cast
 import pytest
 from aiohttp import web
 
-from mcp_sidecar.healing.facts import RequestRejected, RequestServed, SidecarFault
-from mcp_sidecar.proxy.responding import Responder
+from mcp_sidecar.downstream.response import Responder
+from mcp_sidecar.facts import RequestRejected, RequestServed, SidecarFault
 from tests.support.client import McpClient, raw_exchange
 from tests.support.fake_upstream import FakeUpstream
 from tests.support.raw_upstream import RawUpstream, pass_through

@@ -7,15 +7,8 @@ from functools import partial
 
 import pytest
 
-from mcp_sidecar.healing.facts import (
-    ActionObserved,
-    AnswerRewritten,
-    HealEnded,
-    HealOutcome,
-    HoldOverflowed,
-    ObservedAction,
-)
-from mcp_sidecar.proxy.availability import SLOWEST_PACE_S
+from mcp_sidecar.facts import ActionObserved, AnswerRewritten, HealEnded, HealOutcome, HoldOverflowed, ObservedAction
+from mcp_sidecar.waiting.availability import SLOWEST_PACE_S
 from tests.support.behaviour import Answers
 from tests.support.client import raw_exchange
 from tests.support.faults import Answer, CutStream, IngressPage, ResetBeforeExecution, RoutePage, Stall

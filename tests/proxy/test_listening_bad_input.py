@@ -11,8 +11,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from mcp_sidecar.healing.facts import HealEnded
-from mcp_sidecar.proxy.position import LONGEST_EVENT_ID
+from mcp_sidecar.facts import HealEnded
+from mcp_sidecar.healing.position import LONGEST_EVENT_ID
 from tests.support.client import Stream, raw_exchange
 from tests.support.faults import Answer
 from tests.support.ledger import Ledger

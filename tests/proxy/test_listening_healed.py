@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 
-from mcp_sidecar.healing.facts import HealEnded, HealOutcome
+from mcp_sidecar.facts import HealEnded, HealOutcome
 from mcp_sidecar.wire.sse import encode_event
 from tests.support.fake_upstream import FakeUpstream
 from tests.support.faults import Answer, CutStream, EndStream, ResetBeforeExecution, Stall

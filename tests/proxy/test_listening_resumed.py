@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from mcp_sidecar.healing.facts import HealEnded
+from mcp_sidecar.facts import HealEnded
 from mcp_sidecar.healing.session import MAX_POLLED_STREAMS
 from tests.support.client import Event, McpClient, Stream
 from tests.support.fake_upstream import FakeUpstream

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import pytest
 
-from mcp_sidecar.healing.facts import HealEnded, HintDropped, HintKind, ListKind, ListsChanged, SessionEnd, SessionEnded
+from mcp_sidecar.facts import HealEnded, HintDropped, HintKind, ListKind, ListsChanged, SessionEnd, SessionEnded
 from tests.support.behaviour import Answers
 from tests.support.client import McpClient, Stream
 from tests.support.credentials import alice

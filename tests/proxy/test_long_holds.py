@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mcp_sidecar.healing.facts import SessionEnd, SessionEnded
+from mcp_sidecar.facts import SessionEnd, SessionEnded
 from tests.support.behaviour import Answers
 from tests.support.client import ACCEPT, McpClient, Stream, raw_exchange, raw_post
 from tests.support.fake_upstream import FakeUpstream

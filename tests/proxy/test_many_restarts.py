@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mcp_sidecar.healing.facts import HealEnded, HealOutcome, HintDropped, RestoreRefused, SidecarFault
+from mcp_sidecar.facts import HealEnded, HealOutcome, HintDropped, RestoreRefused, SidecarFault
 from tests.support.behaviour import Answers
 from tests.support.client import Event, McpClient, Stream
 from tests.support.fake_upstream import FakeUpstream

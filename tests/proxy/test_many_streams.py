@@ -9,10 +9,10 @@ from typing import cast
 
 import pytest
 
-from mcp_sidecar.healing.facts import HealEnded, HealOutcome, HoldOverflowed, SidecarFault
+from mcp_sidecar.facts import HealEnded, HealOutcome, HoldOverflowed, SidecarFault
 from mcp_sidecar.healing.session import Session
-from mcp_sidecar.proxy.returning import AT_A_TIME, Returning
-from mcp_sidecar.proxy.turns import Turn, Turns
+from mcp_sidecar.waiting.returning import AT_A_TIME, Returning
+from mcp_sidecar.waiting.slots import Turn, Turns
 from tests.proxy.test_burst import open_sessions
 from tests.support import virtual_time
 from tests.support.client import McpClient, Stream, new_http

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mcp_sidecar.healing.facts import (
+from mcp_sidecar.facts import (
     ActionObserved,
     AnswerRewritten,
     Fact,
@@ -25,7 +25,7 @@ from mcp_sidecar.healing.facts import (
     UpstreamLost,
 )
 from mcp_sidecar.healing.policy import Mode
-from mcp_sidecar.healing.signatures import TABLE
+from mcp_sidecar.verdicts.signatures import TABLE
 from tests.support.behaviour import Answers
 from tests.support.client import McpClient
 from tests.support.dialects import DIALECTS

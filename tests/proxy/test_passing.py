@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from mcp_sidecar.healing.facts import ActionObserved, HealEnded
+from mcp_sidecar.facts import ActionObserved, HealEnded
 from tests.support.client import new_http, raw_exchange
 from tests.support.endpoint import Outgoing
 from tests.support.fake_upstream import FakeUpstream

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mcp_sidecar.healing.facts import DroppedKind, HealEnded, HealOutcome, MessageDropped
+from mcp_sidecar.facts import DroppedKind, HealEnded, HealOutcome, MessageDropped
 from tests.support.behaviour import Answers, SessionMode
 from tests.support.client import McpClient, raw_exchange, raw_post
 from tests.support.dialects import DIALECTS

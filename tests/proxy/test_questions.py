@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from mcp_sidecar.healing.facts import DroppedKind, HintDropped, MessageDropped, SidecarFault
-from mcp_sidecar.healing.remembered import MAX_QUESTIONS
+from mcp_sidecar.facts import DroppedKind, HintDropped, MessageDropped, SidecarFault
+from mcp_sidecar.healing.client_state import MAX_QUESTIONS
 from tests.support.behaviour import Answers
 from tests.support.client import McpClient, Stream
 from tests.support.fake_upstream import FakeUpstream

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from mcp_sidecar.healing.facts import HealEnded, HealOutcome, SessionLost
+from mcp_sidecar.facts import HealEnded, HealOutcome, SessionLost
 from tests.support.behaviour import Answers
 from tests.support.client import McpClient
 from tests.support.dialects import DIALECTS

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from mcp_sidecar.healing.facts import (
+from mcp_sidecar.facts import (
     AnswerRewritten,
     HealEnded,
     HealOutcome,
@@ -21,7 +21,7 @@ from mcp_sidecar.healing.facts import (
     RestoreStep,
     SidecarFault,
 )
-from mcp_sidecar.proxy import retelling
+from mcp_sidecar.sessions import restore
 from tests.support import behaviour
 from tests.support.behaviour import Answers
 from tests.support.client import McpClient
@@ -405,7 +405,7 @@ async def test_a_step_that_hangs_for_good_ends_the_heal() -> None:
 
 async def test_many_steps_at_a_slow_server_do_not_keep_a_session_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     """What cannot be said in time counts as refused: the session goes on, and the client reads anew what it missed."""
-    monkeypatch.setattr(retelling, "ALL_STEPS_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(restore, "ALL_STEPS_TIMEOUT_S", 0.1)
     async with scene() as (upstream, sidecar, client):
         uris = [f"fake://{number}" for number in range(6)]
         for uri in uris:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mcp_sidecar.healing.facts import ActionObserved, HealEnded, RequestReplayed
+from mcp_sidecar.facts import ActionObserved, HealEnded, RequestReplayed
 from tests.support.behaviour import Answers
 from tests.support.client import Answer, McpClient, Stream, new_http, raw_exchange, raw_post
 from tests.support.fake_upstream import FakeUpstream

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from mcp_sidecar.healing.facts import Fact, SessionEnd, SessionEnded, SessionOpened
+from mcp_sidecar.config import SessionLimits
+from mcp_sidecar.facts import Fact, SessionEnd, SessionEnded, SessionOpened
+from mcp_sidecar.healing.handshake import Handshake
 from mcp_sidecar.healing.principal import ANONYMOUS, Principal
-from mcp_sidecar.healing.recorded import Handshake
 from mcp_sidecar.healing.session import ClientSessionId, Session, State, UpstreamSessionId
-from mcp_sidecar.proxy.config import SessionLimits
-from mcp_sidecar.proxy.store import SessionStore
+from mcp_sidecar.sessions.table import SessionStore
 
 ALICE, BOB = Principal(b"alice"), Principal(b"bob")
 HANDSHAKE = Handshake.of({"clientInfo": {"name": "c"}}, {"protocolVersion": "2025-06-18", "serverInfo": {"name": "s"}})

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from mcp_sidecar.healing.facts import DroppedKind, MessageDropped, OutcomeUnknown
+from mcp_sidecar.facts import DroppedKind, MessageDropped, OutcomeUnknown
 from tests.support.client import McpClient, Stream
 from tests.support.fake_upstream import FakeUpstream
 from tests.support.faults import Answer as Says

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from typing import cast
 
-from mcp_sidecar.healing.facts import Fact, HintDropped
+from mcp_sidecar.facts import Fact, HintDropped
+from mcp_sidecar.healing.handshake import Handshake
 from mcp_sidecar.healing.hints import Hint, resource_updated
 from mcp_sidecar.healing.principal import ANONYMOUS
-from mcp_sidecar.healing.recorded import Handshake
 from mcp_sidecar.healing.session import ClientSessionId, Session
-from mcp_sidecar.proxy.get_streams import GetStreams
-from mcp_sidecar.proxy.telling import MAX_WAITING, Telling
+from mcp_sidecar.sessions.notifier import MAX_WAITING, Telling
+from mcp_sidecar.sessions.open_streams import GetStreams
 from mcp_sidecar.wire.sse import encode_event
 
 ONE, TWO, THREE = (resource_updated(name) for name in ("one", "two", "three"))

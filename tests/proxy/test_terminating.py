@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mcp_sidecar.healing.facts import AnswerRewritten, HealEnded, RequestReplayed, SessionEnd, SessionEnded
+from mcp_sidecar.facts import AnswerRewritten, HealEnded, RequestReplayed, SessionEnd, SessionEnded
 from tests.support.behaviour import SessionMode
 from tests.support.client import McpClient
 from tests.support.fake_upstream import FakeUpstream

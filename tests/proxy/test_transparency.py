@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from mcp_sidecar.healing.facts import SidecarFault
+from mcp_sidecar.facts import SidecarFault
 from tests.support.client import new_http, raw_exchange
 from tests.support.raw_upstream import OK, Conversation, Passed, RawUpstream, pass_through
 from tests.support.sidecar import running_sidecar

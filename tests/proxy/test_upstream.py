@@ -9,11 +9,11 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from mcp_sidecar.healing.faults import Fault
-from mcp_sidecar.proxy import pool
-from mcp_sidecar.proxy.config import Limits, UpstreamConfig
-from mcp_sidecar.proxy.connection import CHUNK_BYTES
-from mcp_sidecar.proxy.upstream import Answer, Upstream, UpstreamFault, is_connected_to_itself
+from mcp_sidecar.config import Limits, UpstreamConfig
+from mcp_sidecar.upstream import pool
+from mcp_sidecar.upstream.connection import CHUNK_BYTES
+from mcp_sidecar.upstream.upstream import Answer, Upstream, UpstreamFault, is_connected_to_itself
+from mcp_sidecar.wire.faults import Fault
 from tests.support.raw_upstream import OK, Conversation, Play, RawUpstream
 from tests.support.waiting import eventually
 

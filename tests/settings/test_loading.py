@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from mcp_sidecar.config import Limits, ListenConfig, SessionLimits, UpstreamConfig
 from mcp_sidecar.healing.policy import Announce, Mode, OnServerChange, Policy
-from mcp_sidecar.proxy.config import Limits, ListenConfig, SessionLimits, UpstreamConfig
 from mcp_sidecar.settings import Loaded, Mistakes, Settings, load
 
 URL = {"MCP_SIDECAR_UPSTREAM": "http://127.0.0.1:9000/mcp"}

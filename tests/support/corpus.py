@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mcp_sidecar.healing.classify import AnswerHead, RequestFacts, SessionKnowledge, Verdict
+from mcp_sidecar.verdicts.classify import AnswerHead, RequestFacts, SessionKnowledge, Verdict
 
 DIRECTORY = Path(__file__).parent.parent / "corpus"
 SESSION_ID = "8f14e45fceea467a9d1c2b7c3a5e6f70"

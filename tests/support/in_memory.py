@@ -15,8 +15,8 @@ from types import FrameType
 from typing import Any
 
 from mcp_sidecar.app import Sidecar
-from mcp_sidecar.proxy.connection import Connection
 from mcp_sidecar.settings import load
+from mcp_sidecar.upstream.connection import Connection
 
 _LENGTH = re.compile(rb"content-length: (\d+)", re.IGNORECASE)
 

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from mcp_sidecar.healing.facts import SidecarFault
+from mcp_sidecar.facts import SidecarFault
 from tests.support.client import McpClient, Stream
 from tests.support.fake_upstream import FakeUpstream
 from tests.support.faults import Stage

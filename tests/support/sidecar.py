@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from typing import TypeVar
 
 from mcp_sidecar.app import Sidecar
-from mcp_sidecar.healing.facts import Fact
+from mcp_sidecar.facts import Fact
 from mcp_sidecar.settings import load
 
 F = TypeVar("F")

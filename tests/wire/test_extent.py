@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mcp_sidecar.wire.extent import Extent
+from mcp_sidecar.wire.framing import Extent
 
 HEAD = b"HTTP/1.1 200 OK\r\nX: y\r\n\r\n"
 CHUNKED = HEAD + b"3\r\nabc\r\n0\r\n\r\n"

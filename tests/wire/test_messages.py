@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcp_sidecar.wire.messages import (
+from mcp_sidecar.wire.json_scan import TopLevelScan
+from mcp_sidecar.wire.jsonrpc import (
     JsonRpcId,
     Kind,
     Message,
@@ -27,7 +28,6 @@ from mcp_sidecar.wire.messages import (
     with_progress_token,
     with_reported_token,
 )
-from mcp_sidecar.wire.scan import TopLevelScan
 
 DEPTH = 100_000
 DEEP = b"[" * DEPTH + b"]" * DEPTH

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcp_sidecar.wire.scan import (
+from mcp_sidecar.wire.json_scan import (
     DECODER,
     MAX_KEPT_BYTES,
     META_PROTOCOL_VERSION,

@@ -1,0 +1,1 @@
+"""What the command line runs beside the proxy itself; users of the sidecar, never a part of it."""

@@ -1,0 +1,1 @@
+"""A client's connection: HTTP towards the client; knows nothing of MCP."""

@@ -1,0 +1,179 @@
+"""What passes untouched: every other path, and sessionless traffic (2026-07-28) on the MCP endpoint.
+
+Other paths are never held. Of sessionless requests only a failed connect is tried again, since nothing was sent then; a
+stream that breaks is cut, and the client sends a new request with a new id (2026-07-28 changelog, Major 9).
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from http import HTTPStatus
+
+from mcp_sidecar.downstream.response import Responder
+from mcp_sidecar.endpoint import refusals
+from mcp_sidecar.endpoint.body import UNREADABLE, Body, BrokenBody, HeldBody, PassingBody, Upload
+from mcp_sidecar.facts import ActionObserved, ObservedAction, ReplayCause, RequestReplayed
+from mcp_sidecar.healing import replies
+from mcp_sidecar.healing.labels import rpc_label
+from mcp_sidecar.healing.replies import OwnAnswer
+from mcp_sidecar.sessions.services import Parts
+from mcp_sidecar.streams.relay import relay_rest
+from mcp_sidecar.upstream.answer import EVENT_STREAM, is_event_stream
+from mcp_sidecar.upstream.upstream import Answer, UpstreamFault
+from mcp_sidecar.verdicts.classify import NO_SIGNATURE
+from mcp_sidecar.waiting.hold import Held, Waited
+from mcp_sidecar.wire import headers
+from mcp_sidecar.wire.headers import Pair, media_type
+from mcp_sidecar.wire.jsonrpc import Message
+from mcp_sidecar.wire.origins import Move
+from mcp_sidecar.wire.sse import Block, EventSplitter, parse_event, with_data
+
+
+class Passing:
+    """One request that is passed on as it is."""
+
+    def __init__(
+        self,
+        parts: Parts,
+        responder: Responder,
+        *,
+        method: str,
+        target: str,
+        pairs: list[Pair],
+        move: Move,
+        without: frozenset[str] = frozenset(),
+    ) -> None:
+        """``move`` takes URLs on the upstream's origin to where the client reaches the sidecar.
+
+        ``without`` are headers (lower case) that the client must not see.
+        """
+        self._parts = parts
+        self._responder = responder
+        self._method = method
+        self._target = target
+        self._pairs = pairs
+        self._move = move
+        self._without = without
+
+    async def other_path(self, upload: Upload | None) -> None:
+        """A path that is not the MCP endpoint: streamed both ways, 503 at once while the upstream is away.
+
+        Raises ``BrokenBody`` where it was the client that broke off.
+        """
+        may_idle = self._method == "GET" and EVENT_STREAM in (headers.value(self._pairs, "accept") or "").lower()
+        body = _streamed(upload) if upload is not None else None
+        try:
+            answer = await self._parts.upstream.send(self._method, self._target, self._pairs, body, may_idle=may_idle)
+        except UpstreamFault as fault:
+            if upload is not None and upload.is_broken:
+                raise BrokenBody from None
+            is_down = not fault.fault.may_have_arrived and not self._parts.observes
+            await self._responder.give(replies.UNAVAILABLE_PATH if is_down else replies.BAD_GATEWAY)
+            return
+        async with answer:
+            if self._method == "GET":
+                answer.let_idle(media_type(answer.header("Content-Type")) == EVENT_STREAM)
+            await self._relay(answer)
+
+    async def sessionless(self, message: Message, body: Body) -> None:
+        """A request of 2026-07-28."""
+        policy = self._parts.policy
+        is_connect = message.method == "server/discover"
+        held = Held(body.size, policy.connect_hold_timeout_s if is_connect else policy.hold_timeout_s)
+        pairs = self._with_length(body)
+        while True:
+            try:
+                try:
+                    answer = await self._parts.upstream.send("POST", self._target, pairs, _to_send(body, held))
+                finally:
+                    self._parts.holding.went_on(held)
+            except UpstreamFault as fault:
+                if not await self._may_try_again(fault, body, message, held):
+                    return
+                self._parts.emit(RequestReplayed("", ReplayCause.NOT_SENT, rpc_label(message)))
+                continue
+            async with answer:
+                if 200 <= answer.status < 300:
+                    self._parts.endpoint_worked = True
+                await self._relay(answer)
+            return
+
+    def _with_length(self, body: Body) -> list[Pair]:
+        if isinstance(body, PassingBody) and body.announced is not None:
+            return [*self._pairs, ("Content-Length", str(body.announced))]
+        return self._pairs
+
+    async def _may_try_again(self, fault: UpstreamFault, body: Body, message: Message, held: Held) -> bool:
+        own = await self._own_answer(fault, body, message)
+        if own is None:
+            waited = await self._parts.holding.for_connect(held, self._parts.availability)
+            if waited is Waited.BACK:
+                return True
+            own = replies.unavailable(message.id)
+        await self._responder.give(own)
+        return False
+
+    async def _own_answer(self, fault: UpstreamFault, body: Body, message: Message) -> OwnAnswer | None:
+        """The answer to give at once, or ``None`` where the request may wait."""
+        if self._parts.observes:
+            action = ObservedAction.REFUSE if fault.fault.may_have_arrived else ObservedAction.REPLAY
+            self._parts.emit(ActionObserved("", action, NO_SIGNATURE))
+            return replies.BAD_GATEWAY
+        if not fault.fault.may_have_arrived:
+            return None if self._parts.heals else replies.unavailable(message.id)
+        if isinstance(body, PassingBody) and body.has_begun:
+            try:
+                message = await body.read_to_end()
+            except UNREADABLE as error:
+                return refusals.of(error)
+        return replies.broken_gateway(message.id)
+
+    # -- the answer ---------------------------------------------------------------------------------------------------
+
+    async def _relay(self, answer: Answer) -> None:
+        await self._responder.start(
+            answer.status, answer.reason, self._move.headers(answer.client_headers(self._without))
+        )
+        if self._method == "HEAD":
+            return
+        if self._method == "GET" and answer.status == HTTPStatus.OK and is_event_stream(answer):
+            await self._parts.get_streams.serve(self._relay_old_transport(answer))
+            return
+        with self._parts.open.post(is_stream=self._method == "POST" and is_event_stream(answer)):
+            await relay_rest(answer, self._responder)
+
+    async def _relay_old_transport(self, answer: Answer) -> None:
+        """An event stream of 2024-11-05 names the URL to POST to; clients must not be led past the sidecar."""
+        splitter = EventSplitter(self._parts.limits.max_buffered_answer)
+        self._parts.open.get_streams += 1
+        try:
+            async for chunk in answer.chunks():
+                for piece in splitter.feed(chunk):
+                    await self._responder.write(self._moved(piece.raw) if isinstance(piece, Block) else piece.raw)
+            await self._responder.write(splitter.pending)
+        except UpstreamFault:
+            self._responder.cut()
+        finally:
+            self._parts.open.get_streams -= 1
+
+    def _moved(self, raw: bytes) -> bytes:
+        if b"endpoint" not in raw:
+            return raw
+        event = parse_event(raw)
+        if event.event != "endpoint" or event.data is None:
+            return raw
+        moved = self._move.url(event.data)
+        return raw if moved == event.data else with_data(raw, moved)
+
+
+async def _streamed(upload: Upload) -> AsyncIterator[bytes]:
+    """The body as it comes. aiohttp sends the head with the first part, which must not wait for the client."""
+    yield b""
+    async for chunk in upload.chunks():
+        yield chunk
+
+
+def _to_send(body: Body, held: Held) -> bytes | AsyncIterator[bytes]:
+    if isinstance(body, HeldBody):
+        return body.data
+    return body.parts_after_hold() if held.has_waited else body.parts()

@@ -1,0 +1,349 @@
+"""The client side: every request comes in here, is checked, and goes to the module that knows what it is.
+
+::
+
+    handle ─▶ gate (Host, Origin, header size)
+           ─▶ another path            ─▶ passing
+           ─▶ the endpoint: POST      ─▶ sessionless ─▶ passing
+                                      ─▶ a session   ─▶ posting
+                            GET       ─▶ listening
+                            DELETE    ─▶ terminating
+"""
+
+from __future__ import annotations
+
+import asyncio
+import traceback
+from collections.abc import Awaitable
+from pathlib import PurePath
+from typing import cast
+
+from aiohttp import hdrs, web
+from yarl import URL
+
+from mcp_sidecar.aiohttp_internals import NO_HEADERS, lighten_request
+from mcp_sidecar.config import ListenConfig, UpstreamConfig
+from mcp_sidecar.downstream.response import Responder
+from mcp_sidecar.endpoint import refusals
+from mcp_sidecar.endpoint.body import UNREADABLE, Body, Upload, message_of, read_body
+from mcp_sidecar.endpoint.delete import Terminating
+from mcp_sidecar.endpoint.passthrough import Passing
+from mcp_sidecar.endpoint.post import Posting
+from mcp_sidecar.endpoint.refusals import Refusal
+from mcp_sidecar.facts import RequestRejected, RequestServed, SidecarFault
+from mcp_sidecar.healing import replies
+from mcp_sidecar.healing.labels import NO_METHOD, OTHER, http_label, rpc_label
+from mcp_sidecar.healing.replies import Reason
+from mcp_sidecar.sessions.call import Asked, BadSessionId, Call, read_call
+from mcp_sidecar.sessions.in_flight import BEGUN, Begun
+from mcp_sidecar.sessions.services import Parts
+from mcp_sidecar.streams.listener import Listening
+from mcp_sidecar.wire import headers, origins
+from mcp_sidecar.wire.headers import Fields, Pair
+from mcp_sidecar.wire.jsonrpc import Kind, Message
+from mcp_sidecar.wire.origins import Move
+from mcp_sidecar.wire.revisions import PROTOCOL_VERSION_HEADER, is_sessionless_request, is_sessionless_version
+
+CLIENT_LEFT = 499
+"""What nginx logs, too, for a client that did not wait for its answer."""
+
+
+REMEMBERED_HOSTS = 256
+
+_FOR_THE_SESSION = frozenset({"mcp-session-id"})
+
+
+class Incoming:
+    """One client request on its way: what is known of it before anybody decides."""
+
+    def __init__(self, ingress: Ingress, request: web.BaseRequest) -> None:
+        """``rpc_label`` becomes known when the body is read."""
+        self.request = request
+        self.method = request.method
+        self.headers = request.headers
+        self.fields = Fields(request.raw_headers)
+        raw_path = request.raw_path
+        self.target = raw_path if raw_path.startswith("/") else request.rel_url.raw_path_qs  # byte for byte
+        self.responder = Responder(request, ingress.parts.clock)
+        self.rpc_label = OTHER if request.method == hdrs.METH_POST else NO_METHOD
+        self.message: Message | None = None
+        self.in_session = False
+        self.begun: Begun | None = request.get(BEGUN)
+
+    def forget_head(self) -> None:
+        """From now on only the answer counts."""
+        self.headers, self.fields, self.target = NO_HEADERS, Fields(()), ""
+        lighten_request(self.request)
+
+    @property
+    def upload(self) -> Upload | None:
+        """The body that the client is about to send, if there is one."""
+        return Upload(self.request) if self.request.can_read_body else None
+
+
+class Ingress:
+    """Handles every request on the client side."""
+
+    def __init__(self, parts: Parts, listen: ListenConfig, upstream: UpstreamConfig) -> None:
+        """``bound_to`` is to be called with the address as soon as it is known."""
+        self.parts = parts
+        self._listen = listen
+        self._upstream = upstream
+        self._endpoint = URL.build(path=upstream.endpoint.removesuffix("/"), encoded=True).path_safe
+        self.plain_endpoints: tuple[str, ...] = () if "%" in self._endpoint else (self._endpoint, f"{self._endpoint}/")
+        self._hosts: dict[str, bool] = {}
+        self._moves: dict[str, Move] = {}
+        self._own_origins: tuple[str, ...] = (listen.public_url,) if listen.public_url else ()
+        self._on_loopback = origins.is_loopback(listen.host)
+        self.scheme = "https" if listen.tls_certificate else "http"
+        self._under_way = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def bound_to(self, host: str, port: int) -> None:
+        """The address that the listener got, which is an origin of its own."""
+        shown = f"[{host}]" if ":" in host else host
+        self._own_origins = (*self._own_origins, f"{self.scheme}://{shown}:{port}")
+        self._hosts.clear()
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer one request. Whatever goes wrong in here concerns this request only."""
+        incoming = Incoming(self, request)
+        started = incoming.begun.started_at if incoming.begun is not None else self.parts.clock()
+        status = CLIENT_LEFT
+        self.enter()
+        try:
+            await self._answer(incoming)
+            status = incoming.responder.status
+        except (*UNREADABLE, BadSessionId) as error:
+            await self._reject(incoming, refusals.of(error))
+            status = incoming.responder.status
+        except (ConnectionError, asyncio.CancelledError):
+            raise
+        except Exception as error:  # noqa: BLE001 - a bug must not reach beyond the request that met it
+            self._tell_fault(error)
+            await self._give_up(incoming)
+            status = incoming.responder.status
+        finally:
+            if incoming.begun is not None:
+                incoming.begun.drop()
+            seconds = self.parts.clock() - started
+            self.parts.emit(RequestServed(http_label(request.method), incoming.rpc_label, status, seconds))
+            self.leave()
+        return cast("web.StreamResponse", incoming.responder)  # all that the server asks of one
+
+    def enter(self) -> None:
+        """A request is under way; ``leave`` is to follow."""
+        self._under_way += 1
+        self._idle.clear()
+
+    def leave(self) -> None:
+        """A request is not under way any more."""
+        self._under_way -= 1
+        if not self._under_way:
+            self._idle.set()
+
+    def note_unread(self, answer: Refusal) -> None:
+        """Count what was refused before it became a request; its method is not known."""
+        self.parts.emit(RequestRejected(answer.status, answer.reason))
+        self.parts.emit(RequestServed(OTHER, NO_METHOD, answer.status, 0.0))
+
+    def note_left(self) -> None:
+        """Count a POST whose client left before anybody had turned to it."""
+        self.parts.emit(RequestServed(hdrs.METH_POST, OTHER, CLIENT_LEFT, 0.0))
+
+    async def wait_until_idle(self, timeout_s: float) -> None:
+        """Wait until every exchange has ended, but no longer than ``timeout_s`` seconds."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._idle.wait()
+        except TimeoutError:
+            pass
+
+    # -- the gate -----------------------------------------------------------------------------------------------------
+
+    def _answer(self, incoming: Incoming) -> Awaitable[None]:
+        """What answers it, not yet begun: a coroutine for each step would stay with an open stream."""
+        refused = self._gate(incoming)
+        if refused is not None:
+            return self._reject(incoming, refused)
+        if self._is_endpoint(incoming) and incoming.method in ("POST", "GET", "DELETE"):
+            return self._endpoint_request(incoming)
+        return self._passing(incoming).other_path(incoming.upload)
+
+    def _gate(self, incoming: Incoming) -> Refusal | None:
+        found = incoming.headers
+        if not incoming.target.startswith("/") or incoming.method == hdrs.METH_CONNECT:
+            return refusals.BAD_TARGET
+        codings = found.getall(hdrs.TRANSFER_ENCODING, ())
+        if codings and any(coding.strip().lower() != "chunked" for coding in codings):
+            return refusals.BAD_CODING  # the coding would be lost on the way, and the body be taken for plain
+        if incoming.fields.size > self.parts.limits.max_header_bytes:
+            return refusals.HEADERS_TOO_LARGE
+        if self._on_loopback and not all(map(self._is_allowed_host, found.getall(hdrs.HOST, ()))):
+            return refusals.BAD_HOST
+        for origin in found.getall(hdrs.ORIGIN, ()):
+            if not self._is_allowed_origin(origin):
+                return refusals.BAD_ORIGIN
+        return None
+
+    def lets_host_pass(self, host: str) -> bool:
+        """Whether a request may name this host."""
+        return not self._on_loopback or self._is_allowed_host(host)
+
+    def _is_allowed_origin(self, origin: str) -> bool:
+        listed = self._listen.allowed_origins
+        return origins.is_allowed_origin(origin, self._own_origins, listed, on_loopback=self._on_loopback)
+
+    def _is_allowed_host(self, host: str) -> bool:
+        """What has been told of a host before is remembered, of a bounded number of them."""
+        is_allowed = self._hosts.get(host)
+        if is_allowed is None:
+            is_allowed = origins.is_allowed_host(host, self._own_origins, self._listen.allowed_hosts)
+            if len(self._hosts) < REMEMBERED_HOSTS:
+                self._hosts[host] = is_allowed
+        return is_allowed
+
+    async def _reject(self, incoming: Incoming, answer: Refusal) -> None:
+        self.parts.emit(RequestRejected(answer.status, answer.reason))
+        if not incoming.responder.is_committed:
+            await incoming.responder.give(answer)
+
+    def _is_endpoint(self, incoming: Incoming) -> bool:
+        if incoming.target in self.plain_endpoints:
+            return True
+        return incoming.request.rel_url.path_safe in (self._endpoint, f"{self._endpoint}/")
+
+    # -- the endpoint -------------------------------------------------------------------------------------------------
+
+    def _endpoint_request(self, incoming: Incoming) -> Awaitable[None]:
+        if incoming.method == "POST":
+            return self._post(incoming)
+        call = self._call(incoming)
+        if call.client_id is not None and self._is_over(call):
+            return incoming.responder.give(replies.SESSION_NOT_FOUND)
+        if incoming.method == "DELETE":
+            return self._in_use(call, Terminating(self.parts, call, incoming.responder).run())
+        if call.client_id is None:
+            return self._passing(incoming).other_path(incoming.upload)
+        listening = Listening(self.parts, call, incoming.responder)
+        incoming.forget_head()
+        return listening.run()
+
+    async def _post(self, incoming: Incoming) -> None:
+        encoding = incoming.headers.get(hdrs.CONTENT_ENCODING)
+        is_encoded = encoding is not None and encoding.strip().lower() not in ("", "identity")
+        body = await read_body(incoming.request, self.parts.limits, encoded=is_encoded)
+        message = Message(Kind.OTHER) if is_encoded else message_of(body)
+        incoming.message, incoming.rpc_label = message, rpc_label(message)
+        version = incoming.headers.get(PROTOCOL_VERSION_HEADER)
+        if is_sessionless_request(message.meta_protocol_version, message.method, version):
+            await self._passing(incoming).sessionless(message, body)
+        else:
+            await self._session_post(incoming, message, body, is_encoded=is_encoded)
+
+    async def _session_post(self, incoming: Incoming, message: Message, body: Body, *, is_encoded: bool) -> None:
+        is_initialize = message.kind is Kind.REQUEST and message.method == "initialize"
+        incoming.in_session = True
+        call = self._call(incoming, drop_session=is_initialize)
+        begun = incoming.begun
+        if begun is not None:  # whatever has become of its session since it was sent
+            call.session, call.is_foreign = begun.session, False
+            begun.release()
+        if self._is_over(call):
+            await incoming.responder.give(replies.SESSION_NOT_FOUND)
+        elif self._is_for_a_held_request(call, message) or self._was_said_by_heal(call, message):
+            await incoming.responder.give(replies.ACCEPTED)
+        else:
+            posting = Posting(self.parts, call, message, body, incoming.responder, opaque=is_encoded, begun=begun)
+            await self._in_use(call, posting.run())
+
+    async def _in_use(self, call: Call, work: Awaitable[None]) -> None:
+        """A session is not idle while one of its exchanges runs."""
+        with self.parts.store.using(call.session):
+            await work
+
+    def _is_over(self, call: Call) -> bool:
+        """Whether the client's id was ended or has expired."""
+        if call.client_id is None or call.session is not None or self.parts.observes:
+            return False
+        return self.parts.store.is_ended(call.client_id, call.principal)
+
+    def _is_for_a_held_request(self, call: Call, message: Message) -> bool:
+        """Whether the client gives up a request that waits here: then neither goes upstream."""
+        if call.client_id is None or message.cancelled_id is None:
+            return False
+        return self.parts.holding.cancel((call.client_id, call.principal, message.cancelled_id))
+
+    @staticmethod
+    def _was_said_by_heal(call: Call, message: Message) -> bool:
+        """Whether this is a client's `initialized` that a heal has already told the newer session."""
+        is_initialized = message.kind is Kind.NOTIFICATION and message.method == "notifications/initialized"
+        return is_initialized and call.session is not None and call.session.generation > 1
+
+    def _call(self, incoming: Incoming, *, drop_session: bool = False) -> Call:
+        session_ids = () if drop_session else incoming.headers.getall(headers.SESSION_ID, ())
+        asked = Asked(incoming.method, incoming.target, incoming.fields, tuple(session_ids))
+        pairs = self._upstream_pairs(incoming, without=_FOR_THE_SESSION)
+        return read_call(self.parts, asked, pairs, self._move(incoming))
+
+    # -- passing on ---------------------------------------------------------------------------------------------------
+
+    def _upstream_pairs(self, incoming: Incoming, without: frozenset[str] = frozenset()) -> list[Pair]:
+        host, peer = incoming.headers.get(hdrs.HOST), incoming.request.remote
+        return incoming.fields.for_upstream(without=without, peer=peer, scheme=self.scheme, host=host)
+
+    def _move(self, incoming: Incoming) -> Move:
+        host = incoming.headers.get(hdrs.HOST)
+        if self._listen.public_url or host is None:
+            return Move(self._upstream.origin, self._own_origins[0])
+        move = self._moves.get(host)
+        if move is None:
+            move = Move(self._upstream.origin, f"{self.scheme}://{host}")
+            if len(self._moves) < REMEMBERED_HOSTS:
+                self._moves[host] = move
+        return move
+
+    def _passing(self, incoming: Incoming) -> Passing:
+        pairs = self._upstream_pairs(incoming)
+        length = incoming.headers.get(hdrs.CONTENT_LENGTH)
+        if length is not None and incoming.request.can_read_body and not self._is_held(incoming):
+            pairs.append(("Content-Length", length))
+        return Passing(
+            self.parts,
+            incoming.responder,
+            method=incoming.method,
+            target=incoming.target,
+            pairs=pairs,
+            move=self._move(incoming),
+            without=self._hidden(incoming),
+        )
+
+    def _hidden(self, incoming: Incoming) -> frozenset[str]:
+        """On the endpoint nothing that passes opens a session, and some clients adopt whatever id a response carries."""
+        is_sessionless = incoming.message is not None or is_sessionless_version(
+            incoming.headers.get(PROTOCOL_VERSION_HEADER)
+        )
+        if is_sessionless or self.parts.observes or not self._is_endpoint(incoming):
+            return frozenset()
+        return frozenset({"mcp-session-id"})
+
+    @staticmethod
+    def _is_held(incoming: Incoming) -> bool:
+        return incoming.message is not None
+
+    # -- what must not happen -----------------------------------------------------------------------------------------
+
+    def _tell_fault(self, error: Exception) -> None:
+        frames = traceback.extract_tb(error.__traceback__)
+        where = f"{PurePath(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "unknown"
+        self.parts.emit(SidecarFault(type(error).__name__, where))
+
+    async def _give_up(self, incoming: Incoming) -> None:
+        """A definite answer even for a bug; whether the request ran is not known any more."""
+        if incoming.responder.is_committed and not incoming.responder.is_event_stream:
+            incoming.responder.cut()
+        elif incoming.in_session and incoming.message is not None:
+            await incoming.responder.give(replies.in_session(incoming.message, Reason.OUTCOME_UNKNOWN))
+        else:
+            await incoming.responder.give(refusals.OWN_FAULT)

@@ -1,0 +1,424 @@
+"""The express lane: plain requests with plain answers, passed as bytes, in front of aiohttp's own handler.
+
+The rule of this file: it takes a request only if it knows that nothing has to be decided on the way there, and passes an
+answer only if there is nothing to decide on the way back. Everything else is handed to the ordinary way, with the request
+as it came and, if it was sent, the connection on which its answer comes: it is not sent again. Whatever the lane passes,
+the ordinary way would have passed in the same bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Protocol
+
+from mcp_sidecar.facts import RequestServed
+from mcp_sidecar.healing.labels import rpc_label
+from mcp_sidecar.healing.marked_ids import FIRST
+from mcp_sidecar.healing.policy import Announce
+from mcp_sidecar.healing.principal import ANONYMOUS
+from mcp_sidecar.healing.session import ClientSessionId, Session, State
+from mcp_sidecar.sessions.in_flight import Begun
+from mcp_sidecar.sessions.recorder import TEACHING
+from mcp_sidecar.sessions.services import Parts
+from mcp_sidecar.upstream.answer import EVENT_STREAM as EVENTS
+from mcp_sidecar.upstream.answer import JSON
+from mcp_sidecar.upstream.connection import CHUNK_BYTES, Connection
+from mcp_sidecar.verdicts.classify import is_plain_success
+from mcp_sidecar.wire import http1
+from mcp_sidecar.wire.framing import END_OF_CHUNKS
+from mcp_sidecar.wire.headers import HOP_BY_HOP, NOT_AS_IT_IS, SESSION_ID, forwarding, media_type
+from mcp_sidecar.wire.jsonrpc import Kind, Message, NotJson, parse
+from mcp_sidecar.wire.origins import URL_HEADERS
+from mcp_sidecar.wire.revisions import is_sessionless_request
+
+MAX_BYTES = CHUNK_BYTES
+"""Of a body, in either direction."""
+
+MAX_HEAD_BYTES = 16 * 1024
+CLIENT_LEFT = 499
+
+_SESSION_ID = "mcp-session-id"
+_NOT_FOR_UPSTREAM = NOT_AS_IT_IS | {_SESSION_ID, "accept-encoding"}
+_NOT_FOR_CLIENT = HOP_BY_HOP | {_SESSION_ID}
+_SECRET = frozenset({"set-cookie", "authentication-info"})
+_NOT_SHORT = TEACHING | {"initialize"}
+
+_CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"
+
+REMEMBERED_HEADS = 128
+
+IN_VAIN = 8
+"""After so many answers in a row that were handed over the lane is closed."""
+
+STREAM_PATIENCE_S = 0.005
+"""How long a stream may take from its head to its end: servers in Python send head, event and end one after the other, within
+a millisecond or two where the work is short. It is also the longest that a head or an event is kept back here."""
+
+CLOSED_FOR = 128
+"""For so many requests: with a server whose streams always last longer, say, or have event ids, the lane only costs."""
+
+
+class Client(Protocol):
+    """The client's connection, as the lane sees it."""
+
+    peer: str | None
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether it has not taken what was sent before."""
+
+    def answer(self, data: bytes) -> None:
+        """Here is the whole answer."""
+
+    def take_back(self, request: bytes, begun: Begun) -> None:
+        """The request is the ordinary way's from now on."""
+
+
+class Gate(Protocol):
+    """What the client side knows of requests in general, and counts of them."""
+
+    parts: Parts
+    scheme: str
+    plain_endpoints: tuple[str, ...]
+
+    def lets_host_pass(self, host: str) -> bool:
+        """Whether a request may name this host."""
+
+    def enter(self) -> None:
+        """A request is under way."""
+
+    def leave(self) -> None:
+        """It is not any more."""
+
+
+@dataclass(slots=True)
+class Head:
+    """The head of a plain answer, and what its client gets of it: ``start`` lacks the session id, the framing, the end."""
+
+    body_at: int
+    length: int | None
+    is_json: bool
+    is_stream: bool
+    bears_session_id: bool
+    start: bytes
+
+    @staticmethod
+    def of(answer: http1.Answer) -> Head | None:
+        """``None`` where there is something to decide."""
+        kind = media_type(answer.values.get("content-type"))
+        is_stream = kind == EVENTS
+        if not (is_stream or kind == JSON) or not URL_HEADERS.isdisjoint(answer.values):
+            return None
+        dropped = _NOT_FOR_CLIENT | {"content-length"} if is_stream else _NOT_FOR_CLIENT
+        lines = [f"{name}: {value}\r\n" for name, value in answer.pairs if name.lower() not in dropped]
+        start = f"HTTP/1.1 200 {answer.reason}\r\n{''.join(lines)}".encode()
+        return Head(answer.body_at, answer.length, kind == JSON, is_stream, _SESSION_ID in answer.values, start)
+
+
+class Heads:
+    """The heads of answers are much alike: those seen lately are not read again. None is kept that holds a credential."""
+
+    def __init__(self) -> None:
+        """None is known yet."""
+        self._known: dict[bytes, Head] = {}
+
+    def read(self, received: bytes, limit: int) -> Head | None:
+        """The head of an answer of which something has come, if it is plain, whole, and not above ``limit`` bytes."""
+        end = received.find(http1.END_OF_HEAD, 0, limit)
+        seen = received[: end + 4]
+        head = self._known.get(seen)
+        if head is not None or end < 0:
+            return head
+        answer = http1.read_answer(received)
+        head = Head.of(answer) if answer is not None else None
+        if head is not None and answer is not None and _SECRET.isdisjoint(answer.values):
+            if len(self._known) >= REMEMBERED_HEADS:
+                self._known.clear()
+            self._known[seen] = head
+        return head
+
+
+class Express:
+    """Decides which requests take the lane."""
+
+    def __init__(self, gate: Gate) -> None:
+        """Whether the lane is open at all depends on the mode only."""
+        self.gate = gate
+        self.parts = parts = gate.parts
+        self.is_open = parts.heals
+        self._targets = {f"POST {target} HTTP/1.1\r\n".encode(): target for target in gate.plain_endpoints}
+        limits = parts.limits
+        self.max_body = min(MAX_BYTES, limits.max_replay_body, limits.max_request_body)
+        self.max_answer = min(MAX_BYTES, limits.max_buffered_answer)
+        self.max_head = min(MAX_HEAD_BYTES, limits.max_header_bytes)
+        self.heads = Heads()
+        self._in_vain = 0
+        self._closed_for = 0
+        self._announces = parts.policy.announce is Announce.RESULT
+        self._binds = parts.policy.bind_principal
+
+    def read(self, data: bytes) -> http1.Request | None:
+        """The ordinary request that begins here; of its body a part may be missing."""
+        if self._closed_for:
+            self._closed_for -= 1
+            return None
+        request = http1.read_request(data, self._targets)
+        if request is None or request.body_at > self.max_head or request.size - request.body_at > self.max_body:
+            return None
+        return request if request.size >= len(data) else None
+
+    def takes(self, request: http1.Request) -> bool:
+        """Whether its head lets a request pass: it is in a session, and may come from where it says it comes from."""
+        values = request.values
+        return _SESSION_ID in values and "origin" not in values and self.gate.lets_host_pass(values["host"])
+
+    def send(self, client: Client, request: http1.Request, data: bytes) -> Trip | None:
+        """Send what can be sent at once and without a question; ``data`` is all of it."""
+        parts, values = self.parts, request.values
+        started_at = parts.clock()
+        principal = parts.principals.of_values(values)[0] if self._binds else ANONYMOUS
+        session = parts.store.find(ClientSessionId(values[_SESSION_ID]), principal)
+        if session is None or not self._is_plain(session):
+            return None
+        body = data[request.body_at :]
+        try:
+            message = parse(body)
+        except NotJson:
+            return None
+        if not _is_short(message, values):
+            return None
+        outgoing = self._outgoing(request, session, client.peer, body)
+        connection = parts.upstream.express()
+        if connection is None:
+            return None
+        trip = Trip(self, client, session, message, connection, request=data, started_at=started_at)
+        connection.ask(outgoing, parts.upstream.idle_timeout_s, trip)
+        return trip
+
+    def note(self, *, passed: bool) -> None:
+        """An answer has passed, or was handed over."""
+        self._in_vain = 0 if passed else self._in_vain + 1
+        if self._in_vain >= IN_VAIN:
+            self._in_vain, self._closed_for = 0, CLOSED_FOR
+
+    def _is_plain(self, session: Session) -> bool:
+        """Whether nothing waits to be said, learned or written anew in this session."""
+        return (
+            session.state is State.ESTABLISHED
+            and not session.displaced
+            and not session.hints
+            and not session.aftercare_due
+            and session.upstream_id is not None
+            and (session.generation == FIRST or not self._announces)
+        )
+
+    def _outgoing(self, request: http1.Request, session: Session, peer: str | None, body: bytes) -> bytes:
+        values = request.values
+        host = self.parts.upstream.host_line
+        lines = [f"{name}: {value}" for name, value in request.pairs if name.lower() not in _NOT_FOR_UPSTREAM]
+        hops = [values["x-forwarded-for"]] if "x-forwarded-for" in values else []
+        added = forwarding(values, hops, peer=peer, scheme=self.gate.scheme, host=values["host"])
+        lines += [f"{name}: {value}" for name, value in added]
+        text = "\r\n".join(lines)
+        target = request.target
+        head = (
+            f"POST {target} HTTP/1.1\r\n{host}\r\n{text}\r\n{SESSION_ID}: {session.upstream_id}\r\n"
+            f"Accept-Encoding: identity\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        return head.encode() + body
+
+
+def _is_short(message: Message, values: dict[str, str]) -> bool:
+    """Whether this is one request of an older revision whose answer teaches nothing."""
+    return (
+        message.kind is Kind.REQUEST
+        and not message.is_opaque
+        and message.method not in _NOT_SHORT
+        and not is_sessionless_request(
+            message.meta_protocol_version, message.method, values.get("mcp-protocol-version")
+        )
+    )
+
+
+class Trip:
+    """One request on the lane."""
+
+    __slots__ = (
+        "_client",
+        "_connection",
+        "_express",
+        "_generation",
+        "_message",
+        "_overdue",
+        "_received",
+        "_request",
+        "_response",
+        "_safe_tools",
+        "_session",
+        "_sound",
+        "_started_at",
+    )
+
+    def __init__(
+        self,
+        express: Express,
+        client: Client,
+        session: Session,
+        message: Message,
+        connection: Connection,
+        *,
+        request: bytes,
+        started_at: float,
+    ) -> None:
+        """It counts as under way from now on."""
+        self._express = express
+        self._client = client
+        self._session = session
+        self._message = message
+        self._connection = connection
+        self._request = request
+        self._started_at = started_at
+        self._generation = session.generation
+        self._safe_tools = session.safe_tools
+        self._received = b""
+        self._sound = 0  # so much of it is the beginning of a plain answer
+        self._response = b""  # an event that was seen to be the response
+        self._overdue: asyncio.TimerHandle | None = None  # of a stream
+        express.gate.enter()
+        express.parts.store.begin_use(session)
+        session.posts += 1
+        session.progress.forget(message)
+
+    # -- what the upstream's connection tells -------------------------------------------------------------------------
+
+    def arrived(self, data: bytes) -> None:
+        """Pass the answer if it is whole and plain, wait if it may become so, hand it over else."""
+        self._sound = len(self._received)
+        self._received = received = self._received + data if self._received else data
+        head = self._express.heads.read(received, self._express.max_head)
+        body = _body(head, received) if head is not None else None
+        if head is not None and body is not None and self._is_plain(head, body):
+            self._pass(head, body)
+        elif head is not None and body is None and self._may_become_whole(head):
+            self._connection.note_life()
+            self._sound = len(received)
+            if head.is_stream and self._overdue is None:
+                self._overdue = asyncio.get_running_loop().call_later(STREAM_PATIENCE_S, self._give_up)
+        else:
+            self._give_up()
+
+    def broke(self) -> None:
+        """The upstream's side is over before the answer was whole."""
+        self.hand_over()
+
+    # -- what the client's connection tells ---------------------------------------------------------------------------
+
+    def hand_over(self) -> None:
+        """To the ordinary way, as if the request had just come; it is not sent again."""
+        self._stop_waiting()
+        begun = Begun(
+            self._connection, self._session, self._generation, self._safe_tools, self._started_at, self._leave
+        )
+        # What is wrong with the last packet must not spoil what came before it.
+        self._connection.parse(self._received[: self._sound], self._received[self._sound :])
+        self._client.take_back(self._request, begun)
+
+    def client_left(self) -> None:
+        """Nobody waits for the answer any more."""
+        self._stop_waiting()
+        self._connection.abandon()
+        self._leave()
+        self._tell(CLIENT_LEFT)
+
+    # -- the answer ---------------------------------------------------------------------------------------------------
+
+    def _may_become_whole(self, head: Head) -> bool:
+        come = len(self._received) - head.body_at
+        limit = self._express.max_answer
+        if head.length is not None:
+            return head.is_json and come < head.length <= limit
+        return come <= limit and (head.is_json or self._may_become_one_event(head))
+
+    def _may_become_one_event(self, head: Head) -> bool:
+        """Whether nothing of the stream is here yet, or the response and only its end is missing."""
+        body = http1.chunks_so_far(self._received, head.body_at)
+        return body is not None and (not body or self._is_one_response(body))
+
+    def _is_one_response(self, body: bytes) -> bool:
+        if body != self._response:
+            data = http1.one_event(body)
+            if data is None or not self._is_response(data):
+                return False
+            self._response = body
+        return True
+
+    def _is_plain(self, head: Head, body: bytes) -> bool:
+        """Whether there is nothing to decide, to learn or to write anew."""
+        session = self._session
+        if len(body) > self._express.max_answer or self._client.is_slow or session.hints:
+            return False
+        if session.state is not State.ESTABLISHED or session.displaced:
+            return False
+        if head.is_stream:
+            return bool(body) and self._is_one_response(body)
+        is_passed = body.startswith(b"{") and is_plain_success(body)
+        return is_passed and (self._generation == FIRST or self._is_response(body))
+
+    def _is_response(self, data: bytes) -> bool:
+        """Whether this is the answer to the request, and nothing else."""
+        try:
+            message = parse(data)
+        except NotJson:
+            return False
+        return message.kind is Kind.RESPONSE and not message.is_opaque and message.id == self._message.id
+
+    def _pass(self, head: Head, body: bytes) -> None:
+        self._stop_waiting()
+        self._connection.unwatch()
+        express = self._express
+        parts = express.parts
+        parts.endpoint_worked = True
+        parts.holding.route.note_served()
+        parts.upstream.served(self._connection)
+        express.note(passed=True)
+        self._leave()
+        own_id = f"{SESSION_ID}: {self._session.client_id}\r\n".encode() if head.bears_session_id else b""
+        if head.is_stream or head.length is None:
+            chunk = (_CHUNKED, b"%x\r\n" % len(body), body, END_OF_CHUNKS)
+            self._client.answer(b"".join((head.start, own_id, *chunk)))
+        else:
+            self._client.answer(b"".join((head.start, own_id, b"\r\n", body)))
+        self._tell(HTTPStatus.OK.value)
+
+    # -- the end ------------------------------------------------------------------------------------------------------
+
+    def _give_up(self) -> None:
+        """This answer is not for the lane."""
+        self._express.note(passed=False)
+        self.hand_over()
+
+    def _stop_waiting(self) -> None:
+        if self._overdue is not None:
+            self._overdue.cancel()
+            self._overdue = None
+
+    def _leave(self) -> None:
+        session = self._session
+        session.posts -= 1
+        session.progress.forget(self._message)
+        self._express.parts.store.end_use(session)
+        self._express.gate.leave()
+
+    def _tell(self, status: int) -> None:
+        parts = self._express.parts
+        seconds = parts.clock() - self._started_at
+        parts.emit(RequestServed("POST", rpc_label(self._message), status, seconds))
+
+
+def _body(head: Head, received: bytes) -> bytes | None:
+    """All of the body, if it is here and nothing behind it."""
+    if head.length is None:
+        return http1.whole_chunks(received, head.body_at) if received.endswith(http1.LAST_CHUNK) else None
+    return received[head.body_at :] if len(received) == head.body_at + head.length else None

@@ -1,1 +1,0 @@
-"""Doing it: asyncio and aiohttp carry out what ``healing`` decides."""

@@ -1,0 +1,1 @@
+"""Everything that outlives a request, and the only one that speaks in a client's name."""

@@ -1,0 +1,298 @@
+"""One heal, step by step: confirm with a ping, initialize, compare, ``initialized``, what else the client had set.
+
+What is sent carries the credentials of the request that triggered the heal, and nothing of them is kept. A new session
+that is not told everything, or not wanted after all, is ended upstream and never taken for whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mcp_sidecar.facts import Emit, HealEnded, HealOutcome, SessionEnd, SessionLost
+from mcp_sidecar.healing.exchange import Unhealed
+from mcp_sidecar.healing.handshake import INCOMPATIBLE, INITIALIZED, differences, is_same_server
+from mcp_sidecar.healing.hints import restarted
+from mcp_sidecar.healing.policy import Policy
+from mcp_sidecar.healing.session import Event, Session, State, UpstreamSessionId
+from mcp_sidecar.sessions.notifier import Telling
+from mcp_sidecar.sessions.open_streams import GetStreams
+from mcp_sidecar.sessions.own_requests import OwnRequests, Trigger
+from mcp_sidecar.sessions.restore import Retelling, in_time
+from mcp_sidecar.sessions.table import SessionStore
+from mcp_sidecar.upstream.answer import KeptAnswer, decoded_body, kept, read_rpc_answer
+from mcp_sidecar.upstream.upstream import Answer, Upstream, UpstreamFault
+from mcp_sidecar.verdicts.classify import PEEK_BYTES, InitializeVerdict, ProbeVerdict, judge_initialize_status
+from mcp_sidecar.verdicts.classify import Answer as JudgedAnswer
+from mcp_sidecar.verdicts.restore_steps import StepVerdict
+from mcp_sidecar.wire import headers
+from mcp_sidecar.wire.faults import Fault
+from mcp_sidecar.wire.jsonrpc import Message, is_initialize_result
+
+REQUEST_ID = "mcp-sidecar-initialize"
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """How a request came to believe that its session is lost. ``ambiguous`` is the answer to confirm with a ping."""
+
+    generation: int
+    signature: str
+    status: int
+    ambiguous: JudgedAnswer | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HealEnd:
+    """How a heal ended: ``why`` is ``None`` if the session is whole. ``refusal`` is the 401 or 403 to pass on."""
+
+    why: Unhealed | None
+    refusal: KeptAnswer | None = None
+
+
+HEALED = HealEnd(None)
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What every heal of this process works with. ``clock`` gives monotonic seconds."""
+
+    upstream: Upstream
+    store: SessionStore
+    telling: Telling
+    policy: Policy
+    max_answer_bytes: int
+    emit: Emit
+    clock: Callable[[], float]
+    streams: GetStreams
+
+
+class Restore:
+    """One attempt to make the upstream know a session again."""
+
+    def __init__(self, tools: Tools, session: Session, loss: Loss, trigger: Trigger, started: float) -> None:
+        """``started`` is when the loss was noticed, by the clock of ``tools``."""
+        self._tools = tools
+        self._session = session
+        self._loss = loss
+        self._own = OwnRequests(tools.upstream, session, trigger)
+        self._retelling = Retelling(self._own, tools.policy.signatures, tools.max_answer_bytes, tools.emit)
+        self._started = started
+        self._is_counted = False
+        self._claimed_id: UpstreamSessionId | None = None
+        self._is_whole = False
+
+    async def run(self) -> HealEnd:
+        """Do it. Raises ``UpstreamFault`` where the upstream breaks off."""
+        if self._loss.ambiguous is not None:
+            alive = await self._confirm(self._loss.ambiguous)
+            if alive is not None:
+                return alive
+        else:
+            self._tell_loss()
+        try:
+            return await self._initialize()
+        except BaseException:  # the upstream breaks off, or we are out of time: what was begun is not left behind
+            await self._abandon()
+            raise
+
+    def settle(self) -> None:
+        """Whatever happened, the session is not left in the middle."""
+        self._tools.streams.heal_ended(self._session)
+        if self._session.state is State.HEALING:
+            self._session.failed_heals += self._is_counted
+            self._session.fire(Event.NOT_HEALED)
+        if self._session.is_ended or not self._is_whole:
+            self._tools.store.release_upstream_id(self._claimed_id, self._session)
+        if self._session.is_ended:
+            self._tools.store.release_upstream_id(self._session.upstream_id, self._session)
+
+    def unavailable(self, fault: Fault) -> HealEnd:
+        """What broke may break again at once: it is tried at the pace of a route, not whenever a connect succeeds."""
+        self._end_unavailable(f"upstream {fault.value}")
+        return HealEnd(Unhealed.GATEWAY if fault.may_have_arrived else Unhealed.UNREACHABLE)
+
+    # -- the steps ----------------------------------------------------------------------------------------------------
+
+    async def _confirm(self, original: JudgedAnswer) -> HealEnd | None:
+        """Ask with a ping on the same session; ``None`` means go on with ``initialize``."""
+        match await self._retelling.ping(original, self._session.upstream_id):
+            case ProbeVerdict.LOST:
+                return None
+            case ProbeVerdict.ALIVE:
+                self._session.fire(Event.ALIVE_AFTER_ALL)
+                return HealEnd(Unhealed.ALIVE)
+            case ProbeVerdict.UNAVAILABLE:
+                return HealEnd(Unhealed.GATEWAY)
+            case _:
+                self._session.fire(Event.ALIVE_AFTER_ALL)
+                return HealEnd(Unhealed.UNPROVEN)
+
+    async def _initialize(self) -> HealEnd:
+        try:
+            answer = await self._own.post(self._session.handshake.initialize_request(REQUEST_ID), None)
+        except UpstreamFault as fault:
+            if fault.fault.may_have_arrived:
+                self._count()
+            raise
+        async with answer:
+            if not 200 <= answer.status < 300:
+                return await self._not_accepted(answer)
+            self._count()
+            upstream_id = self._claimed_id = _new_session_id(answer)
+            self._tools.store.claim_upstream_id(upstream_id, self._session)
+            message = await read_rpc_answer(answer, REQUEST_ID, self._tools.max_answer_bytes)
+        self._tell_loss()
+        if message is None or not is_initialize_result(message):
+            return await self._give_up(HealOutcome.FAILED, "initialize was rejected")
+        return await self._accept(message, upstream_id)
+
+    async def _not_accepted(self, answer: Answer) -> HealEnd:
+        body = await decoded_body(answer, PEEK_BYTES)
+        match judge_initialize_status(answer.status, body):
+            case InitializeVerdict.AUTH:
+                # Not counted: tokens are not verified here, and a bad one must not spend the owner's budget.
+                self._end(HealOutcome.FAILED, "the credentials were refused")
+                return HealEnd(Unhealed.UNAUTHORIZED, refusal=await kept(answer, PEEK_BYTES))
+            case InitializeVerdict.GONE | InitializeVerdict.UNAVAILABLE as verdict:
+                if self._loss.ambiguous is None:
+                    self._count()
+                self._end_unavailable("no route to the server")
+                return HealEnd(Unhealed.NO_ROUTE if verdict is InitializeVerdict.GONE else Unhealed.GATEWAY)
+            case _:
+                self._count()
+                self._tell_loss()
+                return await self._give_up(HealOutcome.FAILED, "the handshake was rejected")
+
+    def _count(self) -> None:
+        """Charge the session's budget for an ``initialize`` that a server may have taken, once per heal."""
+        if not self._is_counted:
+            self._is_counted = True
+            self._session.note_heal(self._tools.clock())
+
+    async def _accept(self, message: Message, upstream_id: UpstreamSessionId | None) -> HealEnd:
+        result = message.result or {}
+        found = differences(self._session.handshake, result)
+        unacceptable = found & INCOMPATIBLE[self._tools.policy.on_server_change]
+        if unacceptable:
+            reason = ", ".join(sorted(difference.value for difference in unacceptable))
+            end = await self._give_up(HealOutcome.INCOMPATIBLE, reason)
+            self._tools.store.end(self._session, SessionEnd.INCOMPATIBLE)
+            return end
+        failed = await self._tell_everything(upstream_id, result.get("capabilities") or {})
+        if failed is not None:
+            return failed
+        if self._session.is_ended:  # the client's DELETE came meanwhile and wins
+            return await self._give_up(HealOutcome.REFUSED, "the session was ended")
+        self._repoint(upstream_id, tools_still_hold=is_same_server(found))
+        self._is_whole = True
+        self._end(HealOutcome.HEALED, "healed")
+        self._tell_client()
+        return HEALED
+
+    # -- what the new session is told ---------------------------------------------------------------------------------
+
+    async def _tell_everything(
+        self, upstream_id: UpstreamSessionId | None, capabilities: Mapping[str, Any]
+    ) -> HealEnd | None:
+        """``None`` if the new session knows all that the old one knew; else how the heal ends, and it is ended, too."""
+        if self._is_ours():
+            await self._tools.streams.open_ahead(self._session, upstream_id)
+        end = await in_time(self._tell_initialized(upstream_id)) if self._is_ours() else None
+        if end is None and upstream_id is not None:
+            end = self._after(await self._retelling.run(upstream_id, capabilities, self._is_ours))
+        if end is None and not self._is_ours():
+            end = self._after(StepVerdict.LOST)
+        if end is not None:
+            await self._abandon()
+        return end
+
+    def _is_ours(self) -> bool:
+        """Whether the upstream has not minted the new id for another session meanwhile: that one must be left alone."""
+        return self._tools.store.has_claimed(self._claimed_id, self._session)
+
+    async def _tell_initialized(self, upstream_id: UpstreamSessionId | None) -> HealEnd | None:
+        async with await self._own.post(INITIALIZED, upstream_id, in_session=True) as answer:
+            if await self._retelling.judge("notifications/initialized", answer) is StepVerdict.LOST:
+                return self._after(StepVerdict.LOST)
+            return None if 200 <= answer.status < 300 else await self._not_accepted(answer)
+
+    def _after(self, verdict: StepVerdict) -> HealEnd | None:
+        """A server that was restarted once more is nothing to give up for: the next heal begins anew."""
+        match verdict:
+            case StepVerdict.LOST:
+                self._end_unavailable("the new session was lost at once")
+                return HealEnd(Unhealed.GATEWAY)
+            case StepVerdict.NO_ROUTE | StepVerdict.GATEWAY:
+                self._end_unavailable("no route to the server")
+                return HealEnd(Unhealed.NO_ROUTE if verdict is StepVerdict.NO_ROUTE else Unhealed.GATEWAY)
+            case _:
+                return None
+
+    # -- the end ------------------------------------------------------------------------------------------------------
+
+    def _repoint(self, upstream_id: UpstreamSessionId | None, *, tools_still_hold: bool) -> None:
+        store, former = self._tools.store, self._session.upstream_id
+        if former != upstream_id:
+            store.release_upstream_id(former, self._session)
+        self._session.repoint(upstream_id, tools_still_hold=tools_still_hold)
+        if not store.has_claimed(upstream_id, self._session):  # minted for another one since then
+            store.displace(self._session)
+
+    async def _give_up(self, outcome: HealOutcome, reason: str) -> HealEnd:
+        self._end(outcome, reason)
+        await self._abandon()
+        return HealEnd(Unhealed.NOT_RESTORED)
+
+    async def _abandon(self) -> None:
+        """The new upstream session is not used, and not left behind.
+
+        Servers that count their sessions may give it the very id that the client's stands on: should it outlive this,
+        it must still not be taken for whole.
+        """
+        is_ours = self._is_ours()
+        new_id, self._claimed_id = self._claimed_id, None
+        if new_id is None or self._is_whole or not is_ours:
+            return
+        if new_id == self._session.upstream_id and not self._session.is_ended:
+            self._tools.store.displace(self._session)
+        await self._own.discard(new_id)
+        self._tools.store.release_upstream_id(new_id, self._session)
+
+    # -- what is told -------------------------------------------------------------------------------------------------
+
+    def _tell_client(self) -> None:
+        """Whatever died with the old upstream session, and whatever may have been missed."""
+        session = self._session
+        hints = session.remembered.take_hints(session.generation)
+        hints += restarted(self._tools.policy.announce, session.remembered.log_level)
+        self._tools.telling.tell(session, hints, may_wait=True)
+
+    def _tell_loss(self) -> None:
+        """Once per loss, however many heals it takes."""
+        tell_loss(self._session, self._loss, self._tools.emit)
+
+    def _end_unavailable(self, reason: str) -> None:
+        """A loss that nobody could confirm is not told: most likely the upstream is just away."""
+        if self._session.told_lost == self._loss.generation:
+            self._end(HealOutcome.UNAVAILABLE, reason)
+
+    def _end(self, outcome: HealOutcome, reason: str) -> None:
+        seconds = self._tools.clock() - self._started
+        session = self._session
+        self._tools.emit(HealEnded(session.label, outcome, self._loss.signature, reason, session.generation, seconds))
+
+
+def tell_loss(session: Session, loss: Loss, emit: Emit) -> None:
+    """Say that a session is lost, unless that was said of this generation before."""
+    if session.told_lost < loss.generation:
+        session.told_lost = loss.generation
+        emit(SessionLost(session.label, loss.signature, loss.status, loss.generation))
+
+
+def _new_session_id(answer: Answer) -> UpstreamSessionId | None:
+    session_id = answer.header(headers.SESSION_ID)
+    if session_id is None or not headers.is_valid_session_id(session_id):
+        return None
+    return UpstreamSessionId(session_id)

@@ -1,0 +1,149 @@
+"""One re-initialize per lost session, however many requests wait for it.
+
+A heal belongs to the session, not to the request that noticed the loss: it runs in a task of its own, to its end, even
+if that client leaves (`initialize` must not be cancelled). ``restoring`` holds the steps of it; here stand how often
+and how many at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from dataclasses import dataclass
+
+from mcp_sidecar.facts import HealEnded, HealOutcome
+from mcp_sidecar.healing.exchange import Unhealed
+from mcp_sidecar.healing.principal import Principal
+from mcp_sidecar.healing.session import Event, Session
+from mcp_sidecar.sessions.heal import HEALED, HealEnd, Loss, Restore, Tools, tell_loss
+from mcp_sidecar.sessions.own_requests import Trigger
+from mcp_sidecar.upstream.upstream import UpstreamFault
+from mcp_sidecar.waiting.hold import Held, Holding, Waited
+from mcp_sidecar.waiting.slots import Turn, Turns
+from mcp_sidecar.wire.faults import Fault
+
+FLIGHT_TIMEOUT_S = 60.0
+"""A heal that takes longer has met a server that accepts and never answers."""
+
+JITTER_S = 0.050
+"""How long a heal that had to queue waits at most when its turn comes, so that thousands do not come in step."""
+
+BUDGET_PERIOD_S = 60.0
+
+QUICK_TRIES, SLOW_PACE_S = 3, 0.250
+"""After so many heals that failed in a row a session waits before each further one: its server cannot open sessions just
+now, and the budget should last until it can."""
+
+
+@dataclass(eq=False, slots=True)
+class Flight:
+    """A heal under way."""
+
+    task: asyncio.Task[HealEnd]
+    credential: Principal
+    turn: Turn
+
+
+class Healer:
+    """Heals sessions, each at most once per loss, and not too many at a time."""
+
+    def __init__(self, tools: Tools, holding: Holding) -> None:
+        """``holding`` is where requests wait for a heal."""
+        self._tools = tools
+        self._holding = holding
+        self._turns = Turns(tools.policy.max_concurrent_heals)
+        self._flights: dict[Session, Flight] = {}
+        self._random = random.Random()
+
+    async def heal(
+        self, session: Session, loss: Loss, trigger: Trigger, held: Held, *, is_urgent: bool = True
+    ) -> tuple[Waited, HealEnd]:
+        """Have the session healed, or wait for whoever is at it.
+
+        Waits no longer than ``held`` may; the heal itself goes on. ``is_urgent``: a request waits for it, not only an
+        idle stream.
+        """
+        while True:
+            if session.is_ended:
+                self._refuse(session, loss, "the session was ended")
+                return Waited.BACK, HealEnd(Unhealed.NOT_RESTORED)
+            if session.generation > loss.generation:
+                return Waited.BACK, HEALED
+            flight = self._flights.get(session)
+            if flight is None:
+                if self._is_spent(session):
+                    if loss.ambiguous is None:
+                        tell_loss(session, loss, self._tools.emit)
+                    self._refuse(session, loss, "heals of this session in a minute")
+                    return Waited.BACK, HealEnd(Unhealed.NOT_RESTORED)
+                flight = self._start(session, loss, trigger)
+            if is_urgent:
+                self._turns.promote(flight.turn)
+            waited, end = await self._holding.for_result(held, flight.task)
+            if end is None or self._counts_for(end, flight, loss, trigger):
+                return waited, end or HEALED
+
+    def refuse_foreign(self, session_label: str, signature: str) -> None:
+        """Another principal's request met the loss: it never heals."""
+        self._tools.emit(HealEnded(session_label, HealOutcome.REFUSED, signature, "another principal", 0, 0.0))
+
+    async def stop(self) -> None:
+        """Abandon what is under way."""
+        tasks = [flight.task for flight in self._flights.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # -- single flight and budgets ------------------------------------------------------------------------------------
+
+    def _start(self, session: Session, loss: Loss, trigger: Trigger) -> Flight:
+        session.fire(Event.LOSS_SEEN)
+        turn = Turn()
+        task = asyncio.create_task(self._fly(session, loss, trigger, turn))
+        flight = Flight(task, trigger.credential, turn)
+        self._flights[session] = flight
+        task.add_done_callback(lambda _: self._flights.pop(session, None))
+        return flight
+
+    @staticmethod
+    def _counts_for(end: HealEnd, flight: Flight, loss: Loss, trigger: Trigger) -> bool:
+        """Whether the end of somebody's heal is the end for this request, too.
+
+        Refused credentials are only those of the request that flew; a ping that found the session alive does not
+        outweigh an answer that needed no confirmation.
+        """
+        if end.why is Unhealed.UNAUTHORIZED:
+            return flight.credential == trigger.credential
+        if end.why in (Unhealed.ALIVE, Unhealed.UNPROVEN):
+            return loss.ambiguous is not None
+        return True
+
+    def _is_spent(self, session: Session) -> bool:
+        return session.heals_within(BUDGET_PERIOD_S, self._tools.clock()) >= self._tools.policy.max_heals_per_minute
+
+    def _refuse(self, session: Session, loss: Loss, reason: str) -> None:
+        self._tools.emit(HealEnded(session.label, HealOutcome.REFUSED, loss.signature, reason, session.generation, 0.0))
+
+    async def _fly(self, session: Session, loss: Loss, trigger: Trigger, turn: Turn) -> HealEnd:
+        started = self._tools.clock()
+        if session.failed_heals >= QUICK_TRIES:
+            await asyncio.sleep(SLOW_PACE_S)
+        queued = await self._turns.take(turn)
+        try:
+            if queued:
+                await asyncio.sleep(self._random.uniform(0, JITTER_S))
+            return await self._restore(Restore(self._tools, session, loss, trigger, started))
+        finally:
+            self._turns.give_back(turn)
+
+    @staticmethod
+    async def _restore(restore: Restore) -> HealEnd:
+        try:
+            async with asyncio.timeout(FLIGHT_TIMEOUT_S):
+                return await restore.run()
+        except UpstreamFault as fault:
+            return restore.unavailable(fault.fault)
+        except TimeoutError:
+            return restore.unavailable(Fault.STALLED)
+        finally:
+            restore.settle()

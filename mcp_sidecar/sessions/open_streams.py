@@ -1,0 +1,145 @@
+"""The open GET streams: who serves them, and on which of them a session's client listens.
+
+A drain ends all of them cleanly at once, a DELETE those of its session, a client's next GET the one before it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Iterable
+from typing import Protocol
+
+from mcp_sidecar.healing.session import Session, UpstreamSessionId
+from mcp_sidecar.sessions import groups
+from mcp_sidecar.waiting.returning import Returning
+
+
+class Listener(Protocol):
+    """The stream on which a client listens, as far as others need to know it."""
+
+    async def tell(self, events: bytes) -> bool:
+        """Send whole events of our own; false where the stream cannot carry them now."""
+
+    async def open_ahead(self, upstream_id: UpstreamSessionId, generation: int) -> None:
+        """A heal has a new upstream session: begin to listen to it, before it is the client's."""
+
+    def is_behind(self, event_id: str) -> bool:
+        """Whether the client, coming back behind this event, comes back for this very stream."""
+
+    def heal_ended(self) -> None:
+        """Go where the session stands now: to what was opened ahead, or back from it."""
+
+
+class GetStreams:
+    """Knows whose task serves an open stream, and who listens for a session."""
+
+    def __init__(self) -> None:
+        """No streams yet."""
+        self._serving: dict[asyncio.Task[object], Session | None] = {}
+        self._of_session: dict[Session, tuple[asyncio.Task[object], ...]] = {}
+        self._listening: dict[Session, tuple[tuple[Listener, asyncio.Task[object]], ...]] = {}
+        self._ending: set[asyncio.Task[object]] = set()
+        self._awaited: dict[asyncio.Task[object], asyncio.Future[None]] = {}
+        self.returning = Returning()
+
+    def __len__(self) -> int:
+        """How many streams are open."""
+        return len(self._serving)
+
+    async def serve(self, work: Awaitable[None]) -> None:
+        """Do the work of one stream in this task, until it is over or ended from here."""
+        self.enter()
+        try:
+            await work
+        except asyncio.CancelledError:
+            if not self.ends_this():
+                raise
+        finally:
+            self.leave()
+
+    def enter(self, session: Session | None = None) -> None:
+        """This task serves a stream from now on, until ``leave``."""
+        task = _this_task()
+        self._serving[task] = session
+        if session is not None:
+            groups.add(self._of_session, session, task)
+
+    def ends_this(self) -> bool:
+        """Whether it was from here that this task's stream was cancelled; it then is not cancelled any more."""
+        task = _this_task()
+        if task not in self._ending:
+            return False
+        task.uncancel()
+        return True
+
+    def leave(self) -> None:
+        """The stream of this task is over."""
+        task = _this_task()
+        session = self._serving.pop(task)
+        self._ending.discard(task)
+        awaited = self._awaited.pop(task, None)
+        if awaited is not None and not awaited.done():
+            awaited.set_result(None)
+        if session is not None:
+            groups.discard(self._of_session, session, task)
+
+    # -- where a client listens ---------------------------------------------------------------------------------------
+
+    def listens(self, session: Session, listener: Listener) -> None:
+        """From now on this stream is where the client of the session listens."""
+        groups.add(self._listening, session, (listener, _this_task()))
+
+    async def takes_over(self, session: Session, listener: Listener) -> bool:
+        """The same, and those before it end; upstream they are closed when this returns. True if there were any.
+
+        To be called by the task that serves the newer stream.
+        """
+        former = [task for _, task in self._listening.get(session, ()) if task in self._serving]
+        self.listens(session, listener)
+        self._end(former)
+        gone = [self._awaited.setdefault(task, asyncio.get_running_loop().create_future()) for task in former]
+        if gone:
+            await asyncio.wait(gone)
+        return bool(gone)
+
+    def leaves(self, session: Session, listener: Listener) -> None:
+        """This task's stream is over."""
+        groups.discard(self._listening, session, (listener, _this_task()))
+
+    def listener_of(self, session: Session) -> Listener | None:
+        """Where the client of the session listens, if it does: on the stream that it opened last."""
+        listeners = self._listening.get(session)
+        return listeners[-1][0] if listeners else None
+
+    async def open_ahead(self, session: Session, upstream_id: UpstreamSessionId | None) -> None:
+        """A heal has a new upstream session for this one: its listener, if there is one, begins to listen to it."""
+        listener = self.listener_of(session)
+        if listener is not None and upstream_id is not None:
+            await listener.open_ahead(upstream_id, session.generation + 1)
+
+    def heal_ended(self, session: Session) -> None:
+        """Whatever came of the heal, the listener goes where the session stands now."""
+        for listener, _ in self._listening.get(session, ()):
+            listener.heal_ended()
+
+    # -- ending -------------------------------------------------------------------------------------------------------
+
+    def end_all(self) -> None:
+        """End every open stream cleanly."""
+        self._end(list(self._serving))
+
+    def end_of(self, session: Session) -> None:
+        """End the streams of a session that is over: nothing will ever come on them."""
+        self._end(self._of_session.get(session, ()))
+
+    def _end(self, tasks: Iterable[asyncio.Task[object]]) -> None:
+        for task in tasks:
+            if task not in self._ending:
+                self._ending.add(task)
+                task.cancel()
+
+
+def _this_task() -> asyncio.Task[object]:
+    task = asyncio.current_task()
+    assert task is not None, "an exchange runs in a task"
+    return task

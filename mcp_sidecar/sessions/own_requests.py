@@ -1,0 +1,85 @@
+"""Requests of our own in a client's name: with the credentials of the request that gave rise to them, and none kept."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+from mcp_sidecar.healing.principal import Principal
+from mcp_sidecar.healing.session import Session, UpstreamSessionId
+from mcp_sidecar.upstream.upstream import Answer, Upstream, UpstreamFault
+from mcp_sidecar.wire import headers
+from mcp_sidecar.wire.headers import Pair
+from mcp_sidecar.wire.revisions import PROTOCOL_VERSION_HEADER, sends_version_header
+
+DISCARD_TIMEOUT_S = 2.0
+"""How long the end of a session that nobody wants is waited for."""
+
+_NOT_FOR_OWN_REQUESTS = frozenset(
+    {"mcp-session-id", "mcp-protocol-version", "last-event-id", "accept", "accept-encoding", "content-type"}
+    | {"content-encoding", "content-digest", "digest", "idempotency-key"}
+    | {"if-match", "if-none-match", "if-modified-since", "range"}
+)
+_MIRRORED = ("mcp-method", "mcp-name", "mcp-param-")
+"""Headers that repeat what the client's own message says (SEP-2243); on another message they would be a mismatch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trigger:
+    """The client request on whose behalf we ask; its credentials are used for that and for nothing else."""
+
+    target: str
+    headers: list[Pair] = field(repr=False)
+    credential: Principal = field(repr=False)
+
+    def own_headers(self) -> list[Pair]:
+        """Headers for a request of ours: the client's own and its credentials, without what is about its message."""
+        return [
+            *(pair for pair in self.headers if not _is_about_the_message(pair[0])),
+            ("Content-Type", "application/json"),
+            ("Accept", "application/json, text/event-stream"),
+            ("Accept-Encoding", "identity"),
+        ]
+
+
+class OwnRequests:
+    """Sends requests of ours to the upstream sessions behind one client's session."""
+
+    def __init__(self, upstream: Upstream, session: Session, trigger: Trigger) -> None:
+        """All of them bear the headers of ``trigger``."""
+        self.session = session
+        self._upstream = upstream
+        self._target = trigger.target
+        self._headers = trigger.own_headers()
+
+    async def post(self, body: bytes, upstream_id: UpstreamSessionId | None, *, in_session: bool = False) -> Answer:
+        """Send a message; ``in_session`` also where the upstream minted no id. Raises ``UpstreamFault``."""
+        return await self._send("POST", body, upstream_id, in_session=in_session or upstream_id is not None)
+
+    async def discard(self, upstream_id: UpstreamSessionId | None) -> None:
+        """Leave no orphan behind: an upstream session that is not used is ended."""
+        if upstream_id is None:
+            return
+        with contextlib.suppress(UpstreamFault, TimeoutError):
+            async with asyncio.timeout(DISCARD_TIMEOUT_S):
+                answer = await self._send("DELETE", None, upstream_id, in_session=True)
+                answer.close()
+
+    async def _send(
+        self, method: str, body: bytes | None, upstream_id: UpstreamSessionId | None, *, in_session: bool
+    ) -> Answer:
+        pairs = [*self._headers]
+        version = self.session.handshake.protocol_version
+        if upstream_id is not None:
+            pairs.append((headers.SESSION_ID, upstream_id))
+        if in_session and sends_version_header(version):
+            pairs.append((PROTOCOL_VERSION_HEADER, version))
+        return await self._upstream.send(method, self._target, pairs, body)
+
+
+@lru_cache(maxsize=256)
+def _is_about_the_message(name: str) -> bool:
+    lower = name.lower()
+    return lower in _NOT_FOR_OWN_REQUESTS or lower.startswith(_MIRRORED)

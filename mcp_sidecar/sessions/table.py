@@ -1,0 +1,272 @@
+"""Sessions by client session id: memory, with O(1) expiry.
+
+A session is found only together with its principal: two principals may hold the same id, and neither ever gets the
+other's session. Ended ids are remembered as keyed hashes with the principals whose they were, a bounded
+number of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from weakref import WeakValueDictionary
+
+from mcp_sidecar.config import SessionLimits
+from mcp_sidecar.facts import Emit, SessionEnd, SessionEnded, SessionOpened
+from mcp_sidecar.healing.handshake import Handshake
+from mcp_sidecar.healing.principal import Principal
+from mcp_sidecar.healing.session import ClientSessionId, Event, Session, State, UpstreamSessionId
+
+Key = tuple[ClientSessionId, Principal]
+
+
+class SessionStore:
+    """All sessions of this process."""
+
+    def __init__(
+        self,
+        limits: SessionLimits,
+        emit: Emit,
+        *,
+        salt: bytes,
+        clock: Callable[[], float],
+        new_tag: Callable[[], str],
+        on_displaced: Callable[[Session], None] = lambda _: None,
+    ) -> None:
+        """``clock`` gives monotonic seconds, ``new_tag`` a short unguessable text.
+
+        ``on_displaced`` hears of every session whose upstream id has become another's.
+        """
+        self._limits = limits
+        self._emit = emit
+        self._salt = salt
+        self._clock = clock
+        self._new_tag = new_tag
+        self._on_displaced = on_displaced
+        self._by_use: OrderedDict[Key, Session] = OrderedDict()
+        self._by_age: OrderedDict[Key, Session] = OrderedDict()
+        self._holders: dict[ClientSessionId, int] = {}
+        self._by_upstream_id: dict[UpstreamSessionId, Session] = {}
+        self._ended: OrderedDict[tuple[bytes, Principal], None] = OrderedDict()
+        self._ended_of: Counter[bytes] = Counter()
+        self._handshakes: WeakValueDictionary[bytes, Handshake] = WeakValueDictionary()
+
+    def __len__(self) -> int:
+        """How many sessions there are."""
+        return len(self._by_use)
+
+    def __iter__(self) -> Iterator[Session]:
+        """All sessions, the longest unused first."""
+        return iter(self._by_use.values())
+
+    def label(self, session_id: str) -> str:
+        """The short salted hash by which a session is shown."""
+        return hashlib.blake2b(session_id.encode(), key=self._salt, digest_size=6).hexdigest()
+
+    def id_for_newcomer(self, upstream_id: UpstreamSessionId, principal: Principal) -> ClientSessionId:
+        """The id that the client of a new session is to know: the upstream's own, unless the principal holds it already.
+
+        A server that counts its sessions mints an id again after a restart. Two clients that nothing else tells apart
+        must not go under one id.
+        """
+        own = ClientSessionId(upstream_id)
+        while (own, principal) in self._by_use:
+            own = ClientSessionId(f"{self._new_tag()}.{upstream_id}")
+        return own
+
+    def open(
+        self,
+        client_id: ClientSessionId,
+        principal: Principal,
+        handshake: Handshake,
+        upstream_id: UpstreamSessionId | None = None,
+    ) -> Session:
+        """An ``initialize`` was answered with a new id: record the session behind it.
+
+        ``upstream_id`` is what the upstream calls it, where that is not the client's id.
+        """
+        now = self._clock()
+        key = (client_id, principal)
+        if (old := self._by_use.get(key)) is not None:
+            self._remove(key, old, SessionEnd.REPLACED)
+        self._forget_ended(client_id, principal)
+        session = Session(
+            client_id=client_id,
+            principal=principal,
+            handshake=self._shared(handshake),
+            label=self.label(client_id),
+            tag=self._new_tag(),
+            created_at=now,
+            last_used_at=now,
+        )
+        session.upstream_id = upstream_id or session.upstream_id
+        self._by_use[key] = self._by_age[key] = session
+        self._holders[client_id] = self._holders.get(client_id, 0) + 1
+        self.claim_upstream_id(session.upstream_id, session)
+        self._emit(SessionOpened(session.label, handshake.protocol_version))
+        self.sweep()
+        return session
+
+    def find(self, client_id: ClientSessionId, principal: Principal) -> Session | None:
+        """The principal's own session, and note that it is in use."""
+        key = (client_id, principal)
+        session = self._by_use.get(key)
+        if session is None:
+            return None
+        if self._is_expired(session, self._clock()):
+            self._remove(key, session, SessionEnd.EXPIRED)
+            return None
+        self._touch(key, session)
+        return session
+
+    @contextmanager
+    def using(self, session: Session | None) -> Iterator[None]:
+        """While the block runs the session is in use; the time that it may be idle begins at its end."""
+        self.begin_use(session)
+        try:
+            yield
+        finally:
+            self.end_use(session)
+
+    def begin_use(self, session: Session | None) -> None:
+        """The session is in use from now on, until ``end_use``."""
+        if session is not None:
+            session.exchanges += 1
+
+    def end_use(self, session: Session | None) -> None:
+        """One use of it is over."""
+        if session is not None:
+            session.exchanges -= 1
+            key = (session.client_id, session.principal)
+            if self._by_use.get(key) is session:
+                self._touch(key, session)
+
+    def is_held(self, client_id: ClientSessionId) -> bool:
+        """Whether anybody has a session with this id."""
+        return client_id in self._holders
+
+    def is_ended(self, client_id: ClientSessionId, principal: Principal) -> bool:
+        """Whether the principal's session with this id was ended, or anybody's and nobody has one any more.
+
+        What is another's session by now must not be reached under an id that was one's own once.
+        """
+        hashed = self._hash(client_id)
+        return (hashed, principal) in self._ended or (hashed in self._ended_of and client_id not in self._holders)
+
+    def claim_upstream_id(self, upstream_id: UpstreamSessionId | None, claimant: Session | None) -> None:
+        """The upstream has just minted this id: whoever else stood on it stands on nothing any more.
+
+        To be called as soon as the id is seen, for the upstream takes requests under it from then on; ``claimant`` is
+        ``None`` where there is no session for it yet.
+        """
+        if upstream_id is None:
+            return
+        former = self._by_upstream_id.pop(upstream_id, None)
+        if claimant is not None:
+            self._by_upstream_id[upstream_id] = claimant
+        if former is None or former is claimant or former.is_ended:
+            return
+        if former.upstream_id == upstream_id:
+            self.displace(former)
+
+    def has_claimed(self, upstream_id: UpstreamSessionId | None, session: Session) -> bool:
+        """Whether nobody else was given the id since the session claimed it."""
+        return upstream_id is None or self._by_upstream_id.get(upstream_id) is session
+
+    def displace(self, session: Session) -> None:
+        """The upstream id of this session is another session's now."""
+        session.displace()
+        self._on_displaced(session)
+
+    def release_upstream_id(self, upstream_id: UpstreamSessionId | None, session: Session) -> None:
+        """A heal has replaced this upstream id."""
+        if upstream_id is not None and self._by_upstream_id.get(upstream_id) is session:
+            del self._by_upstream_id[upstream_id]
+
+    def end(self, session: Session, reason: SessionEnd) -> None:
+        """The session is over; its id will be answered 404."""
+        key = (session.client_id, session.principal)
+        if self._by_use.get(key) is session:
+            self._remove(key, session, reason)
+
+    def sweep(self) -> None:
+        """Remove what has expired and what is too many; looks only at sessions that it removes, and one more."""
+        now = self._clock()
+        self._sweep_old(now)
+        self._sweep_idle(now)
+        while len(self._by_use) > self._limits.max_sessions:
+            key, session = next(iter(self._by_use.items()))
+            self._remove(key, session, SessionEnd.EVICTED)
+
+    def _sweep_old(self, now: float) -> None:
+        while self._by_age:
+            key, session = next(iter(self._by_age.items()))
+            if not self._is_too_old(session, now):
+                return
+            self._remove(key, session, SessionEnd.EXPIRED)
+
+    def _sweep_idle(self, now: float) -> None:
+        while self._by_use:
+            key, session = next(iter(self._by_use.items()))
+            if not self._is_unused(session, now):
+                return
+            if session.exchanges:
+                self._touch(key, session)
+            else:
+                self._remove(key, session, SessionEnd.EXPIRED)
+
+    def _touch(self, key: Key, session: Session) -> None:
+        session.last_used_at = self._clock()
+        self._by_use.move_to_end(key)
+
+    def _is_expired(self, session: Session, now: float) -> bool:
+        return self._is_too_old(session, now) or (self._is_unused(session, now) and not session.exchanges)
+
+    def _is_unused(self, session: Session, now: float) -> bool:
+        return now - session.last_used_at >= self._limits.idle_ttl_s
+
+    def _is_too_old(self, session: Session, now: float) -> bool:
+        return now - session.created_at >= self._limits.max_lifetime_s
+
+    def _remove(self, key: Key, session: Session, reason: SessionEnd) -> None:
+        del self._by_use[key]
+        del self._by_age[key]
+        if session.state is not State.HEALING:  # the heal may have been given the very same id, and looks after it
+            self.release_upstream_id(session.upstream_id, session)
+        self._holders[session.client_id] -= 1
+        if not self._holders[session.client_id]:
+            del self._holders[session.client_id]
+        session.fire(Event.ENDED)
+        if reason is not SessionEnd.EVICTED:
+            self._remember_ended(session.client_id, session.principal)
+        self._emit(SessionEnded(session.label, reason))
+
+    def _remember_ended(self, client_id: ClientSessionId, principal: Principal) -> None:
+        self._forget_ended(client_id, principal)  # to be remembered as the latest
+        hashed = self._hash(client_id)
+        self._ended[hashed, principal] = None
+        self._ended_of[hashed] += 1
+        while len(self._ended) > self._limits.max_sessions:
+            (oldest, _), _ = self._ended.popitem(last=False)
+            self._count_down(oldest)
+
+    def _forget_ended(self, client_id: ClientSessionId, principal: Principal) -> None:
+        hashed = self._hash(client_id)
+        if (hashed, principal) in self._ended:
+            del self._ended[hashed, principal]
+            self._count_down(hashed)
+
+    def _count_down(self, hashed: bytes) -> None:
+        self._ended_of[hashed] -= 1
+        if not self._ended_of[hashed]:
+            del self._ended_of[hashed]
+
+    def _shared(self, handshake: Handshake) -> Handshake:
+        """The same client against the same server says the same thousands of times: keep it once."""
+        digest = hashlib.blake2b(handshake.params + b"\0" + handshake.result, digest_size=16).digest()
+        return self._handshakes.setdefault(digest, handshake)
+
+    def _hash(self, client_id: ClientSessionId) -> bytes:
+        return hashlib.blake2b(client_id.encode(), key=self._salt, digest_size=16).digest()

@@ -1,0 +1,105 @@
+"""From what an operator wrote to ``Settings``, or to every mistake in it, one line each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from mcp_sidecar.settings import sources
+from mcp_sidecar.settings.settings import Misfit, Settings
+
+KEYS: sources.Keys = {
+    section: frozenset(field.annotation.model_fields)  # type: ignore[union-attr]
+    for section, field in Settings.model_fields.items()
+}
+"""Every key of every section."""
+
+_REQUIRED = {"upstream.url": "is required: give --upstream URL, MCP_SIDECAR_UPSTREAM, or url in the section [upstream]"}
+_SENTENCES = {
+    "extra_forbidden": "unknown key",
+    "missing": "is required",
+    "model_type": "must be a table",
+    "model_attributes_type": "must be a table",
+}
+
+
+class Mistakes(Exception):
+    """The settings cannot be used. ``lines`` has one line per mistake, each beginning with the key."""
+
+    def __init__(self, lines: Sequence[str]) -> None:
+        super().__init__("; ".join(lines))
+        self.lines = tuple(lines)
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """Settings that can be used, and lines about what was given and means nothing."""
+
+    settings: Settings
+    warnings: tuple[str, ...]
+
+
+def load(options: Mapping[str, Sequence[str]], environment: Mapping[str, str]) -> Loaded:
+    """Read all levels: command line, environment, TOML, defaults, in this order of precedence.
+
+    ``options`` holds what was given on the command line: the option's name without dashes, and every value of it. Raises
+    Mistakes with all mistakes of all levels; of a value that a more important level replaces, only the name is checked.
+    """
+    line = sources.from_options(options, _means_the_same)
+    variables = sources.from_environment(environment, KEYS, _means_the_same)
+    given, unreadable = [line, variables], []
+    path = sources.config_path(options, environment, line)
+    try:
+        given += [sources.from_toml(path, KEYS)] if path is not None else []
+    except sources.FileMistake as error:
+        unreadable.append(str(error))
+    settings, wrong = _validated(given, complete=not unreadable)
+    lines = [*unreadable, *(mistake for level in given for mistake in level.mistakes), *wrong]
+    if settings is None or lines:
+        raise Mistakes([_one_line(text) for text in lines])
+    return Loaded(settings, tuple(_one_line(text) for level in given for text in level.warnings))
+
+
+def _means_the_same(key: tuple[str, str], first: object, second: object) -> bool:
+    """Whether two values of a key are equal as read; what cannot be read equals nothing."""
+    section, name = key
+    field = Settings.model_fields[section].annotation.model_fields[name]  # type: ignore[union-attr]
+    adapter: TypeAdapter[object] = TypeAdapter(Annotated[field.annotation, field])  # type: ignore[arg-type]
+    try:
+        return adapter.validate_python(first) == adapter.validate_python(second)
+    except ValidationError:
+        return False
+
+
+def _validated(given: Sequence[sources.Level], *, complete: bool) -> tuple[Settings | None, list[str]]:
+    try:
+        return Settings(*(level.values for level in given)), []
+    except ValidationError as error:
+        # Nobody can tell what a file that cannot be read would have held.
+        wrong = [item for item in error.errors() if complete or item["type"] != "missing"]
+        return None, [_line(item["loc"], item["type"], item.get("ctx", {}), item["msg"], given) for item in wrong]
+
+
+def _line(
+    where: tuple[int | str, ...], kind: str, context: Mapping[str, Any], message: str, given: Sequence[sources.Level]
+) -> str:
+    cause = context.get("error")
+    if isinstance(cause, Misfit):
+        where = (*where, cause.key)
+    path = _path(where)
+    sentence = str(cause) if isinstance(cause, ValueError) else _SENTENCES.get(kind, message)
+    if kind == "missing":
+        sentence = _REQUIRED.get(path, sentence)
+    givers = [level.givers[where[:2]] for level in given if where[:2] in level.givers]  # type: ignore[index]
+    return f"{path}: {sentence} ({givers[0]})" if givers else f"{path}: {sentence}"
+
+
+def _path(where: tuple[int | str, ...]) -> str:
+    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in where).removeprefix(".")
+
+
+def _one_line(text: str) -> str:
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)

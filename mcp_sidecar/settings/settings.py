@@ -1,0 +1,181 @@
+"""The settings as one frozen tree, and the values that it hands down.
+
+The law of this file: nothing below ``app`` sees ``Settings``; it gets the small frozen records made here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pydantic import ValidationInfo, field_validator
+from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+
+from mcp_sidecar.config import Limits, ListenConfig, SessionLimits, UpstreamConfig
+from mcp_sidecar.healing.policy import Policy
+from mcp_sidecar.settings.sections import (
+    AdminSection,
+    HealingSection,
+    LimitsSection,
+    ListenSection,
+    LogSection,
+    SessionsSection,
+    UpstreamSection,
+)
+from mcp_sidecar.settings.values import Address, HttpUrl
+
+DEFAULT_ENDPOINT = "/mcp"
+_ALL_INTERFACES = {"0.0.0.0", "::"}  # noqa: S104 - compared with, not bound
+_LOOPBACK_NAMES = {"localhost", "127.0.0.1"}
+
+Level = Mapping[str, Mapping[str, object]]
+
+
+class Settings(BaseSettings):
+    """What the operator decided, all of it.
+
+    Made from levels, the most important first; each maps a section to its keys. ``load`` makes the levels. Raises
+    pydantic's ValidationError.
+    """
+
+    model_config = SettingsConfigDict(frozen=True, extra="forbid")
+
+    upstream: UpstreamSection
+    listen: ListenSection
+    admin: AdminSection
+    healing: HealingSection
+    sessions: SessionsSection
+    limits: LimitsSection
+    log: LogSection
+
+    def __init__(self, *levels: Level) -> None:
+        # Empty sections make a missing URL a mistake of `upstream.url`, the key that people know.
+        super().__init__(levels=(*levels, {section: {} for section in type(self).model_fields}))
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - pydantic gives it
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - pydantic gives it  # noqa: ARG003 - pydantic gives it
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - pydantic gives it
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Read the given levels in their order and nothing else: pydantic's own sources stop at their first mistake."""
+        return tuple(InitSettingsSource(settings_cls, dict(level)) for level in init_settings()["levels"])
+
+    @field_validator("listen", mode="after")
+    @classmethod
+    def _apart_from_upstream(cls, listen: ListenSection, info: ValidationInfo) -> ListenSection:
+        upstream = info.data.get("upstream")
+        if upstream is not None and _reaches(upstream.url, listen.address):
+            raise Misfit("address", "is where upstream.url points: the sidecar would be its own upstream")
+        return listen
+
+    @field_validator("admin", mode="after")
+    @classmethod
+    def _apart_from_listen(cls, admin: AdminSection, info: ValidationInfo) -> AdminSection:
+        listen = info.data.get("listen")
+        if listen is not None and listen.address.port and admin.address == listen.address:
+            raise Misfit("address", "is taken by listen.address")
+        return admin
+
+    @property
+    def admin_address(self) -> tuple[str, int] | None:
+        """Host and port of the admin listener; None where it is off."""
+        address = self.admin.address
+        return None if address is None else (address.host, address.port)
+
+    @property
+    def log_format(self) -> str | None:
+        """``console`` or ``json``; None where the terminal decides."""
+        return None if self.log.format is None else self.log.format.value
+
+    @property
+    def log_level(self) -> str:
+        """``debug``, ``info``, ``warning`` or ``error``."""
+        return self.log.level.value
+
+    def policy(self) -> Policy:
+        """Hand down what to do about a lost session."""
+        healing = self.healing
+        return Policy(
+            mode=healing.mode,
+            hold_timeout_s=healing.hold_timeout,
+            connect_hold_timeout_s=healing.connect_hold_timeout,
+            max_held_requests=healing.max_held_requests,
+            max_held_bytes=healing.max_held_bytes,
+            max_concurrent_heals=healing.max_concurrent_heals,
+            max_heals_per_minute=healing.max_heals_per_minute,
+            trust_annotations=healing.trust_annotations,
+            trust_503=healing.trust_503,
+            bind_principal=healing.bind_principal,
+            principal_headers=tuple(dict.fromkeys(name.lower() for name in healing.principal_headers)),
+            on_server_change=healing.on_server_change,
+            compare_lists=healing.compare_lists,
+            announce=healing.announce,
+            early_stream_after_s=healing.early_stream_after,
+            signatures=tuple(
+                row.signature(f"operator-{place}") for place, row in enumerate(healing.signatures, start=1)
+            ),
+        )
+
+    def upstream_config(self) -> UpstreamConfig:
+        """Hand down where the upstream is and how long to wait for it."""
+        upstream = self.upstream
+        path = upstream.url.path if upstream.url.path not in ("", "/") else DEFAULT_ENDPOINT
+        return UpstreamConfig(
+            origin=upstream.url.origin,
+            endpoint=upstream.endpoint or path,
+            ca_file=upstream.ca_file,
+            connect_timeout_s=upstream.connect_timeout,
+            idle_timeout_s=upstream.idle_timeout,
+        )
+
+    def listen_config(self) -> ListenConfig:
+        """Hand down where and for whom to listen."""
+        listen = self.listen
+        return ListenConfig(
+            host=listen.address.host,
+            port=listen.address.port,
+            allowed_origins=listen.allowed_origins,
+            allowed_hosts=listen.allowed_hosts,
+            public_url=listen.public_url,
+            drain_timeout_s=listen.drain_timeout,
+            comment_interval_s=listen.comment_interval,
+            tls_certificate=listen.tls_certificate,
+            tls_key=listen.tls_key,
+        )
+
+    def limits_config(self) -> Limits:
+        """Hand down the sizes."""
+        limits = self.limits
+        return Limits(
+            max_request_body=limits.max_request_body,
+            max_replay_body=limits.max_replay_body,
+            max_buffered_answer=limits.max_buffered_answer,
+            max_header_bytes=limits.max_header_bytes,
+        )
+
+    def session_limits(self) -> SessionLimits:
+        """Hand down how long and how many sessions are remembered."""
+        sessions = self.sessions
+        return SessionLimits(
+            idle_ttl_s=sessions.idle_ttl,
+            max_lifetime_s=sessions.max_lifetime,
+            max_sessions=sessions.max_sessions,
+        )
+
+
+class Misfit(ValueError):
+    """A value that is right by itself and does not fit another section. ``key`` is the one to name."""
+
+    def __init__(self, key: str, sentence: str) -> None:
+        super().__init__(sentence)
+        self.key = key
+
+
+def _reaches(url: HttpUrl, address: Address) -> bool:
+    if url.port != address.port:
+        return False
+    names = {url.host, *(_LOOPBACK_NAMES if url.host in _LOOPBACK_NAMES else ())}
+    return address.host in names or (address.host in _ALL_INTERFACES and url.host in {*_LOOPBACK_NAMES, "::1"})

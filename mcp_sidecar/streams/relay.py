@@ -1,0 +1,203 @@
+"""Pass an answer on: event by event where it is a stream, chunk by chunk otherwise.
+
+Nothing is held back longer than it takes to know where an event ends, and a broken answer is never ended as if whole.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from mcp_sidecar.config import Limits
+from mcp_sidecar.downstream.response import Responder
+from mcp_sidecar.healing.position import can_be_sent_back
+from mcp_sidecar.healing.stream_watch import AfterEnd, Ending, StreamWatch, after_end
+from mcp_sidecar.sessions.call import Call
+from mcp_sidecar.sessions.services import Parts
+from mcp_sidecar.upstream.answer import is_event_stream, is_json
+from mcp_sidecar.upstream.upstream import Answer, UpstreamFault
+from mcp_sidecar.wire import headers
+from mcp_sidecar.wire.faults import Fault
+from mcp_sidecar.wire.headers import Pair
+from mcp_sidecar.wire.jsonrpc import Message, NotJson, parse
+from mcp_sidecar.wire.sse import BOM, Block, EventSplitter, parse_event
+
+RESUME_HOLDS = 4
+"""How many times ``hold_timeout`` a resumed stream may be silent about the request: a minute by default, which is what
+clients wait for a call."""
+
+Learn = Callable[[Message, Answer], None]
+
+
+class Overhearing:
+    """Learns from an answer that passes by untouched, and keeps a bounded part of it."""
+
+    def __init__(self, answer: Answer, limit: int, learn: Learn) -> None:
+        """``learn`` is shown every message as soon as it is whole, hence before the client has all of it."""
+        self._answer = answer
+        self._limit = limit
+        self._learn = learn
+        self._splitter = EventSplitter(limit) if is_event_stream(answer) else None
+        self._body = bytearray() if is_json(answer) else None
+
+    def hear(self, chunk: bytes) -> None:
+        """A part of the body has come."""
+        for piece in self._splitter.feed(chunk) if self._splitter is not None else ():
+            if isinstance(piece, Block):
+                self._tell((parse_event(piece.raw).data or "").encode())
+        if self._body is not None:
+            self._body += chunk
+            if len(self._body) > self._limit:
+                self._body = None
+
+    def end(self) -> None:
+        """That was all of it."""
+        if self._body is not None:
+            self._tell(bytes(self._body))
+
+    def _tell(self, body: bytes) -> None:
+        try:
+            message = parse(body)
+        except NotJson:
+            return
+        self._learn(message, self._answer)
+
+
+def splitter_for(watch: StreamWatch, limits: Limits) -> EventSplitter:
+    """Cuts a stream into the events that can be held. Where ids must be written anew, larger ones are held, too."""
+    limit = limits.max_buffered_answer
+    return EventSplitter(max(limit, limits.max_request_body) if watch.rewrites else limit)
+
+
+async def relay_rest(answer: Answer, responder: Responder, overhearing: Overhearing | None = None) -> None:
+    """Pass on a body that is nobody's business; where it breaks, so does the client's."""
+    try:
+        async for chunk in answer.chunks():
+            if overhearing is not None:
+                overhearing.hear(chunk)
+            await responder.write(chunk)
+    except UpstreamFault:
+        responder.cut()
+        return
+    if overhearing is not None:
+        overhearing.end()
+
+
+class EventRelay:
+    """Relays the events of one POST, over a resumed stream if need be."""
+
+    def __init__(
+        self, parts: Parts, call: Call, watch: StreamWatch, responder: Responder, learn: Learn, *, has_begun: bool
+    ) -> None:
+        """``learn`` is shown every message before the client sees it; ``watch`` knows the generation of the stream.
+
+        ``has_begun``: the client has something of its stream already.
+        """
+        self._parts = parts
+        self._call = call
+        self._watch = watch
+        self._responder = responder
+        self._learn = learn
+        self._has_begun = has_begun
+        self._give_up_at: float | None = None  # loop time; a resumed stream has brought nothing of ours so far
+
+    async def run(self, answer: Answer, *, may_resend: Callable[[], bool]) -> AfterEnd:
+        """Relay until the stream has ended for good, and say what is left to do."""
+        blocks_before = -1
+        resumed: Answer | None = None
+        try:
+            while True:
+                with self._parts.attachments.holding(self._call.session, resumed or answer):
+                    ending = await self._relay_in_time(resumed or answer)
+                has_advanced = self._watch.blocks > blocks_before
+                after = after_end(
+                    self._watch, ending, may_resend=may_resend(), may_resume=has_advanced and self._may_resume()
+                )
+                if after is not AfterEnd.RESUME:
+                    return after
+                blocks_before = self._watch.blocks
+                if self._give_up_at is None:
+                    self._give_up_at = asyncio.get_running_loop().time() + self._patience_s
+                if resumed is not None:
+                    resumed.close()
+                resumed = await self._resume()
+                if resumed is None:
+                    return after_end(self._watch, ending, may_resend=may_resend(), may_resume=False)
+        finally:
+            if resumed is not None:
+                resumed.close()
+
+    @property
+    def _patience_s(self) -> float:
+        return self._parts.policy.hold_timeout_s * RESUME_HOLDS
+
+    async def _relay_in_time(self, answer: Answer) -> Ending:
+        """Servers without an event store may take a resume for a new listener, and never bring what is waited for."""
+        if self._give_up_at is None:
+            return await self._relay(answer, None)
+        try:
+            async with asyncio.timeout_at(self._give_up_at) as deadline:
+                return await self._relay(answer, deadline)
+        except TimeoutError:
+            return Ending.BROKEN
+
+    async def _relay(self, answer: Answer, deadline: asyncio.Timeout | None) -> Ending:
+        heard_before = self._watch.heard
+        splitter = splitter_for(self._watch, self._parts.limits)
+        try:
+            async for chunk in answer.chunks():
+                for piece in splitter.feed(chunk):
+                    data, message = self._watch.relay(piece)
+                    if message is not None:
+                        self._learn(message, answer)
+                    if deadline is not None and self._give_up_at is not None and self._watch.heard > heard_before:
+                        self._give_up_at = None
+                        deadline.reschedule(None)
+                    self._responder.may_comment = not self._watch.in_fragment
+                    if data == BOM and self._has_begun:
+                        continue  # in the middle of a stream it would be part of a field's name, and an event be lost
+                    self._has_begun = True
+                    await self._responder.write(data)
+        except UpstreamFault:
+            return Ending.BROKEN
+        if not self._watch.unanswered:
+            await self._responder.write(splitter.pending)
+        return Ending.CLEAN
+
+    def _may_resume(self) -> bool:
+        session = self._call.session
+        if self._give_up_at is not None and asyncio.get_running_loop().time() >= self._give_up_at:
+            return False
+        if session is None or session.displaced or not self._parts.heals:
+            return False
+        if not can_be_sent_back(self._watch.last_event_id or ""):
+            return False
+        return session.generation == self._watch.mark.generation
+
+    async def _resume(self) -> Answer | None:
+        """One GET with the last event id, on the same session and with this request's credentials."""
+        assert self._watch.last_event_id is not None
+        pairs = self._call.upstream_headers(without={"accept", "accept-encoding", "content-type"})
+        pairs += [
+            ("Accept", "text/event-stream"),
+            ("Accept-Encoding", "identity"),
+            (headers.LAST_EVENT_ID, self._watch.last_event_id),
+        ]
+        try:
+            async with asyncio.timeout_at(self._give_up_at):  # some send no head before their first event
+                answer = await self._get(pairs)
+        except (UpstreamFault, TimeoutError):
+            return None
+        if answer.status == 200 and is_event_stream(answer):
+            return answer
+        answer.close()
+        return None
+
+    async def _get(self, pairs: list[Pair]) -> Answer:
+        """A server that ends a stream may close its connection right behind it, and a GET that meets that is sent again."""
+        try:
+            return await self._parts.upstream.send("GET", self._call.target, pairs)
+        except UpstreamFault as fault:
+            if fault.fault is not Fault.BROKEN:
+                raise
+        return await self._parts.upstream.send("GET", self._call.target, pairs)

@@ -1,0 +1,155 @@
+"""The upstream's side of one listening stream: the GET that is open for it, or is being opened.
+
+There is one at a time, and it belongs to the generation that it was sent under: when a heal has brought the session
+elsewhere, what is open or under way is given up for what the heal opened ahead, or for a new GET.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from mcp_sidecar.healing.position import Position
+from mcp_sidecar.healing.session import Session, UpstreamSessionId
+from mcp_sidecar.sessions.call import Call
+from mcp_sidecar.sessions.services import Parts
+from mcp_sidecar.streams.ahead import Ahead
+from mcp_sidecar.upstream.answer import decoded_body, judged_head
+from mcp_sidecar.upstream.upstream import Answer, UpstreamFault
+from mcp_sidecar.verdicts.classify import PEEK_BYTES, Judgement, NeedBody, judge_body, judge_head
+from mcp_sidecar.verdicts.classify import Answer as JudgedAnswer
+from mcp_sidecar.waiting.returning import HEAD_PATIENCE_S
+from mcp_sidecar.wire import headers
+from mcp_sidecar.wire.headers import Pair
+
+_REPLACED = frozenset({"last-event-id", "accept-encoding"})
+
+
+class Attaching:
+    """Opens the GETs of one listener, with the credentials that came with it."""
+
+    __slots__ = ("_ahead", "_attached", "_call", "_may_open_ahead", "_parts", "_position", "_waiting", "_waits_under")
+
+    def __init__(self, parts: Parts, call: Call, position: Position) -> None:
+        """Nothing is open yet."""
+        self._parts = parts
+        self._call = call
+        self._position = position
+        self._ahead: Ahead | None = None
+        self._may_open_ahead = True
+        self._attached: tuple[Answer, int] | None = None
+        self._waiting: asyncio.Timeout | None = None
+        self._waits_under = 1
+
+    @property
+    def is_expected(self) -> bool:
+        """Whether a heal has opened the next GET already."""
+        return self._ahead is not None
+
+    async def get(self, generation: int, *, comes_back: bool) -> Answer | None:
+        """The head of the answer to a GET under this generation; ``None`` where a heal came in between.
+
+        ``comes_back``: it is one of perhaps many, and takes its turn. Raises ``UpstreamFault``.
+        """
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and ahead.generation != generation:
+            ahead.close()
+            ahead = None
+        async with self.unless_moved():
+            return await (ahead.answer() if ahead is not None else self._send(generation, comes_back=comes_back))
+        return None
+
+    async def _send(self, generation: int, *, comes_back: bool) -> Answer:
+        async with AsyncExitStack() as stack:
+            if comes_back:
+                await stack.enter_async_context(self._parts.get_streams.returning.place())
+            return await self._parts.upstream.send("GET", self._call.target, self._headers(generation), may_idle=True)
+
+    def _headers(self, generation: int) -> list[Pair]:
+        pairs = self._call.upstream_headers(without=_REPLACED)
+        last = self._position.own_id(generation)
+        if last is not None:
+            pairs.append((headers.LAST_EVENT_ID, last))
+        return [*pairs, ("Accept-Encoding", "identity")]
+
+    def attach(self, answer: Answer, generation: int) -> None:
+        """From now on, until ``detach``, the answer is what the client listens to."""
+        self._attached = answer, generation
+        self._parts.attachments.add(self._owner, answer)
+
+    def detach(self, answer: Answer) -> None:
+        """Its stream is over."""
+        self._attached = None
+        self._parts.attachments.discard(self._owner, answer)
+
+    @property
+    def _owner(self) -> Session | None:
+        return self._call.session if not self._parts.observes else None
+
+    # -- heals --------------------------------------------------------------------------------------------------------
+
+    async def open_ahead(self, upstream_id: UpstreamSessionId, generation: int) -> None:
+        """See ``Listener``. Returns when the head is there, or after ``HEAD_PATIENCE_S``."""
+        if not self._may_open_ahead:
+            return
+        pairs = [pair for pair in self._call.pairs if pair[0].lower() not in _REPLACED]
+        pairs += [(headers.SESSION_ID, upstream_id), ("Accept-Encoding", "identity")]
+        send = self._parts.upstream.send("GET", self._call.target, pairs, may_idle=True)
+        ahead = Ahead(asyncio.create_task(send), generation)
+        self.let_go()
+        self._ahead = ahead
+        if not await ahead.may_become_a_stream(HEAD_PATIENCE_S) and self._ahead is ahead:
+            self.let_go()
+
+    def heal_ended(self) -> None:
+        """See ``Listener``. What is open for an earlier upstream session is broken off: nothing will come on it."""
+        session = self._call.session
+        generation = session.generation if session is not None else 1
+        failed_with_it = self._ahead is not None and self._ahead.generation != generation
+        self._may_open_ahead = not failed_with_it  # perhaps it was the GET that the new session could not bear
+        if failed_with_it:
+            self.let_go()
+        if self._attached is not None and self._attached[1] < generation:
+            self._attached[0].break_off()
+        if self._waiting is not None and self._waits_under < generation:
+            self._waiting.reschedule(asyncio.get_running_loop().time())
+
+    @asynccontextmanager
+    async def unless_moved(self) -> AsyncIterator[None]:
+        """Leave the block early where a heal ends that brings the session elsewhere."""
+        session = self._call.session
+        self._waits_under = session.generation if session is not None else 1
+        try:
+            async with asyncio.timeout(None) as self._waiting:
+                yield
+        except TimeoutError:
+            pass
+        finally:
+            self._waiting = None
+
+    def let_go(self) -> None:
+        """What a heal has opened is not wanted any more."""
+        if self._ahead is not None:
+            self._ahead.close()
+            self._ahead = None
+
+    def close(self) -> None:
+        """The client's stream is over."""
+        self._may_open_ahead = False
+        self.let_go()
+
+
+async def judged_get(parts: Parts, call: Call, answer: Answer) -> tuple[Judgement, JudgedAnswer]:
+    """What an answer means that is no stream, and what of it was judged."""
+    facts, head = call.facts(None), judged_head(answer)
+    judgement = judge_head(facts, head)
+    original = JudgedAnswer(head, b"", complete=False)
+    if isinstance(judgement, NeedBody):
+        try:
+            body = await decoded_body(answer, PEEK_BYTES)
+        except UpstreamFault:
+            body = b""
+        original = JudgedAnswer(head, body, complete=answer.whole)
+        judgement = judge_body(facts, head, body, complete=answer.whole, extra=parts.policy.signatures)
+    return judgement, original

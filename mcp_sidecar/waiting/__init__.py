@@ -1,0 +1,1 @@
+"""Bounded waits for what is away or busy."""

@@ -1,0 +1,170 @@
+"""Is the upstream there? One prober for everybody who waits.
+
+A refused connect costs tens of microseconds, so one prober may try often; one per held request may not. It tries every
+``FAST_PACE_S`` for ``FAST_PERIOD_S``, then ever less often, and stops when nobody waits. Where an ingress answers in
+the server's place a connect proves nothing: there one of the held requests is the scout and is sent at the same pace.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from mcp_sidecar.facts import Emit, UpstreamBack, UpstreamLost
+
+FAST_PACE_S = 0.010
+FAST_PERIOD_S = 5.0
+SLOWEST_PACE_S = 0.250
+SLOWING = 1.5
+
+SCOUT_TURN_S = 1.0
+"""A scout that has not come back by then is perhaps served, perhaps stuck: another one is sent after it."""
+
+
+class Pace:
+    """When to try next: often at first, then backing off."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        """``clock`` gives monotonic seconds."""
+        self._clock = clock
+        self._since = clock()
+        self._delay_s = FAST_PACE_S
+
+    def next_delay_s(self) -> float:
+        """How long to wait before the next try, in seconds."""
+        if self._clock() - self._since > FAST_PERIOD_S:
+            self._delay_s = min(self._delay_s * SLOWING, SLOWEST_PACE_S)
+        return self._delay_s
+
+
+class Availability:
+    """Whether connects succeed, and a future for the moment when they do again."""
+
+    def __init__(
+        self,
+        can_connect: Callable[[], Awaitable[bool]],
+        emit: Emit,
+        clock: Callable[[], float],
+        waiting: Callable[[], int],
+    ) -> None:
+        """``waiting`` tells how many requests are held."""
+        self._can_connect = can_connect
+        self._emit = emit
+        self._clock = clock
+        self._waiting = waiting
+        self._lost_at: float | None = None
+        self._back: asyncio.Future[None] | None = None
+        self._prober: asyncio.Task[None] | None = None
+
+    @property
+    def is_up(self) -> bool:
+        """True until a connect fails, false until one succeeds."""
+        return self._lost_at is None
+
+    def note(self, connected: bool) -> None:
+        """A request got a connection, or could not get one."""
+        if connected:
+            if self._lost_at is not None:
+                self._note_back(self._lost_at)
+        elif self._lost_at is None:
+            self._lost_at = self._clock()
+            self._emit(UpstreamLost("no connection"))
+
+    def back(self) -> asyncio.Future[None]:
+        """A shared future that is done at the next successful connect; asking for it starts the prober."""
+        if self._back is None or self._back.done():
+            self._back = asyncio.get_running_loop().create_future()
+        if self._prober is None or self._prober.done():
+            self._prober = asyncio.create_task(self._probe())
+        return self._back
+
+    async def stop(self) -> None:
+        """Stop probing."""
+        if self._prober is not None:
+            self._prober.cancel()
+            await asyncio.gather(self._prober, return_exceptions=True)
+
+    async def _probe(self) -> None:
+        pace = Pace(self._clock)
+        while self._back is not None and not self._back.done() and self._waiting():
+            connected = await self._can_connect()
+            self.note(connected)
+            if connected:
+                self._release()
+                return
+            await asyncio.sleep(pace.next_delay_s())
+
+    def _note_back(self, lost_at: float) -> None:
+        self._lost_at = None
+        self._emit(UpstreamBack(self._clock() - lost_at, self._waiting()))
+        self._release()
+
+    def _release(self) -> None:
+        if self._back is not None and not self._back.done():
+            self._back.set_result(None)
+
+
+class Route:
+    """Whether the server itself answers, where an ingress stands in between."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        """``clock`` gives monotonic seconds."""
+        self._clock = clock
+        self._pace: Pace | None = None
+        self._scout: object | None = None
+        self._turn: asyncio.TimerHandle | None = None
+        self._changed: asyncio.Future[None] | None = None
+
+    def is_scout(self, who: object) -> bool:
+        """Whether this one is to try."""
+        return self._scout is who
+
+    def apply(self, who: object) -> bool:
+        """Become the scout if there is none; true if ``who`` is the scout now, for ``SCOUT_TURN_S`` from now on."""
+        if self._scout is None:
+            self._scout = who
+            self._pace = self._pace or Pace(self._clock)
+        if self._scout is not who:
+            return False
+        self._end_turn()
+        self._turn = asyncio.get_running_loop().call_later(SCOUT_TURN_S, self.resign, who)
+        return True
+
+    def next_delay_s(self) -> float:
+        """How long the scout waits before its next try, in seconds."""
+        return self._pace.next_delay_s() if self._pace is not None else FAST_PACE_S
+
+    def changed(self) -> asyncio.Future[None]:
+        """A shared future that is done when the server answers again, or the scout has left."""
+        if self._changed is None or self._changed.done():
+            self._changed = asyncio.get_running_loop().create_future()
+        return self._changed
+
+    def resign(self, who: object) -> None:
+        """The scout leaves, or takes too long; another one takes its place."""
+        if self._scout is who:
+            self._end_turn()
+            self._scout = None
+            self._wake()
+
+    def note_served(self) -> None:
+        """The server itself has answered: everybody may go."""
+        if self._pace is not None:
+            self._end_turn()
+            self._pace = None
+            self._scout = None
+            self._wake()
+
+    @property
+    def is_away(self) -> bool:
+        """Whether an ingress was the last to answer."""
+        return self._pace is not None
+
+    def _end_turn(self) -> None:
+        if self._turn is not None:
+            self._turn.cancel()
+            self._turn = None
+
+    def _wake(self) -> None:
+        if self._changed is not None and not self._changed.done():
+            self._changed.set_result(None)

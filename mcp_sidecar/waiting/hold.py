@@ -1,0 +1,270 @@
+"""Requests that wait: for the upstream, for a route, or for a heal. Bounded in number, bytes and time.
+
+Whoever waits here can be released early: by the client's ``notifications/cancelled`` or DELETE, or by the drain of the
+sidecar. A client that leaves cancels its task, and the ``with`` block gives its place back. When the upstream is back they go
+on in turns.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TypeVar
+
+from mcp_sidecar.facts import Emit, HoldOverflowed
+from mcp_sidecar.healing.principal import Principal
+from mcp_sidecar.healing.session import ClientSessionId, Session
+from mcp_sidecar.waiting.availability import Availability, Route
+from mcp_sidecar.waiting.slots import Turn, Turns
+from mcp_sidecar.wire.jsonrpc import JsonRpcId
+
+T = TypeVar("T")
+
+GO_ON_AT_A_TIME, HEAD_PATIENCE_S = 32, 0.050
+"""A server that has just come back is not met by a thousand requests on a thousand new connections: each waits until one
+before it has its answer, or has waited so long for one that it must be slow work."""
+
+CancelKey = tuple[ClientSessionId, Principal, JsonRpcId]
+"""A request by the session id that its client knows, whether the sidecar knows it or not, and by whose it is."""
+
+
+class Waited(Enum):
+    """How a wait ended."""
+
+    BACK = "back"
+    EXPIRED = "expired"  # the deadline, the bounds, or the drain
+    CANCELLED = "cancelled"
+    ENDED = "ended"  # the session, by the client's DELETE
+
+
+@dataclass(eq=False, slots=True)
+class Held:
+    """One request that may have to wait.
+
+    ``size`` in bytes; ``deadline`` is set when the first wait begins; ``cancel_keys`` are what the client's
+    ``notifications/cancelled`` would name, one for each request of a batch; ``session`` is the one whose end is its end.
+    ``is_stream``: it is no request but a stream that can wait, and takes no request's place. ``released`` is how somebody
+    else ended the present wait; ``turn`` is its place among those who go on.
+    """
+
+    size: int
+    timeout_s: float
+    cancel_keys: frozenset[CancelKey] = frozenset()
+    session: Session | None = None
+    is_stream: bool = False
+    deadline: float | None = None
+    has_waited: bool = False
+    released: Waited | None = None
+    woken: asyncio.Future[None] | None = None
+    cancelled: set[CancelKey] = field(default_factory=set)
+    turn: Turn | None = None
+
+    def wake(self, _: object = None) -> None:
+        """Let it look at what has become of what it waits for."""
+        if self.woken is not None and not self.woken.done():
+            self.woken.set_result(None)
+
+
+class Holding:
+    """Everything that waits."""
+
+    def __init__(self, *, max_requests: int, max_bytes: int, emit: Emit, clock: Callable[[], float]) -> None:
+        """``clock`` gives monotonic seconds."""
+        self._max_requests = max_requests
+        self._max_bytes = max_bytes
+        self._emit = emit
+        self._clock = clock
+        self._held: set[Held] = set()
+        self._by_request: dict[CancelKey, Held] = {}
+        self._by_session: dict[Session, set[Held]] = {}
+        self._streams = 0
+        self._bytes = 0
+        self._draining = False
+        self._turns = Turns(GO_ON_AT_A_TIME, HEAD_PATIENCE_S)
+        self.route = Route(clock)
+
+    def __len__(self) -> int:
+        """How many requests are held."""
+        return len(self._held)
+
+    async def for_connect(self, held: Held, availability: Availability) -> Waited:
+        """Wait until the upstream accepts connections."""
+        with self._room_for(held) as there_is:
+            if not there_is:
+                return Waited.EXPIRED
+            ended, _ = await self._wait(held, availability.back())
+            return await self._in_turn(held) if ended is Waited.BACK else ended
+
+    async def for_route(self, held: Held) -> Waited:
+        """Wait until it is this request's turn to try, or the server answers again.
+
+        The scout keeps its role until ``route.note_served`` or ``leave``.
+        """
+        with self._room_for(held) as there_is:
+            if not there_is:
+                return Waited.EXPIRED
+            if self.route.apply(held):
+                return await self._pause(held, self.route.next_delay_s())
+            while True:
+                ended, _ = await self._wait(held, self.route.changed())
+                if ended is not Waited.BACK:
+                    return ended
+                if not self.route.is_away:
+                    ended = await self._in_turn(held)
+                    if ended is not Waited.BACK or not self.route.is_away:
+                        return ended
+                    self.went_on(held)  # away again meanwhile
+                if self.route.apply(held):
+                    return Waited.BACK
+
+    async def for_result(self, held: Held, result: asyncio.Task[T]) -> tuple[Waited, T | None]:
+        """Wait for somebody else's work, which goes on whatever becomes of this request."""
+        with self._room_for(held) as there_is:
+            if not there_is:
+                return Waited.EXPIRED, None
+            return await self._wait(held, result)
+
+    def went_on(self, held: Held) -> None:
+        """The upstream has answered, or cannot: let the next one go, if this one had to wait."""
+        if held.turn is not None:
+            self._turns.leave(held.turn)
+
+    def leave(self, held: Held) -> None:
+        """The exchange is over: give back the scout's role, if it had it."""
+        self.route.resign(held)
+
+    async def for_stream(self, availability: Availability) -> None:
+        """Wait as an idle stream does: without a bound, and without taking a request's place."""
+        self._streams += 1
+        try:
+            await asyncio.wait({availability.back()})
+        finally:
+            self._streams -= 1
+
+    def waiting(self) -> int:
+        """How many wait for the upstream, streams included."""
+        return len(self._held) + self._streams
+
+    def cancel(self, key: CancelKey) -> bool:
+        """Release the held request that is named; false if there is none, or others of its batch still wait."""
+        held = self._by_request.get(key)
+        if held is None:
+            return False
+        held.cancelled.add(key)
+        if held.cancelled != held.cancel_keys:
+            return False
+        _release(held, Waited.CANCELLED)
+        return True
+
+    def end_of(self, session: Session) -> None:
+        """Release everything that waits in a session that is over: it must not be sent any more."""
+        for held in self._by_session.get(session, ()):
+            _release(held, Waited.ENDED)
+
+    def drain(self) -> None:
+        """Release everybody, and hold nobody any more."""
+        self._draining = True
+        for held in self._held:
+            _release(held, Waited.EXPIRED)
+
+    async def _in_turn(self, held: Held) -> Waited:
+        """Wait for one of the places that all share who go on."""
+        self.went_on(held)  # perhaps nothing came of it last time
+        turn = held.turn = held.turn or Turn()
+        granted = self._turns.ask(turn)
+        if granted is None:
+            return Waited.BACK
+        ended = Waited.EXPIRED
+        try:
+            ended, _ = await self._wait(held, granted)
+        finally:
+            if ended is not Waited.BACK:
+                self._turns.leave(turn)
+        # Out of time, but the upstream is there: it goes on without a place.
+        return held.released or Waited.BACK
+
+    async def _wait(self, held: Held, awaited: asyncio.Future[T] | asyncio.Task[T]) -> tuple[Waited, T | None]:
+        await self._until_woken(held, self._left_s(held), awaited)
+        if held.released is not None:
+            return held.released, None
+        if awaited.done():
+            return Waited.BACK, awaited.result()
+        return Waited.EXPIRED, None
+
+    async def _pause(self, held: Held, delay_s: float) -> Waited:
+        left_s = self._left_s(held)
+        await self._until_woken(held, min(delay_s, left_s))
+        if held.released is not None:
+            return held.released
+        return Waited.BACK if delay_s < left_s else Waited.EXPIRED
+
+    @staticmethod
+    async def _until_woken(held: Held, seconds: float, awaited: asyncio.Future[T] | None = None) -> None:
+        """As ``asyncio.wait`` for the first of them, at a fraction of its price: every held request comes by here."""
+        if held.released is not None:
+            return
+        if awaited is not None and awaited.done():
+            await asyncio.sleep(0)  # whoever waits again for what is done must let its callbacks run
+            return
+        loop = asyncio.get_running_loop()
+        held.woken = loop.create_future()
+        timer = loop.call_later(seconds, held.wake)
+        if awaited is not None:
+            awaited.add_done_callback(held.wake)
+        try:
+            await held.woken
+        finally:
+            held.woken = None
+            timer.cancel()
+            if awaited is not None:
+                awaited.remove_done_callback(held.wake)
+
+    def _left_s(self, held: Held) -> float:
+        assert held.deadline is not None
+        return max(0.0, held.deadline - self._clock())
+
+    @contextmanager
+    def _room_for(self, held: Held) -> Iterator[bool]:
+        if held.deadline is None:
+            held.deadline = self._clock() + held.timeout_s
+        has_no_place = len(self._held) >= self._max_requests or self._bytes + held.size > self._max_bytes
+        full = has_no_place and not held.is_stream
+        if full:
+            self._emit(HoldOverflowed(len(self._held), self._bytes))
+        if full or self._draining:
+            yield False
+            return
+        held.has_waited, held.released = True, None
+        self._streams += held.is_stream
+        if not held.is_stream:
+            self._held.add(held)
+        self._bytes += held.size
+        self._by_request.update(dict.fromkeys(held.cancel_keys, held))
+        if held.session is not None:
+            self._by_session.setdefault(held.session, set()).add(held)
+        try:
+            yield True
+        finally:
+            self._streams -= held.is_stream
+            self._held.discard(held)
+            self._bytes -= held.size
+            for key in held.cancel_keys:
+                if self._by_request.get(key) is held:
+                    del self._by_request[key]
+            self._forget_of_session(held)
+
+    def _forget_of_session(self, held: Held) -> None:
+        if held.session is not None:
+            others = self._by_session[held.session]
+            others.discard(held)
+            if not others:
+                del self._by_session[held.session]
+
+
+def _release(held: Held, how: Waited) -> None:
+    if held.released is None:
+        held.released = how
+        held.wake()
