@@ -1,4 +1,4 @@
-"""The composition root: build the parts, listen, drain, stop.
+"""The composition root: build the services, listen, drain, stop.
 
 Admin starts first and stops last, so that readiness tells the truth throughout. Nothing below this module has seen the
 settings; they arrive there as small frozen values.
@@ -20,27 +20,26 @@ from aiohttp import web
 
 from mcp_sidecar.config import ListenConfig
 from mcp_sidecar.downstream.connection import make_server
-from mcp_sidecar.downstream.response import Keeper
-from mcp_sidecar.endpoint.router import Ingress
+from mcp_sidecar.downstream.keepalive import Keepalive
+from mcp_sidecar.endpoint.router import Router
 from mcp_sidecar.facts import Emit, Fact
 from mcp_sidecar.healing.labels import RPC_METHODS
 from mcp_sidecar.healing.principal import Principals
 from mcp_sidecar.ops import logs
 from mcp_sidecar.ops.admin import Admin
 from mcp_sidecar.ops.metrics import Metrics
-from mcp_sidecar.sessions.attachments import Attachments
-from mcp_sidecar.sessions.heal import Tools
+from mcp_sidecar.sessions.heal import HealServices
 from mcp_sidecar.sessions.healer import Healer
-from mcp_sidecar.sessions.list_check import Aftercare
-from mcp_sidecar.sessions.notifier import Telling
-from mcp_sidecar.sessions.open_streams import GetStreams
-from mcp_sidecar.sessions.services import Parts
-from mcp_sidecar.sessions.table import SessionStore
+from mcp_sidecar.sessions.list_check import ListCheck
+from mcp_sidecar.sessions.notifier import Notifier
+from mcp_sidecar.sessions.open_streams import GetStreams, UpstreamStreams
+from mcp_sidecar.sessions.services import Services
+from mcp_sidecar.sessions.table import SessionTable
 from mcp_sidecar.settings import Settings
 from mcp_sidecar.upstream.upstream import Upstream
 from mcp_sidecar.verdicts.signatures import TABLE
 from mcp_sidecar.waiting.availability import Availability
-from mcp_sidecar.waiting.hold import Holding
+from mcp_sidecar.waiting.hold import Holds
 
 COULD_NOT_LISTEN = 1
 DESCRIPTORS_PER_STREAM = 2
@@ -154,8 +153,8 @@ class Sidecar:
         self._metrics = Metrics(
             signatures=[row.name for row in (*settings.policy().signatures, *TABLE)], rpc_methods=RPC_METHODS
         )
-        self.parts = build_parts(settings, self._emit)
-        self._ingress = Ingress(self.parts, self._listen, settings.upstream_config())
+        self.services = build_services(settings, self._emit)
+        self._ingress = Router(self.services, self._listen, settings.upstream_config())
         self._server = make_server(self._ingress)
         self._runner: web.ServerRunner | None = None
         self._site: web.TCPSite | None = None
@@ -173,7 +172,7 @@ class Sidecar:
 
     async def start(self) -> None:
         """Listen. Raises OSError where an address cannot be had; ``starting`` then says which."""
-        await self.parts.upstream.open()
+        await self.services.upstream.open()
         admin = self._settings.admin_address
         if admin is not None:
             self.starting = f"admin.address {_shown(*admin)}"
@@ -196,8 +195,8 @@ class Sidecar:
         self._is_accepting = False
         if self._site is not None:
             await self._site.stop()
-        self.parts.holding.drain()
-        self.parts.get_streams.end_all()
+        self.services.holds.drain()
+        self.services.get_streams.end_all()
         self._server.pre_shutdown()
         await self._ingress.wait_until_idle(self._listen.drain_timeout_s)
 
@@ -209,12 +208,12 @@ class Sidecar:
         if self._sweeper is not None:
             self._sweeper.cancel()
             await asyncio.gather(self._sweeper, return_exceptions=True)
-        await self.parts.healer.stop()
-        await self.parts.availability.stop()
-        await self.parts.keeper.stop()
-        await self.parts.aftercare.stop()
-        await self.parts.telling.stop()
-        await self.parts.upstream.close()
+        await self.services.healer.stop()
+        await self.services.availability.stop()
+        await self.services.keepalive.stop()
+        await self.services.list_check.stop()
+        await self.services.notifier.stop()
+        await self.services.upstream.close()
         await self._admin.stop()
 
     def _emit(self, fact: Fact) -> None:
@@ -224,20 +223,20 @@ class Sidecar:
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(SWEEP_INTERVAL_S)
-            self.parts.store.sweep()
+            self.services.table.sweep()
 
     def _bind_gauges(self) -> None:
-        parts = self.parts
+        services = self.services
         self._metrics.bind(
-            sessions=lambda: len(parts.store),
-            held_requests=lambda: len(parts.holding),
-            get_streams=lambda: parts.open.get_streams,
-            post_streams=lambda: parts.open.post_streams,
-            upstream_up=lambda: parts.availability.is_up,
+            sessions=lambda: len(services.table),
+            held_requests=lambda: len(services.holds),
+            get_streams=lambda: services.open.get_streams,
+            post_streams=lambda: services.open.post_streams,
+            upstream_up=lambda: services.availability.is_up,
         )
 
     def _sessions_view(self) -> list[dict[str, object]]:
-        now = self.parts.clock()
+        now = self.services.clock()
         return [
             {
                 "session": session.label,
@@ -248,15 +247,15 @@ class Sidecar:
                 "protocol_version": session.handshake.protocol_version,
                 "streams": session.streams,
             }
-            for session in self.parts.store
+            for session in self.services.table
         ]
 
 
-def build_parts(settings: Settings, emit: Emit) -> Parts:
+def build_services(settings: Settings, emit: Emit) -> Services:
     """Put together what every exchange works with. Needs a running event loop."""
     policy, limits, clock = settings.policy(), settings.limits_config(), time.monotonic
-    attachments = Attachments()
-    store = SessionStore(
+    attachments = UpstreamStreams()
+    store = SessionTable(
         settings.session_limits(),
         emit,
         salt=secrets.token_bytes(16),
@@ -264,23 +263,23 @@ def build_parts(settings: Settings, emit: Emit) -> Parts:
         new_tag=_new_tag,
         on_displaced=attachments.break_off,
     )
-    holding = Holding(max_requests=policy.max_held_requests, max_bytes=policy.max_held_bytes, emit=emit, clock=clock)
+    holding = Holds(max_requests=policy.max_held_requests, max_bytes=policy.max_held_bytes, emit=emit, clock=clock)
     upstream = Upstream(settings.upstream_config(), limits, lambda connected: availability.note(connected))  # noqa: PLW0108 - made below
     availability = Availability(upstream.can_connect, emit, clock, holding.waiting)
     get_streams = GetStreams()
-    telling = Telling(get_streams, emit)
-    healing = Tools(upstream, store, telling, policy, limits.max_buffered_answer, emit, clock, get_streams)
-    return Parts(
+    telling = Notifier(get_streams, emit)
+    healing = HealServices(upstream, store, telling, policy, limits.max_buffered_answer, emit, clock, get_streams)
+    return Services(
         upstream=upstream,
-        store=store,
-        holding=holding,
+        table=store,
+        holds=holding,
         availability=availability,
         healer=Healer(healing, holding),
-        keeper=Keeper(settings.listen_config().comment_interval_s, clock),
+        keepalive=Keepalive(settings.listen_config().comment_interval_s, clock),
         get_streams=get_streams,
-        attachments=attachments,
-        telling=telling,
-        aftercare=Aftercare(healing),
+        upstream_streams=attachments,
+        notifier=telling,
+        list_check=ListCheck(healing),
         policy=policy,
         limits=limits,
         emit=emit,

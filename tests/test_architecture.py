@@ -42,37 +42,80 @@ class Layer:
 
 
 WIRE: Final = "mcp_sidecar.wire"
+VERDICTS: Final = "mcp_sidecar.verdicts"
 HEALING: Final = "mcp_sidecar.healing"
-PROXY: Final = "mcp_sidecar.proxy"
+WAITING: Final = "mcp_sidecar.waiting"
+UPSTREAM: Final = "mcp_sidecar.upstream"
+DOWNSTREAM: Final = "mcp_sidecar.downstream"
+SESSIONS: Final = "mcp_sidecar.sessions"
+STREAMS: Final = "mcp_sidecar.streams"
+ENDPOINT: Final = "mcp_sidecar.endpoint"
+FASTPATH: Final = "mcp_sidecar.fastpath"
 OPS: Final = "mcp_sidecar.ops"
 SETTINGS: Final = "mcp_sidecar.settings"
 FACTS: Final = "mcp_sidecar.facts"
+CONFIG: Final = "mcp_sidecar.config"
+INTERNALS: Final = "mcp_sidecar.aiohttp_internals"
+AIOHTTP: Final = ("aiohttp", "multidict", "yarl")
 
 LAYERS: Final = (
     Layer(modules=WIRE, banned=IMPURE),
-    Layer(modules=HEALING, parts=(WIRE,), banned=IMPURE),
-    Layer(modules=PROXY, parts=(WIRE, HEALING), libraries=("aiohttp", "multidict", "yarl")),
+    Layer(modules=FACTS, banned=IMPURE),
+    Layer(modules=CONFIG, banned=IMPURE),
+    Layer(modules=VERDICTS, parts=(WIRE,), banned=IMPURE),
+    Layer(modules=HEALING, parts=(WIRE, VERDICTS, FACTS), banned=IMPURE),
+    Layer(modules=WAITING, parts=(WIRE, HEALING, FACTS)),
+    Layer(modules=INTERNALS, libraries=AIOHTTP),
+    Layer(modules=UPSTREAM, parts=(WIRE, CONFIG, INTERNALS), libraries=AIOHTTP),
+    Layer(
+        modules=DOWNSTREAM,
+        parts=(WIRE, CONFIG, INTERNALS, HEALING, SESSIONS, FASTPATH, ENDPOINT),
+        libraries=AIOHTTP,
+    ),
+    Layer(
+        modules=SESSIONS,
+        parts=(WIRE, VERDICTS, HEALING, WAITING, UPSTREAM, DOWNSTREAM, FACTS, CONFIG),
+        libraries=AIOHTTP,
+    ),
+    Layer(
+        modules=STREAMS,
+        parts=(WIRE, VERDICTS, HEALING, WAITING, UPSTREAM, DOWNSTREAM, SESSIONS, FACTS, CONFIG),
+        libraries=AIOHTTP,
+    ),
+    Layer(
+        modules=ENDPOINT,
+        parts=(WIRE, VERDICTS, HEALING, WAITING, UPSTREAM, DOWNSTREAM, SESSIONS, STREAMS, FACTS, CONFIG, INTERNALS),
+        libraries=AIOHTTP,
+    ),
+    Layer(
+        modules=FASTPATH,
+        parts=(WIRE, VERDICTS, HEALING, UPSTREAM, SESSIONS, FACTS, CONFIG),
+        libraries=AIOHTTP,
+    ),
     Layer(modules=f"{OPS}.logs", parts=(FACTS,), libraries=("structlog",)),
     Layer(modules=f"{OPS}.metrics", parts=(FACTS,), libraries=("prometheus_client",)),
     Layer(modules=f"{OPS}.admin", parts=(f"{OPS}.metrics", FACTS), libraries=("aiohttp",)),
     Layer(
         modules=SETTINGS,
         # The values that it hands down; nothing below it knows where they came from.
-        parts=(f"{HEALING}.policy", f"{HEALING}.signatures", f"{PROXY}.config"),
+        parts=(f"{HEALING}.policy", f"{VERDICTS}.signatures", CONFIG),
         libraries=("pydantic", "pydantic_settings", "pydantic_core"),
     ),
     Layer(
         modules="mcp_sidecar.app",
-        parts=("mcp_sidecar.__version__", WIRE, HEALING, PROXY, OPS, SETTINGS),
+        parts=(
+            *("mcp_sidecar.__version__", WIRE, VERDICTS, HEALING, WAITING, UPSTREAM, DOWNSTREAM, SESSIONS, STREAMS),
+            *(ENDPOINT, FASTPATH, OPS, SETTINGS, FACTS, CONFIG),
+        ),
         libraries=("aiohttp", "uvloop"),
     ),
     Layer(
         modules="mcp_sidecar.cli",
-        parts=("mcp_sidecar.__version__", SETTINGS, f"{OPS}.logs", "mcp_sidecar.app", "mcp_sidecar.commands.demo"),
+        parts=("mcp_sidecar.__version__", SETTINGS, f"{OPS}.logs", "mcp_sidecar.app", "mcp_sidecar.commands"),
     ),
     Layer(modules="mcp_sidecar.__main__", parts=("mcp_sidecar.cli",)),
-    # The demo is a user of the sidecar: it starts one and never reaches into it.
-    Layer(modules="mcp_sidecar.commands.demo", libraries=("httpx", "mcp", "uvicorn")),
+    # Users of the sidecar: they start one and never reach into it.
+    Layer(modules="mcp_sidecar.commands", libraries=("httpx", "mcp", "uvicorn")),
 )
 
 
@@ -137,7 +180,7 @@ IMPORTING: Final = [module for module, tree in TREES.items() if any(_imports(tre
 
 @pytest.mark.parametrize("module", IMPORTING)
 def test_a_module_imports_only_what_its_layer_may(module: str) -> None:
-    """Dependencies point one way: wire, healing, proxy and ops, then what ties them together."""
+    """Dependencies point one way: the pure core, the shell around it, then what ties them together."""
     assert violations(module, TREES[module]) == []
 
 
@@ -146,7 +189,7 @@ def test_a_module_imports_only_what_its_layer_may(module: str) -> None:
     [
         pytest.param("mcp_sidecar.wire.sse", "import time", 1, id="a clock in the wire"),
         pytest.param("mcp_sidecar.wire.sse", "def f():\n    from asyncio import sleep", 1, id="hidden in a function"),
-        pytest.param("mcp_sidecar.healing.session", "from mcp_sidecar.proxy import store", 1, id="healing looks up"),
+        pytest.param("mcp_sidecar.healing.session", "from mcp_sidecar.sessions import table", 1, id="healing looks up"),
         pytest.param(
             "mcp_sidecar.healing.session", "from mcp_sidecar.wire.sse import Event", 0, id="healing looks down"
         ),

@@ -153,7 +153,7 @@ def test_check_config_starts_nothing(served: list[Settings]) -> None:
 
 def test_demo_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """``demo`` needs no settings; its exit status is the process's."""
-    _stand_in(monkeypatch, "demo", lambda: 0)
+    _stand_in(monkeypatch, "commands.demo", lambda: 0)
     assert main(("demo",)) == 0
 
 
@@ -165,7 +165,7 @@ def test_demo_without_its_extra_says_how_to_install_it(
     def run() -> int:
         raise ModuleNotFoundError("No module named 'mcp'", name="mcp.client")
 
-    _stand_in(monkeypatch, "demo", run)
+    _stand_in(monkeypatch, "commands.demo", run)
     assert main(("demo",)) == 1
     assert "pip install 'mcp-sidecar[demo]'" in capsys.readouterr().err
 
@@ -176,7 +176,7 @@ def test_a_module_of_our_own_that_is_missing_is_a_bug(monkeypatch: pytest.Monkey
     def run() -> int:
         raise ModuleNotFoundError("No module named 'mcp_sidecar.x'", name="mcp_sidecar.x")
 
-    _stand_in(monkeypatch, "demo", run)
+    _stand_in(monkeypatch, "commands.demo", run)
     with pytest.raises(ModuleNotFoundError):
         main(("demo",))
 
@@ -187,7 +187,7 @@ def test_an_interrupted_command_exits_as_shells_expect(monkeypatch: pytest.Monke
     def run() -> int:
         raise KeyboardInterrupt
 
-    _stand_in(monkeypatch, "demo", run)
+    _stand_in(monkeypatch, "commands.demo", run)
     assert main(("demo",)) == 130
 
 

@@ -17,10 +17,10 @@ from mcp_sidecar.aiohttp_internals import Few
 from mcp_sidecar.downstream.response import last_response
 from mcp_sidecar.endpoint import refusals
 from mcp_sidecar.endpoint.refusals import Refusal
-from mcp_sidecar.endpoint.router import Ingress
+from mcp_sidecar.endpoint.router import Router
 from mcp_sidecar.fastpath.lane import Express, Trip
 from mcp_sidecar.healing.replies import OwnAnswer
-from mcp_sidecar.sessions.in_flight import BEGUN, Begun
+from mcp_sidecar.sessions.in_flight import BEGUN, InFlight
 from mcp_sidecar.wire import http1
 from mcp_sidecar.wire.framing import Extent
 
@@ -38,7 +38,7 @@ class ClientProtocol(RequestHandler):
     _ends_with_head = False
     _express: Express | None = None
     _trip: Trip | None = None  # of the request that is on the lane
-    _begun: Begun | None = None  # was on the lane; nobody has turned to it yet
+    _begun: InFlight | None = None  # was on the lane; nobody has turned to it yet
     _beginning: list[bytes] | None = None  # of a request for the lane, while ``_missing`` bytes are not here
     _missing = 0
     _is_clean = True  # aiohttp's parser holds nothing of a request that is not whole
@@ -258,7 +258,7 @@ class ClientProtocol(RequestHandler):
         if self._close:
             self.close()
 
-    def take_back(self, request: bytes, begun: Begun) -> None:
+    def take_back(self, request: bytes, begun: InFlight) -> None:
         """Have the ordinary way go on with the request on the lane."""
         self._trip, self._begun = None, begun
         is_closing, self._close = self._close, False
@@ -391,15 +391,15 @@ class ClientServer(web.Server):
         return ClientProtocol(self, loop=self._loop, **self._kwargs)
 
 
-def make_server(ingress: Ingress) -> ClientServer:
+def make_server(ingress: Router) -> ClientServer:
     """The server that hands every request to ``ingress``. A client that leaves cancels its incoming."""
     server = ClientServer(
         ingress.handle,
         handler_cancellation=True,
         access_log=None,
         auto_decompress=False,
-        max_line_size=ingress.parts.limits.max_header_bytes,
-        max_field_size=ingress.parts.limits.max_header_bytes,
+        max_line_size=ingress.services.limits.max_header_bytes,
+        max_field_size=ingress.services.limits.max_header_bytes,
         max_headers=MAX_HEADERS,
         read_bufsize=64 * 1024,
     )

@@ -9,10 +9,11 @@ from mcp_sidecar.facts import ActionObserved, AnswerRewritten, ObservedAction, S
 from mcp_sidecar.healing import replies
 from mcp_sidecar.healing.session import Session
 from mcp_sidecar.sessions.call import Call
-from mcp_sidecar.sessions.services import Parts
+from mcp_sidecar.sessions.judge import judged_head
+from mcp_sidecar.sessions.services import Services
 from mcp_sidecar.streams.relay import relay_rest
-from mcp_sidecar.upstream.answer import decoded_body, judged_head
-from mcp_sidecar.upstream.upstream import Answer, UpstreamFault
+from mcp_sidecar.upstream.answer import Answer, decoded_body
+from mcp_sidecar.upstream.connection import UpstreamFault
 from mcp_sidecar.verdicts.classify import (
     PEEK_BYTES,
     UNANSWERED,
@@ -25,12 +26,12 @@ from mcp_sidecar.verdicts.classify import (
 )
 
 
-class Terminating:
+class Delete:
     """One DELETE of a client."""
 
-    def __init__(self, parts: Parts, call: Call, responder: Responder) -> None:
+    def __init__(self, services: Services, call: Call, responder: Responder) -> None:
         """The call's session may be known or not."""
-        self._parts = parts
+        self._services = services
         self._call = call
         self._responder = responder
 
@@ -52,7 +53,7 @@ class Terminating:
             await self._end_successor(session)
 
     async def _send(self) -> Answer:
-        return await self._parts.upstream.send("DELETE", self._call.target, self._call.upstream_headers())
+        return await self._services.upstream.send("DELETE", self._call.target, self._call.upstream_headers())
 
     async def _end_successor(self, session: Session) -> None:
         """A heal was quicker than the upstream's answer: what the client ended by now is another upstream session."""
@@ -69,7 +70,7 @@ class Terminating:
             body = await decoded_body(answer, PEEK_BYTES)
         except UpstreamFault:
             return UNANSWERED
-        return judge_body(facts, head, body, complete=answer.whole, extra=self._parts.policy.signatures)
+        return judge_body(facts, head, body, complete=answer.whole, extra=self._services.policy.signatures)
 
     async def _answered(self, answer: Answer, judgement: Judgement) -> None:
         is_bound = self._call.knowledge is SessionKnowledge.BOUND
@@ -78,12 +79,12 @@ class Terminating:
             or (judgement.verdict is Verdict.UNAVAILABLE and not judgement.jsonrpc_body)
             or judgement.bare_404  # a session is known, so the endpoint has worked before
         )
-        if self._parts.observes:
+        if self._services.observes:
             await self._observed(answer, judgement)
         elif is_bound and is_gone:
             await self._end()
         elif judgement.verdict is Verdict.SESSION_LOST:
-            self._parts.emit(AnswerRewritten(self._call.label(self._parts), answer.status))
+            self._services.emit(AnswerRewritten(self._call.label(self._services), answer.status))
             await self._responder.give(replies.SESSION_NOT_FOUND)
         else:
             if self._forget_on_success(answer):
@@ -91,7 +92,7 @@ class Terminating:
             await self._pass(answer)
 
     async def _not_answered(self) -> None:
-        if self._parts.observes:
+        if self._services.observes:
             await self._responder.give(replies.BAD_GATEWAY)
         elif self._call.client_id is not None:
             await self._end()
@@ -100,8 +101,8 @@ class Terminating:
 
     async def _observed(self, answer: Answer, judgement: Judgement) -> None:
         if judgement.verdict is Verdict.SESSION_LOST:
-            label = self._call.label(self._parts)
-            self._parts.emit(ActionObserved(label, ObservedAction.REWRITE, judgement.name))
+            label = self._call.label(self._services)
+            self._services.emit(ActionObserved(label, ObservedAction.REWRITE, judgement.name))
         self._forget_on_success(answer)
         await self._pass(answer)
 
@@ -109,19 +110,19 @@ class Terminating:
         """Whether the session is over."""
         if self._call.session is None or not 200 <= answer.status < 300:
             return False
-        self._parts.store.end(self._call.session, SessionEnd.TERMINATED)
+        self._services.table.end(self._call.session, SessionEnd.TERMINATED)
         return True
 
     async def _end(self) -> None:
         if self._call.session is not None:
-            self._parts.store.end(self._call.session, SessionEnd.TERMINATED)
+            self._services.table.end(self._call.session, SessionEnd.TERMINATED)
             self._end_what_waits()
         await self._responder.give(replies.ENDED)
 
     def _end_what_waits(self) -> None:
         if self._call.session is not None:
-            self._parts.get_streams.end_of(self._call.session)
-            self._parts.holding.end_of(self._call.session)
+            self._services.get_streams.end_of(self._call.session)
+            self._services.holds.end_of(self._call.session)
 
     async def _pass(self, answer: Answer) -> None:
         await self._responder.start(answer.status, answer.reason, self._call.client_headers(answer))

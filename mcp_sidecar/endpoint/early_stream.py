@@ -13,7 +13,7 @@ from typing import TypeVar
 from mcp_sidecar.downstream.response import Responder
 from mcp_sidecar.endpoint.body import Body, HeldBody
 from mcp_sidecar.sessions.call import Call
-from mcp_sidecar.sessions.services import Parts
+from mcp_sidecar.sessions.services import Services
 from mcp_sidecar.upstream.answer import EVENT_STREAM
 from mcp_sidecar.wire import headers
 from mcp_sidecar.wire.headers import Pair
@@ -25,10 +25,10 @@ T = TypeVar("T")
 class EarlyStream:
     """Opens the response of one request once it has waited for ``early_stream_after_s``, if its client reads streams."""
 
-    def __init__(self, parts: Parts, call: Call, responder: Responder, message: Message, body: Body) -> None:
+    def __init__(self, services: Services, call: Call, responder: Responder, message: Message, body: Body) -> None:
         """Only a request in a session, known by its ids, can be answered by an event: `initialize` needs its headers."""
-        self._after_s = parts.policy.early_stream_after_s
-        self._keeper = parts.keeper
+        self._after_s = services.policy.early_stream_after_s
+        self._keepalive = services.keepalive
         self._call = call
         self._responder = responder
         self._first_wait_at: float | None = None  # loop time
@@ -61,7 +61,7 @@ class EarlyStream:
         """The exchange is over."""
         if self._may_open:
             self._responder.may_comment = False
-            self._keeper.discard(self._responder)
+            self._keepalive.discard(self._responder)
 
     def _begin(self) -> None:
         self._opening = asyncio.create_task(self._open())
@@ -76,7 +76,7 @@ class EarlyStream:
     async def _open(self) -> None:
         await self._responder.start_events(self._head())
         self._responder.may_comment = True
-        self._keeper.add(self._responder)
+        self._keepalive.add(self._responder)
 
     def _head(self) -> list[Pair]:
         session = self._call.session

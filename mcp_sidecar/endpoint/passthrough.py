@@ -16,12 +16,12 @@ from mcp_sidecar.facts import ActionObserved, ObservedAction, ReplayCause, Reque
 from mcp_sidecar.healing import replies
 from mcp_sidecar.healing.labels import rpc_label
 from mcp_sidecar.healing.replies import OwnAnswer
-from mcp_sidecar.sessions.services import Parts
+from mcp_sidecar.sessions.services import Services
 from mcp_sidecar.streams.relay import relay_rest
-from mcp_sidecar.upstream.answer import EVENT_STREAM, is_event_stream
-from mcp_sidecar.upstream.upstream import Answer, UpstreamFault
+from mcp_sidecar.upstream.answer import EVENT_STREAM, Answer, is_event_stream
+from mcp_sidecar.upstream.connection import UpstreamFault
 from mcp_sidecar.verdicts.classify import NO_SIGNATURE
-from mcp_sidecar.waiting.hold import Held, Waited
+from mcp_sidecar.waiting.hold import HeldRequest, Waited
 from mcp_sidecar.wire import headers
 from mcp_sidecar.wire.headers import Pair, media_type
 from mcp_sidecar.wire.jsonrpc import Message
@@ -29,12 +29,12 @@ from mcp_sidecar.wire.origins import Move
 from mcp_sidecar.wire.sse import Block, EventSplitter, parse_event, with_data
 
 
-class Passing:
+class Passthrough:
     """One request that is passed on as it is."""
 
     def __init__(
         self,
-        parts: Parts,
+        services: Services,
         responder: Responder,
         *,
         method: str,
@@ -47,7 +47,7 @@ class Passing:
 
         ``without`` are headers (lower case) that the client must not see.
         """
-        self._parts = parts
+        self._services = services
         self._responder = responder
         self._method = method
         self._target = target
@@ -63,11 +63,13 @@ class Passing:
         may_idle = self._method == "GET" and EVENT_STREAM in (headers.value(self._pairs, "accept") or "").lower()
         body = _streamed(upload) if upload is not None else None
         try:
-            answer = await self._parts.upstream.send(self._method, self._target, self._pairs, body, may_idle=may_idle)
+            answer = await self._services.upstream.send(
+                self._method, self._target, self._pairs, body, may_idle=may_idle
+            )
         except UpstreamFault as fault:
             if upload is not None and upload.is_broken:
                 raise BrokenBody from None
-            is_down = not fault.fault.may_have_arrived and not self._parts.observes
+            is_down = not fault.fault.may_have_arrived and not self._services.observes
             await self._responder.give(replies.UNAVAILABLE_PATH if is_down else replies.BAD_GATEWAY)
             return
         async with answer:
@@ -77,24 +79,24 @@ class Passing:
 
     async def sessionless(self, message: Message, body: Body) -> None:
         """A request of 2026-07-28."""
-        policy = self._parts.policy
+        policy = self._services.policy
         is_connect = message.method == "server/discover"
-        held = Held(body.size, policy.connect_hold_timeout_s if is_connect else policy.hold_timeout_s)
+        held = HeldRequest(body.size, policy.connect_hold_timeout_s if is_connect else policy.hold_timeout_s)
         pairs = self._with_length(body)
         while True:
             try:
                 try:
-                    answer = await self._parts.upstream.send("POST", self._target, pairs, _to_send(body, held))
+                    answer = await self._services.upstream.send("POST", self._target, pairs, _to_send(body, held))
                 finally:
-                    self._parts.holding.went_on(held)
+                    self._services.holds.went_on(held)
             except UpstreamFault as fault:
                 if not await self._may_try_again(fault, body, message, held):
                     return
-                self._parts.emit(RequestReplayed("", ReplayCause.NOT_SENT, rpc_label(message)))
+                self._services.emit(RequestReplayed("", ReplayCause.NOT_SENT, rpc_label(message)))
                 continue
             async with answer:
                 if 200 <= answer.status < 300:
-                    self._parts.endpoint_worked = True
+                    self._services.endpoint_worked = True
                 await self._relay(answer)
             return
 
@@ -103,10 +105,10 @@ class Passing:
             return [*self._pairs, ("Content-Length", str(body.announced))]
         return self._pairs
 
-    async def _may_try_again(self, fault: UpstreamFault, body: Body, message: Message, held: Held) -> bool:
+    async def _may_try_again(self, fault: UpstreamFault, body: Body, message: Message, held: HeldRequest) -> bool:
         own = await self._own_answer(fault, body, message)
         if own is None:
-            waited = await self._parts.holding.for_connect(held, self._parts.availability)
+            waited = await self._services.holds.for_connect(held, self._services.availability)
             if waited is Waited.BACK:
                 return True
             own = replies.unavailable(message.id)
@@ -115,12 +117,12 @@ class Passing:
 
     async def _own_answer(self, fault: UpstreamFault, body: Body, message: Message) -> OwnAnswer | None:
         """The answer to give at once, or ``None`` where the request may wait."""
-        if self._parts.observes:
+        if self._services.observes:
             action = ObservedAction.REFUSE if fault.fault.may_have_arrived else ObservedAction.REPLAY
-            self._parts.emit(ActionObserved("", action, NO_SIGNATURE))
+            self._services.emit(ActionObserved("", action, NO_SIGNATURE))
             return replies.BAD_GATEWAY
         if not fault.fault.may_have_arrived:
-            return None if self._parts.heals else replies.unavailable(message.id)
+            return None if self._services.heals else replies.unavailable(message.id)
         if isinstance(body, PassingBody) and body.has_begun:
             try:
                 message = await body.read_to_end()
@@ -137,15 +139,15 @@ class Passing:
         if self._method == "HEAD":
             return
         if self._method == "GET" and answer.status == HTTPStatus.OK and is_event_stream(answer):
-            await self._parts.get_streams.serve(self._relay_old_transport(answer))
+            await self._services.get_streams.serve(self._relay_old_transport(answer))
             return
-        with self._parts.open.post(is_stream=self._method == "POST" and is_event_stream(answer)):
+        with self._services.open.post(is_stream=self._method == "POST" and is_event_stream(answer)):
             await relay_rest(answer, self._responder)
 
     async def _relay_old_transport(self, answer: Answer) -> None:
         """An event stream of 2024-11-05 names the URL to POST to; clients must not be led past the sidecar."""
-        splitter = EventSplitter(self._parts.limits.max_buffered_answer)
-        self._parts.open.get_streams += 1
+        splitter = EventSplitter(self._services.limits.max_buffered_answer)
+        self._services.open.get_streams += 1
         try:
             async for chunk in answer.chunks():
                 for piece in splitter.feed(chunk):
@@ -154,7 +156,7 @@ class Passing:
         except UpstreamFault:
             self._responder.cut()
         finally:
-            self._parts.open.get_streams -= 1
+            self._services.open.get_streams -= 1
 
     def _moved(self, raw: bytes) -> bytes:
         if b"endpoint" not in raw:
@@ -173,7 +175,7 @@ async def _streamed(upload: Upload) -> AsyncIterator[bytes]:
         yield chunk
 
 
-def _to_send(body: Body, held: Held) -> bytes | AsyncIterator[bytes]:
+def _to_send(body: Body, held: HeldRequest) -> bytes | AsyncIterator[bytes]:
     if isinstance(body, HeldBody):
         return body.data
     return body.parts_after_hold() if held.has_waited else body.parts()

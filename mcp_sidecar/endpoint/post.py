@@ -11,7 +11,7 @@ from mcp_sidecar.downstream.response import Responder
 from mcp_sidecar.endpoint import refusals
 from mcp_sidecar.endpoint.body import UNREADABLE, Body, HeldBody, PassingBody
 from mcp_sidecar.endpoint.early_stream import EarlyStream
-from mcp_sidecar.endpoint.reply import Delivery
+from mcp_sidecar.endpoint.reply import Reply
 from mcp_sidecar.facts import (
     ActionObserved,
     AnswerRewritten,
@@ -31,15 +31,16 @@ from mcp_sidecar.healing.replies import Reason
 from mcp_sidecar.healing.session import ClientSessionId
 from mcp_sidecar.sessions.call import Call
 from mcp_sidecar.sessions.heal import Loss, tell_loss
-from mcp_sidecar.sessions.in_flight import Begun
-from mcp_sidecar.sessions.recorder import Learning
-from mcp_sidecar.sessions.services import Parts
-from mcp_sidecar.upstream.answer import KeptAnswer, WholeJson, decoded_body, is_json, judged_head, may_be_kept
-from mcp_sidecar.upstream.upstream import Answer, UpstreamFault
-from mcp_sidecar.upstream.upstream import Body as UpstreamBody
+from mcp_sidecar.sessions.in_flight import InFlight
+from mcp_sidecar.sessions.judge import judged_head
+from mcp_sidecar.sessions.recorder import Recorder
+from mcp_sidecar.sessions.services import Services
+from mcp_sidecar.upstream.answer import Answer, KeptAnswer, WholeJson, decoded_body, is_json, may_be_kept
+from mcp_sidecar.upstream.connection import Body as UpstreamBody
+from mcp_sidecar.upstream.connection import UpstreamFault
 from mcp_sidecar.verdicts.classify import NO_SIGNATURE, PEEK_BYTES, NeedBody, Verdict, judge_body, judge_head
 from mcp_sidecar.verdicts.classify import Answer as JudgedAnswer
-from mcp_sidecar.waiting.hold import Held, Waited
+from mcp_sidecar.waiting.hold import HeldRequest, Waited
 from mcp_sidecar.wire.faults import Fault
 from mcp_sidecar.wire.headers import Pair
 from mcp_sidecar.wire.jsonrpc import Kind, Message, parse
@@ -48,31 +49,31 @@ _PASSED = frozenset({Verdict.OK, Verdict.AUTH_FAILURE, Verdict.OTHER})
 """What an answer may mean and yet be the client's own: it passes while the request is still on its way."""
 
 
-class Posting:
+class Post:
     """One exchange, from the client's POST to its answer."""
 
     def __init__(
         self,
-        parts: Parts,
+        services: Services,
         call: Call,
         message: Message,
         body: Body,
         responder: Responder,
         *,
         opaque: bool,
-        begun: Begun | None = None,
+        begun: InFlight | None = None,
     ) -> None:
         """``opaque``: the body is encoded and was not read. ``begun``: it is sent already."""
-        self._parts = parts
+        self._services = services
         self._call = call
         self._message = message
         self._body = body
         self._responder = responder
         self._begun = begun
         self._exchange = self._begin_exchange(opaque)
-        self._learning = Learning(parts, call, message)
-        self._delivery = Delivery(parts, call, responder, self._exchange, self._learning, self._failed)
-        self._early = EarlyStream(parts, call, responder, message, body)
+        self._recorder = Recorder(services, call, message)
+        self._delivery = Reply(services, call, responder, self._exchange, self._recorder, self._failed)
+        self._early = EarlyStream(services, call, responder, message, body)
         self._held = self._place()
         self._answer: Answer | None = None
         self._json: WholeJson | None = None
@@ -86,7 +87,7 @@ class Posting:
         """Take the exchange to its end."""
         if self._call.session is not None:
             self._call.session.posts += 1
-            self._call.session.remembered.answered(self._message)
+            self._call.session.client_state.answered(self._message)
         self._delivery.progress.forget(self._message)
         try:
             step: Step | None = self._exchange.begin()
@@ -111,7 +112,7 @@ class Posting:
     # -- setting out --------------------------------------------------------------------------------------------------
 
     def _begin_exchange(self, opaque: bool) -> Exchange:
-        policy = self._parts.policy
+        policy = self._services.policy
         return Exchange(
             message=self._message,
             session=self._call.knowledge,
@@ -120,34 +121,34 @@ class Posting:
             whole=isinstance(self._body, HeldBody),
             opaque=opaque,
             trust_503=policy.trust_503,
-            endpoint_worked=self._parts.endpoint_worked,
+            endpoint_worked=self._services.endpoint_worked,
         )
 
     def _is_safe(self) -> bool:
         session = self._call.session
-        if session is None or not self._parts.policy.trust_annotations:
+        if session is None or not self._services.policy.trust_annotations:
             return is_safe_in_doubt(self._message, frozenset())
         known = self._begun.safe_tools if self._begun is not None else session.safe_tools
         return is_safe_in_doubt(self._message, known)
 
-    def _place(self) -> Held:
-        policy, call = self._parts.policy, self._call
-        timeout_s = policy.connect_hold_timeout_s if self._learning.is_initialize else policy.hold_timeout_s
+    def _place(self) -> HeldRequest:
+        policy, call = self._services.policy, self._call
+        timeout_s = policy.connect_hold_timeout_s if self._recorder.is_initialize else policy.hold_timeout_s
         ids = [request.id for request in self._message.requests] if call.client_id is not None else []
         keys = frozenset((call.client_id or ClientSessionId(""), call.principal, each) for each in ids)
-        return Held(self._body.size, timeout_s, keys, call.session)
+        return HeldRequest(self._body.size, timeout_s, keys, call.session)
 
     def _end(self) -> None:
         self._drop_answer()
         self._early.close()
         self._delivery.progress.forget(self._message)
-        self._parts.holding.leave(self._held)
+        self._services.holds.leave(self._held)
         session = self._call.session
         if session is not None:
             session.posts -= 1
-            session.remembered.answered(self._message)  # by now its id is known, also where it came last
+            session.client_state.answered(self._message)  # by now its id is known, also where it came last
             for old in self._renumbering.ids.values():
-                self._parts.renumbered.pop((session, old), None)
+                self._services.renumbered.pop((session, old), None)
 
     def _drop_answer(self) -> None:
         if self._answer is not None:
@@ -165,8 +166,8 @@ class Posting:
             refusal = await self._keep_answers()
             if refusal is not None:
                 return refusal
-        self._generation = self._learning.generation = session.generation if session is not None else 1
-        if session is not None and not self._parts.observes:
+        self._generation = self._recorder.generation = session.generation if session is not None else 1
+        if session is not None and not self._services.observes:
             if session.is_ended:
                 return self._exchange.ended()
             if session.displaced:
@@ -176,24 +177,24 @@ class Posting:
         if outgoing is None:
             return Give(replies.ACCEPTED, drops=True)
         if step.cause is not None:
-            self._parts.emit(RequestReplayed(self._label, step.cause, rpc_label(self._message)))
+            self._services.emit(RequestReplayed(self._label, step.cause, rpc_label(self._message)))
         try:
             try:
-                self._answer = await self._parts.upstream.send("POST", self._call.target, self._headers(), outgoing)
+                self._answer = await self._services.upstream.send("POST", self._call.target, self._headers(), outgoing)
             finally:
-                self._parts.holding.went_on(self._held)
-            self._learning.claim_new_id(self._answer)
+                self._services.holds.went_on(self._held)
+            self._recorder.claim_new_id(self._answer)
             return await self._judge(self._answer)
         except UpstreamFault as fault:
             return await self._failed(fault.fault)
 
-    async def _take_up(self, begun: Begun) -> Step:
+    async def _take_up(self, begun: InFlight) -> Step:
         """The request is on its way already, under the generation of then."""
         self._begun = None
-        self._generation = self._learning.generation = begun.generation
+        self._generation = self._recorder.generation = begun.generation
         begun.is_taken = True
         try:
-            self._answer = await self._parts.upstream.take_up(begun.connection)
+            self._answer = await self._services.upstream.take_up(begun.connection)
             return await self._judge(self._answer)
         except UpstreamFault as fault:
             return await self._failed(fault.fault)
@@ -204,7 +205,7 @@ class Posting:
             return None
         try:
             self._body = HeldBody(await self._body.whole())
-            self._message = self._exchange.message = self._learning.message = parse(self._body.data)
+            self._message = self._exchange.message = self._recorder.message = parse(self._body.data)
         except UNREADABLE as error:
             return Give(refusals.of(error))
         return None
@@ -215,19 +216,19 @@ class Posting:
             return self._body.parts_after_hold() if self._held.has_waited else self._body.parts()
         session = self._call.session
         if renumber:
-            outgoing, self._renumbering = outbound.renumbered(self._message, self._parts.new_id)
+            outgoing, self._renumbering = outbound.renumbered(self._message, self._services.new_id)
             self._delivery.progress.renewed.update(self._renumbering.tokens)
-            self._learning.renumbering = self._renumbering
+            self._recorder.renumbering = self._renumbering
             if session is not None:
-                self._parts.renumbered.update({(session, old): new for new, old in self._renumbering.ids.items()})
+                self._services.renumbered.update({(session, old): new for new, old in self._renumbering.ids.items()})
             return outgoing
         if session is None or self._message.kind is Kind.REQUEST:  # the ids of strangers must not be mixed up
             return self._body.data
-        return outbound.body_of(self._message, self._body.data, self._mark, self._parts.renumbered, session)
+        return outbound.body_of(self._message, self._body.data, self._mark, self._services.renumbered, session)
 
     def _headers(self) -> list[Pair]:
         """Identity is asked for: what is to be understood must not be compressed."""
-        if self._learning.is_initialize:
+        if self._recorder.is_initialize:
             pairs = [pair for pair in self._call.pairs if pair[0].lower() != "accept-encoding"]
         else:
             pairs = self._call.upstream_headers(without={"accept-encoding"})
@@ -236,7 +237,7 @@ class Posting:
         return [*pairs, ("Accept-Encoding", "identity")]
 
     async def _failed(self, fault: Fault) -> Step:
-        is_over = not self._parts.heals or (isinstance(self._body, PassingBody) and self._body.has_begun)
+        is_over = not self._services.heals or (isinstance(self._body, PassingBody) and self._body.has_begun)
         return (is_over and await self._read_to_end()) or self._exchange.failed(fault)
 
     async def _read_to_end(self) -> Give | None:
@@ -246,7 +247,7 @@ class Posting:
         """
         if isinstance(self._body, PassingBody):
             try:
-                self._message = self._exchange.message = self._learning.message = await self._body.read_to_end()
+                self._message = self._exchange.message = self._recorder.message = await self._body.read_to_end()
             except UNREADABLE as error:
                 return Give(refusals.of(error))
         return None
@@ -257,17 +258,17 @@ class Posting:
     async def _judge(self, answer: Answer) -> Step:
         if isinstance(self._body, PassingBody):
             # by now more of it is known
-            self._message = self._exchange.message = self._learning.message = self._body.message
+            self._message = self._exchange.message = self._recorder.message = self._body.message
         facts, head = self._call.facts(self._message.method), judged_head(answer)
         if 200 <= answer.status < 300:
-            self._parts.endpoint_worked = True
+            self._services.endpoint_worked = True
             self._json = await self._whole_json(answer)
         judgement = judge_head(facts, head)
         if isinstance(judgement, NeedBody):
             body = self._json.body if self._json is not None else await self._peek(answer)
             self._original = JudgedAnswer(head, body, complete=answer.whole)
-            judgement = judge_body(facts, head, body, complete=answer.whole, extra=self._parts.policy.signatures)
-        if not self._parts.observes and (judgement.verdict not in _PASSED or judgement.bare_404):
+            judgement = judge_body(facts, head, body, complete=answer.whole, extra=self._services.policy.signatures)
+        if not self._services.observes and (judgement.verdict not in _PASSED or judgement.bare_404):
             refusal = await self._read_to_end()
             if refusal is not None:
                 return refusal
@@ -276,29 +277,29 @@ class Posting:
         if judgement.verdict is Verdict.SESSION_LOST:
             self._tell_loss(judgement.name, answer.status)
         if not (isinstance(step, Hold) and step.awaited is Awaited.ROUTE):
-            self._parts.holding.route.note_served()
+            self._services.holds.route.note_served()
         if self._call.is_foreign and isinstance(step, Give) and judgement.signature is not None:
-            self._parts.healer.refuse_foreign(self._label, judgement.signature.name)
+            self._services.healer.refuse_foreign(self._label, judgement.signature.name)
         return step
 
     def _tell_loss(self, signature: str, status: int) -> None:
         """Mode ``rewrite`` heals nothing, and counts what it could."""
-        if self._call.session is not None and self._parts.policy.mode is Mode.REWRITE:
-            tell_loss(self._call.session, Loss(self._generation, signature, status), self._parts.emit)
+        if self._call.session is not None and self._services.policy.mode is Mode.REWRITE:
+            tell_loss(self._call.session, Loss(self._generation, signature, status), self._services.emit)
 
     async def _peek(self, answer: Answer) -> bytes:
         try:
             return await decoded_body(answer, PEEK_BYTES)
         except UpstreamFault:
-            if 200 <= answer.status < 300 and not self._parts.observes:
+            if 200 <= answer.status < 300 and not self._services.observes:
                 raise
             return b""  # an error whose body broke off: its status still counts
 
     async def _whole_json(self, answer: Answer) -> WholeJson | None:
         """A JSON answer up to ``max_buffered_answer``, so that a cut one can be told; ``None`` if it is larger."""
-        if not is_json(answer) or self._parts.observes:
+        if not is_json(answer) or self._services.observes:
             return None
-        limit = self._parts.limits.max_buffered_answer
+        limit = self._services.limits.max_buffered_answer
         if not may_be_kept(answer, limit):
             return None
         body = await answer.peek(limit + 1)
@@ -313,7 +314,7 @@ class Posting:
         loss = Loss(self._generation, step.signature, self._answer.status if self._answer else 0, original)
         if self._answer is not None and self._answer.whole:
             self._answer.close()  # it may take a while, and others can use the connection
-        heal = self._parts.healer.heal(session, loss, self._call.trigger, self._held)
+        heal = self._services.healer.heal(session, loss, self._call.trigger, self._held)
         waited, end = await self._early.during(heal)
         if waited is not Waited.BACK:
             return await self._released(waited)
@@ -325,9 +326,9 @@ class Posting:
     async def _hold(self, awaited: Awaited) -> Step:
         self._drop_answer()
         if awaited is Awaited.CONNECT:
-            wait = self._parts.holding.for_connect(self._held, self._parts.availability)
+            wait = self._services.holds.for_connect(self._held, self._services.availability)
         else:
-            wait = self._parts.holding.for_route(self._held)
+            wait = self._services.holds.for_route(self._held)
         waited = await self._early.during(wait)
         return self._exchange.back() if waited is Waited.BACK else await self._released(waited)
 
@@ -349,13 +350,13 @@ class Posting:
     def _end_if_lost(self, reason: Reason) -> None:
         """The 404 that a stream cannot carry comes with the next request."""
         if reason is Reason.SESSION_LOST and self._call.session is not None:
-            self._parts.store.end(self._call.session, SessionEnd.GIVEN_UP)
+            self._services.table.end(self._call.session, SessionEnd.GIVEN_UP)
 
     def _tell(self, step: Give) -> None:
         self._tell_observed()
-        if self._parts.observes:
+        if self._services.observes:
             return
-        emit, label = self._parts.emit, self._label
+        emit, label = self._services.emit, self._label
         if step.rewrites is not None:
             emit(AnswerRewritten(label, step.rewrites))
         if step.drops:
@@ -366,7 +367,7 @@ class Posting:
 
     def _tell_observed(self) -> None:
         for action in self._exchange.observed:
-            self._parts.emit(ActionObserved(self._label, action, self._signature))
+            self._services.emit(ActionObserved(self._label, action, self._signature))
         self._exchange.observed.clear()
 
     # -- Pass ---------------------------------------------------------------------------------------------------------
@@ -377,12 +378,12 @@ class Posting:
             return await self._delivery.pass_refusal(self._refusal)
         answer = self._answer
         assert answer is not None, "there is an answer to pass"
-        if self._parts.observes:
+        if self._services.observes:
             await self._delivery.pass_observed(answer)
             return None
         step = await self._delivery.pass_on(answer, self._json, self._mark, self._renumbering)
         if step is None and self._call.session is not None and 200 <= answer.status < 300:
-            self._parts.aftercare.answered(self._call.session, self._generation, self._call.trigger)
+            self._services.list_check.answered(self._call.session, self._generation, self._call.trigger)
         return step
 
     @property
@@ -392,4 +393,4 @@ class Posting:
 
     @property
     def _label(self) -> str:
-        return self._call.label(self._parts)
+        return self._call.label(self._services)

@@ -10,7 +10,7 @@ from typing import Any
 
 from mcp_sidecar.downstream.response import Responder
 from mcp_sidecar.healing import replies
-from mcp_sidecar.healing.announcement import Announcing, calls_in
+from mcp_sidecar.healing.announcement import Announcement, calls_in
 from mcp_sidecar.healing.exchange import Exchange, Give, Step
 from mcp_sidecar.healing.marked_ids import FIRST, Mark, Renumbering
 from mcp_sidecar.healing.policy import Announce
@@ -19,11 +19,20 @@ from mcp_sidecar.healing.progress import Progress
 from mcp_sidecar.healing.replies import OwnAnswer
 from mcp_sidecar.healing.stream_watch import AfterEnd, StreamWatch, unanswered_ids
 from mcp_sidecar.sessions.call import Call
-from mcp_sidecar.sessions.recorder import Learning
-from mcp_sidecar.sessions.services import Parts
+from mcp_sidecar.sessions.recorder import Recorder
+from mcp_sidecar.sessions.services import Services
 from mcp_sidecar.streams.relay import EventRelay, Overhearing, relay_rest
-from mcp_sidecar.upstream.answer import KeptAnswer, WholeJson, decoded_body, is_event_stream, is_json, kept, may_be_kept
-from mcp_sidecar.upstream.upstream import Answer, UpstreamFault
+from mcp_sidecar.upstream.answer import (
+    Answer,
+    KeptAnswer,
+    WholeJson,
+    decoded_body,
+    is_event_stream,
+    is_json,
+    kept,
+    may_be_kept,
+)
+from mcp_sidecar.upstream.connection import UpstreamFault
 from mcp_sidecar.verdicts.classify import PEEK_BYTES
 from mcp_sidecar.wire import headers
 from mcp_sidecar.wire.faults import Fault
@@ -38,18 +47,24 @@ Failed = Callable[[Fault], Awaitable[Step]]
 """What follows when an answer breaks before the client has anything of it."""
 
 
-class Delivery:
+class Reply:
     """One exchange's way back to the client, over as many attempts as it takes."""
 
     def __init__(
-        self, parts: Parts, call: Call, responder: Responder, exchange: Exchange, learning: Learning, failed: Failed
+        self,
+        services: Services,
+        call: Call,
+        responder: Responder,
+        exchange: Exchange,
+        learning: Recorder,
+        failed: Failed,
     ) -> None:
         """``learning`` is shown what passes, and knows the request that is answered."""
-        self._parts = parts
+        self._services = services
         self._call = call
         self._responder = responder
         self._exchange = exchange
-        self._learning = learning
+        self._recorder = learning
         self._failed = failed
         self._watch: StreamWatch | None = None
         self.progress = call.session.progress if call.session is not None else Progress()
@@ -66,9 +81,9 @@ class Delivery:
     async def pass_observed(self, answer: Answer) -> None:
         """As a plain proxy would, but for what is learned on the way."""
         await self._responder.start(answer.status, answer.reason, self._call.move.headers(answer.client_headers()))
-        limit = self._parts.limits.max_buffered_answer
-        with self._parts.open.post(is_stream=is_event_stream(answer)):
-            await relay_rest(answer, self._responder, Overhearing(answer, limit, self._learning.learn))
+        limit = self._services.limits.max_buffered_answer
+        with self._services.open.post(is_stream=is_event_stream(answer)):
+            await relay_rest(answer, self._responder, Overhearing(answer, limit, self._recorder.learn))
 
     async def pass_refusal(self, refusal: KeptAnswer) -> Step | None:
         """The 401 or 403 that a heal met is the answer to the request that wanted it."""
@@ -93,7 +108,7 @@ class Delivery:
             return None
         if self._watch is None:
             waiting = unanswered_ids(self._message)
-            self._watch = StreamWatch(mark, unanswered=waiting, announcing=self._announcing, progress=self.progress)
+            self._watch = StreamWatch(mark, unanswered=waiting, announcement=self._announcement, progress=self.progress)
         watch = self._watch
         watch.mark, watch.renumbering = mark, renumbering
         if whole is not None:
@@ -111,24 +126,24 @@ class Delivery:
         """Whether there is anything to write anew, to learn, or to wait for in a JSON answer."""
         is_as_sent = mark.generation == FIRST and not renumbering.ids and not renumbering.tokens
         is_one = not self._message.members and whole.body.startswith(b"{")
-        return not is_as_sent or not is_one or self._learning.is_taught or self._responder.is_committed
+        return not is_as_sent or not is_one or self._recorder.is_taught or self._responder.is_committed
 
     @property
-    def _announcing(self) -> Announcing | None:
+    def _announcement(self) -> Announcement | None:
         session = self._call.session
-        if session is None or self._parts.policy.announce is not Announce.RESULT:
+        if session is None or self._services.policy.announce is not Announce.RESULT:
             return None
-        return Announcing(session, calls_in(self._message.requests))
+        return Announcement(session, calls_in(self._message.requests))
 
     @property
     def _message(self) -> Message:
-        return self._learning.message
+        return self._recorder.message
 
     # -- JSON ---------------------------------------------------------------------------------------------------------
 
     async def _pass_json(self, answer: Answer, whole: WholeJson, watch: StreamWatch) -> Step | None:
         mapped = watch.answer_whole(whole.message)
-        self._learning.learn(whole.message, answer)
+        self._recorder.learn(whole.message, answer)
         body = whole.body if mapped is None else dump(mapped)
         if self._responder.is_committed:
             if not watch.answered:
@@ -153,10 +168,10 @@ class Delivery:
             await self._responder.start(answer.status, answer.reason, self._head(answer, without={"content-length"}))
         has_begun |= await self._tell_waiting()
         watch.last_event_id = watch.former_event_id = None  # of an attempt before this one
-        learn = self._learning.learn
-        relay = EventRelay(self._parts, self._call, watch, self._responder, learn, has_begun=has_begun)
+        learn = self._recorder.learn
+        relay = EventRelay(self._services, self._call, watch, self._responder, learn, has_begun=has_begun)
         try:
-            with self._parts.open.post(is_stream=True):
+            with self._services.open.post(is_stream=True):
                 after = await relay.run(answer, may_resend=lambda: self._exchange.may_resend_stream)
         except (ConnectionError, asyncio.CancelledError):  # the client left, and perhaps without the last event
             note_unanswered(self._call.session, watch, unanswered_ids(self._message))
@@ -172,14 +187,14 @@ class Delivery:
         session = self._call.session
         if session is None or not session.hints:
             return False
-        await self._responder.write(self._parts.telling.take_waiting(session))
+        await self._responder.write(self._services.notifier.take_waiting(session))
         return True
 
     def _give_up_waiting(self) -> None:
         """An answer that is no stream carries nothing else; one that nobody waits for is not meant."""
         session = self._call.session
         if session is not None and session.hints and self._message.requests:
-            self._parts.telling.give_up_waiting(session)
+            self._services.notifier.give_up_waiting(session)
 
     # -- on a stream that is open already -----------------------------------------------------------------------------
 
@@ -226,7 +241,7 @@ class Delivery:
 
     async def _pass_rest(self, answer: Answer) -> Step | None:
         """An answer that is nobody's business; one that is small enough is passed on only if it is whole."""
-        limit = self._parts.limits.max_buffered_answer
+        limit = self._services.limits.max_buffered_answer
         if may_be_kept(answer, limit):
             if answer.status >= 400:
                 await self._pass_error(answer, limit)
@@ -258,7 +273,7 @@ class Delivery:
 
     def _head(self, answer: Answer, whole: WholeJson | None = None, *, without: Iterable[str] = ()) -> list[Pair]:
         pairs = self._call.client_headers(answer, without=without)
-        session_id = self._learning.new_session_id(answer, whole)
+        session_id = self._recorder.new_session_id(answer, whole)
         if session_id is not None:
-            pairs.append((headers.SESSION_ID, self._learning.shown_id(session_id)))
+            pairs.append((headers.SESSION_ID, self._recorder.shown_id(session_id)))
         return pairs

@@ -26,18 +26,18 @@ from mcp_sidecar.config import ListenConfig, UpstreamConfig
 from mcp_sidecar.downstream.response import Responder
 from mcp_sidecar.endpoint import refusals
 from mcp_sidecar.endpoint.body import UNREADABLE, Body, Upload, message_of, read_body
-from mcp_sidecar.endpoint.delete import Terminating
-from mcp_sidecar.endpoint.passthrough import Passing
-from mcp_sidecar.endpoint.post import Posting
+from mcp_sidecar.endpoint.delete import Delete
+from mcp_sidecar.endpoint.passthrough import Passthrough
+from mcp_sidecar.endpoint.post import Post
 from mcp_sidecar.endpoint.refusals import Refusal
 from mcp_sidecar.facts import RequestRejected, RequestServed, SidecarFault
 from mcp_sidecar.healing import replies
 from mcp_sidecar.healing.labels import NO_METHOD, OTHER, http_label, rpc_label
 from mcp_sidecar.healing.replies import Reason
-from mcp_sidecar.sessions.call import Asked, BadSessionId, Call, read_call
-from mcp_sidecar.sessions.in_flight import BEGUN, Begun
-from mcp_sidecar.sessions.services import Parts
-from mcp_sidecar.streams.listener import Listening
+from mcp_sidecar.sessions.call import BadSessionId, Call, RequestLine, read_call
+from mcp_sidecar.sessions.in_flight import BEGUN, InFlight
+from mcp_sidecar.sessions.services import Services
+from mcp_sidecar.streams.listener import Listener
 from mcp_sidecar.wire import headers, origins
 from mcp_sidecar.wire.headers import Fields, Pair
 from mcp_sidecar.wire.jsonrpc import Kind, Message
@@ -56,7 +56,7 @@ _FOR_THE_SESSION = frozenset({"mcp-session-id"})
 class Incoming:
     """One client request on its way: what is known of it before anybody decides."""
 
-    def __init__(self, ingress: Ingress, request: web.BaseRequest) -> None:
+    def __init__(self, ingress: Router, request: web.BaseRequest) -> None:
         """``rpc_label`` becomes known when the body is read."""
         self.request = request
         self.method = request.method
@@ -64,11 +64,11 @@ class Incoming:
         self.fields = Fields(request.raw_headers)
         raw_path = request.raw_path
         self.target = raw_path if raw_path.startswith("/") else request.rel_url.raw_path_qs  # byte for byte
-        self.responder = Responder(request, ingress.parts.clock)
+        self.responder = Responder(request, ingress.services.clock)
         self.rpc_label = OTHER if request.method == hdrs.METH_POST else NO_METHOD
         self.message: Message | None = None
         self.in_session = False
-        self.begun: Begun | None = request.get(BEGUN)
+        self.begun: InFlight | None = request.get(BEGUN)
 
     def forget_head(self) -> None:
         """From now on only the answer counts."""
@@ -81,12 +81,12 @@ class Incoming:
         return Upload(self.request) if self.request.can_read_body else None
 
 
-class Ingress:
+class Router:
     """Handles every request on the client side."""
 
-    def __init__(self, parts: Parts, listen: ListenConfig, upstream: UpstreamConfig) -> None:
+    def __init__(self, services: Services, listen: ListenConfig, upstream: UpstreamConfig) -> None:
         """``bound_to`` is to be called with the address as soon as it is known."""
-        self.parts = parts
+        self.services = services
         self._listen = listen
         self._upstream = upstream
         self._endpoint = URL.build(path=upstream.endpoint.removesuffix("/"), encoded=True).path_safe
@@ -109,7 +109,7 @@ class Ingress:
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request. Whatever goes wrong in here concerns this request only."""
         incoming = Incoming(self, request)
-        started = incoming.begun.started_at if incoming.begun is not None else self.parts.clock()
+        started = incoming.begun.started_at if incoming.begun is not None else self.services.clock()
         status = CLIENT_LEFT
         self.enter()
         try:
@@ -127,8 +127,8 @@ class Ingress:
         finally:
             if incoming.begun is not None:
                 incoming.begun.drop()
-            seconds = self.parts.clock() - started
-            self.parts.emit(RequestServed(http_label(request.method), incoming.rpc_label, status, seconds))
+            seconds = self.services.clock() - started
+            self.services.emit(RequestServed(http_label(request.method), incoming.rpc_label, status, seconds))
             self.leave()
         return cast("web.StreamResponse", incoming.responder)  # all that the server asks of one
 
@@ -145,12 +145,12 @@ class Ingress:
 
     def note_unread(self, answer: Refusal) -> None:
         """Count what was refused before it became a request; its method is not known."""
-        self.parts.emit(RequestRejected(answer.status, answer.reason))
-        self.parts.emit(RequestServed(OTHER, NO_METHOD, answer.status, 0.0))
+        self.services.emit(RequestRejected(answer.status, answer.reason))
+        self.services.emit(RequestServed(OTHER, NO_METHOD, answer.status, 0.0))
 
     def note_left(self) -> None:
         """Count a POST whose client left before anybody had turned to it."""
-        self.parts.emit(RequestServed(hdrs.METH_POST, OTHER, CLIENT_LEFT, 0.0))
+        self.services.emit(RequestServed(hdrs.METH_POST, OTHER, CLIENT_LEFT, 0.0))
 
     async def wait_until_idle(self, timeout_s: float) -> None:
         """Wait until every exchange has ended, but no longer than ``timeout_s`` seconds."""
@@ -178,7 +178,7 @@ class Ingress:
         codings = found.getall(hdrs.TRANSFER_ENCODING, ())
         if codings and any(coding.strip().lower() != "chunked" for coding in codings):
             return refusals.BAD_CODING  # the coding would be lost on the way, and the body be taken for plain
-        if incoming.fields.size > self.parts.limits.max_header_bytes:
+        if incoming.fields.size > self.services.limits.max_header_bytes:
             return refusals.HEADERS_TOO_LARGE
         if self._on_loopback and not all(map(self._is_allowed_host, found.getall(hdrs.HOST, ()))):
             return refusals.BAD_HOST
@@ -205,7 +205,7 @@ class Ingress:
         return is_allowed
 
     async def _reject(self, incoming: Incoming, answer: Refusal) -> None:
-        self.parts.emit(RequestRejected(answer.status, answer.reason))
+        self.services.emit(RequestRejected(answer.status, answer.reason))
         if not incoming.responder.is_committed:
             await incoming.responder.give(answer)
 
@@ -223,17 +223,17 @@ class Ingress:
         if call.client_id is not None and self._is_over(call):
             return incoming.responder.give(replies.SESSION_NOT_FOUND)
         if incoming.method == "DELETE":
-            return self._in_use(call, Terminating(self.parts, call, incoming.responder).run())
+            return self._in_use(call, Delete(self.services, call, incoming.responder).run())
         if call.client_id is None:
             return self._passing(incoming).other_path(incoming.upload)
-        listening = Listening(self.parts, call, incoming.responder)
+        listening = Listener(self.services, call, incoming.responder)
         incoming.forget_head()
         return listening.run()
 
     async def _post(self, incoming: Incoming) -> None:
         encoding = incoming.headers.get(hdrs.CONTENT_ENCODING)
         is_encoded = encoding is not None and encoding.strip().lower() not in ("", "identity")
-        body = await read_body(incoming.request, self.parts.limits, encoded=is_encoded)
+        body = await read_body(incoming.request, self.services.limits, encoded=is_encoded)
         message = Message(Kind.OTHER) if is_encoded else message_of(body)
         incoming.message, incoming.rpc_label = message, rpc_label(message)
         version = incoming.headers.get(PROTOCOL_VERSION_HEADER)
@@ -255,25 +255,25 @@ class Ingress:
         elif self._is_for_a_held_request(call, message) or self._was_said_by_heal(call, message):
             await incoming.responder.give(replies.ACCEPTED)
         else:
-            posting = Posting(self.parts, call, message, body, incoming.responder, opaque=is_encoded, begun=begun)
+            posting = Post(self.services, call, message, body, incoming.responder, opaque=is_encoded, begun=begun)
             await self._in_use(call, posting.run())
 
     async def _in_use(self, call: Call, work: Awaitable[None]) -> None:
         """A session is not idle while one of its exchanges runs."""
-        with self.parts.store.using(call.session):
+        with self.services.table.using(call.session):
             await work
 
     def _is_over(self, call: Call) -> bool:
         """Whether the client's id was ended or has expired."""
-        if call.client_id is None or call.session is not None or self.parts.observes:
+        if call.client_id is None or call.session is not None or self.services.observes:
             return False
-        return self.parts.store.is_ended(call.client_id, call.principal)
+        return self.services.table.is_ended(call.client_id, call.principal)
 
     def _is_for_a_held_request(self, call: Call, message: Message) -> bool:
         """Whether the client gives up a request that waits here: then neither goes upstream."""
         if call.client_id is None or message.cancelled_id is None:
             return False
-        return self.parts.holding.cancel((call.client_id, call.principal, message.cancelled_id))
+        return self.services.holds.cancel((call.client_id, call.principal, message.cancelled_id))
 
     @staticmethod
     def _was_said_by_heal(call: Call, message: Message) -> bool:
@@ -283,9 +283,9 @@ class Ingress:
 
     def _call(self, incoming: Incoming, *, drop_session: bool = False) -> Call:
         session_ids = () if drop_session else incoming.headers.getall(headers.SESSION_ID, ())
-        asked = Asked(incoming.method, incoming.target, incoming.fields, tuple(session_ids))
+        asked = RequestLine(incoming.method, incoming.target, incoming.fields, tuple(session_ids))
         pairs = self._upstream_pairs(incoming, without=_FOR_THE_SESSION)
-        return read_call(self.parts, asked, pairs, self._move(incoming))
+        return read_call(self.services, asked, pairs, self._move(incoming))
 
     # -- passing on ---------------------------------------------------------------------------------------------------
 
@@ -304,13 +304,13 @@ class Ingress:
                 self._moves[host] = move
         return move
 
-    def _passing(self, incoming: Incoming) -> Passing:
+    def _passing(self, incoming: Incoming) -> Passthrough:
         pairs = self._upstream_pairs(incoming)
         length = incoming.headers.get(hdrs.CONTENT_LENGTH)
         if length is not None and incoming.request.can_read_body and not self._is_held(incoming):
             pairs.append(("Content-Length", length))
-        return Passing(
-            self.parts,
+        return Passthrough(
+            self.services,
             incoming.responder,
             method=incoming.method,
             target=incoming.target,
@@ -324,7 +324,7 @@ class Ingress:
         is_sessionless = incoming.message is not None or is_sessionless_version(
             incoming.headers.get(PROTOCOL_VERSION_HEADER)
         )
-        if is_sessionless or self.parts.observes or not self._is_endpoint(incoming):
+        if is_sessionless or self.services.observes or not self._is_endpoint(incoming):
             return frozenset()
         return frozenset({"mcp-session-id"})
 
@@ -337,7 +337,7 @@ class Ingress:
     def _tell_fault(self, error: Exception) -> None:
         frames = traceback.extract_tb(error.__traceback__)
         where = f"{PurePath(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "unknown"
-        self.parts.emit(SidecarFault(type(error).__name__, where))
+        self.services.emit(SidecarFault(type(error).__name__, where))
 
     async def _give_up(self, incoming: Incoming) -> None:
         """A definite answer even for a bug; whether the request ran is not known any more."""

@@ -19,9 +19,9 @@ from mcp_sidecar.healing.marked_ids import FIRST
 from mcp_sidecar.healing.policy import Announce
 from mcp_sidecar.healing.principal import ANONYMOUS
 from mcp_sidecar.healing.session import ClientSessionId, Session, State
-from mcp_sidecar.sessions.in_flight import Begun
+from mcp_sidecar.sessions.in_flight import InFlight
 from mcp_sidecar.sessions.recorder import TEACHING
-from mcp_sidecar.sessions.services import Parts
+from mcp_sidecar.sessions.services import Services
 from mcp_sidecar.upstream.answer import EVENT_STREAM as EVENTS
 from mcp_sidecar.upstream.answer import JSON
 from mcp_sidecar.upstream.connection import CHUNK_BYTES, Connection
@@ -72,14 +72,14 @@ class Client(Protocol):
     def answer(self, data: bytes) -> None:
         """Here is the whole answer."""
 
-    def take_back(self, request: bytes, begun: Begun) -> None:
+    def take_back(self, request: bytes, begun: InFlight) -> None:
         """The request is the ordinary way's from now on."""
 
 
 class Gate(Protocol):
     """What the client side knows of requests in general, and counts of them."""
 
-    parts: Parts
+    services: Services
     scheme: str
     plain_endpoints: tuple[str, ...]
 
@@ -146,18 +146,18 @@ class Express:
     def __init__(self, gate: Gate) -> None:
         """Whether the lane is open at all depends on the mode only."""
         self.gate = gate
-        self.parts = parts = gate.parts
-        self.is_open = parts.heals
+        self.services = services = gate.services
+        self.is_open = services.heals
         self._targets = {f"POST {target} HTTP/1.1\r\n".encode(): target for target in gate.plain_endpoints}
-        limits = parts.limits
+        limits = services.limits
         self.max_body = min(MAX_BYTES, limits.max_replay_body, limits.max_request_body)
         self.max_answer = min(MAX_BYTES, limits.max_buffered_answer)
         self.max_head = min(MAX_HEAD_BYTES, limits.max_header_bytes)
         self.heads = Heads()
         self._in_vain = 0
         self._closed_for = 0
-        self._announces = parts.policy.announce is Announce.RESULT
-        self._binds = parts.policy.bind_principal
+        self._announces = services.policy.announce is Announce.RESULT
+        self._binds = services.policy.bind_principal
 
     def read(self, data: bytes) -> http1.Request | None:
         """The ordinary request that begins here; of its body a part may be missing."""
@@ -176,10 +176,10 @@ class Express:
 
     def send(self, client: Client, request: http1.Request, data: bytes) -> Trip | None:
         """Send what can be sent at once and without a question; ``data`` is all of it."""
-        parts, values = self.parts, request.values
-        started_at = parts.clock()
-        principal = parts.principals.of_values(values)[0] if self._binds else ANONYMOUS
-        session = parts.store.find(ClientSessionId(values[_SESSION_ID]), principal)
+        services, values = self.services, request.values
+        started_at = services.clock()
+        principal = services.principals.of_values(values)[0] if self._binds else ANONYMOUS
+        session = services.table.find(ClientSessionId(values[_SESSION_ID]), principal)
         if session is None or not self._is_plain(session):
             return None
         body = data[request.body_at :]
@@ -190,11 +190,11 @@ class Express:
         if not _is_short(message, values):
             return None
         outgoing = self._outgoing(request, session, client.peer, body)
-        connection = parts.upstream.express()
+        connection = services.upstream.express()
         if connection is None:
             return None
         trip = Trip(self, client, session, message, connection, request=data, started_at=started_at)
-        connection.ask(outgoing, parts.upstream.idle_timeout_s, trip)
+        connection.ask(outgoing, services.upstream.idle_timeout_s, trip)
         return trip
 
     def note(self, *, passed: bool) -> None:
@@ -209,14 +209,14 @@ class Express:
             session.state is State.ESTABLISHED
             and not session.displaced
             and not session.hints
-            and not session.aftercare_due
+            and not session.list_check_due
             and session.upstream_id is not None
             and (session.generation == FIRST or not self._announces)
         )
 
     def _outgoing(self, request: http1.Request, session: Session, peer: str | None, body: bytes) -> bytes:
         values = request.values
-        host = self.parts.upstream.host_line
+        host = self.services.upstream.host_line
         lines = [f"{name}: {value}" for name, value in request.pairs if name.lower() not in _NOT_FOR_UPSTREAM]
         hops = [values["x-forwarded-for"]] if "x-forwarded-for" in values else []
         added = forwarding(values, hops, peer=peer, scheme=self.gate.scheme, host=values["host"])
@@ -287,7 +287,7 @@ class Trip:
         self._response = b""  # an event that was seen to be the response
         self._overdue: asyncio.TimerHandle | None = None  # of a stream
         express.gate.enter()
-        express.parts.store.begin_use(session)
+        express.services.table.begin_use(session)
         session.posts += 1
         session.progress.forget(message)
 
@@ -318,7 +318,7 @@ class Trip:
     def hand_over(self) -> None:
         """To the ordinary way, as if the request had just come; it is not sent again."""
         self._stop_waiting()
-        begun = Begun(
+        begun = InFlight(
             self._connection, self._session, self._generation, self._safe_tools, self._started_at, self._leave
         )
         # What is wrong with the last packet must not spoil what came before it.
@@ -378,10 +378,10 @@ class Trip:
         self._stop_waiting()
         self._connection.unwatch()
         express = self._express
-        parts = express.parts
-        parts.endpoint_worked = True
-        parts.holding.route.note_served()
-        parts.upstream.served(self._connection)
+        services = express.services
+        services.endpoint_worked = True
+        services.holds.route.note_served()
+        services.upstream.served(self._connection)
         express.note(passed=True)
         self._leave()
         own_id = f"{SESSION_ID}: {self._session.client_id}\r\n".encode() if head.bears_session_id else b""
@@ -408,13 +408,13 @@ class Trip:
         session = self._session
         session.posts -= 1
         session.progress.forget(self._message)
-        self._express.parts.store.end_use(session)
+        self._express.services.table.end_use(session)
         self._express.gate.leave()
 
     def _tell(self, status: int) -> None:
-        parts = self._express.parts
-        seconds = parts.clock() - self._started_at
-        parts.emit(RequestServed("POST", rpc_label(self._message), status, seconds))
+        services = self._express.services
+        seconds = services.clock() - self._started_at
+        services.emit(RequestServed("POST", rpc_label(self._message), status, seconds))
 
 
 def _body(head: Head, received: bytes) -> bytes | None:

@@ -1,4 +1,4 @@
-"""Telling the model that the server's in-memory state is new, in the first tool result after a heal.
+"""Tell the model that the server's in-memory state is new, in the first tool result after a heal.
 
 One text block more, in a result that succeeded; never in an error, and never twice for one heal. What was not parsed, or
 is no list of content blocks, passes untouched, and the next result carries the block.
@@ -17,7 +17,7 @@ from mcp_sidecar.wire.jsonrpc import JsonRpcId, Message
 
 
 @dataclass(frozen=True, slots=True)
-class Announcing:
+class Announcement:
     """The way back of one POST. ``calls`` are the ids under which the client waits for tool results."""
 
     session: Session

@@ -43,7 +43,7 @@ class RestoreRequest:
 
 
 @dataclass(slots=True)
-class Remembered:
+class ClientState:
     """One session's state beyond ``initialize``.
 
     ``questions`` are the server's open requests by the id that the client saw, with the generation that asked.

@@ -7,9 +7,10 @@ goes again (RFC 9110 §9.2.2).
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 from mcp_sidecar.wire.jsonrpc import Kind, Message
 
@@ -89,3 +90,37 @@ def is_safe_in_doubt(message: Message, safe_tools: Container[str]) -> bool:
     if message.method == "tools/call":
         return message.tool_name is not None and message.tool_name in safe_tools
     return MATRIX.get(message.method or "", _UNKNOWN).safe_in_doubt
+
+
+def safe_tools_in(result: Mapping[str, Any]) -> frozenset[str]:
+    """The names of the tools in a ``tools/list`` result that declare ``readOnlyHint`` or ``idempotentHint``.
+
+    A name that is listed twice is safe if it is so each time.
+    """
+    tools = list(_tools_in(result))
+    return frozenset(tool["name"] for tool in tools if _is_safe(tool)) - frozenset(
+        tool["name"] for tool in tools if not _is_safe(tool)
+    )
+
+
+def listed_tools_in(result: Mapping[str, Any]) -> frozenset[str]:
+    """The names of all tools in a ``tools/list`` result."""
+    return frozenset(tool["name"] for tool in _tools_in(result))
+
+
+def updated(known: frozenset[str], result: Mapping[str, Any], *, is_first_page: bool) -> frozenset[str]:
+    """The safe tools after one more page of ``tools/list``; what the page lists anew counts as it says now."""
+    safe = safe_tools_in(result)
+    return safe if is_first_page else (known - listed_tools_in(result)) | safe
+
+
+def _tools_in(result: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    tools = result.get("tools")
+    for tool in tools if isinstance(tools, list) else ():
+        if isinstance(tool, dict) and isinstance(tool.get("name"), str):
+            yield tool
+
+
+def _is_safe(tool: Mapping[str, Any]) -> bool:
+    hints = tool.get("annotations")
+    return isinstance(hints, dict) and (hints.get("readOnlyHint") is True or hints.get("idempotentHint") is True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NewType
 
-from mcp_sidecar.healing.client_state import Remembered
+from mcp_sidecar.healing.client_state import ClientState
 from mcp_sidecar.healing.handshake import Handshake
 from mcp_sidecar.healing.hints import Hint
 from mcp_sidecar.healing.lists import SeenLists
@@ -94,7 +94,7 @@ class Session:
     clock that the owner reads. ``streams`` are the client's open GET streams, ``posts`` its POSTs under way, ``exchanges``
     all its requests that are not at their end yet. ``failed_heals`` counts those in a row that did not restore the session;
     ``told_lost`` is the latest generation whose loss was told. ``hints`` wait for an answer that can carry them.
-    ``lists`` are those that the client has seen; ``aftercare_due`` from a heal until somebody has begun to compare them.
+    ``lists`` are those that the client has seen; ``list_check_due`` from a heal until somebody has begun to compare them.
     ``told_restart``: the model knows of the latest heal.
     """
 
@@ -116,10 +116,10 @@ class Session:
     recent_heals: tuple[float, ...] = ()
     failed_heals: int = 0
     told_lost: int = 0
-    remembered: Remembered = field(default_factory=Remembered)
+    client_state: ClientState = field(default_factory=ClientState)
     hints: tuple[Hint, ...] = ()
     lists: SeenLists | None = None
-    aftercare_due: bool = False
+    list_check_due: bool = False
     told_restart: bool = True
     posts: int = 0
     progress: Progress = field(default_factory=Progress)
@@ -145,7 +145,7 @@ class Session:
         self.generation += 1
         self.failed_heals = 0
         self.displaced = False
-        self.aftercare_due = True
+        self.list_check_due = True
         self.told_restart = False
         if not tools_still_hold:
             self.safe_tools = frozenset()

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from mcp_sidecar.healing.announcement import Announcing
+from mcp_sidecar.healing.announcement import Announcement
 from mcp_sidecar.healing.marked_ids import FIRST, Mark, Renumbering, event_to_client, to_client
 from mcp_sidecar.healing.progress import Progress
 from mcp_sidecar.wire.json_scan import TopLevelScan
@@ -60,7 +60,7 @@ class StreamWatch:
     misaddressed: bool = False
     blocks: int = 0
     heard: int = 0
-    announcing: Announcing | None = None
+    announcement: Announcement | None = None
     progress: Progress | None = None
     _scan: TopLevelScan | None = field(default=None, init=False)
     _is_json: bool = field(default=True, init=False)
@@ -97,10 +97,10 @@ class StreamWatch:
 
     def _for_client(self, message: Message) -> Any | None:
         mapped = to_client(message, self.mark, self.renumbering)
-        if self.announcing is None:
+        if self.announcement is None:
             return mapped
         seen = message.value if mapped is None else mapped
-        return self.announcing.added_to(seen, self.mark.generation) or mapped
+        return self.announcement.added_to(seen, self.mark.generation) or mapped
 
     def _note(self, message: Message) -> None:
         is_rewritable = not message.is_opaque

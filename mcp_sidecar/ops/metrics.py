@@ -136,7 +136,7 @@ class Metrics:
         )
         self._dropped = self._counter("messages_dropped", "Messages of clients that went nowhere.", "kind")
         self._restores_refused = self._counter(
-            "restores_refused", "Restore steps that a healed session's new server refused.", "step"
+            "restores_refused", "HealAttempt steps that a healed session's new server refused.", "step"
         )
         self._hints_dropped = self._counter(
             "hints_dropped", "Hints to clients that no open stream could carry.", "kind"

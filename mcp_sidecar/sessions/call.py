@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from mcp_sidecar.healing.principal import ANONYMOUS, Principal
 from mcp_sidecar.healing.session import ClientSessionId, Session, UpstreamSessionId
 from mcp_sidecar.sessions.own_requests import Trigger
-from mcp_sidecar.sessions.services import Parts
-from mcp_sidecar.upstream.upstream import Answer
+from mcp_sidecar.sessions.services import Services
+from mcp_sidecar.upstream.answer import Answer
 from mcp_sidecar.verdicts.classify import RequestFacts, SessionKnowledge
 from mcp_sidecar.wire import headers
 from mcp_sidecar.wire.headers import Fields, Pair
@@ -95,15 +95,15 @@ class Call:
             pairs.append((headers.SESSION_ID, self.client_id))
         return pairs
 
-    def label(self, parts: Parts) -> str:
+    def label(self, services: Services) -> str:
         """The short hash by which the session is shown; empty without one."""
         if self.session is not None:
             return self.session.label
-        return parts.store.label(self.client_id) if self.client_id is not None else ""
+        return services.table.label(self.client_id) if self.client_id is not None else ""
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class RequestLine:
     """What a client asks for, as it came. ``session_ids`` are the values of that header that count."""
 
     http_method: str
@@ -112,17 +112,17 @@ class Asked:
     session_ids: tuple[str, ...] = field(repr=False)
 
 
-def read_call(parts: Parts, asked: Asked, pairs: list[Pair], move: Move) -> Call:
+def read_call(services: Services, asked: RequestLine, pairs: list[Pair], move: Move) -> Call:
     """Find out whose session a request is in.
 
     ``pairs`` are the headers for the upstream. Raises ``BadSessionId``.
     """
     client_id = _session_id(asked.session_ids)
-    principal, credential = parts.principals.of(asked.fields)
-    if not parts.policy.bind_principal:
+    principal, credential = services.principals.of(asked.fields)
+    if not services.policy.bind_principal:
         principal = ANONYMOUS
-    session = parts.store.find(client_id, principal) if client_id is not None else None
-    is_foreign = client_id is not None and session is None and parts.store.is_held(client_id)
+    session = services.table.find(client_id, principal) if client_id is not None else None
+    is_foreign = client_id is not None and session is None and services.table.is_held(client_id)
     return Call(asked.http_method, asked.target, pairs, client_id, principal, credential, move, session, is_foreign)
 
 

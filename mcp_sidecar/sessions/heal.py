@@ -16,16 +16,17 @@ from mcp_sidecar.healing.handshake import INCOMPATIBLE, INITIALIZED, differences
 from mcp_sidecar.healing.hints import restarted
 from mcp_sidecar.healing.policy import Policy
 from mcp_sidecar.healing.session import Event, Session, State, UpstreamSessionId
-from mcp_sidecar.sessions.notifier import Telling
+from mcp_sidecar.sessions.notifier import Notifier
 from mcp_sidecar.sessions.open_streams import GetStreams
-from mcp_sidecar.sessions.own_requests import OwnRequests, Trigger
-from mcp_sidecar.sessions.restore import Retelling, in_time
-from mcp_sidecar.sessions.table import SessionStore
-from mcp_sidecar.upstream.answer import KeptAnswer, decoded_body, kept, read_rpc_answer
-from mcp_sidecar.upstream.upstream import Answer, Upstream, UpstreamFault
+from mcp_sidecar.sessions.own_requests import OwnRequests, Trigger, read_rpc_answer
+from mcp_sidecar.sessions.restore import Restore, in_time
+from mcp_sidecar.sessions.table import SessionTable
+from mcp_sidecar.upstream.answer import Answer, KeptAnswer, decoded_body, kept
+from mcp_sidecar.upstream.connection import UpstreamFault
+from mcp_sidecar.upstream.upstream import Upstream
 from mcp_sidecar.verdicts.classify import PEEK_BYTES, InitializeVerdict, ProbeVerdict, judge_initialize_status
 from mcp_sidecar.verdicts.classify import Answer as JudgedAnswer
-from mcp_sidecar.verdicts.restore_steps import StepVerdict
+from mcp_sidecar.verdicts.probes import StepVerdict
 from mcp_sidecar.wire import headers
 from mcp_sidecar.wire.faults import Fault
 from mcp_sidecar.wire.jsonrpc import Message, is_initialize_result
@@ -55,12 +56,12 @@ HEALED = HealEnd(None)
 
 
 @dataclass(frozen=True, slots=True)
-class Tools:
+class HealServices:
     """What every heal of this process works with. ``clock`` gives monotonic seconds."""
 
     upstream: Upstream
-    store: SessionStore
-    telling: Telling
+    table: SessionTable
+    notifier: Notifier
     policy: Policy
     max_answer_bytes: int
     emit: Emit
@@ -68,16 +69,16 @@ class Tools:
     streams: GetStreams
 
 
-class Restore:
+class HealAttempt:
     """One attempt to make the upstream know a session again."""
 
-    def __init__(self, tools: Tools, session: Session, loss: Loss, trigger: Trigger, started: float) -> None:
+    def __init__(self, tools: HealServices, session: Session, loss: Loss, trigger: Trigger, started: float) -> None:
         """``started`` is when the loss was noticed, by the clock of ``tools``."""
         self._tools = tools
         self._session = session
         self._loss = loss
         self._own = OwnRequests(tools.upstream, session, trigger)
-        self._retelling = Retelling(self._own, tools.policy.signatures, tools.max_answer_bytes, tools.emit)
+        self._retelling = Restore(self._own, tools.policy.signatures, tools.max_answer_bytes, tools.emit)
         self._started = started
         self._is_counted = False
         self._claimed_id: UpstreamSessionId | None = None
@@ -104,9 +105,9 @@ class Restore:
             self._session.failed_heals += self._is_counted
             self._session.fire(Event.NOT_HEALED)
         if self._session.is_ended or not self._is_whole:
-            self._tools.store.release_upstream_id(self._claimed_id, self._session)
+            self._tools.table.release_upstream_id(self._claimed_id, self._session)
         if self._session.is_ended:
-            self._tools.store.release_upstream_id(self._session.upstream_id, self._session)
+            self._tools.table.release_upstream_id(self._session.upstream_id, self._session)
 
     def unavailable(self, fault: Fault) -> HealEnd:
         """What broke may break again at once: it is tried at the pace of a route, not whenever a connect succeeds."""
@@ -141,7 +142,7 @@ class Restore:
                 return await self._not_accepted(answer)
             self._count()
             upstream_id = self._claimed_id = _new_session_id(answer)
-            self._tools.store.claim_upstream_id(upstream_id, self._session)
+            self._tools.table.claim_upstream_id(upstream_id, self._session)
             message = await read_rpc_answer(answer, REQUEST_ID, self._tools.max_answer_bytes)
         self._tell_loss()
         if message is None or not is_initialize_result(message):
@@ -178,7 +179,7 @@ class Restore:
         if unacceptable:
             reason = ", ".join(sorted(difference.value for difference in unacceptable))
             end = await self._give_up(HealOutcome.INCOMPATIBLE, reason)
-            self._tools.store.end(self._session, SessionEnd.INCOMPATIBLE)
+            self._tools.table.end(self._session, SessionEnd.INCOMPATIBLE)
             return end
         failed = await self._tell_everything(upstream_id, result.get("capabilities") or {})
         if failed is not None:
@@ -210,7 +211,7 @@ class Restore:
 
     def _is_ours(self) -> bool:
         """Whether the upstream has not minted the new id for another session meanwhile: that one must be left alone."""
-        return self._tools.store.has_claimed(self._claimed_id, self._session)
+        return self._tools.table.has_claimed(self._claimed_id, self._session)
 
     async def _tell_initialized(self, upstream_id: UpstreamSessionId | None) -> HealEnd | None:
         async with await self._own.post(INITIALIZED, upstream_id, in_session=True) as answer:
@@ -233,7 +234,7 @@ class Restore:
     # -- the end ------------------------------------------------------------------------------------------------------
 
     def _repoint(self, upstream_id: UpstreamSessionId | None, *, tools_still_hold: bool) -> None:
-        store, former = self._tools.store, self._session.upstream_id
+        store, former = self._tools.table, self._session.upstream_id
         if former != upstream_id:
             store.release_upstream_id(former, self._session)
         self._session.repoint(upstream_id, tools_still_hold=tools_still_hold)
@@ -256,18 +257,18 @@ class Restore:
         if new_id is None or self._is_whole or not is_ours:
             return
         if new_id == self._session.upstream_id and not self._session.is_ended:
-            self._tools.store.displace(self._session)
+            self._tools.table.displace(self._session)
         await self._own.discard(new_id)
-        self._tools.store.release_upstream_id(new_id, self._session)
+        self._tools.table.release_upstream_id(new_id, self._session)
 
     # -- what is told -------------------------------------------------------------------------------------------------
 
     def _tell_client(self) -> None:
         """Whatever died with the old upstream session, and whatever may have been missed."""
         session = self._session
-        hints = session.remembered.take_hints(session.generation)
-        hints += restarted(self._tools.policy.announce, session.remembered.log_level)
-        self._tools.telling.tell(session, hints, may_wait=True)
+        hints = session.client_state.take_hints(session.generation)
+        hints += restarted(self._tools.policy.announce, session.client_state.log_level)
+        self._tools.notifier.tell(session, hints, may_wait=True)
 
     def _tell_loss(self) -> None:
         """Once per loss, however many heals it takes."""

@@ -15,11 +15,11 @@ from mcp_sidecar.facts import HealEnded, HealOutcome
 from mcp_sidecar.healing.exchange import Unhealed
 from mcp_sidecar.healing.principal import Principal
 from mcp_sidecar.healing.session import Event, Session
-from mcp_sidecar.sessions.heal import HEALED, HealEnd, Loss, Restore, Tools, tell_loss
+from mcp_sidecar.sessions.heal import HEALED, HealAttempt, HealEnd, HealServices, Loss, tell_loss
 from mcp_sidecar.sessions.own_requests import Trigger
-from mcp_sidecar.upstream.upstream import UpstreamFault
-from mcp_sidecar.waiting.hold import Held, Holding, Waited
-from mcp_sidecar.waiting.slots import Turn, Turns
+from mcp_sidecar.upstream.connection import UpstreamFault
+from mcp_sidecar.waiting.hold import HeldRequest, Holds, Waited
+from mcp_sidecar.waiting.slots import SlotRequest, Slots
 from mcp_sidecar.wire.faults import Fault
 
 FLIGHT_TIMEOUT_S = 60.0
@@ -41,22 +41,22 @@ class Flight:
 
     task: asyncio.Task[HealEnd]
     credential: Principal
-    turn: Turn
+    turn: SlotRequest
 
 
 class Healer:
     """Heals sessions, each at most once per loss, and not too many at a time."""
 
-    def __init__(self, tools: Tools, holding: Holding) -> None:
+    def __init__(self, tools: HealServices, holding: Holds) -> None:
         """``holding`` is where requests wait for a heal."""
         self._tools = tools
-        self._holding = holding
-        self._turns = Turns(tools.policy.max_concurrent_heals)
+        self._holds = holding
+        self._turns = Slots(tools.policy.max_concurrent_heals)
         self._flights: dict[Session, Flight] = {}
         self._random = random.Random()
 
     async def heal(
-        self, session: Session, loss: Loss, trigger: Trigger, held: Held, *, is_urgent: bool = True
+        self, session: Session, loss: Loss, trigger: Trigger, held: HeldRequest, *, is_urgent: bool = True
     ) -> tuple[Waited, HealEnd]:
         """Have the session healed, or wait for whoever is at it.
 
@@ -79,7 +79,7 @@ class Healer:
                 flight = self._start(session, loss, trigger)
             if is_urgent:
                 self._turns.promote(flight.turn)
-            waited, end = await self._holding.for_result(held, flight.task)
+            waited, end = await self._holds.for_result(held, flight.task)
             if end is None or self._counts_for(end, flight, loss, trigger):
                 return waited, end or HEALED
 
@@ -98,7 +98,7 @@ class Healer:
 
     def _start(self, session: Session, loss: Loss, trigger: Trigger) -> Flight:
         session.fire(Event.LOSS_SEEN)
-        turn = Turn()
+        turn = SlotRequest()
         task = asyncio.create_task(self._fly(session, loss, trigger, turn))
         flight = Flight(task, trigger.credential, turn)
         self._flights[session] = flight
@@ -124,7 +124,7 @@ class Healer:
     def _refuse(self, session: Session, loss: Loss, reason: str) -> None:
         self._tools.emit(HealEnded(session.label, HealOutcome.REFUSED, loss.signature, reason, session.generation, 0.0))
 
-    async def _fly(self, session: Session, loss: Loss, trigger: Trigger, turn: Turn) -> HealEnd:
+    async def _fly(self, session: Session, loss: Loss, trigger: Trigger, turn: SlotRequest) -> HealEnd:
         started = self._tools.clock()
         if session.failed_heals >= QUICK_TRIES:
             await asyncio.sleep(SLOW_PACE_S)
@@ -132,12 +132,12 @@ class Healer:
         try:
             if queued:
                 await asyncio.sleep(self._random.uniform(0, JITTER_S))
-            return await self._restore(Restore(self._tools, session, loss, trigger, started))
+            return await self._restore(HealAttempt(self._tools, session, loss, trigger, started))
         finally:
             self._turns.give_back(turn)
 
     @staticmethod
-    async def _restore(restore: Restore) -> HealEnd:
+    async def _restore(restore: HealAttempt) -> HealEnd:
         try:
             async with asyncio.timeout(FLIGHT_TIMEOUT_S):
                 return await restore.run()

@@ -12,7 +12,7 @@ from mcp_sidecar.upstream.connection import Connection
 
 
 @dataclass(slots=True)
-class Begun:
+class InFlight:
     """Sent in ``session`` under ``generation``, when ``safe_tools`` were known; its answer comes on ``connection``.
 
     ``release`` gives back what the lane has counted: the request counts where it is now. ``is_taken``: somebody waits for
@@ -42,5 +42,5 @@ class Begun:
             self.connection.abandon()
 
 
-BEGUN = web.RequestKey("begun", Begun)
+BEGUN = web.RequestKey("begun", InFlight)
 """The server hands it over with the request."""

@@ -14,10 +14,9 @@ from mcp_sidecar.healing.hints import list_changed
 from mcp_sidecar.healing.lists import EMPTY, Listing, Pages, is_promised
 from mcp_sidecar.healing.policy import OnServerChange
 from mcp_sidecar.healing.session import Session, State
-from mcp_sidecar.sessions.heal import Tools
-from mcp_sidecar.sessions.own_requests import OwnRequests, Trigger
-from mcp_sidecar.upstream.answer import read_rpc_answer
-from mcp_sidecar.upstream.upstream import UpstreamFault
+from mcp_sidecar.sessions.heal import HealServices
+from mcp_sidecar.sessions.own_requests import OwnRequests, Trigger, read_rpc_answer
+from mcp_sidecar.upstream.connection import UpstreamFault
 from mcp_sidecar.wire.jsonrpc import Message, dump
 
 MAX_AT_A_TIME = 8
@@ -38,10 +37,10 @@ class _NotComparable(Exception):
     """The list cannot be had, or not whole."""
 
 
-class Aftercare:
+class ListCheck:
     """Compares the lists of sessions that were healed, each once per heal."""
 
-    def __init__(self, tools: Tools) -> None:
+    def __init__(self, tools: HealServices) -> None:
         """Nothing is under way yet."""
         self._tools = tools
         self._slots = asyncio.Semaphore(MAX_AT_A_TIME)
@@ -53,9 +52,9 @@ class Aftercare:
 
     def answered(self, session: Session, generation: int, trigger: Trigger) -> None:
         """A request that was sent under ``generation`` has its answer; ``trigger`` is this request."""
-        if not session.aftercare_due or generation != session.generation:
+        if not session.list_check_due or generation != session.generation:
             return
-        session.aftercare_due = False
+        session.list_check_due = False
         stale = list(session.lists.stale(generation)) if session.lists is not None else []
         if not stale or not self._tools.policy.compare_lists:
             return
@@ -100,11 +99,11 @@ class Aftercare:
         if not all(promised.values()) and self._tools.policy.on_server_change is OnServerChange.RESET:
             await self._give_up(session, trigger)
             return
-        self._tools.telling.tell(session, [list_changed(kind) for kind in changed if promised[kind]], may_wait=False)
+        self._tools.notifier.tell(session, [list_changed(kind) for kind in changed if promised[kind]], may_wait=False)
 
     async def _give_up(self, session: Session, trigger: Trigger) -> None:
         """The client is to start over. Upstream the session is ended, too, unless a call may still be running in it."""
-        self._tools.store.end(session, SessionEnd.INCOMPATIBLE)
+        self._tools.table.end(session, SessionEnd.INCOMPATIBLE)
         self._tools.streams.end_of(session)
         if not session.posts:
             await OwnRequests(self._tools.upstream, session, trigger).discard(session.upstream_id)
@@ -122,7 +121,7 @@ async def _has_changed(session: Session, listing: Listing, asking: _Asking) -> b
 class _Asking:
     """Our own list requests to one upstream session."""
 
-    def __init__(self, tools: Tools, session: Session, trigger: Trigger) -> None:
+    def __init__(self, tools: HealServices, session: Session, trigger: Trigger) -> None:
         self._session = session
         self._requests = OwnRequests(tools.upstream, session, trigger)
         self._max_answer_bytes = tools.max_answer_bytes

@@ -12,14 +12,14 @@ from collections.abc import Iterable, Sequence
 from mcp_sidecar.facts import Emit, HintDropped
 from mcp_sidecar.healing.hints import Hint
 from mcp_sidecar.healing.session import Session
-from mcp_sidecar.sessions.open_streams import GetStreams, Listener
+from mcp_sidecar.sessions.open_streams import GetStreams, ListenerPort
 from mcp_sidecar.wire.sse import encode_event
 
 MAX_WAITING = 3_000
 """How many hints wait for an answer that can carry them, per session."""
 
 
-class Telling:
+class Notifier:
     """Tells the clients of all sessions."""
 
     def __init__(self, streams: GetStreams, emit: Emit) -> None:
@@ -74,13 +74,13 @@ class Telling:
         task.add_done_callback(lambda done: self._ended(session, listener, done))
         return True
 
-    async def _send(self, session: Session, listener: Listener, batch: Sequence[Hint], *, may_wait: bool) -> bool:
+    async def _send(self, session: Session, listener: ListenerPort, batch: Sequence[Hint], *, may_wait: bool) -> bool:
         was_told = await listener.tell(_events(batch))
         if not was_told:
             self._keep(session, batch) if may_wait else self._drop(session, batch)
         return was_told
 
-    def _ended(self, session: Session, listener: Listener, done: asyncio.Task[bool]) -> None:
+    def _ended(self, session: Session, listener: ListenerPort, done: asyncio.Task[bool]) -> None:
         self._under_way.pop(session, None)
         if done.cancelled() or done.exception() is not None:
             return

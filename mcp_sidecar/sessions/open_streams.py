@@ -6,15 +6,16 @@ A drain ends all of them cleanly at once, a DELETE those of its session, a clien
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Iterable
-from typing import Protocol
+from collections.abc import Awaitable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Protocol, TypeVar
 
 from mcp_sidecar.healing.session import Session, UpstreamSessionId
-from mcp_sidecar.sessions import groups
-from mcp_sidecar.waiting.returning import Returning
+from mcp_sidecar.upstream.answer import Answer
+from mcp_sidecar.waiting.slots import ReturnQueue
 
 
-class Listener(Protocol):
+class ListenerPort(Protocol):
     """The stream on which a client listens, as far as others need to know it."""
 
     async def tell(self, events: bytes) -> bool:
@@ -37,10 +38,10 @@ class GetStreams:
         """No streams yet."""
         self._serving: dict[asyncio.Task[object], Session | None] = {}
         self._of_session: dict[Session, tuple[asyncio.Task[object], ...]] = {}
-        self._listening: dict[Session, tuple[tuple[Listener, asyncio.Task[object]], ...]] = {}
+        self._listening: dict[Session, tuple[tuple[ListenerPort, asyncio.Task[object]], ...]] = {}
         self._ending: set[asyncio.Task[object]] = set()
         self._awaited: dict[asyncio.Task[object], asyncio.Future[None]] = {}
-        self.returning = Returning()
+        self.returning = ReturnQueue()
 
     def __len__(self) -> int:
         """How many streams are open."""
@@ -62,7 +63,7 @@ class GetStreams:
         task = _this_task()
         self._serving[task] = session
         if session is not None:
-            groups.add(self._of_session, session, task)
+            _add(self._of_session, session, task)
 
     def ends_this(self) -> bool:
         """Whether it was from here that this task's stream was cancelled; it then is not cancelled any more."""
@@ -81,15 +82,15 @@ class GetStreams:
         if awaited is not None and not awaited.done():
             awaited.set_result(None)
         if session is not None:
-            groups.discard(self._of_session, session, task)
+            _discard(self._of_session, session, task)
 
     # -- where a client listens ---------------------------------------------------------------------------------------
 
-    def listens(self, session: Session, listener: Listener) -> None:
+    def listens(self, session: Session, listener: ListenerPort) -> None:
         """From now on this stream is where the client of the session listens."""
-        groups.add(self._listening, session, (listener, _this_task()))
+        _add(self._listening, session, (listener, _this_task()))
 
-    async def takes_over(self, session: Session, listener: Listener) -> bool:
+    async def takes_over(self, session: Session, listener: ListenerPort) -> bool:
         """The same, and those before it end; upstream they are closed when this returns. True if there were any.
 
         To be called by the task that serves the newer stream.
@@ -102,11 +103,11 @@ class GetStreams:
             await asyncio.wait(gone)
         return bool(gone)
 
-    def leaves(self, session: Session, listener: Listener) -> None:
+    def leaves(self, session: Session, listener: ListenerPort) -> None:
         """This task's stream is over."""
-        groups.discard(self._listening, session, (listener, _this_task()))
+        _discard(self._listening, session, (listener, _this_task()))
 
-    def listener_of(self, session: Session) -> Listener | None:
+    def listener_of(self, session: Session) -> ListenerPort | None:
         """Where the client of the session listens, if it does: on the stream that it opened last."""
         listeners = self._listening.get(session)
         return listeners[-1][0] if listeners else None
@@ -143,3 +144,56 @@ def _this_task() -> asyncio.Task[object]:
     task = asyncio.current_task()
     assert task is not None, "an exchange runs in a task"
     return task
+
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+def _add(groups: dict[K, tuple[V, ...]], key: K, member: V) -> None:
+    """Put it behind those that are there."""
+    groups[key] = (*groups.get(key, ()), member)
+
+
+def _discard(groups: dict[K, tuple[V, ...]], key: K, member: V) -> None:
+    """Take it out, if it is there. A key without members is not kept."""
+    others = tuple(other for other in groups.get(key, ()) if other != member)
+    if others:
+        groups[key] = others
+    else:
+        groups.pop(key, None)
+
+
+class UpstreamStreams:
+    """The open streams of the upstream, by session."""
+
+    def __init__(self) -> None:
+        """Nothing is open yet."""
+        self._open: dict[Session, tuple[Answer, ...]] = {}
+
+    @contextmanager
+    def holding(self, session: Session | None, answer: Answer) -> Iterator[None]:
+        """While the block runs the answer is the session's; at once broken off where its id is another's already."""
+        self.add(session, answer)
+        try:
+            yield
+        finally:
+            self.discard(session, answer)
+
+    def add(self, session: Session | None, answer: Answer) -> None:
+        """From now on, until ``discard``."""
+        if session is None:
+            return
+        if session.displaced:
+            answer.break_off()
+        _add(self._open, session, answer)
+
+    def discard(self, session: Session | None, answer: Answer) -> None:
+        """Nobody reads it any more."""
+        if session is not None:
+            _discard(self._open, session, answer)
+
+    def break_off(self, session: Session) -> None:
+        """The session's upstream id is another session's now: whoever reads meets a break, and nothing more."""
+        for answer in self._open.get(session, ()):
+            answer.break_off()

@@ -9,10 +9,14 @@ from functools import lru_cache
 
 from mcp_sidecar.healing.principal import Principal
 from mcp_sidecar.healing.session import Session, UpstreamSessionId
-from mcp_sidecar.upstream.upstream import Answer, Upstream, UpstreamFault
+from mcp_sidecar.upstream.answer import Answer, decoded_body, is_event_stream
+from mcp_sidecar.upstream.connection import UpstreamFault
+from mcp_sidecar.upstream.upstream import Upstream
 from mcp_sidecar.wire import headers
 from mcp_sidecar.wire.headers import Pair
+from mcp_sidecar.wire.jsonrpc import JsonRpcId, Kind, Message, NotJson, parse
 from mcp_sidecar.wire.revisions import PROTOCOL_VERSION_HEADER, sends_version_header
+from mcp_sidecar.wire.sse import Block, EventSplitter, parse_event
 
 DISCARD_TIMEOUT_S = 2.0
 """How long the end of a session that nobody wants is waited for."""
@@ -83,3 +87,39 @@ class OwnRequests:
 def _is_about_the_message(name: str) -> bool:
     lower = name.lower()
     return lower in _NOT_FOR_OWN_REQUESTS or lower.startswith(_MIRRORED)
+
+
+async def read_rpc_answer(answer: Answer, request_id: JsonRpcId, limit: int) -> Message | None:
+    """The JSON-RPC answer to ``request_id``, from a JSON body or an event stream whose first events may be empty.
+
+    ``None`` where there is none within ``limit`` bytes. Raises ``UpstreamFault``.
+    """
+    if is_event_stream(answer):
+        return await _read_from_events(answer, request_id, limit)
+    return _response_in(await decoded_body(answer, limit), request_id)
+
+
+async def _read_from_events(answer: Answer, request_id: JsonRpcId, limit: int) -> Message | None:
+    splitter = EventSplitter(limit)
+    size = 0
+    async for chunk in answer.chunks():
+        size += len(chunk)
+        for piece in splitter.feed(chunk):
+            event = parse_event(piece.raw) if isinstance(piece, Block) else None
+            message = _response_in((event.data or "").encode("utf-8", "replace"), request_id) if event else None
+            if message is not None:
+                return message
+        if size > limit:
+            return None
+    return None
+
+
+def _response_in(body: bytes, request_id: JsonRpcId) -> Message | None:
+    try:
+        message = parse(body)
+    except NotJson:
+        return None
+    for candidate in message.members or (message,):
+        if candidate.kind is Kind.RESPONSE and candidate.id == request_id:
+            return candidate
+    return None

@@ -8,16 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mcp_sidecar.healing.annotations import updated as updated_tools
 from mcp_sidecar.healing.client_state import LEARNT
 from mcp_sidecar.healing.handshake import Handshake
 from mcp_sidecar.healing.lists import LISTINGS, SeenLists
 from mcp_sidecar.healing.marked_ids import Mark, Renumbering
+from mcp_sidecar.healing.replay import updated as updated_tools
 from mcp_sidecar.healing.session import ClientSessionId, Session, UpstreamSessionId
 from mcp_sidecar.sessions.call import Call
-from mcp_sidecar.sessions.services import Parts
-from mcp_sidecar.upstream.answer import WholeJson, may_hold_message
-from mcp_sidecar.upstream.upstream import Answer
+from mcp_sidecar.sessions.services import Services
+from mcp_sidecar.upstream.answer import Answer, WholeJson, may_hold_message
 from mcp_sidecar.wire import headers
 from mcp_sidecar.wire.jsonrpc import Kind, Message, is_initialize_result
 
@@ -25,15 +24,15 @@ TEACHING = LEARNT | LISTINGS.keys()
 """The requests whose results say something of the session."""
 
 
-class Learning:
+class Recorder:
     """What one POST teaches. ``message`` is kept up to date by the owner: a large one is known bit by bit.
 
     ``generation`` is the one that the request was last sent under, ``renumbering`` the ids that it then bore.
     """
 
-    def __init__(self, parts: Parts, call: Call, message: Message) -> None:
+    def __init__(self, services: Services, call: Call, message: Message) -> None:
         """Nothing is known yet."""
-        self._parts = parts
+        self._services = services
         self._call = call
         self._ids: tuple[ClientSessionId, UpstreamSessionId] | None = None  # of the new session
         self.message = message
@@ -63,15 +62,15 @@ class Learning:
         # A stream that was begun anew goes on under the id that its head has shown; the upstream knows that one, too.
         if self._ids is None:
             minted = UpstreamSessionId(session_id)
-            own = self._parts.store.id_for_newcomer(minted, self._call.principal)
-            self._ids = (ClientSessionId(minted) if self._parts.observes else own, minted)
+            own = self._services.table.id_for_newcomer(minted, self._call.principal)
+            self._ids = (ClientSessionId(minted) if self._services.observes else own, minted)
         return self._ids[0]
 
     def claim_new_id(self, answer: Answer) -> None:
         """From the head of the answer on the id is in use upstream, whatever the body will say."""
         session_id = self.new_session_id(answer)
         if session_id is not None:
-            self._parts.store.claim_upstream_id(UpstreamSessionId(session_id), None)
+            self._services.table.claim_upstream_id(UpstreamSessionId(session_id), None)
 
     def learn(self, message: Message, answer: Answer) -> None:
         """Look at one message of the answer."""
@@ -81,10 +80,10 @@ class Learning:
         session = self._call.session
         if session is None:
             return
-        session.remembered.heard(message, Mark(session.tag, self.generation))
+        session.client_state.heard(message, Mark(session.tag, self.generation))
         for request, result in self._succeeded(message):
             if request.method not in LISTINGS:  # what a server has taken, the next one must be told
-                session.remembered.learn(request)
+                session.client_state.learn(request)
             elif self.generation == session.generation:
                 self._learn_list(session, request, result)
 
@@ -104,7 +103,7 @@ class Learning:
         if request.method == "tools/list":
             is_first_page = request.cursor is None
             session.safe_tools = updated_tools(session.safe_tools, result, is_first_page=is_first_page)
-        if self._parts.heals and self._parts.policy.compare_lists and request.method is not None:
+        if self._services.heals and self._services.policy.compare_lists and request.method is not None:
             session.lists = session.lists or SeenLists()
             session.lists.see(request.method, request.cursor, result, self.generation)
 
@@ -118,4 +117,4 @@ class Learning:
         self.shown_id(session_id)
         assert self._ids is not None
         client_id, upstream_id = self._ids
-        self._parts.store.open(client_id, self._call.principal, handshake, upstream_id)
+        self._services.table.open(client_id, self._call.principal, handshake, upstream_id)

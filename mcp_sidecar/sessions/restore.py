@@ -9,12 +9,13 @@ from typing import Any, TypeVar
 from mcp_sidecar.facts import Emit, RestoreRefused
 from mcp_sidecar.healing.client_state import RestoreRequest
 from mcp_sidecar.healing.session import UpstreamSessionId
-from mcp_sidecar.sessions.own_requests import OwnRequests
-from mcp_sidecar.upstream.answer import decoded_body, is_event_stream, is_json, judged_head, read_rpc_answer
-from mcp_sidecar.upstream.upstream import Answer, UpstreamFault
+from mcp_sidecar.sessions.judge import judged_head
+from mcp_sidecar.sessions.own_requests import OwnRequests, read_rpc_answer
+from mcp_sidecar.upstream.answer import Answer, decoded_body, is_event_stream, is_json
+from mcp_sidecar.upstream.connection import UpstreamFault
 from mcp_sidecar.verdicts.classify import PEEK_BYTES, ProbeVerdict, judge_probe
 from mcp_sidecar.verdicts.classify import Answer as JudgedAnswer
-from mcp_sidecar.verdicts.restore_steps import StepVerdict, judge_step
+from mcp_sidecar.verdicts.probes import StepVerdict, judge_step
 from mcp_sidecar.verdicts.signatures import Signature
 from mcp_sidecar.wire.faults import Fault
 
@@ -37,7 +38,7 @@ _AFTER_PING = {
 _GOES_ON = frozenset({StepVerdict.TAKEN, StepVerdict.REFUSED})
 
 
-class Retelling:
+class Restore:
     """Says the same again, one thing after the other."""
 
     def __init__(self, own: OwnRequests, signatures: tuple[Signature, ...], max_answer_bytes: int, emit: Emit) -> None:
@@ -58,7 +59,7 @@ class Retelling:
         clock = asyncio.get_running_loop().time
         give_up_at = clock() + ALL_STEPS_TIMEOUT_S
         told: set[RestoreRequest] = set()
-        while due := [one for one in session.remembered.to_restore(capabilities) if one not in told]:
+        while due := [one for one in session.client_state.to_restore(capabilities) if one not in told]:
             for request in due:
                 if not is_ours():
                     return StepVerdict.LOST

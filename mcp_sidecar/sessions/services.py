@@ -7,20 +7,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from mcp_sidecar.config import Limits
-from mcp_sidecar.downstream.response import Keeper
+from mcp_sidecar.downstream.keepalive import Keepalive
 from mcp_sidecar.facts import Emit
 from mcp_sidecar.healing.policy import Mode, Policy
 from mcp_sidecar.healing.principal import Principals
 from mcp_sidecar.healing.session import Session
-from mcp_sidecar.sessions.attachments import Attachments
 from mcp_sidecar.sessions.healer import Healer
-from mcp_sidecar.sessions.list_check import Aftercare
-from mcp_sidecar.sessions.notifier import Telling
-from mcp_sidecar.sessions.open_streams import GetStreams
-from mcp_sidecar.sessions.table import SessionStore
+from mcp_sidecar.sessions.list_check import ListCheck
+from mcp_sidecar.sessions.notifier import Notifier
+from mcp_sidecar.sessions.open_streams import GetStreams, UpstreamStreams
+from mcp_sidecar.sessions.table import SessionTable
 from mcp_sidecar.upstream.upstream import Upstream
 from mcp_sidecar.waiting.availability import Availability
-from mcp_sidecar.waiting.hold import Holding
+from mcp_sidecar.waiting.hold import Holds
 from mcp_sidecar.wire.jsonrpc import JsonRpcId
 
 
@@ -42,22 +41,22 @@ class Open:
 
 
 @dataclass(slots=True, kw_only=True)
-class Parts:
+class Services:
     """The process's own things. ``principals`` hold the secret of their hashes; ``endpoint_worked`` is set by the first 2xx.
 
     ``renumbered`` tells under which new id a request of a client is under way (basic, "Requests").
     """
 
     upstream: Upstream
-    store: SessionStore
-    holding: Holding
+    table: SessionTable
+    holds: Holds
     availability: Availability
     healer: Healer
-    keeper: Keeper
+    keepalive: Keepalive
     get_streams: GetStreams
-    attachments: Attachments
-    telling: Telling
-    aftercare: Aftercare
+    upstream_streams: UpstreamStreams
+    notifier: Notifier
+    list_check: ListCheck
     policy: Policy
     limits: Limits
     emit: Emit

@@ -22,7 +22,7 @@ from mcp_sidecar.healing.session import ClientSessionId, Event, Session, State, 
 Key = tuple[ClientSessionId, Principal]
 
 
-class SessionStore:
+class SessionTable:
     """All sessions of this process."""
 
     def __init__(

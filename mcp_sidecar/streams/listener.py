@@ -25,16 +25,17 @@ from mcp_sidecar.healing.session import Session, UpstreamSessionId
 from mcp_sidecar.healing.stream_watch import StreamWatch
 from mcp_sidecar.sessions.call import Call
 from mcp_sidecar.sessions.heal import Loss, tell_loss
-from mcp_sidecar.sessions.services import Parts
+from mcp_sidecar.sessions.judge import judged_get
+from mcp_sidecar.sessions.services import Services
 from mcp_sidecar.streams.client_stream import ClientStream
 from mcp_sidecar.streams.relay import relay_rest, splitter_for
-from mcp_sidecar.streams.subscription import Attaching, judged_get
-from mcp_sidecar.upstream.answer import is_event_stream
-from mcp_sidecar.upstream.upstream import Answer, UpstreamFault
+from mcp_sidecar.streams.subscription import Subscription
+from mcp_sidecar.upstream.answer import Answer, is_event_stream
+from mcp_sidecar.upstream.connection import UpstreamFault
 from mcp_sidecar.verdicts.classify import NO_SIGNATURE, Judgement, SessionKnowledge, Verdict
 from mcp_sidecar.verdicts.classify import Answer as JudgedAnswer
 from mcp_sidecar.waiting.availability import SLOWEST_PACE_S
-from mcp_sidecar.waiting.hold import Held, Waited
+from mcp_sidecar.waiting.hold import HeldRequest, Waited
 from mcp_sidecar.wire import headers
 from mcp_sidecar.wire.sse import Block, EventSplitter, Fragment
 
@@ -56,8 +57,8 @@ class After(Enum):
     NO_ROUTE = "no route"
 
 
-class Listening:
-    """One GET of a client. A ``Listener`` of its session, unless the client comes for the answer to a request.
+class Listener:
+    """One GET of a client. A ``ListenerPort`` of its session, unless the client comes for the answer to a request.
 
     While nothing comes there are no more coroutines of it than ``run`` and ``_relay``, and no context managers: there
     may be thousands of streams, and that is most of what one takes.
@@ -71,23 +72,23 @@ class Listening:
         "_generation",
         "_is_counted",
         "_is_looked_after",
-        "_parts",
         "_pause_s",
         "_position",
         "_responder",
+        "_services",
         "_stream",
         "_upstream",
         "_was_away",
         "_watch",
     )
 
-    def __init__(self, parts: Parts, call: Call, responder: Responder) -> None:
+    def __init__(self, services: Services, call: Call, responder: Responder) -> None:
         """``call.pairs`` still hold the client's ``Last-Event-ID``."""
-        self._parts = parts
+        self._services = services
         self._call = call
         self._responder = responder
         self._position = Position(call.session, headers.value(call.pairs, headers.LAST_EVENT_ID))
-        self._upstream = Attaching(parts, call, self._position)
+        self._upstream = Subscription(services, call, self._position)
         self._stream = ClientStream(responder)
         self._watch: StreamWatch | None = None
         self._answer: Answer | None = None
@@ -101,9 +102,9 @@ class Listening:
 
     async def run(self) -> None:
         """Listen until the client leaves or the stream is over."""
-        self._parts.open.get_streams += 1
-        self._parts.store.begin_use(self._session)
-        self._parts.get_streams.enter(self._session)
+        self._services.open.get_streams += 1
+        self._services.table.begin_use(self._session)
+        self._services.get_streams.enter(self._session)
         is_ended = False
         try:
             await self._take_place()
@@ -111,7 +112,7 @@ class Listening:
             while after is not After.OVER:
                 after = await (self._relay() if after is After.ATTACHED else self._come_back(after))
         except asyncio.CancelledError:
-            is_ended = self._parts.get_streams.ends_this()
+            is_ended = self._services.get_streams.ends_this()
             if not is_ended:
                 raise
         finally:
@@ -123,21 +124,21 @@ class Listening:
         self._upstream.close()
         self._stream.end()
         if self._session is not None:
-            self._parts.get_streams.leaves(self._session, self)
+            self._services.get_streams.leaves(self._session, self)
             note_unanswered(self._session, self._watch, self._position.polled)
             if self._is_counted:
                 self._session.streams -= 1
-        self._parts.get_streams.leave()
-        self._parts.keeper.discard(self._responder)
-        self._parts.store.end_use(self._session)
-        self._parts.open.get_streams -= 1
+        self._services.get_streams.leave()
+        self._services.keepalive.discard(self._responder)
+        self._services.table.end_use(self._session)
+        self._services.open.get_streams -= 1
 
     async def _answer_ended(self) -> None:
         """The stream was ended from outside before it had begun: by a DELETE, by a newer one, or by the drain."""
         session = self._session
         if session is not None and session.is_ended:
             await self._responder.give(replies.SESSION_NOT_FOUND)
-        elif session is not None and self._parts.get_streams.listener_of(session) is not None:
+        elif session is not None and self._services.get_streams.listener_of(session) is not None:
             await self._responder.start_events()
         else:
             await self._responder.give(replies.UNAVAILABLE_PATH)
@@ -149,7 +150,7 @@ class Listening:
     @property
     def _may_outlive(self) -> bool:
         """Whether the stream goes on when the upstream's side ends."""
-        return self._parts.heals and self._session is not None and not self._session.is_ended
+        return self._services.heals and self._session is not None and not self._session.is_ended
 
     # -- as the session's listener ------------------------------------------------------------------------------------
 
@@ -157,39 +158,39 @@ class Listening:
         """Become the session's listener. A former one ends, unless the client may be after something else here."""
         if not self._may_outlive or self._session is None or self._position.is_poll:
             return
-        former = self._parts.get_streams.listener_of(self._session)
+        former = self._services.get_streams.listener_of(self._session)
         resumed = self._position.last_seen if self._position.own_id(self._session.generation) is not None else None
         if former is not None and resumed is not None and not former.is_behind(resumed):
             return
-        if await self._parts.get_streams.takes_over(self._session, self):
+        if await self._services.get_streams.takes_over(self._session, self):
             self._conflicts_left = CONFLICTS
 
     def is_behind(self, event_id: str) -> bool:
-        """See ``Listener``."""
+        """See ``ListenerPort``."""
         return self._position.is_at(event_id, self._watch)
 
     async def tell(self, events: bytes) -> bool:
-        """See ``Listener``."""
+        """See ``ListenerPort``."""
         return await self._stream.tell(events)
 
     async def open_ahead(self, upstream_id: UpstreamSessionId, generation: int) -> None:
-        """See ``Listener``."""
+        """See ``ListenerPort``."""
         await self._upstream.open_ahead(upstream_id, generation)
 
     def heal_ended(self) -> None:
-        """See ``Listener``."""
+        """See ``ListenerPort``."""
         self._upstream.heal_ended()
 
     # -- one attempt --------------------------------------------------------------------------------------------------
 
     async def _attach(self, *, comes_back: bool = False) -> After:
         session = self._session
-        if session is not None and session.displaced and not self._parts.observes:
+        if session is not None and session.displaced and not self._services.observes:
             self._upstream.let_go()  # it would be a window into another one's session
             loss = Loss(session.generation, "id-minted-anew", 0)
-            return await (self._heal(loss) if self._parts.heals else self._rewrite(loss.status, loss.signature))
+            return await (self._heal(loss) if self._services.heals else self._rewrite(loss.status, loss.signature))
         generation = session.generation if session is not None else 1
-        if self._parts.heals and self._position.is_stranded(generation):
+        if self._services.heals and self._position.is_stranded(generation):
             return await self._tell_outcome_unknown()
         try:
             answer = await self._upstream.get(generation, comes_back=comes_back)
@@ -197,7 +198,7 @@ class Listening:
             return await self._not_reached(may_have_arrived=fault.fault.may_have_arrived)
         if answer is None:
             return After.AGAIN
-        is_stale = session is not None and session.generation > generation and not self._parts.observes
+        is_stale = session is not None and session.generation > generation and not self._services.observes
         if answer.status == 200 and is_event_stream(answer) and not is_stale:
             self._answer, self._generation = answer, generation
             return After.ATTACHED
@@ -210,7 +211,7 @@ class Listening:
         if not self._responder.is_committed:
             await self._responder.start_events()
         for request_id in self._position.polled:
-            self._parts.emit(OutcomeUnknown(self._label, OTHER))
+            self._services.emit(OutcomeUnknown(self._label, OTHER))
             await self._responder.give(replies.outcome_unknown(request_id))
         return After.OVER
 
@@ -218,9 +219,9 @@ class Listening:
         if self._may_outlive:
             return await self._keep_open(After.NO_ROUTE if may_have_arrived else After.AWAY)
         if not self._responder.is_committed:
-            if self._parts.observes:
-                self._parts.emit(ActionObserved(self._label, ObservedAction.REPLAY, NO_SIGNATURE))
-            gone = replies.BAD_GATEWAY if may_have_arrived or self._parts.observes else replies.UNAVAILABLE_PATH
+            if self._services.observes:
+                self._services.emit(ActionObserved(self._label, ObservedAction.REPLAY, NO_SIGNATURE))
+            gone = replies.BAD_GATEWAY if may_have_arrived or self._services.observes else replies.UNAVAILABLE_PATH
             await self._responder.give(gone)
         return After.OVER
 
@@ -247,12 +248,12 @@ class Listening:
     def _look_after(self) -> None:
         self._is_looked_after = True
         self._stream.may_comment = self._responder.may_comment = True
-        self._parts.keeper.add(self._responder)
+        self._services.keepalive.add(self._responder)
 
     # -- the upstream answers with something else than a stream -------------------------------------------------------
 
     async def _refused(self, answer: Answer, generation: int) -> After:
-        judgement, original = await judged_get(self._parts, self._call, answer)
+        judgement, original = await judged_get(answer, self._call.facts(None), self._services.policy.signatures)
         if answer.status == 405 and self._session is not None and self._position.last_seen is None:
             self._session.refuses_get = True
         if judgement.verdict in (Verdict.SESSION_LOST, Verdict.AMBIGUOUS):
@@ -277,10 +278,10 @@ class Listening:
 
     async def _lost(self, answer: Answer, judgement: Judgement, original: JudgedAnswer, generation: int) -> After:
         is_certain = judgement.verdict is Verdict.SESSION_LOST
-        if self._parts.observes:
+        if self._services.observes:
             bound = self._call.knowledge is SessionKnowledge.BOUND
             action = ObservedAction.HEAL if bound else ObservedAction.REWRITE
-            self._parts.emit(ActionObserved(self._label, action, judgement.name))
+            self._services.emit(ActionObserved(self._label, action, judgement.name))
             return await self._pass(answer)
         name = judgement.name
         if not self._may_outlive:
@@ -294,8 +295,8 @@ class Listening:
     async def _heal(self, loss: Loss, answer: Answer | None = None) -> After:
         session = self._session
         assert session is not None
-        held = Held(0, self._parts.policy.hold_timeout_s, is_stream=True)
-        waited, end = await self._parts.healer.heal(session, loss, self._call.trigger, held, is_urgent=False)
+        held = HeldRequest(0, self._services.policy.hold_timeout_s, is_stream=True)
+        waited, end = await self._services.healer.heal(session, loss, self._call.trigger, held, is_urgent=False)
         if waited is not Waited.BACK:
             return await self._keep_open(After.NO_ROUTE)  # the upstream may well accept connects: no reason to hurry
         if end.why is Unhealed.UNREACHABLE:
@@ -318,12 +319,12 @@ class Listening:
     async def _rewrite(self, status: int, signature: str) -> After:
         """Give the 404 in place of an answer; ``status`` is 0 where the upstream was not even asked."""
         if self._call.is_foreign:
-            self._parts.healer.refuse_foreign(self._label, signature)
-        if self._session is not None and self._parts.policy.mode is Mode.REWRITE:
-            tell_loss(self._session, Loss(self._session.generation, signature, status), self._parts.emit)
+            self._services.healer.refuse_foreign(self._label, signature)
+        if self._session is not None and self._services.policy.mode is Mode.REWRITE:
+            tell_loss(self._session, Loss(self._session.generation, signature, status), self._services.emit)
         if not self._responder.is_committed:
             if status:
-                self._parts.emit(AnswerRewritten(self._label, status))
+                self._services.emit(AnswerRewritten(self._label, status))
             await self._responder.give(replies.SESSION_NOT_FOUND)
         return After.OVER
 
@@ -340,7 +341,7 @@ class Listening:
         """Relay until the upstream's side ends."""
         answer, self._answer = self._answer, None
         assert answer is not None
-        started, broke = self._parts.clock(), False
+        started, broke = self._services.clock(), False
         try:
             await self._begin(answer)
             watch, splitter = self._watch_events()
@@ -356,21 +357,21 @@ class Listening:
                 self._upstream.detach(answer)
         finally:
             answer.close()
-        return self._after_end(watch, broke=broke, lived_s=self._parts.clock() - started)
+        return self._after_end(watch, broke=broke, lived_s=self._services.clock() - started)
 
     async def _relay_piece(self, piece: Block | Fragment, watch: StreamWatch) -> None:
         data, message = watch.relay(piece)
         if message is not None and self._session is not None:
-            self._session.remembered.heard(message, watch.mark)
+            self._session.client_state.heard(message, watch.mark)
         await self._stream.relay(data, in_event=watch.in_fragment)
 
     def _watch_events(self) -> tuple[StreamWatch, EventSplitter]:
         session = self._session
         if session is not None:
-            self._parts.aftercare.listens(session, self._generation, self._call.trigger)
+            self._services.list_check.listens(session, self._generation, self._call.trigger)
         self._watch = watch = _watch(session, self._generation)
         watch.unanswered = self._position.polled
-        return watch, splitter_for(watch, self._parts.limits)
+        return watch, splitter_for(watch, self._services.limits)
 
     def _after_end(self, watch: StreamWatch, *, broke: bool, lived_s: float) -> After:
         session = self._session
@@ -381,14 +382,14 @@ class Listening:
             if session is not None and session.generation == self._generation:
                 self._note_end(lived_s, watch.retry_ms)
             return After.AGAIN
-        if watch.in_fragment or (broke and (session is None or self._parts.policy.mode is Mode.OBSERVE)):
+        if watch.in_fragment or (broke and (session is None or self._services.policy.mode is Mode.OBSERVE)):
             self._responder.cut()
         return After.OVER
 
     async def _begin(self, answer: Answer) -> None:
         """The upstream's stream is there."""
         session = self._session
-        self._parts.holding.route.note_served()
+        self._services.holds.route.note_served()
         self._was_away = False
         self._conflicts_left = CONFLICTS
         if session is not None:
@@ -397,9 +398,9 @@ class Listening:
             self._responder.is_event_stream = True
             self._count(session)
             await self._responder.start(answer.status, answer.reason, self._call.client_headers(answer))
-            if session is not None and self._parts.heals:
+            if session is not None and self._services.heals:
                 self._look_after()
-                self._parts.telling.tell_waiting(session)
+                self._services.notifier.tell_waiting(session)
         answer.forget_head()
         self._call.pack()
 
@@ -422,18 +423,18 @@ class Listening:
 
     async def _wait_for_turn(self, after: After) -> None:
         if after is After.AWAY:
-            await self._parts.holding.for_stream(self._parts.availability)
+            await self._services.holds.for_stream(self._services.availability)
         elif after is After.NO_ROUTE:
             await asyncio.sleep(random.uniform(SLOWEST_PACE_S / 2, SLOWEST_PACE_S))
         elif self._pause_s:
             pause_s, self._pause_s = self._pause_s, 0.0
             await asyncio.sleep(pause_s)
         if self._responder.is_committed:
-            await self._parts.get_streams.returning.spread()
+            await self._services.get_streams.returning.spread()
 
     @property
     def _label(self) -> str:
-        return self._call.label(self._parts)
+        return self._call.label(self._services)
 
 
 def _watch(session: Session | None, generation: int) -> StreamWatch:

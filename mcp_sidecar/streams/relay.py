@@ -13,9 +13,9 @@ from mcp_sidecar.downstream.response import Responder
 from mcp_sidecar.healing.position import can_be_sent_back
 from mcp_sidecar.healing.stream_watch import AfterEnd, Ending, StreamWatch, after_end
 from mcp_sidecar.sessions.call import Call
-from mcp_sidecar.sessions.services import Parts
-from mcp_sidecar.upstream.answer import is_event_stream, is_json
-from mcp_sidecar.upstream.upstream import Answer, UpstreamFault
+from mcp_sidecar.sessions.services import Services
+from mcp_sidecar.upstream.answer import Answer, is_event_stream, is_json
+from mcp_sidecar.upstream.connection import UpstreamFault
 from mcp_sidecar.wire import headers
 from mcp_sidecar.wire.faults import Fault
 from mcp_sidecar.wire.headers import Pair
@@ -87,13 +87,13 @@ class EventRelay:
     """Relays the events of one POST, over a resumed stream if need be."""
 
     def __init__(
-        self, parts: Parts, call: Call, watch: StreamWatch, responder: Responder, learn: Learn, *, has_begun: bool
+        self, services: Services, call: Call, watch: StreamWatch, responder: Responder, learn: Learn, *, has_begun: bool
     ) -> None:
         """``learn`` is shown every message before the client sees it; ``watch`` knows the generation of the stream.
 
         ``has_begun``: the client has something of its stream already.
         """
-        self._parts = parts
+        self._services = services
         self._call = call
         self._watch = watch
         self._responder = responder
@@ -107,7 +107,7 @@ class EventRelay:
         resumed: Answer | None = None
         try:
             while True:
-                with self._parts.attachments.holding(self._call.session, resumed or answer):
+                with self._services.upstream_streams.holding(self._call.session, resumed or answer):
                     ending = await self._relay_in_time(resumed or answer)
                 has_advanced = self._watch.blocks > blocks_before
                 after = after_end(
@@ -129,7 +129,7 @@ class EventRelay:
 
     @property
     def _patience_s(self) -> float:
-        return self._parts.policy.hold_timeout_s * RESUME_HOLDS
+        return self._services.policy.hold_timeout_s * RESUME_HOLDS
 
     async def _relay_in_time(self, answer: Answer) -> Ending:
         """Servers without an event store may take a resume for a new listener, and never bring what is waited for."""
@@ -143,7 +143,7 @@ class EventRelay:
 
     async def _relay(self, answer: Answer, deadline: asyncio.Timeout | None) -> Ending:
         heard_before = self._watch.heard
-        splitter = splitter_for(self._watch, self._parts.limits)
+        splitter = splitter_for(self._watch, self._services.limits)
         try:
             async for chunk in answer.chunks():
                 for piece in splitter.feed(chunk):
@@ -168,7 +168,7 @@ class EventRelay:
         session = self._call.session
         if self._give_up_at is not None and asyncio.get_running_loop().time() >= self._give_up_at:
             return False
-        if session is None or session.displaced or not self._parts.heals:
+        if session is None or session.displaced or not self._services.heals:
             return False
         if not can_be_sent_back(self._watch.last_event_id or ""):
             return False
@@ -196,8 +196,8 @@ class EventRelay:
     async def _get(self, pairs: list[Pair]) -> Answer:
         """A server that ends a stream may close its connection right behind it, and a GET that meets that is sent again."""
         try:
-            return await self._parts.upstream.send("GET", self._call.target, pairs)
+            return await self._services.upstream.send("GET", self._call.target, pairs)
         except UpstreamFault as fault:
             if fault.fault is not Fault.BROKEN:
                 raise
-        return await self._parts.upstream.send("GET", self._call.target, pairs)
+        return await self._services.upstream.send("GET", self._call.target, pairs)

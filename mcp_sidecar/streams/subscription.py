@@ -13,27 +13,32 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from mcp_sidecar.healing.position import Position
 from mcp_sidecar.healing.session import Session, UpstreamSessionId
 from mcp_sidecar.sessions.call import Call
-from mcp_sidecar.sessions.services import Parts
-from mcp_sidecar.streams.ahead import Ahead
-from mcp_sidecar.upstream.answer import decoded_body, judged_head
-from mcp_sidecar.upstream.upstream import Answer, UpstreamFault
-from mcp_sidecar.verdicts.classify import PEEK_BYTES, Judgement, NeedBody, judge_body, judge_head
-from mcp_sidecar.verdicts.classify import Answer as JudgedAnswer
-from mcp_sidecar.waiting.returning import HEAD_PATIENCE_S
+from mcp_sidecar.sessions.services import Services
+from mcp_sidecar.upstream.answer import Answer, is_event_stream
+from mcp_sidecar.waiting.slots import HEAD_PATIENCE_S
 from mcp_sidecar.wire import headers
 from mcp_sidecar.wire.headers import Pair
 
 _REPLACED = frozenset({"last-event-id", "accept-encoding"})
 
 
-class Attaching:
+class Subscription:
     """Opens the GETs of one listener, with the credentials that came with it."""
 
-    __slots__ = ("_ahead", "_attached", "_call", "_may_open_ahead", "_parts", "_position", "_waiting", "_waits_under")
+    __slots__ = (
+        "_ahead",
+        "_attached",
+        "_call",
+        "_may_open_ahead",
+        "_position",
+        "_services",
+        "_waiting",
+        "_waits_under",
+    )
 
-    def __init__(self, parts: Parts, call: Call, position: Position) -> None:
+    def __init__(self, services: Services, call: Call, position: Position) -> None:
         """Nothing is open yet."""
-        self._parts = parts
+        self._services = services
         self._call = call
         self._position = position
         self._ahead: Ahead | None = None
@@ -63,8 +68,10 @@ class Attaching:
     async def _send(self, generation: int, *, comes_back: bool) -> Answer:
         async with AsyncExitStack() as stack:
             if comes_back:
-                await stack.enter_async_context(self._parts.get_streams.returning.place())
-            return await self._parts.upstream.send("GET", self._call.target, self._headers(generation), may_idle=True)
+                await stack.enter_async_context(self._services.get_streams.returning.place())
+            return await self._services.upstream.send(
+                "GET", self._call.target, self._headers(generation), may_idle=True
+            )
 
     def _headers(self, generation: int) -> list[Pair]:
         pairs = self._call.upstream_headers(without=_REPLACED)
@@ -76,26 +83,26 @@ class Attaching:
     def attach(self, answer: Answer, generation: int) -> None:
         """From now on, until ``detach``, the answer is what the client listens to."""
         self._attached = answer, generation
-        self._parts.attachments.add(self._owner, answer)
+        self._services.upstream_streams.add(self._owner, answer)
 
     def detach(self, answer: Answer) -> None:
         """Its stream is over."""
         self._attached = None
-        self._parts.attachments.discard(self._owner, answer)
+        self._services.upstream_streams.discard(self._owner, answer)
 
     @property
     def _owner(self) -> Session | None:
-        return self._call.session if not self._parts.observes else None
+        return self._call.session if not self._services.observes else None
 
     # -- heals --------------------------------------------------------------------------------------------------------
 
     async def open_ahead(self, upstream_id: UpstreamSessionId, generation: int) -> None:
-        """See ``Listener``. Returns when the head is there, or after ``HEAD_PATIENCE_S``."""
+        """See ``ListenerPort``. Returns when the head is there, or after ``HEAD_PATIENCE_S``."""
         if not self._may_open_ahead:
             return
         pairs = [pair for pair in self._call.pairs if pair[0].lower() not in _REPLACED]
         pairs += [(headers.SESSION_ID, upstream_id), ("Accept-Encoding", "identity")]
-        send = self._parts.upstream.send("GET", self._call.target, pairs, may_idle=True)
+        send = self._services.upstream.send("GET", self._call.target, pairs, may_idle=True)
         ahead = Ahead(asyncio.create_task(send), generation)
         self.let_go()
         self._ahead = ahead
@@ -103,7 +110,7 @@ class Attaching:
             self.let_go()
 
     def heal_ended(self) -> None:
-        """See ``Listener``. What is open for an earlier upstream session is broken off: nothing will come on it."""
+        """See ``ListenerPort``. What is open for an earlier upstream session is broken off: nothing will come on it."""
         session = self._call.session
         generation = session.generation if session is not None else 1
         failed_with_it = self._ahead is not None and self._ahead.generation != generation
@@ -140,16 +147,38 @@ class Attaching:
         self.let_go()
 
 
-async def judged_get(parts: Parts, call: Call, answer: Answer) -> tuple[Judgement, JudgedAnswer]:
-    """What an answer means that is no stream, and what of it was judged."""
-    facts, head = call.facts(None), judged_head(answer)
-    judgement = judge_head(facts, head)
-    original = JudgedAnswer(head, b"", complete=False)
-    if isinstance(judgement, NeedBody):
+class Ahead:
+    """One GET under way, for an upstream session that is not the client's yet."""
+
+    def __init__(self, sending: asyncio.Task[Answer], generation: int) -> None:
+        """``generation`` is the one that the session will have if the heal succeeds."""
+        self._sending = sending
+        self.generation = generation
+
+    async def may_become_a_stream(self, patience_s: float) -> bool:
+        """Wait for the head, but not for long; false where it shows that there will be no stream."""
+        await asyncio.wait({self._sending}, timeout=patience_s)
+        if not self._sending.done():
+            return True
+        if self._sending.cancelled() or self._sending.exception() is not None:
+            return False
+        answer = self._sending.result()
+        return answer.status == 200 and is_event_stream(answer)
+
+    async def answer(self) -> Answer:
+        """The head, whatever it says. Raises ``UpstreamFault``."""
         try:
-            body = await decoded_body(answer, PEEK_BYTES)
-        except UpstreamFault:
-            body = b""
-        original = JudgedAnswer(head, body, complete=answer.whole)
-        judgement = judge_body(facts, head, body, complete=answer.whole, extra=parts.policy.signatures)
-    return judgement, original
+            return await self._sending
+        except asyncio.CancelledError:
+            self.close()  # the head may have come just now
+            raise
+
+    def close(self) -> None:
+        """Nobody wants it."""
+        self._sending.cancel()
+        self._sending.add_done_callback(_let_go)
+
+
+def _let_go(sending: asyncio.Task[Answer]) -> None:
+    if not sending.cancelled() and sending.exception() is None:
+        sending.result().close()

@@ -18,7 +18,7 @@ from mcp_sidecar.facts import Emit, HoldOverflowed
 from mcp_sidecar.healing.principal import Principal
 from mcp_sidecar.healing.session import ClientSessionId, Session
 from mcp_sidecar.waiting.availability import Availability, Route
-from mcp_sidecar.waiting.slots import Turn, Turns
+from mcp_sidecar.waiting.slots import SlotRequest, Slots
 from mcp_sidecar.wire.jsonrpc import JsonRpcId
 
 T = TypeVar("T")
@@ -41,7 +41,7 @@ class Waited(Enum):
 
 
 @dataclass(eq=False, slots=True)
-class Held:
+class HeldRequest:
     """One request that may have to wait.
 
     ``size`` in bytes; ``deadline`` is set when the first wait begins; ``cancel_keys`` are what the client's
@@ -60,7 +60,7 @@ class Held:
     released: Waited | None = None
     woken: asyncio.Future[None] | None = None
     cancelled: set[CancelKey] = field(default_factory=set)
-    turn: Turn | None = None
+    turn: SlotRequest | None = None
 
     def wake(self, _: object = None) -> None:
         """Let it look at what has become of what it waits for."""
@@ -68,7 +68,7 @@ class Held:
             self.woken.set_result(None)
 
 
-class Holding:
+class Holds:
     """Everything that waits."""
 
     def __init__(self, *, max_requests: int, max_bytes: int, emit: Emit, clock: Callable[[], float]) -> None:
@@ -77,20 +77,20 @@ class Holding:
         self._max_bytes = max_bytes
         self._emit = emit
         self._clock = clock
-        self._held: set[Held] = set()
-        self._by_request: dict[CancelKey, Held] = {}
-        self._by_session: dict[Session, set[Held]] = {}
+        self._held: set[HeldRequest] = set()
+        self._by_request: dict[CancelKey, HeldRequest] = {}
+        self._by_session: dict[Session, set[HeldRequest]] = {}
         self._streams = 0
         self._bytes = 0
         self._draining = False
-        self._turns = Turns(GO_ON_AT_A_TIME, HEAD_PATIENCE_S)
+        self._turns = Slots(GO_ON_AT_A_TIME, HEAD_PATIENCE_S)
         self.route = Route(clock)
 
     def __len__(self) -> int:
         """How many requests are held."""
         return len(self._held)
 
-    async def for_connect(self, held: Held, availability: Availability) -> Waited:
+    async def for_connect(self, held: HeldRequest, availability: Availability) -> Waited:
         """Wait until the upstream accepts connections."""
         with self._room_for(held) as there_is:
             if not there_is:
@@ -98,7 +98,7 @@ class Holding:
             ended, _ = await self._wait(held, availability.back())
             return await self._in_turn(held) if ended is Waited.BACK else ended
 
-    async def for_route(self, held: Held) -> Waited:
+    async def for_route(self, held: HeldRequest) -> Waited:
         """Wait until it is this request's turn to try, or the server answers again.
 
         The scout keeps its role until ``route.note_served`` or ``leave``.
@@ -120,19 +120,19 @@ class Holding:
                 if self.route.apply(held):
                     return Waited.BACK
 
-    async def for_result(self, held: Held, result: asyncio.Task[T]) -> tuple[Waited, T | None]:
+    async def for_result(self, held: HeldRequest, result: asyncio.Task[T]) -> tuple[Waited, T | None]:
         """Wait for somebody else's work, which goes on whatever becomes of this request."""
         with self._room_for(held) as there_is:
             if not there_is:
                 return Waited.EXPIRED, None
             return await self._wait(held, result)
 
-    def went_on(self, held: Held) -> None:
+    def went_on(self, held: HeldRequest) -> None:
         """The upstream has answered, or cannot: let the next one go, if this one had to wait."""
         if held.turn is not None:
             self._turns.leave(held.turn)
 
-    def leave(self, held: Held) -> None:
+    def leave(self, held: HeldRequest) -> None:
         """The exchange is over: give back the scout's role, if it had it."""
         self.route.resign(held)
 
@@ -170,10 +170,10 @@ class Holding:
         for held in self._held:
             _release(held, Waited.EXPIRED)
 
-    async def _in_turn(self, held: Held) -> Waited:
+    async def _in_turn(self, held: HeldRequest) -> Waited:
         """Wait for one of the places that all share who go on."""
         self.went_on(held)  # perhaps nothing came of it last time
-        turn = held.turn = held.turn or Turn()
+        turn = held.turn = held.turn or SlotRequest()
         granted = self._turns.ask(turn)
         if granted is None:
             return Waited.BACK
@@ -186,7 +186,7 @@ class Holding:
         # Out of time, but the upstream is there: it goes on without a place.
         return held.released or Waited.BACK
 
-    async def _wait(self, held: Held, awaited: asyncio.Future[T] | asyncio.Task[T]) -> tuple[Waited, T | None]:
+    async def _wait(self, held: HeldRequest, awaited: asyncio.Future[T] | asyncio.Task[T]) -> tuple[Waited, T | None]:
         await self._until_woken(held, self._left_s(held), awaited)
         if held.released is not None:
             return held.released, None
@@ -194,7 +194,7 @@ class Holding:
             return Waited.BACK, awaited.result()
         return Waited.EXPIRED, None
 
-    async def _pause(self, held: Held, delay_s: float) -> Waited:
+    async def _pause(self, held: HeldRequest, delay_s: float) -> Waited:
         left_s = self._left_s(held)
         await self._until_woken(held, min(delay_s, left_s))
         if held.released is not None:
@@ -202,7 +202,7 @@ class Holding:
         return Waited.BACK if delay_s < left_s else Waited.EXPIRED
 
     @staticmethod
-    async def _until_woken(held: Held, seconds: float, awaited: asyncio.Future[T] | None = None) -> None:
+    async def _until_woken(held: HeldRequest, seconds: float, awaited: asyncio.Future[T] | None = None) -> None:
         """As ``asyncio.wait`` for the first of them, at a fraction of its price: every held request comes by here."""
         if held.released is not None:
             return
@@ -222,12 +222,12 @@ class Holding:
             if awaited is not None:
                 awaited.remove_done_callback(held.wake)
 
-    def _left_s(self, held: Held) -> float:
+    def _left_s(self, held: HeldRequest) -> float:
         assert held.deadline is not None
         return max(0.0, held.deadline - self._clock())
 
     @contextmanager
-    def _room_for(self, held: Held) -> Iterator[bool]:
+    def _room_for(self, held: HeldRequest) -> Iterator[bool]:
         if held.deadline is None:
             held.deadline = self._clock() + held.timeout_s
         has_no_place = len(self._held) >= self._max_requests or self._bytes + held.size > self._max_bytes
@@ -256,7 +256,7 @@ class Holding:
                     del self._by_request[key]
             self._forget_of_session(held)
 
-    def _forget_of_session(self, held: Held) -> None:
+    def _forget_of_session(self, held: HeldRequest) -> None:
         if held.session is not None:
             others = self._by_session[held.session]
             others.discard(held)
@@ -264,7 +264,7 @@ class Holding:
                 del self._by_session[held.session]
 
 
-def _release(held: Held, how: Waited) -> None:
+def _release(held: HeldRequest, how: Waited) -> None:
     if held.released is None:
         held.released = how
         held.wake()

@@ -89,7 +89,7 @@ class Stood:
     async def _until_all_wait(self, tasks: list[asyncio.Task[list[str]]]) -> None:
         async with asyncio.timeout(BOUND_S):
             # What waits in the sidecar announces nothing.
-            while len(self.sidecar.parts.holding) + sum(task.done() for task in tasks) < len(tasks):  # noqa: ASYNC110
+            while len(self.sidecar.services.holds) + sum(task.done() for task in tasks) < len(tasks):  # noqa: ASYNC110
                 await asyncio.sleep(0.002)
         if self.case.evidence is Evidence.ROUTE and self.knowledge is Knowledge.BOUND:
             # Every session has learned that not even an ``initialize`` finds the route.

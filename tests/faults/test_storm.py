@@ -89,12 +89,12 @@ def _shared_sessions(ledger: Ledger) -> dict[str, set[str | None]]:
 
 def _left_over(sidecar: WatchedSidecar) -> dict[str, int]:
     """What the sidecar still holds of what is over."""
-    parts = sidecar.parts
+    services = sidecar.services
     return {
-        "held": len(parts.holding),
-        "flights": len(parts.healer._flights),
-        "renumbered": len(parts.renumbered),
-        "GET streams": parts.open.get_streams,
-        "POST streams": parts.open.post_streams,
+        "held": len(services.holds),
+        "flights": len(services.healer._flights),
+        "renumbered": len(services.renumbered),
+        "GET streams": services.open.get_streams,
+        "POST streams": services.open.post_streams,
         "under way": sidecar._ingress._under_way,
     }

@@ -15,7 +15,7 @@ class Blackhole:
 
     def __init__(self) -> None:
         self.accepted = 0
-        self._holding = False
+        self._holds = False
         self._held: list[socket.socket] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
@@ -28,18 +28,18 @@ class Blackhole:
             except OSError:
                 return
             self.accepted += 1
-            if self._holding:
+            if self._holds:
                 self._held.append(connection)
             else:
                 connection.close()
 
     def hold(self) -> None:
         """Keep the connections that come from now on."""
-        self._holding = True
+        self._holds = True
 
     def release(self) -> None:
         """Close what is held and whatever comes."""
-        self._holding = False
+        self._holds = False
         while self._held:
             self._held.pop().close()
 

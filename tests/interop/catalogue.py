@@ -39,7 +39,7 @@ class ToolCall:
 
 
 @dataclass(frozen=True, slots=True)
-class Tools:
+class HealServices:
     """What a server can be asked; None where it has no such tool."""
 
     safe: ToolCall
@@ -52,20 +52,20 @@ class Tools:
     """Whether the slow read can give a result at all; an error of the tool is a definite answer, too."""
 
 
-LEDGER_TOOLS = Tools(
+LEDGER_TOOLS = HealServices(
     safe=ToolCall("echo", {"text": "{key}"}),
     unsafe=ToolCall("add_to_ledger", {"key": "{key}"}),
     slow_unsafe=ToolCall("slow", {"seconds": ENDLESS_SECONDS, "key": "{key}"}),
     slow_safe=ToolCall("slow_read", {"seconds": SLOW_SECONDS, "key": "{key}"}),
     count=ToolCall("count", {}),
 )
-EVERYTHING_TOOLS = Tools(
+EVERYTHING_TOOLS = HealServices(
     safe=ToolCall("echo", {"message": "{key}"}),
     unsafe=None,
     slow_unsafe=None,
     slow_safe=ToolCall("trigger-long-running-operation", {"duration": SLOW_SECONDS, "steps": 2}),
 )
-BIOMCP_TOOLS = Tools(
+BIOMCP_TOOLS = HealServices(
     safe=ToolCall("biomcp", {"command": "biomcp version"}),
     unsafe=None,
     slow_unsafe=None,
@@ -83,7 +83,7 @@ class ServerSpec:
     command: Callable[[int], list[str]]
     needs: tuple[Path, ...]
     installed_by: str
-    tools: Tools = LEDGER_TOOLS
+    tools: HealServices = LEDGER_TOOLS
     environment: dict[str, str] = field(default_factory=dict)
     port_variable: str | None = None
     post_line: str | None = None

@@ -184,7 +184,7 @@ def drivers() -> Iterator[dict[str, Driver]]:
 @pytest.mark.interop
 @pytest.mark.parametrize("whole", [pytest.param(whole, id=whole.spec.name) for whole in WHOLE])
 def test_the_whole_session_survives(whole: Whole, drivers: dict[str, Driver], tmp_path: Path) -> None:
-    """Listening stream, subscription and log level go on; the open question is cancelled, and a new one is answered."""
+    """Listener stream, subscription and log level go on; the open question is cancelled, and a new one is answered."""
     missing = whole.spec.missing or next((c.missing for c in CLIENTS if c.name in CLIENT_NAMES and c.missing), None)
     if DIRECT or missing:
         pytest.skip(missing or "without the sidecar nothing of it survives")

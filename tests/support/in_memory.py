@@ -80,10 +80,10 @@ class Through:
         self._done = self._loop.create_future()
         self._client = sidecar._server()
         self._client.connection_made(MemoryTransport(self._note))
-        self._upstream = Connection(self._loop, sidecar.parts.limits)
+        self._upstream = Connection(self._loop, sidecar.services.limits)
         self._upstream.connection_made(MemoryTransport(self._take))
         self._missing = 0
-        pool = sidecar.parts.upstream._pool
+        pool = sidecar.services.upstream._pool
         assert pool is not None
         pool._free.append((self._upstream, self._loop.time() + 3600))
 

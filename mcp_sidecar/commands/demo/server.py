@@ -1,8 +1,8 @@
 """The demo's MCP server: a shopping cart in memory, on the official SDK, with sessions.
 
 The rule of this file: it knows nothing of the sidecar. It is what a user's own server is like: it hands out session ids,
-keeps everything in memory, and has forgotten both after a restart. ``python -m mcp_sidecar.commands.demo.server PORT`` prints the
-port that it bound (0 picks one) as a line of its own once it answers.
+keeps everything in memory, and has forgotten both after a restart. ``python -m mcp_sidecar.commands.demo.server PORT`` prints
+the port that it bound (0 picks one) as a line of its own once it answers.
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ Opening = Callable[[str, Ids], AbstractAsyncContextManager[Session]]
 
 
 @dataclass(slots=True)
-class Held:
+class HeldRequest:
     """One open connection: a task owns its context managers, because anyio wants them closed where they were opened."""
 
     ids: Ids
@@ -93,7 +93,7 @@ class Driver:
 
     def __init__(self, opening: Opening) -> None:
         self._opening = opening
-        self._held: dict[str, Held] = {}
+        self._held: dict[str, HeldRequest] = {}
 
     async def answer(self, command: dict[str, Any]) -> dict[str, Any]:
         """Carry one command out and describe what became of it; never raises."""
@@ -128,7 +128,7 @@ class Driver:
         ids, session, closing = Ids(), asyncio.get_running_loop().create_future(), asyncio.Event()
         owner = asyncio.ensure_future(_own(self._opening, command["url"], ids, session, closing))
         await session
-        self._held[command["name"]] = Held(ids, session, closing, owner)
+        self._held[command["name"]] = HeldRequest(ids, session, closing, owner)
         return "result", ""
 
     async def _tools(self, command: dict[str, Any]) -> Outcome:

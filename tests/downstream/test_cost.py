@@ -1,0 +1,114 @@
+"""What a request costs, counted and not timed, so that a slip shows on any machine.
+
+The bounds on function calls are a sixth above what was counted (CPython 3.11); whoever needs more says why.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import tracemalloc
+
+import pytest
+
+from mcp_sidecar.config import SessionLimits
+from mcp_sidecar.healing.handshake import Handshake
+from mcp_sidecar.healing.principal import Principal
+from mcp_sidecar.healing.session import ClientSessionId
+from mcp_sidecar.sessions.table import SessionTable
+from tests.support.in_memory import answered, posted, through
+
+CALL = b'{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"echo","arguments":{"text":"%b"}}}'
+RESULT = b'{"jsonrpc":"2.0","id":7,"result":{"content":[{"type":"text","text":"%b"}],"isError":false}}'
+ERROR = b'{"jsonrpc":"2.0","id":7,"error":{"code":-32602,"message":"no such tool"}}'
+EVENT = b"event: message\ndata: %b\n\n"
+
+KIB = 1024
+
+
+@pytest.mark.parametrize(
+    ("answer", "calls"),
+    [
+        pytest.param(answered(RESULT % (b"x" * 500)), 295, id="JSON"),
+        pytest.param(answered(EVENT % (RESULT % (b"x" * 500)), "text/event-stream"), 350, id="a short stream"),
+    ],
+)
+async def test_a_plain_request_is_cheap(answer: bytes, calls: int) -> None:
+    """No task, no timer, one write for the whole answer, and a bounded number of function calls: it takes the lane."""
+    async with through() as way:
+        request = posted(CALL % (b"a" * 200))
+        for _ in range(3):  # what is learned once
+            await way.request(request, answer)
+        spent = await way.spent_on(request, answer)
+        assert (spent.writes, spent.tasks, spent.timers) == (1, 0, 0)
+        assert spent.calls <= calls
+
+
+@pytest.mark.parametrize(
+    ("answer", "calls"),
+    [
+        pytest.param(answered(ERROR), 965, id="an error, handed over"),
+        pytest.param(answered(b"id: 1\n" + EVENT % RESULT, "text/event-stream"), 1040, id="an event id, handed over"),
+    ],
+)
+async def test_a_hand_over_costs_no_second_request(answer: bytes, calls: int) -> None:
+    """Where the lane does not pass the answer it has cost a look at the request and at the answer, and nothing else."""
+    async with through() as way:
+        request = posted(CALL % (b"a" * 200))
+        for _ in range(3):
+            await way.request(request, answer)
+        spent = await way.spent_on(request, answer)
+        assert (spent.writes, spent.tasks, spent.timers) == (1, 0, 0)
+        assert spent.calls <= calls, spent.calls
+
+
+async def test_the_answer_is_the_upstreams() -> None:
+    """What is counted here is a request that passes: one write, head and body."""
+    async with through() as way:
+        (written,) = await way.request(posted(CALL % b"a"), answered(RESULT % b"x"))
+        head, _, body = written.partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+        assert json.loads(body)["id"] == 7
+
+
+@pytest.mark.parametrize(
+    ("asked_bytes", "answered_bytes", "copies"),
+    [
+        # Each is read in one piece here; the parser, the head in front of it and the transport hold one copy each.
+        pytest.param(1, 512 * KIB, 3, id="a large answer"),
+        pytest.param(512 * KIB, 1, 4, id="a large request, which is parsed"),
+    ],
+)
+async def test_bodies_are_not_copied_over_and_over(asked_bytes: int, answered_bytes: int, copies: int) -> None:
+    """At no moment are there more copies of a body than are needed to hand it on."""
+    request, answer = posted(CALL % (b"a" * asked_bytes)), answered(RESULT % (b"x" * answered_bytes))
+    async with through() as way:
+        await way.request(request, answer)
+        gc.collect()
+        tracemalloc.start()
+        try:
+            await way.request(request, answer)
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert peak < copies * max(asked_bytes, answered_bytes) + 64 * KIB
+
+
+def test_an_idle_session_is_small() -> None:
+    """Sessions of the same client and server share what they said of themselves; the rest is below 2 KiB."""
+    store = SessionTable(
+        SessionLimits(), lambda _: None, salt=b"s" * 16, clock=lambda: 0.0, new_tag=lambda: "0123456789ab"
+    )
+    params = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "c", "version": "1"}}
+    result = {"protocolVersion": "2025-06-18", "capabilities": {}, "serverInfo": {"name": "s", "version": "1"}}
+    number = 2000
+    gc.collect()
+    tracemalloc.start()
+    try:
+        for index in range(number):
+            store.open(ClientSessionId(f"{index:032x}"), Principal(b"%016d" % index), Handshake.of(params, result))
+        size, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(store) == number
+    assert size / number < 2 * KIB

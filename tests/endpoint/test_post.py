@@ -1,0 +1,609 @@
+"""One POST and its answer: retries under new ids, bodies too large to keep, encoded bodies, clients that leave."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from mcp_sidecar.facts import DroppedKind, HealEnded, HealOutcome, MessageDropped
+from tests.support.behaviour import Answers, SessionMode
+from tests.support.client import McpClient, raw_exchange, raw_post
+from tests.support.dialects import DIALECTS
+from tests.support.fake_upstream import FakeUpstream
+from tests.support.faults import Answer as Says
+from tests.support.faults import (
+    CutStream,
+    EndStream,
+    Fault,
+    ResetAfterExecution,
+    ResetBeforeExecution,
+    Stage,
+    Stall,
+    StallAt,
+    TruncateJson,
+)
+from tests.support.ledger import Arrival
+from tests.support.raw_upstream import Conversation, RawUpstream
+from tests.support.sidecar import running_sidecar
+
+BIG = "x" * 200_000
+REPLAYABLE = "64KiB"
+
+
+def sent(arrival: Arrival) -> dict[str, Any]:
+    message: dict[str, Any] = json.loads(arrival.body)
+    return message
+
+
+# -- again in the same session ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("answers", Answers, ids=lambda answers: answers.value)
+@pytest.mark.parametrize("request_id", [7, "seven"], ids=["number", "text"])
+async def test_a_retry_goes_under_new_ids(answers: Answers, request_id: int | str) -> None:
+    """Inside one session no id is used twice: the retry has its own, and the client sees its old one."""
+    async with (
+        FakeUpstream(answers=answers) as upstream,
+        running_sidecar(upstream.url) as sidecar,
+        McpClient(sidecar.url) as client,
+    ):
+        await client.initialize()
+        await client.call("tools/list")
+        upstream.inject(ResetAfterExecution(), times=2, tool="echo")
+        answer = await client.call("tools/call", {"name": "echo", "arguments": {"text": "a"}}, id=request_id)
+        assert (answer.text, answer.response["id"]) == ("a", request_id)
+        ids = [sent(arrival)["id"] for arrival in upstream.ledger.arrived(tool="echo")]
+        assert ids[0] == request_id
+        assert len({json.dumps(each) for each in ids}) == 3
+        assert len({arrival.session_id for arrival in upstream.ledger.arrived(tool="echo")}) == 1
+
+
+async def test_a_harmless_request_is_not_sent_for_ever() -> None:
+    """A request that breaks its server is given up after two retries."""
+    async with (
+        FakeUpstream() as upstream,
+        running_sidecar(upstream.url) as sidecar,
+        McpClient(sidecar.url) as client,
+    ):
+        await client.initialize()
+        upstream.inject(ResetBeforeExecution(), times=None)
+        answer = await client.call("ping", id=1)
+        assert answer.error["data"] == {"reason": "outcome_unknown"}
+        assert upstream.ledger.count("ping") == 3
+
+
+async def test_progress_of_a_retry_comes_under_the_old_token() -> None:
+    """The retry has a new progress token, too; what it reports is mapped back, and so is its response."""
+    async with (
+        FakeUpstream() as upstream,
+        running_sidecar(upstream.url) as sidecar,
+        McpClient(sidecar.url) as client,
+    ):
+        await client.initialize()
+        listed = {"tools": [{"name": "progress", "annotations": {"readOnlyHint": True}}]}
+        upstream.inject(
+            Says(
+                200,
+                (("Content-Type", "application/json"),),
+                json.dumps({"jsonrpc": "2.0", "id": 1, "result": listed}).encode(),
+            )
+        )
+        await client.call("tools/list", id=1)
+        upstream.inject(ResetAfterExecution(), tool="progress")
+        params = {"name": "progress", "arguments": {"steps": 2}, "_meta": {"progressToken": "mine"}}
+        answer = await client.call("tools/call", params, id=5)
+        assert [m["params"]["progressToken"] for m in answer.messages[:-1]] == ["mine", "mine"]
+        assert answer.response["id"] == 5
+        first, second = (sent(arrival) for arrival in upstream.ledger.arrived(tool="progress"))
+        assert first["params"]["_meta"]["progressToken"] == "mine"
+        assert second["params"]["_meta"]["progressToken"] not in ("mine", 5)
+
+
+async def test_a_cancellation_reaches_the_retry() -> None:
+    """``notifications/cancelled`` names the id under which the request is under way now."""
+    async with (
+        FakeUpstream() as upstream,
+        running_sidecar(upstream.url) as sidecar,
+        McpClient(sidecar.url) as client,
+    ):
+        await client.initialize()
+        await client.call("tools/list")
+        upstream.inject(ResetBeforeExecution(), tool="slow_read")
+        call = asyncio.create_task(client.call("tools/call", {"name": "slow_read"}, id=9))
+        await upstream.ledger.wait_for(lambda ledger: len(ledger.executions("slow_read")) == 1)
+        await client.notify("notifications/cancelled", {"requestId": 9})
+        answer = await call
+        assert (answer.error["message"], answer.response["id"]) == ("Request cancelled", 9)
+        assert not sidecar.services.renumbered
+
+
+async def test_ids_of_strangers_are_not_mixed_up() -> None:
+    """On a server without sessions one client's cancellation never names another client's request."""
+    async with (
+        FakeUpstream(sessions=SessionMode.STATELESS) as upstream,
+        running_sidecar(upstream.url) as sidecar,
+        McpClient(sidecar.url) as one,
+        McpClient(sidecar.url) as other,
+    ):
+        upstream.inject(ResetBeforeExecution(), rpc_method="ping")
+        upstream.inject(Stall(StallAt.BEFORE_HEADERS), rpc_method="ping")
+        call = asyncio.create_task(one.call("ping", id=9))
+        await upstream.ledger.wait_for(lambda ledger: len(ledger.executions("ping")) == 1)
+        await other.notify("notifications/cancelled", {"requestId": 9})
+        upstream.release()
+        assert (await call).response["id"] == 9
+        [cancelled] = upstream.ledger.arrived(rpc_method="notifications/cancelled")
+        assert sent(cancelled)["params"]["requestId"] == 9
+
+
+@pytest.mark.parametrize("headers", [{}, {"Content-Encoding": "gzip"}], ids=["too-large", "encoded"])
+async def test_an_answer_that_cannot_be_mapped_back_is_not_passed(headers: dict[str, str]) -> None:
+    """The client would wait for ever for an answer that came under the id of the retry."""
+    body = json.dumps({"jsonrpc": "2.0", "id": 1, "result": {"text": BIG}}).encode()
+    async with (
+        FakeUpstream() as upstream,
+        running_sidecar(upstream.url, limits__max_buffered_answer="64KiB") as sidecar,
+        McpClient(sidecar.url) as client,
+    ):
+        await client.initialize()
+        upstream.inject(ResetAfterExecution(), rpc_method="ping")
+        upstream.inject(Says(200, (("Content-Type", "application/json"), *headers.items()), body), rpc_method="ping")
+        answer = await client.call("ping", id=1)
+        assert (answer.response["id"], answer.error["data"]) == (1, {"reason": "outcome_unknown"})
+
+
+# -- answers that break -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("chunked", "told"),
+    [pytest.param(False, False, id="announced"), pytest.param(True, False, id="chunked")],
+)
+async def test_a_large_json_answer_that_breaks_is_cut(chunked: bool, told: bool) -> None:
+    """Beyond ``max_buffered_answer`` it streams, and a broken one is never ended as if whole."""
+    async with (
+        FakeUpstream(answers=Answers.JSON) as upstream,
+        running_sidecar(upstream.url, limits__max_buffered_answer="64KiB") as sidecar,
+        McpClient(sidecar.url) as client,
+    ):
+        await client.initialize()
+        upstream.inject(TruncateJson(100_000, chunked=chunked), tool="big")
+        answer = await client.tool("big", bytes=200_000)
+        assert (answer.status, answer.broken is None) == (200, told)
+        whole = await client.tool("big", bytes=200_000)
+        assert len(whole.text) == 200_000
+
+
+@pytest.mark.parametrize("at", [100, 60_000], ids=["early", "late"])
+async def test_a_small_json_answer_that_breaks_is_told(at: int) -> None:
+    """Up to ``max_buffered_answer`` a broken answer is a definite error, and nothing of it is shown."""
+    async with (
+        FakeUpstream(answers=Answers.JSON) as upstream,
+        running_sidecar(upstream.url, limits__max_buffered_answer="64KiB") as sidecar,
+        McpClient(sidecar.url) as client,
+    ):
+        await client.initialize()
+        upstream.inject(TruncateJson(at, chunked=True), tool="big")
+        answer = await client.tool("big", bytes=60_000)
+        assert answer.error["data"] == {"reason": "outcome_unknown"}
+
+
+@pytest.mark.parametrize("dialect", sorted(DIALECTS))
+@pytest.mark.parametrize("chunked", [False, True], ids=["announced", "chunked"])
+async def test_a_refusal_that_breaks_is_understood_or_passed(dialect: str, chunked: bool) -> None:
+    """Half of what a server says about a lost session is not its word: it passes as an error, and nothing runs."""
+    async with (
+        FakeUpstream(dialect=dialect) as upstream,
+        running_sidecar(upstream.url) as sidecar,
+        McpClient(sidecar.url) as client,
+    ):
+        await client.initialize()
+        await upstream.restart()
+        upstream.inject(TruncateJson(10, chunked=chunked), tool="charge")
+        answer = await client.tool("charge")
+        assert answer.broken is None
+        is_healed = answer.status == 200 and "result" in answer.response
+        assert answer.status == 200 or (answer.status >= 400 and len(answer.body) <= 10)
+        assert len(upstream.ledger.executions("charge")) == is_healed
+
+
+async def test_a_stream_that_stalls_is_told() -> None:
+    """No byte for ``upstream.idle_timeout`` is a cut; what had come stays."""
+    async with (
+        FakeUpstream() as upstream,
+        running_sidecar(upstream.url, upstream__idle_timeout=0.1) as sidecar,
+        McpClient(sidecar.url) as client,
+    ):
+        await client.initialize()
+        params = {"name": "progress", "arguments": {"steps": 1, "wait": True}, "_meta": {"progressToken": 1}}
+        answer = await client.call("tools/call", params, id=3)
+        assert [message.get("method") for message in answer.messages] == ["notifications/progress", None]
+        assert (answer.response["id"], answer.error["data"]) == (3, {"reason": "outcome_unknown"})
+        await upstream.ledger.wait_for(lambda ledger: ledger.arrived(tool="progress")[0].client_left)
+
+
+async def test_a_name_that_is_not_known_is_an_upstream_that_is_away() -> None:
+    """Nothing was sent: held, then the error with its own id."""
+    async with (
+        running_sidecar("http://nowhere.invalid:9000/mcp", healing__hold_timeout=0.05) as sidecar,
+        McpClient(sidecar.url) as client,
+    ):
+        answer = await client.call("tools/list", id=1)
+        assert (answer.status, answer.response["id"]) == (200, 1)
+        assert answer.error["data"] == {"reason": "upstream_unavailable"}
+
+
+async def test_a_handshake_that_is_begun_anew_has_one_id() -> None:
+    """A cut ``initialize`` stream has shown an id; the session is known under that one, and it heals."""
+    async with (
+        FakeUpstream() as upstream,
+        running_sidecar(upstream.url) as sidecar,
+        McpClient(sidecar.url) as client,
+    ):
+        upstream.inject(CutStream(0, event_ids=False), rpc_method="initialize")
+        await client.initialize()
+        assert len(upstream.sessions) == 2
+        assert (await client.tool("charge")).text == "charged 1"
+        await upstream.restart()
+        assert (await client.tool("charge")).text == "charged 1"
+        assert [fact.outcome for fact in sidecar.of(HealEnded)] == [HealOutcome.HEALED]
+
+
+# -- too large to be kept ---------------------------------------------------------------------------------------------
+
+
+async def test_a_large_request_passes() -> None:
+    """A request that is too large to be kept is streamed."""
+    async with (
+        FakeUpstream() as upstream,
+        running_sidecar(upstream.url, limits__max_replay_body=REPLAYABLE) as sidecar,
+        McpClient(sidecar.url) as client,
+    ):
+        await client.initialize()
+        assert (await client.tool("echo", text=BIG)).text == BIG
+
+
+async def test_a_large_request_of_a_lost_session_is_told_after_the_heal() -> None:
+    """The session is healed, the request gets ``too_large_to_replay`` under its own id, and the next one succeeds."""
+    async with (
+        FakeUpstream() as upstream,
+        running_sidecar(upstream.url, limits__max_replay_body=REPLAYABLE) as sidecar,
+        McpClient(sidecar.url) as client,
+    ):
+        await client.initialize()
+        await upstream.restart()
+        params = {"name": "charge", "arguments": {"note": BIG}}
+        answer = await client.call("tools/call", params, id=11)
+        assert (answer.status, answer.response["id"]) == (200, 11)
+        assert answer.error["data"] == {"reason": "too_large_to_replay"}
+        assert [fact.outcome for fact in sidecar.of(HealEnded)] == [HealOutcome.HEALED]
+        assert upstream.ledger.executions("charge") == []
+        assert "result" in (await client.call("tools/call", params, id=12)).response
+
+
+async def test_a_large_request_is_held_while_the_upstream_is_away() -> None:
+    """Nothing of it was sent: it is sent once the upstream is back."""
+    async with (
+        FakeUpstream() as upstream,
+        running_sidecar(upstream.url, limits__max_replay_body=REPLAYABLE) as sidecar,
+        McpClient(sidecar.url) as client,
+    ):
+        await client.initialize()
+        await upstream.stop()
+        call = asyncio.create_task(client.tool("charge", note=BIG))
+        async with asyncio.timeout(5):
+            while not len(sidecar.services.holds):  # noqa: ASYNC110 - what waits here announces nothing
+                await asyncio.sleep(0.002)
+        await upstream.start()
+        assert (await call).text == "charged 1"
+        assert len(upstream.ledger.executions("charge")) == 1
+
+
+async def test_a_large_request_that_breaks_is_told_under_its_id() -> None:
+    """Even a harmless one cannot be sent again; its id is read from what is left of it."""
+    async with (
+        FakeUpstream() as upstream,
+        running_sidecar(upstream.url, limits__max_replay_body=REPLAYABLE) as sidecar,
+        McpClient(sidecar.url) as client,
+    ):
+        await client.initialize()
+        await client.call("tools/list")
+        upstream.inject(ResetAfterExecution(), tool="echo")
+        body = {
+            "jsonrpc": "2.0",
+            "method": "tools/call",
+            "params": {"name": "echo", "arguments": {"text": BIG}},
+            "id": 13,
+        }
+        answer = await client.post(body)
+        assert (answer.status, answer.response["id"]) == (200, 13)
+        assert answer.error["data"] == {"reason": "outcome_unknown"}
+        assert upstream.ledger.count(tool="echo") == 1
+
+
+ID_LAST = {"method": "tools/call", "params": {"name": "charge", "arguments": {"note": BIG}}, "jsonrpc": "2.0", "id": 77}
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        pytest.param(None, "too_large_to_replay", id="lost"),
+        pytest.param(ResetAfterExecution(), "outcome_unknown", id="reset"),
+        pytest.param(CutStream(after_events=0, event_ids=False), "outcome_unknown", id="stream-cut"),
+        pytest.param(EndStream(after_events=0, event_ids=False), "outcome_unknown", id="stream-ended"),
+        pytest.param(Says(502, (), b"bad gateway"), "outcome_unknown", id="gateway"),
+    ],
+)
+async def test_an_id_at_the_end_of_a_large_request_is_known(fault: Fault | None, reason: str) -> None:
+    """Some SDKs write the id last: what is not read to its end is not taken for a notification, for which nobody waits."""
+    async with (
+        FakeUpstream() as upstream,
+        running_sidecar(upstream.url, limits__max_replay_body=REPLAYABLE) as sidecar,
+        McpClient(sidecar.url) as client,
+    ):
+        await client.initialize()
+        if fault is None:
+            await upstream.restart()
+        else:
+            upstream.inject(fault, tool="charge")
+        answer = await client.post(ID_LAST)
+        assert (answer.status, answer.response["id"]) == (200, 77)
+        assert answer.error["data"] == {"reason": reason}
+
+
+async def test_an_id_at_the_end_is_known_although_nothing_was_sent() -> None:
+    """The error for an upstream that stays away bears the id, too."""
+    async with (
+        FakeUpstream() as upstream,
+        running_sidecar(upstream.url, limits__max_replay_body=REPLAYABLE, healing__hold_timeout=0.2) as sidecar,
+        McpClient(sidecar.url) as client,
+    ):
+        await client.initialize()
+        await upstream.stop()
+        answer = await client.post(ID_LAST)
+        assert (answer.status, answer.response["id"]) == (200, 77)
+        assert answer.error["data"] == {"reason": "upstream_unavailable"}
+
+
+@pytest.mark.parametrize("mode", ["heal", "rewrite"])
+async def test_a_large_request_that_is_refused_at_its_head_is_read_to_its_end(mode: str) -> None:
+    """A server may refuse a lost session before it reads the body: the id still comes from the client."""
+    handshake = {
+        "protocolVersion": "2025-06-18",
+        "capabilities": {},
+        "serverInfo": {"name": "early", "version": "1"},
+    }
+
+    def says(status: bytes, body: object, more: bytes = b"") -> bytes:
+        text = json.dumps(body).encode()
+        head = b"HTTP/1.1 %b\r\nContent-Type: application/json\r\nContent-Length: %d\r\n" % (status, len(text))
+        return head + more + b"\r\n" + text
+
+    async def play(talk: Conversation) -> None:
+        if int(talk.request.values("content-length")[0]) > len(BIG):
+            error = {"jsonrpc": "2.0", "error": {"code": -32001, "message": "Session not found"}, "id": None}
+            await talk.send(says(b"404 Not Found", error))
+            await talk.client_left.wait()
+            return
+        message = json.loads(await talk.read_body())
+        opens = {"jsonrpc": "2.0", "id": message.get("id"), "result": handshake}
+        await talk.send(says(b"200 OK", opens, b"Mcp-Session-Id: s\r\n"))
+
+    async with (
+        RawUpstream(play) as upstream,
+        running_sidecar(upstream.url, limits__max_replay_body=REPLAYABLE, healing__mode=mode) as sidecar,
+        McpClient(sidecar.url) as client,
+    ):
+        await client.initialize()
+        large = {**ID_LAST, "params": {"name": "charge", "arguments": {"note": 40 * BIG}}}
+        request = raw_post(sidecar.port, json.dumps(large).encode(), f"Mcp-Session-Id: {client.session_id}")
+        answer = await raw_exchange(sidecar.port, request)
+        if mode == "rewrite":
+            assert answer.status == 404
+        else:
+            error = json.loads(answer.data.partition(b"\r\n\r\n")[2])
+            assert (error["id"], error["error"]["data"]) == (77, {"reason": "too_large_to_replay"})
+
+
+# -- encoded ----------------------------------------------------------------------------------------------------------
+
+
+async def test_an_encoded_request_passes_unread() -> None:
+    """Its bytes arrive as they are, with the header that says how to read them."""
+    body = gzip.compress(b'{"jsonrpc":"2.0","id":1,"method":"ping"}')
+    async with (
+        FakeUpstream() as upstream,
+        running_sidecar(upstream.url) as sidecar,
+        McpClient(sidecar.url) as client,
+    ):
+        await client.initialize()
+        await client.post(body, headers={"Content-Encoding": "gzip"})
+        arrival = upstream.ledger.arrivals[-1]
+        assert (arrival.body, arrival.header("content-encoding")) == (body, "gzip")
+
+
+async def test_an_encoded_request_is_never_sent_twice_in_doubt() -> None:
+    """What cannot be read may be unsafe, and its id is not known: 502."""
+    body = gzip.compress(b'{"jsonrpc":"2.0","id":1,"method":"ping"}')
+    async with (
+        FakeUpstream() as upstream,
+        running_sidecar(upstream.url) as sidecar,
+        McpClient(sidecar.url) as client,
+    ):
+        await client.initialize()
+        before = len(upstream.ledger.arrivals)
+        upstream.inject(ResetBeforeExecution())
+        answer = await client.post(body, headers={"Content-Encoding": "gzip"})
+        assert answer.status == 502
+        assert len(upstream.ledger.arrivals) == before + 1
+
+
+async def test_an_encoded_request_of_a_lost_session_is_replayed() -> None:
+    """A proof that it did not run needs no look into it."""
+    body = gzip.compress(b'{"jsonrpc":"2.0","id":1,"method":"ping"}')
+    async with (
+        FakeUpstream() as upstream,
+        running_sidecar(upstream.url) as sidecar,
+        McpClient(sidecar.url) as client,
+    ):
+        await client.initialize()
+        await upstream.restart()
+        await client.post(body, headers={"Content-Encoding": "gzip"})
+        assert [arrival.body == body for arrival in upstream.ledger.arrivals].count(True) == 2
+        assert len(upstream.ledger.initializes) == 2
+
+
+# -- clients that leave -----------------------------------------------------------------------------------------------
+
+
+async def test_a_client_that_leaves_closes_its_upstream_request() -> None:
+    """The upstream learns at once that nobody waits any more; no cancellation is made up."""
+    async with (
+        FakeUpstream() as upstream,
+        running_sidecar(upstream.url) as sidecar,
+        McpClient(sidecar.url) as client,
+    ):
+        await client.initialize()
+        call = asyncio.create_task(client.tool("slow"))
+        await upstream.ledger.wait_for(lambda ledger: len(ledger.executions("slow")) == 1)
+        call.cancel()
+        await upstream.ledger.wait_for(lambda ledger: ledger.arrived(tool="slow")[0].client_left)
+        assert upstream.ledger.count("notifications/cancelled") == 0
+
+
+async def test_a_client_that_leaves_its_stream_closes_the_upstreams() -> None:
+    """The same in the middle of an event stream."""
+    async with (
+        FakeUpstream() as upstream,
+        running_sidecar(upstream.url) as sidecar,
+        McpClient(sidecar.url) as client,
+    ):
+        await client.initialize()
+        params = {"name": "progress", "arguments": {"steps": 1, "wait": True}, "_meta": {"progressToken": 1}}
+        async with await client.open_call("tools/call", params) as stream:
+            assert await stream.next_message() is not None
+        await upstream.ledger.wait_for(lambda ledger: ledger.arrived(tool="progress")[0].client_left)
+
+
+# -- what nobody waits for --------------------------------------------------------------------------------------------
+
+
+async def test_an_unsafe_notification_that_broke_is_dropped_and_counted() -> None:
+    """It may have arrived and must not arrive twice: 202, and the drop is told."""
+    async with (
+        FakeUpstream() as upstream,
+        running_sidecar(upstream.url) as sidecar,
+        McpClient(sidecar.url) as client,
+    ):
+        await client.initialize()
+        upstream.inject(ResetBeforeExecution())
+        answer = await client.notify("notifications/progress", {"progressToken": 1, "progress": 1})
+        assert (answer.status, answer.body) == (202, b"")
+        assert [fact.kind for fact in sidecar.of(MessageDropped)] == [DroppedKind.NOTIFICATION]
+
+
+@dataclass(frozen=True, slots=True)
+class CutsAtOnce:
+    """A stream whose head has come, and a comment; then nothing more."""
+
+    executes: bool = False
+
+    async def play(self, stage: Stage) -> None:
+        await stage.wire.head(200, (("Content-Type", "text/event-stream"),), None)
+        await stage.wire.body(b": hi\n\n")
+        await stage.wire.close()
+
+
+@pytest.mark.parametrize("what", ["batch", "encoded"])
+async def test_a_stream_for_unknown_ids_is_cut_where_it_breaks(what: str) -> None:
+    """Where nobody knows who waits there is no error to send, but neither is the broken stream ended as if whole."""
+    async with (
+        FakeUpstream() as upstream,
+        running_sidecar(upstream.url, limits__max_replay_body=REPLAYABLE) as sidecar,
+        McpClient(sidecar.url, version="2025-03-26") as client,
+    ):
+        await client.initialize()
+        call = client.request("tools/call", {"name": "charge", "arguments": {"note": BIG}}, id=5)
+        upstream.inject(CutsAtOnce(), http_method="POST")
+        if what == "batch":
+            answer = await client.post([call])
+        else:
+            coded = gzip.compress(json.dumps(call).encode())
+            answer = await client.post(coded, headers={"Content-Encoding": "gzip"})
+        assert answer.status == 200
+        assert answer.broken is not None
+
+
+async def test_a_stream_for_unknown_ids_may_end() -> None:
+    """A clean end is one."""
+    async with (
+        FakeUpstream(answers=Answers.SSE) as upstream,
+        running_sidecar(upstream.url, limits__max_replay_body=REPLAYABLE) as sidecar,
+        McpClient(sidecar.url, version="2025-03-26") as client,
+    ):
+        await client.initialize()
+        answer = await client.post([client.request("tools/call", {"name": "echo", "arguments": {"text": BIG}}, id=5)])
+        assert (answer.status, answer.broken) == (200, None)
+        assert answer.messages[0]["id"] == 5
+
+
+# -- errors whose body does not come ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class HalfAnError:
+    """An error whose body breaks off, or gets stuck."""
+
+    status: int
+    stalls: bool
+    executes: bool = False
+
+    async def play(self, stage: Stage) -> None:
+        headers = (("Content-Type", "application/json"), ("WWW-Authenticate", "Bearer"))
+        await stage.wire.head(self.status, headers, 100)
+        await stage.wire.body(b'{"error":"in')
+        await (stage.released.wait() if self.stalls else stage.wire.close())
+
+
+@pytest.mark.parametrize("stalls", [False, True], ids=["breaks", "stalls"])
+@pytest.mark.parametrize("status", [401, 403, 500])
+async def test_an_error_is_passed_with_what_came_of_its_body(status: int, stalls: bool) -> None:
+    """Its status and headers are the upstream's word: a challenge is not hidden because its body broke."""
+    async with (
+        FakeUpstream() as upstream,
+        running_sidecar(upstream.url) as sidecar,
+        McpClient(sidecar.url) as client,
+    ):
+        await client.initialize()
+        upstream.inject(HalfAnError(status, stalls), tool="charge")
+        answer = await client.tool("charge")
+        assert (answer.status, answer.body, answer.broken) == (status, b'{"error":"in', None)
+        assert answer.headers["WWW-Authenticate"] == "Bearer"
+        upstream.release()
+
+
+@pytest.mark.parametrize("method", ["POST", "DELETE", "GET"])
+async def test_a_page_that_gets_stuck_is_judged_by_what_came(method: str) -> None:
+    """Nobody waits for the rest of an ingress page."""
+    async with (
+        FakeUpstream() as upstream,
+        running_sidecar(upstream.url, upstream__idle_timeout=60) as sidecar,
+        McpClient(sidecar.url) as client,
+    ):
+        await client.initialize()
+        upstream.inject(HalfAnError(503, stalls=True), http_method=method)
+        async with asyncio.timeout(10):
+            if method == "POST":
+                assert (await client.tool("charge")).error["data"] == {"reason": "outcome_unknown"}
+            elif method == "DELETE":
+                assert (await client.delete()).status == 200
+            else:
+                stream = await client.get_stream()
+                assert stream.status == 200
+                stream.close()
+        upstream.release()
