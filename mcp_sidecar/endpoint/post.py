@@ -118,7 +118,6 @@ class Post:
             session=self._call.knowledge,
             mode=policy.mode,
             is_safe=self._is_safe,
-            whole=isinstance(self._body, HeldBody),
             opaque=opaque,
             trust_503=policy.trust_503,
             endpoint_worked=self._services.endpoint_worked,

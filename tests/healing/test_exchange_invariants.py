@@ -168,7 +168,6 @@ def trips(draw: st.DrawFn) -> Trip:
             session=draw(st.sampled_from([*SessionKnowledge, *[SessionKnowledge.BOUND] * 3])),
             mode=draw(st.sampled_from([*Mode, *[Mode.HEAL] * 3])),
             is_safe=lambda: is_safe_in_doubt(message, {"read"}),
-            whole=draw(st.booleans()),
             trust_503=draw(st.booleans()),
             endpoint_worked=draw(st.booleans()),
         )
@@ -209,13 +208,6 @@ class TestEveryTrip:
         """An unsafe message is never sent after anything by which it may have run."""
         if not trip.exchange.safe_in_doubt and True in trip.ran():
             assert not any(isinstance(step, Send) for step in trip.steps[trip.ran().index(True) + 1 :])
-
-    @many
-    @given(trips())
-    def test_a_streamed_body_is_sent_once(self, trip: Trip) -> None:
-        """What was not held cannot be sent again once it has arrived."""
-        if not trip.exchange.whole:
-            assert trip.sends_after(lambda report: report.arrived) == 0
 
     @many
     @given(trips())
