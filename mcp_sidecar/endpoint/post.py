@@ -13,7 +13,6 @@ from mcp_sidecar.endpoint.body import UNREADABLE, Body, HeldBody, PassingBody
 from mcp_sidecar.endpoint.early_stream import EarlyStream
 from mcp_sidecar.endpoint.reply import Reply
 from mcp_sidecar.facts import (
-    ActionObserved,
     AnswerRewritten,
     DroppedKind,
     MessageDropped,
@@ -32,14 +31,14 @@ from mcp_sidecar.healing.session import ClientSessionId
 from mcp_sidecar.sessions.call import Call
 from mcp_sidecar.sessions.heal import Loss, tell_loss
 from mcp_sidecar.sessions.in_flight import InFlight
-from mcp_sidecar.sessions.judge import judged_head
+from mcp_sidecar.sessions.judge import judge
 from mcp_sidecar.sessions.recorder import Recorder
 from mcp_sidecar.sessions.services import Services
-from mcp_sidecar.upstream.answer import Answer, KeptAnswer, WholeJson, decoded_body, is_json, may_be_kept
+from mcp_sidecar.upstream.answer import Answer, KeptAnswer, WholeJson, is_json, may_be_kept
 from mcp_sidecar.upstream.connection import Body as UpstreamBody
 from mcp_sidecar.upstream.connection import UpstreamFault
-from mcp_sidecar.verdicts.classify import NO_SIGNATURE, PEEK_BYTES, NeedBody, Verdict, judge_body, judge_head
 from mcp_sidecar.verdicts.classify import Answer as JudgedAnswer
+from mcp_sidecar.verdicts.classify import Verdict
 from mcp_sidecar.waiting.hold import HeldRequest, Waited
 from mcp_sidecar.wire.faults import Fault
 from mcp_sidecar.wire.headers import Pair
@@ -81,7 +80,6 @@ class Post:
         self._refusal: KeptAnswer | None = None
         self._generation = 1
         self._renumbering = Renumbering()
-        self._signature = NO_SIGNATURE
 
     async def run(self) -> None:
         """Take the exchange to its end."""
@@ -166,7 +164,7 @@ class Post:
             if refusal is not None:
                 return refusal
         self._generation = self._recorder.generation = session.generation if session is not None else 1
-        if session is not None and not self._services.observes:
+        if session is not None:
             if session.is_ended:
                 return self._exchange.ended()
             if session.displaced:
@@ -258,20 +256,17 @@ class Post:
         if isinstance(self._body, PassingBody):
             # by now more of it is known
             self._message = self._exchange.message = self._recorder.message = self._body.message
-        facts, head = self._call.facts(self._message.method), judged_head(answer)
         if 200 <= answer.status < 300:
             self._services.endpoint_worked = True
             self._json = await self._whole_json(answer)
-        judgement = judge_head(facts, head)
-        if isinstance(judgement, NeedBody):
-            body = self._json.body if self._json is not None else await self._peek(answer)
-            self._original = JudgedAnswer(head, body, complete=answer.whole)
-            judgement = judge_body(facts, head, body, complete=answer.whole, extra=self._services.policy.signatures)
-        if not self._services.observes and (judgement.verdict not in _PASSED or judgement.bare_404):
+        body = self._json.body if self._json is not None else None
+        signatures = self._services.policy.signatures
+        judged = await judge(answer, self._call.facts(self._message.method), signatures, body=body)
+        judgement, self._original = judged.judgement, judged.seen
+        if judgement.verdict not in _PASSED or judgement.bare_404:
             refusal = await self._read_to_end()
             if refusal is not None:
                 return refusal
-        self._signature = judgement.name
         step = self._exchange.judged(judgement, answer.status)
         if judgement.verdict is Verdict.SESSION_LOST:
             self._tell_loss(judgement.name, answer.status)
@@ -286,17 +281,9 @@ class Post:
         if self._call.session is not None and self._services.policy.mode is Mode.REWRITE:
             tell_loss(self._call.session, Loss(self._generation, signature, status), self._services.emit)
 
-    async def _peek(self, answer: Answer) -> bytes:
-        try:
-            return await decoded_body(answer, PEEK_BYTES)
-        except UpstreamFault:
-            if 200 <= answer.status < 300 and not self._services.observes:
-                raise
-            return b""  # an error whose body broke off: its status still counts
-
     async def _whole_json(self, answer: Answer) -> WholeJson | None:
         """A JSON answer up to ``max_buffered_answer``, so that a cut one can be told; ``None`` if it is larger."""
-        if not is_json(answer) or self._services.observes:
+        if not is_json(answer):
             return None
         limit = self._services.limits.max_buffered_answer
         if not may_be_kept(answer, limit):
@@ -352,9 +339,6 @@ class Post:
             self._services.table.end(self._call.session, SessionEnd.GIVEN_UP)
 
     def _tell(self, step: Give) -> None:
-        self._tell_observed()
-        if self._services.observes:
-            return
         emit, label = self._services.emit, self._label
         if step.rewrites is not None:
             emit(AnswerRewritten(label, step.rewrites))
@@ -364,22 +348,13 @@ class Post:
         elif step.reason is Reason.OUTCOME_UNKNOWN:
             emit(OutcomeUnknown(label, rpc_label(self._message)))
 
-    def _tell_observed(self) -> None:
-        for action in self._exchange.observed:
-            self._services.emit(ActionObserved(self._label, action, self._signature))
-        self._exchange.observed.clear()
-
     # -- Pass ---------------------------------------------------------------------------------------------------------
 
     async def _pass(self) -> Step | None:
-        self._tell_observed()
         if self._refusal is not None:
             return await self._delivery.pass_refusal(self._refusal)
         answer = self._answer
         assert answer is not None, "there is an answer to pass"
-        if self._services.observes:
-            await self._delivery.pass_observed(answer)
-            return None
         step = await self._delivery.pass_on(answer, self._json, self._mark, self._renumbering)
         if step is None and self._call.session is not None and 200 <= answer.status < 300:
             self._services.list_check.answered(self._call.session, self._generation, self._call.trigger)

@@ -21,7 +21,7 @@ from mcp_sidecar.healing.stream_watch import AfterEnd, StreamWatch, unanswered_i
 from mcp_sidecar.sessions.call import Call
 from mcp_sidecar.sessions.recorder import Recorder
 from mcp_sidecar.sessions.services import Services
-from mcp_sidecar.streams.relay import EventRelay, Overhearing, relay_rest
+from mcp_sidecar.streams.relay import EventRelay, relay_rest
 from mcp_sidecar.upstream.answer import (
     Answer,
     KeptAnswer,
@@ -77,13 +77,6 @@ class Reply:
             return message
         members = [m for m in message.members if m.kind is not Kind.REQUEST or m.id in waiting]
         return replace(message, members=tuple(members))
-
-    async def pass_observed(self, answer: Answer) -> None:
-        """As a plain proxy would, but for what is learned on the way."""
-        await self._responder.start(answer.status, answer.reason, self._call.move.headers(answer.client_headers()))
-        limit = self._services.limits.max_buffered_answer
-        with self._services.open.post(is_stream=is_event_stream(answer)):
-            await relay_rest(answer, self._responder, Overhearing(answer, limit, self._recorder.learn))
 
     async def pass_refusal(self, refusal: KeptAnswer) -> Step | None:
         """The 401 or 403 that a heal met is the answer to the request that wanted it."""

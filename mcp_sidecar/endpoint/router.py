@@ -27,6 +27,7 @@ from mcp_sidecar.downstream.response import Responder
 from mcp_sidecar.endpoint import refusals
 from mcp_sidecar.endpoint.body import UNREADABLE, Body, Upload, message_of, read_body
 from mcp_sidecar.endpoint.delete import Delete
+from mcp_sidecar.endpoint.observe import Observe
 from mcp_sidecar.endpoint.passthrough import Passthrough
 from mcp_sidecar.endpoint.post import Post
 from mcp_sidecar.endpoint.refusals import Refusal
@@ -220,6 +221,8 @@ class Router:
         if incoming.method == "POST":
             return self._post(incoming)
         call = self._call(incoming)
+        if self.services.observes:
+            return self._observed(incoming, call)
         if call.client_id is not None and self._is_over(call):
             return incoming.responder.give(replies.SESSION_NOT_FOUND)
         if incoming.method == "DELETE":
@@ -229,6 +232,12 @@ class Router:
         listening = Listener(self.services, call, incoming.responder)
         incoming.forget_head()
         return listening.run()
+
+    def _observed(self, incoming: Incoming, call: Call) -> Awaitable[None]:
+        if call.client_id is None and incoming.method == "GET":
+            return self._passing(incoming).other_path(incoming.upload)
+        observing = Observe(self.services, call, incoming.responder)
+        return self._in_use(call, observing.get() if incoming.method == "GET" else observing.delete())
 
     async def _post(self, incoming: Incoming) -> None:
         encoding = incoming.headers.get(hdrs.CONTENT_ENCODING)
@@ -246,6 +255,10 @@ class Router:
         is_initialize = message.kind is Kind.REQUEST and message.method == "initialize"
         incoming.in_session = True
         call = self._call(incoming, drop_session=is_initialize)
+        if self.services.observes:
+            observing = Observe(self.services, call, incoming.responder)
+            await self._in_use(call, observing.post(message, body, opaque=is_encoded))
+            return
         begun = incoming.begun
         if begun is not None:  # whatever has become of its session since it was sent
             call.session, call.is_foreign = begun.session, False
@@ -265,7 +278,7 @@ class Router:
 
     def _is_over(self, call: Call) -> bool:
         """Whether the client's id was ended or has expired."""
-        if call.client_id is None or call.session is not None or self.services.observes:
+        if call.client_id is None or call.session is not None:
             return False
         return self.services.table.is_ended(call.client_id, call.principal)
 

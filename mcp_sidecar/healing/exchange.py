@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from http import HTTPStatus
 
-from mcp_sidecar.facts import ObservedAction, ReplayCause
+from mcp_sidecar.facts import ReplayCause
 from mcp_sidecar.healing import replies
 from mcp_sidecar.healing.arrival import Arrival, Attempt, Settled
 from mcp_sidecar.healing.policy import Mode
@@ -120,7 +120,7 @@ class Exchange:
 
     ``is_safe`` gives the verdict of the replay matrix at this moment: a server that was exchanged takes its hints with
     it. ``opaque`` says that the body is encoded and was not read; ``endpoint_worked`` that the endpoint has answered 2xx
-    in this process. ``observed`` is what mode ``observe`` would have done since the driver last cleared it.
+    in this process.
     """
 
     message: Message
@@ -130,7 +130,6 @@ class Exchange:
     opaque: bool = False
     trust_503: bool = False
     endpoint_worked: bool = False
-    observed: list[ObservedAction] = field(default_factory=list)
     _arrival: Arrival = field(default=Arrival.NOT_SENT, init=False)
     _tries: Tries = field(default_factory=Tries, init=False)
     _refusal: Judgement | None = field(
@@ -170,9 +169,6 @@ class Exchange:
     def failed(self, fault: Fault) -> Step:
         """There is no answer."""
         self._note(Attempt.MAY_HAVE_RUN if fault.may_have_arrived else Attempt.DID_NOT_RUN)
-        if self.mode is Mode.OBSERVE:
-            self._observe(self._after_doubt)
-            return Give(replies.BAD_GATEWAY)
         if not fault.may_have_arrived:
             return self._wait(Awaited.CONNECT)
         return self._resend() if self.may_resend_stream else self._outcome_unknown()
@@ -268,8 +264,6 @@ class Exchange:
 
     def _lost(self, judgement: Judgement) -> Step:
         is_bound = self.session is SessionKnowledge.BOUND
-        if self.mode is Mode.OBSERVE:
-            return self._observe(ObservedAction.HEAL if is_bound else ObservedAction.REWRITE)
         if self.mode is Mode.REWRITE or not is_bound:
             return self._session_not_found()
         if after_loss(self.message) is AfterLoss.DROP:
@@ -279,8 +273,6 @@ class Exchange:
         return self._heal(judgement, confirm=False)
 
     def _perhaps_lost(self, judgement: Judgement) -> Step:
-        if self.mode is Mode.OBSERVE:
-            return self._observe(ObservedAction.HEAL)  # perhaps: what a ping would say is not known
         if self.mode is Mode.REWRITE or not self._may_heal:
             return self._pass()
         return self._heal(judgement, confirm=True)
@@ -293,7 +285,7 @@ class Exchange:
     def _gateway_page(self, status: int) -> Step:
         is_trusted = self.trust_503 and status == HTTPStatus.SERVICE_UNAVAILABLE
         self._note(Attempt.DID_NOT_RUN if is_trusted else Attempt.MAY_HAVE_RUN)
-        return self._observe(self._after_doubt) if self.mode is Mode.OBSERVE else self._wait(Awaited.ROUTE)
+        return self._wait(Awaited.ROUTE)
 
     def _wait(self, awaited: Awaited) -> Step:
         """Wait, if the message may be sent afterwards; else say at once what a wait that is over would say."""
@@ -362,16 +354,6 @@ class Exchange:
 
     def _session_not_found(self) -> Give:
         return Give(replies.SESSION_NOT_FOUND, reason=Reason.SESSION_LOST, rewrites=self._last_status)
-
-    # -- mode observe -------------------------------------------------------------------------------------------------
-
-    @property
-    def _after_doubt(self) -> ObservedAction:
-        return ObservedAction.REPLAY if self._may_go_again else ObservedAction.REFUSE
-
-    def _observe(self, action: ObservedAction) -> Pass:
-        self.observed.append(action)
-        return Pass()
 
 
 def _refused(judgement: Judgement) -> Attempt:

@@ -62,9 +62,14 @@ class Recorder:
         # A stream that was begun anew goes on under the id that its head has shown; the upstream knows that one, too.
         if self._ids is None:
             minted = UpstreamSessionId(session_id)
-            own = self._services.table.id_for_newcomer(minted, self._call.principal)
-            self._ids = (ClientSessionId(minted) if self._services.observes else own, minted)
+            self._ids = self._services.table.id_for_newcomer(minted, self._call.principal), minted
         return self._ids[0]
+
+    def show_as_minted(self, answer: Answer) -> None:
+        """The client gets to see the upstream's id in any case, since nobody writes the answer anew."""
+        session_id = self.new_session_id(answer)
+        if session_id is not None:
+            self._ids = ClientSessionId(session_id), UpstreamSessionId(session_id)
 
     def claim_new_id(self, answer: Answer) -> None:
         """From the head of the answer on the id is in use upstream, whatever the body will say."""

@@ -92,7 +92,7 @@ class Subscription:
 
     @property
     def _owner(self) -> Session | None:
-        return self._call.session if not self._services.observes else None
+        return self._call.session
 
     # -- heals --------------------------------------------------------------------------------------------------------
 
