@@ -7,7 +7,6 @@ none, and a break where there was one. Sessions are learned from what passes by,
 from __future__ import annotations
 
 from mcp_sidecar.downstream.response import Responder
-from mcp_sidecar.endpoint.body import Body, HeldBody
 from mcp_sidecar.facts import ActionObserved, ObservedAction, SessionEnd
 from mcp_sidecar.healing import exchange, replies
 from mcp_sidecar.healing.exchange import Exchange, Give, Heal, Hold, Pass, Send
@@ -20,7 +19,6 @@ from mcp_sidecar.sessions.recorder import Recorder
 from mcp_sidecar.sessions.services import Services
 from mcp_sidecar.streams.relay import Overhearing, relay_rest
 from mcp_sidecar.upstream.answer import Answer, is_event_stream
-from mcp_sidecar.upstream.connection import Body as UpstreamBody
 from mcp_sidecar.upstream.connection import UpstreamFault
 from mcp_sidecar.verdicts.classify import Judgement, SessionKnowledge, Verdict
 from mcp_sidecar.wire.headers import Pair
@@ -38,13 +36,12 @@ class Observe:
         self._call = call
         self._responder = responder
 
-    async def post(self, message: Message, body: Body, *, opaque: bool) -> None:
+    async def post(self, message: Message, body: bytes, *, opaque: bool) -> None:
         """``opaque``: the body is encoded and was not read."""
         trip = self._exchange(message, opaque=opaque)
         recorder = Recorder(self._services, self._call, message)
-        outgoing: UpstreamBody = body.data if isinstance(body, HeldBody) else body.parts()
         try:
-            answer = await self._send("POST", outgoing)
+            answer = await self._send("POST", body)
         except UpstreamFault as fault:
             self._note(_would_do(trip.failed(fault.fault)))
             await self._responder.give(replies.BAD_GATEWAY)
@@ -124,7 +121,7 @@ class Observe:
 
     # -- what passes --------------------------------------------------------------------------------------------------
 
-    async def _send(self, method: str, body: UpstreamBody | None = None, *, may_idle: bool = False) -> Answer:
+    async def _send(self, method: str, body: bytes | None = None, *, may_idle: bool = False) -> Answer:
         pairs: list[Pair] = self._call.upstream_headers(without={"accept-encoding"})
         pairs.append(("Accept-Encoding", "identity"))  # what is to be understood must not be compressed
         return await self._services.upstream.send(method, self._call.target, pairs, body, may_idle=may_idle)

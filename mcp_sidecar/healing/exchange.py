@@ -132,9 +132,7 @@ class Exchange:
     endpoint_worked: bool = False
     _arrival: Arrival = field(default=Arrival.NOT_SENT, init=False)
     _tries: Tries = field(default_factory=Tries, init=False)
-    _refusal: Judgement | None = field(
-        default=None, init=False
-    )  # the last answer, if it led to a heal that is not settled
+    _refusal: Judgement | None = field(default=None, init=False)  # the last answer, while a heal is to settle it
     _last_status: int | None = field(default=None, init=False)
 
     # -- what the driver reports --------------------------------------------------------------------------------------
@@ -219,6 +217,11 @@ class Exchange:
         return Give(replies.SESSION_NOT_FOUND, reason=Reason.SESSION_LOST)
 
     @property
+    def is_unread(self) -> bool:
+        """Whether it is JSON that was not looked into: perhaps an answer to a question, which no later session may get."""
+        return self.message.is_unread and not self.opaque
+
+    @property
     def safe_in_doubt(self) -> bool:
         """Whether it may run twice: wherever it was sent it was harmless, and where it would be sent now it is."""
         return not self._tries.unsafe and self.is_safe()
@@ -239,7 +242,7 @@ class Exchange:
 
     @property
     def _may_heal(self) -> bool:
-        return self._tries.heals < MAX_HEALS
+        return self._tries.heals < MAX_HEALS and not self.is_unread
 
     @property
     def _has_resends(self) -> bool:

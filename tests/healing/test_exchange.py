@@ -31,7 +31,7 @@ from mcp_sidecar.healing.stream_watch import AfterEnd
 from mcp_sidecar.verdicts.classify import UNANSWERED, Judgement, SessionKnowledge, Verdict
 from mcp_sidecar.verdicts.signatures import TABLE
 from mcp_sidecar.wire.faults import Fault
-from mcp_sidecar.wire.jsonrpc import Message
+from mcp_sidecar.wire.jsonrpc import UNREAD, Message
 from tests.healing import samples
 
 Report = Callable[[Exchange], Step | None]
@@ -540,17 +540,28 @@ REWRITE: Final[dict[str, tuple[Exchange, Story]]] = {
     ),
 }
 
+UNREAD_JSON: Final[dict[str, tuple[Exchange, Story]]] = {
+    "lost: it may be an answer to the dead session's question": (
+        exchange(UNREAD),
+        [FIRST, (answered(PROVEN), not_found(404))],
+    ),
+    "perhaps lost: passes": (exchange(UNREAD), [FIRST, (answered(PERHAPS), Pass())]),
+    "displaced": (exchange(UNREAD), [FIRST, (displaced, not_found(None))]),
+    "reset: there is no id to answer to": (exchange(UNREAD), [FIRST, (RESET, error(Reason.OUTCOME_UNKNOWN, UNREAD))]),
+    "refused, back": (exchange(UNREAD), [FIRST, (REFUSED, CONNECT), (back, NOT_SENT)]),
+}
+
 ENCODED: Final[dict[str, tuple[Exchange, Story]]] = {
     "lost, healed, sent again": (
-        exchange(samples.NO_MESSAGE, opaque=True),
+        exchange(UNREAD, opaque=True),
         [FIRST, (answered(PROVEN), HEAL), (healed, AFTER_LOSS)],
     ),
     "reset: there is no id to answer to": (
-        exchange(samples.NO_MESSAGE, opaque=True),
+        exchange(UNREAD, opaque=True),
         [FIRST, (RESET, Give(replies.BAD_GATEWAY, reason=Reason.OUTCOME_UNKNOWN))],
     ),
     "refused, never back": (
-        exchange(samples.NO_MESSAGE, opaque=True),
+        exchange(UNREAD, opaque=True),
         [FIRST, (REFUSED, CONNECT), (expired, Give(replies.UNAVAILABLE_PATH, reason=Reason.UPSTREAM_UNAVAILABLE))],
     ),
 }
@@ -564,6 +575,7 @@ TRIPS: Final = [
         "outage": OUTAGE,
         "doubt": DOUBT,
         "rewrite": REWRITE,
+        "unread": UNREAD_JSON,
         "encoded": ENCODED,
     }.items()
     for name, (trip, story) in stories.items()
@@ -624,7 +636,7 @@ def test_hints_count_where_it_was_sent_and_where_it_would_go(
     ],
 )
 def test_what_may_be_begun_anew(message: Message, facts: dict[str, Any], may: bool) -> None:
-    """A cut stream is begun anew only in mode heal, for what is harmless and still at hand."""
+    """A cut stream is begun anew only in mode heal, for what is harmless."""
     assert exchange(message, **facts).may_resend_stream is may
 
 

@@ -18,6 +18,7 @@ from mcp_sidecar.healing.stream_watch import AfterEnd
 from mcp_sidecar.verdicts.classify import UNANSWERED, Judgement, SessionKnowledge, Verdict
 from mcp_sidecar.verdicts.signatures import ROUTE_ROWS, TABLE, Signature, Strength
 from mcp_sidecar.wire.faults import Fault
+from mcp_sidecar.wire.jsonrpc import UNREAD
 from tests.healing import samples
 
 MAX_REPORTS: Final = 40
@@ -36,21 +37,20 @@ MESSAGES: Final = (
     samples.response(),
     samples.batch(samples.call(), samples.request("ping", id=2)),
     samples.batch(samples.request("ping", id=2), samples.response()),
-    samples.UNREAD_BATCH,
     samples.NO_MESSAGE,
+    UNREAD,
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What is told to the exchange, and what is true of the message then: tried, arrived, perhaps run.
+    """What is told to the exchange, and what is true of the message then: tried, perhaps run.
 
     ``is_bare``: perhaps run, unless what follows shows that the 404 came before anything was dispatched.
     """
 
     tell: Callable[[Exchange], Step | None]
     tried: bool = False
-    arrived: bool = False
     ran: bool = False
     is_bare: bool = False
 
@@ -62,11 +62,6 @@ class Trip:
     exchange: Exchange
     steps: list[Step] = field(default_factory=list)
     reports: list[Report] = field(default_factory=list)
-
-    def sends_after(self, what: Callable[[Report], bool]) -> int:
-        """How often the message was sent after the first report of a kind."""
-        first = next((at for at, report in enumerate(self.reports) if what(report)), len(self.steps))
-        return sum(isinstance(step, Send) for step in self.steps[first + 1 :])
 
     def ran(self) -> list[bool]:
         """For each report whether the message may have run by it."""
@@ -85,13 +80,11 @@ class Trip:
 
 
 def _judged(judgement: Judgement, status: int, *, ran: bool, is_bare: bool = False) -> Report:
-    return Report(lambda trip: trip.judged(judgement, status), tried=True, arrived=True, ran=ran, is_bare=is_bare)
+    return Report(lambda trip: trip.judged(judgement, status), tried=True, ran=ran, is_bare=is_bare)
 
 
 def _failed(fault: Fault) -> Report:
-    return Report(
-        lambda trip: trip.failed(fault), tried=True, arrived=fault.may_have_arrived, ran=fault.may_have_arrived
-    )
+    return Report(lambda trip: trip.failed(fault), tried=True, ran=fault.may_have_arrived)
 
 
 def _unhealed(why: Unhealed) -> Report:
@@ -99,7 +92,7 @@ def _unhealed(why: Unhealed) -> Report:
 
 
 def _broke(after: AfterEnd) -> Report:
-    return Report(lambda trip: trip.stream_broke(after), tried=True, arrived=True, ran=True)
+    return Report(lambda trip: trip.stream_broke(after), tried=True, ran=True)
 
 
 def _about_session(row: Signature) -> Report:
@@ -207,6 +200,13 @@ class TestEveryTrip:
         """An unsafe message is never sent after anything by which it may have run."""
         if not trip.exchange.safe_in_doubt and True in trip.ran():
             assert not any(isinstance(step, Send) for step in trip.steps[trip.ran().index(True) + 1 :])
+
+    @many
+    @given(trips())
+    def test_what_was_not_read_is_never_healed(self, trip: Trip) -> None:
+        """It may be an answer to a question of the session that is lost."""
+        if trip.exchange.message is UNREAD:
+            assert not trip.count(Heal)
 
     @many
     @given(trips())
