@@ -56,7 +56,7 @@ class Delete:
                 await self._responder.give(replies.ENDED)
             case Give():
                 if step.rewrites is not None:
-                    self._services.emit(AnswerRewritten(self._call.label(self._services), step.rewrites))
+                    self._services.emit(AnswerRewritten(self._call.label, step.rewrites))
                 await self._responder.give(step.answer)
             case _:
                 assert_never(step)
@@ -79,6 +79,6 @@ class Delete:
         """And whatever waits in it, or for something of it."""
         session = self._call.session
         if session is not None:
-            self._services.table.end(session, SessionEnd.TERMINATED)
-            self._services.get_streams.end_of(session)
+            self._services.sessions.table.end(session, SessionEnd.TERMINATED)
+            self._services.streams.listening.end_of(session)
             self._services.holds.end_of(session)

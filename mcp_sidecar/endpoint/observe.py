@@ -39,7 +39,7 @@ class Observe:
     async def post(self, message: Message, body: bytes, *, opaque: bool) -> None:
         """``opaque``: the body is encoded and was not read."""
         trip = self._exchange(message, opaque=opaque)
-        recorder = Recorder(self._services, self._call, message)
+        recorder = Recorder(self._services.sessions.table, self._services.policy, self._call, message)
         try:
             answer = await self._send("POST", body)
         except UpstreamFault as fault:
@@ -50,10 +50,10 @@ class Observe:
             recorder.show_as_minted(answer)
             recorder.claim_new_id(answer)
             if 200 <= answer.status < 300:
-                self._services.endpoint_worked = True
+                self._services.holds.availability.note_worked()
             judgement = await self._judged(answer, message.method)
             self._note(_would_do(trip.judged(judgement, answer.status)), judgement)
-            with self._services.open.post(is_stream=is_event_stream(answer)):
+            with self._services.streams.open.post(is_stream=is_event_stream(answer)):
                 limit = self._services.limits.max_buffered_answer
                 await self._pass(answer, Overhearing(answer, limit, recorder.learn))
 
@@ -67,7 +67,7 @@ class Observe:
             return
         async with answer:
             if answer.status == 200 and is_event_stream(answer):
-                await self._services.get_streams.serve(self._listen(answer))
+                await self._services.streams.listening.serve(self._listen(answer))
                 return
             judgement = await self._judged(answer)
             if judgement.verdict in (Verdict.SESSION_LOST, Verdict.AMBIGUOUS):
@@ -87,7 +87,7 @@ class Observe:
             if judgement.verdict is Verdict.SESSION_LOST:
                 self._note(ObservedAction.REWRITE, judgement)
             if self._call.session is not None and 200 <= answer.status < 300:
-                self._services.table.end(self._call.session, SessionEnd.TERMINATED)
+                self._services.sessions.table.end(self._call.session, SessionEnd.TERMINATED)
             await self._pass(answer)
 
     # -- beside it ----------------------------------------------------------------------------------------------------
@@ -102,7 +102,7 @@ class Observe:
             is_safe=lambda: is_safe_in_doubt(message, known),
             opaque=opaque,
             trust_503=policy.trust_503,
-            endpoint_worked=self._services.endpoint_worked,
+            endpoint_worked=self._services.holds.availability.has_worked,
         )
         trip.begin()
         return trip
@@ -117,7 +117,7 @@ class Observe:
 
     def _note(self, action: ObservedAction | None, judgement: Judgement = _OK) -> None:
         if action is not None:
-            self._services.emit(ActionObserved(self._call.label(self._services), action, judgement.name))
+            self._services.emit(ActionObserved(self._call.label, action, judgement.name))
 
     # -- what passes --------------------------------------------------------------------------------------------------
 
@@ -127,7 +127,7 @@ class Observe:
         return await self._services.upstream.send(method, self._call.target, pairs, body, may_idle=may_idle)
 
     async def _listen(self, answer: Answer) -> None:
-        session, opened = self._call.session, self._services.open
+        session, opened = self._call.session, self._services.streams.open
         opened.get_streams += 1
         try:
             if session is not None:

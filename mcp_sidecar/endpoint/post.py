@@ -5,6 +5,7 @@ This is the one loop; everything that a step needs done is a method below it, in
 
 from __future__ import annotations
 
+import secrets
 from typing import assert_never
 
 from mcp_sidecar.downstream.response import Responder
@@ -51,6 +52,7 @@ class Post:
         message: Message,
         body: bytes,
         responder: Responder,
+        early: EarlyStream,
         *,
         opaque: bool,
         begun: InFlight | None = None,
@@ -63,9 +65,9 @@ class Post:
         self._responder = responder
         self._begun = begun
         self._exchange = self._begin_exchange(opaque)
-        self._recorder = Recorder(services, call, message)
-        self._delivery = Reply(services, call, responder, self._exchange, self._recorder)
-        self._early = EarlyStream(services, call, responder, message)
+        self._recorder = Recorder(services.sessions.table, services.policy, call, message)
+        self._reply = Reply(services, call, responder, self._exchange, self._recorder)
+        self._early = early
         self._held = self._place()
         self._answer: Answer | None = None
         self._json: WholeJson | None = None
@@ -79,7 +81,7 @@ class Post:
         if self._call.session is not None:
             self._call.session.posts += 1
             self._call.session.client_state.answered(self._message)
-        self._delivery.progress.forget(self._message)
+        self._reply.progress.forget(self._message)
         try:
             step: Step | None = self._exchange.begin()
             while step is not None:
@@ -111,7 +113,7 @@ class Post:
             is_safe=self._is_safe,
             opaque=opaque,
             trust_503=policy.trust_503,
-            endpoint_worked=self._services.endpoint_worked,
+            endpoint_worked=self._services.holds.availability.has_worked,
         )
 
     def _is_safe(self) -> bool:
@@ -131,13 +133,13 @@ class Post:
     def _end(self) -> None:
         self._drop_answer()
         self._early.close()
-        self._delivery.progress.forget(self._message)
+        self._reply.progress.forget(self._message)
         self._services.holds.leave(self._held)
         session = self._call.session
         if session is not None:
             session.posts -= 1
             for old in self._renumbering.ids.values():
-                self._services.renumbered.pop((session, old), None)
+                session.progress.new_ids.pop(old, None)
 
     def _drop_answer(self) -> None:
         if self._answer is not None:
@@ -188,15 +190,14 @@ class Post:
         """The body to send under the present generation; ``None`` where nothing of it may go there."""
         session = self._call.session
         if renumber:
-            outgoing, self._renumbering = outbound.renumbered(self._message, self._services.new_id)
-            self._delivery.progress.renewed.update(self._renumbering.tokens)
+            outgoing, self._renumbering = outbound.renumbered(self._message, _new_id)
+            self._reply.progress.renewed.update(self._renumbering.tokens)
             self._recorder.renumbering = self._renumbering
-            if session is not None:
-                self._services.renumbered.update({(session, old): new for new, old in self._renumbering.ids.items()})
+            self._reply.progress.new_ids.update({old: new for new, old in self._renumbering.ids.items()})
             return outgoing
         if session is None or self._message.kind is Kind.REQUEST:  # the ids of strangers must not be mixed up
             return self._body
-        return outbound.body_of(self._message, self._body, self._mark, self._services.renumbered, session)
+        return outbound.body_of(self._message, self._body, self._mark, session.progress.new_ids)
 
     def _headers(self) -> list[Pair]:
         """Identity is asked for: what is to be understood must not be compressed."""
@@ -208,7 +209,7 @@ class Post:
 
     async def _judge(self, answer: Answer) -> Step:
         if 200 <= answer.status < 300:
-            self._services.endpoint_worked = True
+            self._services.holds.availability.note_worked()
             self._json = await self._whole_json(answer)
         body = self._json.body if self._json is not None else None
         signatures = self._services.policy.signatures
@@ -220,7 +221,7 @@ class Post:
         if not (isinstance(step, Hold) and step.awaited is Awaited.ROUTE):
             self._services.holds.route.note_served()
         if self._call.is_foreign and isinstance(step, Give) and judgement.signature is not None:
-            self._services.healer.refuse_foreign(self._label, judgement.signature.name)
+            self._services.sessions.healer.refuse_foreign(self._label, judgement.signature.name)
         return step
 
     def _tell_loss(self, signature: str, status: int) -> None:
@@ -252,7 +253,7 @@ class Post:
         loss = Loss(self._generation, step.signature, self._answer.status if self._answer else 0, original)
         if self._answer is not None and self._answer.whole:
             self._answer.close()  # it may take a while, and others can use the connection
-        heal = self._services.healer.heal(session, loss, self._call.trigger, self._held)
+        heal = self._services.sessions.healer.heal(session, loss, self._call.trigger, self._held)
         waited, end = await self._early.during(heal)
         if waited is not Waited.BACK:
             return self._released(waited)
@@ -264,7 +265,7 @@ class Post:
     async def _hold(self, awaited: Awaited) -> Step:
         self._drop_answer()
         if awaited is Awaited.CONNECT:
-            wait = self._services.holds.for_connect(self._held, self._services.availability)
+            wait = self._services.holds.for_connect(self._held)
         else:
             wait = self._services.holds.for_route(self._held)
         waited = await self._early.during(wait)
@@ -281,14 +282,14 @@ class Post:
         self._tell(step)
         answer = step.answer
         if self._responder.is_committed and step.reason is not None:
-            answer = replies.in_session(self._delivery.still_unanswered, step.reason)
+            answer = replies.in_session(self._reply.still_unanswered, step.reason)
             self._end_if_lost(step.reason)
         await self._responder.give(answer)
 
     def _end_if_lost(self, reason: Reason) -> None:
         """The 404 that a stream cannot carry comes with the next request."""
         if reason is Reason.SESSION_LOST and self._call.session is not None:
-            self._services.table.end(self._call.session, SessionEnd.GIVEN_UP)
+            self._services.sessions.table.end(self._call.session, SessionEnd.GIVEN_UP)
 
     def _tell(self, step: Give) -> None:
         emit, label = self._services.emit, self._label
@@ -304,12 +305,12 @@ class Post:
 
     async def _pass(self) -> Step | None:
         if self._refusal is not None:
-            return await self._delivery.pass_refusal(self._refusal)
+            return await self._reply.pass_refusal(self._refusal)
         answer = self._answer
         assert answer is not None, "there is an answer to pass"
-        step = await self._delivery.pass_on(answer, self._json, self._mark, self._renumbering)
+        step = await self._reply.pass_on(answer, self._json, self._mark, self._renumbering)
         if step is None and self._call.session is not None and 200 <= answer.status < 300:
-            self._services.list_check.answered(self._call.session, self._generation, self._call.trigger)
+            self._services.sessions.list_check.answered(self._call.session, self._generation, self._call.trigger)
         return step
 
     @property
@@ -319,4 +320,8 @@ class Post:
 
     @property
     def _label(self) -> str:
-        return self._call.label(self._services)
+        return self._call.label
+
+
+def _new_id() -> str:
+    return f"mcp-sidecar-{secrets.token_hex(8)}"

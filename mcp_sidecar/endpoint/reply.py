@@ -155,7 +155,7 @@ class Reply:
         learn = self._recorder.learn
         relay = EventRelay(self._services, self._call, watch, self._responder, learn, has_begun=has_begun)
         try:
-            with self._services.open.post(is_stream=True):
+            with self._services.streams.open.post(is_stream=True):
                 after = await relay.run(answer, may_resend=lambda: self._exchange.may_resend_stream)
         except (ConnectionError, asyncio.CancelledError):  # the client left, and perhaps without the last event
             note_unanswered(self._call.session, watch, unanswered_ids(self._message))
@@ -171,14 +171,14 @@ class Reply:
         session = self._call.session
         if session is None or not session.hints:
             return False
-        await self._responder.write(self._services.notifier.take_waiting(session))
+        await self._responder.write(self._services.sessions.notifier.take_waiting(session))
         return True
 
     def _give_up_waiting(self) -> None:
         """An answer that is no stream carries nothing else; one that nobody waits for is not meant."""
         session = self._call.session
         if session is not None and session.hints and self._message.requests:
-            self._services.notifier.give_up_waiting(session)
+            self._services.sessions.notifier.give_up_waiting(session)
 
     # -- on a stream that is open already -----------------------------------------------------------------------------
 

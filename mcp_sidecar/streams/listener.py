@@ -11,6 +11,7 @@ import random
 from collections.abc import Awaitable
 from typing import assert_never
 
+from mcp_sidecar.downstream.keepalive import Keepalive
 from mcp_sidecar.downstream.response import Responder
 from mcp_sidecar.facts import AnswerRewritten, OutcomeUnknown
 from mcp_sidecar.healing import replies
@@ -52,6 +53,7 @@ class Listener:
         "_call",
         "_generation",
         "_is_counted",
+        "_keepalive",
         "_original",
         "_position",
         "_refusal",
@@ -63,14 +65,15 @@ class Listener:
         "_watch",
     )
 
-    def __init__(self, services: Services, call: Call, responder: Responder) -> None:
-        """``call.pairs`` still hold the client's ``Last-Event-ID``."""
+    def __init__(self, services: Services, keepalive: Keepalive, call: Call, responder: Responder) -> None:
+        """``call.pairs`` still hold the client's ``Last-Event-ID``; ``keepalive`` comments on what is silent."""
         self._services = services
+        self._keepalive = keepalive
         self._call = call
         self._responder = responder
         self._position = Position(call.session, headers.value(call.pairs, headers.LAST_EVENT_ID))
         self._attachment = Attachment(services.policy.mode, call.session, self._position)
-        self._upstream = Subscription(services, call, self._position)
+        self._upstream = Subscription(services.upstream, services.streams, call, self._position)
         self._stream = ClientStream(responder)
         self._watch: StreamWatch | None = None
         self._answer: Answer | None = None
@@ -82,9 +85,9 @@ class Listener:
 
     async def run(self) -> None:
         """Listen until the client leaves or the stream is over."""
-        self._services.open.get_streams += 1
-        self._services.table.begin_use(self._session)
-        self._services.get_streams.enter(self._session)
+        self._services.streams.open.get_streams += 1
+        self._services.sessions.table.begin_use(self._session)
+        self._services.streams.listening.enter(self._session)
         is_ended = False
         try:
             step = self._attachment.begin(replaces_one=await self._take_place())
@@ -92,7 +95,7 @@ class Listener:
                 step = await self._carry_out(step)
             await self._finish(step)
         except asyncio.CancelledError:
-            is_ended = self._services.get_streams.ends_this()
+            is_ended = self._services.streams.listening.ends_this()
             if not is_ended:
                 raise
         finally:
@@ -133,14 +136,14 @@ class Listener:
         self._upstream.close()
         self._stream.end()
         if self._session is not None:
-            self._services.get_streams.leaves(self._session, self)
+            self._services.streams.listening.leaves(self._session, self)
             note_unanswered(self._session, self._watch, self._position.polled)
             if self._is_counted:
                 self._session.streams -= 1
-        self._services.get_streams.leave()
-        self._services.keepalive.discard(self._responder)
-        self._services.table.end_use(self._session)
-        self._services.open.get_streams -= 1
+        self._services.streams.listening.leave()
+        self._keepalive.discard(self._responder)
+        self._services.sessions.table.end_use(self._session)
+        self._services.streams.open.get_streams -= 1
 
     def _drop_answer(self) -> None:
         if self._answer is not None:
@@ -152,7 +155,7 @@ class Listener:
         session = self._session
         if session is not None and session.is_ended:
             await self._responder.give(replies.SESSION_NOT_FOUND)
-        elif session is not None and self._services.get_streams.listener_of(session) is not None:
+        elif session is not None and self._services.streams.listening.listener_of(session) is not None:
             await self._responder.start_events()
         else:
             await self._responder.give(replies.UNAVAILABLE_PATH)
@@ -167,11 +170,11 @@ class Listener:
         """Become the session's listener, unless the client may be after something else here. True if it replaces one."""
         if not self._attachment.may_outlive or self._session is None or self._position.is_poll:
             return False
-        former = self._services.get_streams.listener_of(self._session)
+        former = self._services.streams.listening.listener_of(self._session)
         resumed = self._position.last_seen if self._position.own_id(self._session.generation) is not None else None
         if former is not None and resumed is not None and not former.is_behind(resumed):
             return False
-        return await self._services.get_streams.takes_over(self._session, self)
+        return await self._services.streams.listening.takes_over(self._session, self)
 
     def is_behind(self, event_id: str) -> bool:
         """See ``ListenerPort``."""
@@ -223,7 +226,9 @@ class Listener:
         original = self._original if step.confirm else None
         loss = Loss(self._generation, step.signature, answer.status if answer is not None else 0, original)
         held = HeldRequest(0, self._services.policy.hold_timeout_s, is_stream=True)
-        waited, end = await self._services.healer.heal(session, loss, self._call.trigger, held, is_urgent=False)
+        waited, end = await self._services.sessions.healer.heal(
+            session, loss, self._call.trigger, held, is_urgent=False
+        )
         if waited is not Waited.BACK:
             return self._attachment.expired()
         if end.why is None:
@@ -246,7 +251,7 @@ class Listener:
     async def _wait_for_turn(self, step: Wait) -> None:
         match step.until:
             case Until.CONNECT:
-                await self._services.holds.for_stream(self._services.availability)
+                await self._services.holds.for_stream()
             case Until.ROUTE:
                 await asyncio.sleep(random.uniform(SLOWEST_PACE_S / 2, SLOWEST_PACE_S))
             case Until.TURN:
@@ -255,7 +260,7 @@ class Listener:
             case _:
                 assert_never(step.until)
         if self._responder.is_committed:
-            await self._services.get_streams.returning.spread()
+            await self._services.streams.listening.returning.spread()
 
     def _count(self) -> None:
         if self._session is not None:
@@ -264,7 +269,7 @@ class Listener:
 
     def _look_after(self) -> None:
         self._stream.may_comment = self._responder.may_comment = True
-        self._services.keepalive.add(self._responder)
+        self._keepalive.add(self._responder)
 
     # -- Pass, Give and Tell -------------------------------------------------------------------------------------
 
@@ -289,7 +294,7 @@ class Listener:
     def _tell_lost(self, status: int) -> None:
         """Mode ``rewrite`` heals nothing, and counts what it could; another principal never heals."""
         if self._call.is_foreign:
-            self._services.healer.refuse_foreign(self._label, self._signature)
+            self._services.sessions.healer.refuse_foreign(self._label, self._signature)
         if self._session is not None and self._services.policy.mode is Mode.REWRITE:
             tell_loss(self._session, Loss(self._session.generation, self._signature, status), self._services.emit)
 
@@ -334,7 +339,7 @@ class Listener:
     def _watch_events(self) -> tuple[StreamWatch, EventSplitter]:
         session = self._session
         if session is not None:
-            self._services.list_check.listens(session, self._generation, self._call.trigger)
+            self._services.sessions.list_check.listens(session, self._generation, self._call.trigger)
         self._watch = watch = _watch(session, self._generation)
         watch.unanswered = self._position.polled
         return watch, splitter_for(self._services.limits)
@@ -347,15 +352,15 @@ class Listener:
             self._responder.is_event_stream = True
             self._count()
             await self._responder.start(answer.status, answer.reason, self._call.client_headers(answer))
-            if session is not None and self._services.heals:
+            if session is not None and self._services.policy.heals:
                 self._look_after()
-                self._services.notifier.tell_waiting(session)
+                self._services.sessions.notifier.tell_waiting(session)
         answer.forget_head()
         self._call.pack()
 
     @property
     def _label(self) -> str:
-        return self._call.label(self._services)
+        return self._call.label
 
 
 def _watch(session: Session | None, generation: int) -> StreamWatch:
