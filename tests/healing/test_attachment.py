@@ -129,6 +129,8 @@ NOT_FOUND: Final = Give(replies.SESSION_NOT_FOUND, reason=Reason.SESSION_LOST, r
 NOTHING_REWRITTEN: Final = Give(replies.SESSION_NOT_FOUND, reason=Reason.SESSION_LOST)
 DISPLACED: Final = Heal("id-minted-anew", confirm=False)
 
+IN_CONFLICT: Final[Story] = [(refused(NO_STREAM, 409), Wait(Until.ROUTE)), BACK]
+
 STORIES: Final[dict[str, tuple[Attachment, Story]]] = {
     "a stream that ends is attached again": (listening(), [*STREAM, (over(), AGAIN), BACK, (attached, Relay())]),
     "a stream that breaks is attached again": (listening(), [*STREAM, (over(broke=True), AGAIN), BACK]),
@@ -167,7 +169,7 @@ STORIES: Final[dict[str, tuple[Attachment, Story]]] = {
         listening(),
         [
             (begin_anew, Get()),
-            *[(refused(NO_STREAM, 409), Wait(Until.ROUTE)), BACK] * CONFLICTS,
+            *IN_CONFLICT * CONFLICTS,
             (refused(NO_STREAM, 409), Pass()),
         ],
     ),
