@@ -59,7 +59,7 @@ async def test_a_living_session_is_left_alone_whatever_is_said(status: int) -> N
                 for tool in ("echo", "charge"):
                     ran = len(upstream.ledger.executions(tool))
                     said = refused.said.filled(sid=client.session_id or "", rpc_id="{ID}")
-                    upstream.inject(Answer(said.status, said.headers, said.body, executes=True), tool=tool)
+                    upstream.inject(Answer(said.status, tuple(said.headers), said.body, executes=True), tool=tool)
                     answer = await client.tool(tool, text="again")
                     assert len(upstream.ledger.executions(tool)) == ran + 1, refused
                     assert answer.status == status, (refused, answer)
@@ -89,7 +89,7 @@ async def test_the_same_refusal_of_a_living_session_is_not_asked_about_again() -
     said = those(409)[0].said.filled(sid="x", rpc_id=1)
     async with FakeUpstream() as upstream, running_sidecar(upstream.url) as sidecar, McpClient(sidecar.url) as client:
         await client.initialize()
-        upstream.inject(Answer(said.status, said.headers, said.body, executes=True), tool="charge", times=None)
+        upstream.inject(Answer(said.status, tuple(said.headers), said.body, executes=True), tool="charge", times=None)
         for _ in range(10):
             assert (await client.tool("charge")).status == 409
         assert upstream.ledger.count("ping") == 1
