@@ -178,7 +178,7 @@ class Express:
         """Send what can be sent at once and without a question; ``data`` is all of it."""
         services, values = self.services, request.values
         started_at = services.clock()
-        principal = services.sessions.principals.of_values(values)[0] if self._binds else ANONYMOUS
+        principal = services.sessions.principals.of_values(values).principal if self._binds else ANONYMOUS
         session = services.sessions.table.find(ClientSessionId(values[_SESSION_ID]), principal)
         if session is None or not self._is_plain(session):
             return None

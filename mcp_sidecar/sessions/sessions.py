@@ -26,8 +26,8 @@ class Sessions:
 
     def principal_of(self, fields: Fields) -> tuple[Principal, Principal]:
         """Who asks, and with which credential."""
-        principal, credential = self.principals.of(fields)
-        return (principal if self.binds else ANONYMOUS), credential
+        identity = self.principals.of(fields)
+        return (identity.principal if self.binds else ANONYMOUS), identity.credential
 
     def find(self, client_id: ClientSessionId | None, principal: Principal) -> tuple[Session | None, bool]:
         """The principal's own session with this id, and whether the id is somebody else's only."""
