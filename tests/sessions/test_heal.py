@@ -414,8 +414,8 @@ async def test_a_session_is_healed_so_often_in_a_minute() -> None:
         assert len(upstream.ledger.initializes) == 4
 
 
-async def test_one_request_heals_once() -> None:
-    """A server that loses the session on every request: healed once, then the client is told."""
+async def test_one_request_heals_twice() -> None:
+    """A server that loses the session on every request: healed twice, then the client is told."""
     async with (
         FakeUpstream() as upstream,
         running_sidecar(upstream.url) as sidecar,
@@ -424,8 +424,8 @@ async def test_one_request_heals_once() -> None:
         await client.initialize()
         upstream.inject(LOST, times=None, tool="charge")
         assert is_not_found(await client.tool("charge"))
-        assert len(upstream.ledger.initializes) == 2
-        assert upstream.ledger.count(tool="charge") == 2
+        assert len(upstream.ledger.initializes) == 3
+        assert upstream.ledger.count(tool="charge") == 3
 
 
 @pytest.mark.parametrize(
