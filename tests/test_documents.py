@@ -200,16 +200,6 @@ def test_decisions_are_numbered() -> None:
     assert numbers == list(range(1, len(numbers) + 1))
 
 
-@pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt"])
-def test_requirements_are_pinned_by_hash_and_name_no_registry(name: str) -> None:
-    """Whoever installs decides where from; what is installed is decided here."""
-    text = (ROOT / name).read_text(encoding="utf-8")
-    requirements = re.findall(r"^[a-zA-Z0-9].*(?:\n    .*)*", text, re.MULTILINE)
-    assert requirements
-    assert [entry.splitlines()[0] for entry in requirements if "==" not in entry or "--hash=sha256:" not in entry] == []
-    assert not re.search(r"--(extra-)?index-url|--find-links|--trusted-host|://", text)
-
-
 def test_every_verb_of_the_makefile_is_phony_and_explained() -> None:
     """`make` alone lists what there is, and a file of the same name does not switch a verb off."""
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
