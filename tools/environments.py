@@ -89,6 +89,7 @@ def python(folder: Path, *locks: Path, editable: bool = False, pip: Path | None 
     """
     inside = str(folder / "bin" / "python")
     files = tuple(word for lock in locks for word in ("-r", str(lock)))
+    made, by_pip = _with_pip(folder, inside, pip)
     return Environment(
         name=folder.name.removeprefix("."),
         pins=(
@@ -98,25 +99,27 @@ def python(folder: Path, *locks: Path, editable: bool = False, pip: Path | None 
         stamp=folder / ".pins",
         programs=folder / "bin",
         commands=(
-            *_empty(folder, pip),
-            (inside, *PIP, *FROM_LOCK, *files),
-            *(((inside, *PIP, *EDITABLE),) if editable else ()),
-            (inside, *PIP, "check"),
+            *made,
+            (*by_pip, *FROM_LOCK, *files),
+            *(((*by_pip, *EDITABLE),) if editable else ()),
+            (*by_pip, "check"),
         ),
         fresh=folder,
     )
 
 
-def _empty(folder: Path, pip: Path | None) -> tuple[Command, ...]:
-    """Make a virtual environment that holds nothing but a pip."""
-    inside = str(folder / "bin" / "python")
-    whole: Command = (sys.executable, "-m", "venv", str(folder))
+def _with_pip(folder: Path, inside: str, pip: Path | None) -> tuple[tuple[Command, ...], Command]:
+    """Return what makes the folder, and the words that a pip which fills it is called with.
+
+    Where the Python that runs this has a pip (Debian's may have none), that one does the first step from outside: copying it
+    would take longer than all the rest.
+    """
+    can_lend = importlib.util.find_spec("pip") is not None
+    venv = (sys.executable, "-m", "venv", *(("--without-pip",) if can_lend else ()), str(folder))
+    brought = (sys.executable, *PIP, "--python", inside) if can_lend else (inside, *PIP)
     if pip is None:
-        return (whole,)
-    from_lock = (*FROM_LOCK, "-r", str(pip))
-    if importlib.util.find_spec("pip") is None:
-        return (whole, (inside, *PIP, *from_lock))
-    return ((*whole, "--without-pip"), (sys.executable, *PIP, "--python", inside, *from_lock))
+        return (venv,), brought
+    return (venv, (*brought, *FROM_LOCK, "-r", str(pip))), (inside, *PIP)
 
 
 def _project() -> bytes:
