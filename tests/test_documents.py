@@ -22,7 +22,15 @@ from mcp_sidecar.ops.metrics import Metrics
 from mcp_sidecar.settings import KEYS
 
 ROOT: Final = Path(__file__).resolve().parent.parent
-EXPECTED: Final = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "config.example.toml")
+EXPECTED: Final = (
+    "README.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "LICENSE",
+    "SECURITY.md",
+    "config.example.toml",
+    "docs/upgrading.md",
+)
 DOCUMENTS: Final = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 PROMISING: Final = [file for file in DOCUMENTS if file.name != "CHANGELOG.md"]
 """A changelog speaks of what was, too."""
@@ -39,7 +47,7 @@ SHORT_VARIABLES: Final = frozenset(
     {"UPSTREAM", "LISTEN", "ADMIN", "MODE", "STORE", "CONFIG", "LOG_FORMAT", "LOG_LEVEL"}
 )
 # Options of other programs that documents may name.
-FOREIGN_OPTIONS: Final = frozenset({"--require-hashes", "--strict", "--no-healthcheck"})
+FOREIGN_OPTIONS: Final = frozenset({"--locked", "--no-deps", "--no-healthcheck", "--require-hashes", "--strict"})
 
 
 def _code(text: str) -> Iterator[str]:

@@ -12,6 +12,7 @@ from typing import Final
 import pytest
 
 from tools import release
+from tools.environments import ROOT
 
 DAY: Final = dt.date(2026, 2, 3)
 CHANGELOG: Final = "# Changelog\n\n## [Unreleased]\n\n### Added\n\n- New.\n\n## [0.1.0] - 2025-01-01\n\n- Old.\n"
@@ -58,7 +59,7 @@ class TestChangelog:
 
     def test_the_project_has_one_that_can_be_dated(self) -> None:
         """What stands in the way of a release is seen long before it."""
-        text = (release.ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+        text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
         if release.UNRELEASED + "\n## " not in text:
             assert "\n## [99.0.0] - 2026-02-03\n" in release.dated(text, "99.0.0", DAY)
 
@@ -105,8 +106,8 @@ def test_what_does_not_belong_into_a_wheel_is_found(name: str, wrong: list[str])
 
 def test_the_wheel_holds_the_package_and_is_the_same_each_time(tmp_path: Path) -> None:
     """Whoever builds it again gets the same bytes, and finds the package's modules in it and nothing else."""
-    first, second = (release.build(release.ROOT, tmp_path / name, "wheel")[0] for name in ("first", "second"))
+    first, second = (release.build(ROOT, tmp_path / name, "wheel")[0] for name in ("first", "second"))
     assert first.read_bytes() == second.read_bytes()
-    files = (file for file in (release.ROOT / release.PACKAGE).rglob("*") if "__pycache__" not in file.parts)
+    files = (file for file in (ROOT / release.PACKAGE).rglob("*") if "__pycache__" not in file.parts)
     with zipfile.ZipFile(first) as opened:
-        assert release.unexpected(opened.namelist(), [str(file.relative_to(release.ROOT)) for file in files]) == []
+        assert release.unexpected(opened.namelist(), [str(file.relative_to(ROOT)) for file in files]) == []

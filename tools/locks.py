@@ -12,6 +12,7 @@ An extra needs no word here: the development lock has them all. A file ``NAME.in
 from __future__ import annotations
 
 import argparse
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -105,6 +106,9 @@ def main(arguments: Sequence[str]) -> int:
         return 1
     for part in given.parts or parts:
         for folder, command in commands(part, keep=given.keep):
+            if shutil.which(command[0]) is None:
+                print(f"{part}: {command[0]} not found; left as it is")
+                continue
             print(f"{part}: {' '.join(command)}".replace(f"{ROOT}/", ""), flush=True)
             if subprocess.run(command, cwd=folder, check=False).returncode:
                 return 1
