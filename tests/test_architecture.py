@@ -64,7 +64,7 @@ LAYERS: Final = (
     Layer(modules=CONFIG, banned=IMPURE),
     Layer(modules=VERDICTS, parts=(WIRE,), banned=IMPURE),
     Layer(modules=HEALING, parts=(WIRE, VERDICTS, FACTS), banned=IMPURE),
-    Layer(modules=WAITING, parts=(WIRE, HEALING, FACTS)),
+    Layer(modules=WAITING, parts=(FACTS,)),
     Layer(modules=INTERNALS, libraries=AIOHTTP),
     Layer(modules=UPSTREAM, parts=(WIRE, CONFIG, INTERNALS), libraries=AIOHTTP),
     Layer(
@@ -74,13 +74,12 @@ LAYERS: Final = (
     ),
     Layer(
         modules=SESSIONS,
-        parts=(WIRE, VERDICTS, HEALING, WAITING, UPSTREAM, DOWNSTREAM, FACTS, CONFIG),
+        parts=(WIRE, VERDICTS, HEALING, WAITING, UPSTREAM, FACTS, CONFIG),
         libraries=AIOHTTP,
     ),
     Layer(
         modules=STREAMS,
         parts=(WIRE, VERDICTS, HEALING, WAITING, UPSTREAM, DOWNSTREAM, SESSIONS, FACTS, CONFIG),
-        libraries=AIOHTTP,
     ),
     Layer(
         modules=ENDPOINT,
@@ -90,7 +89,6 @@ LAYERS: Final = (
     Layer(
         modules=FASTPATH,
         parts=(WIRE, VERDICTS, HEALING, UPSTREAM, SESSIONS, FACTS, CONFIG),
-        libraries=AIOHTTP,
     ),
     Layer(modules=f"{OPS}.logs", parts=(FACTS,), libraries=("structlog",)),
     Layer(modules=f"{OPS}.metrics", parts=(FACTS,), libraries=("prometheus_client",)),
