@@ -8,7 +8,7 @@ hang; then heal.
 ::
 
     begin ──▶ Send ──▶ judged ──▶ Pass                       the upstream's answer, untouched
-                │         ├─────▶ Heal ──▶ healed ──▶ Send   once per exchange
+                │         ├─────▶ Heal ──▶ healed ──▶ Send   twice per exchange
                 │         ├─────▶ Hold ──▶ back ──▶ Send     until the hold ends
                 │         └─────▶ Give                       an answer of our own
                 ├─────▶ failed ─▶ Send | Hold | Give
@@ -33,8 +33,8 @@ from mcp_sidecar.verdicts.classify import Judgement, SessionKnowledge, Verdict
 from mcp_sidecar.wire.faults import Fault
 from mcp_sidecar.wire.jsonrpc import Kind, Message
 
-MAX_HEALS = 1
-"""How often one message has its session healed."""
+MAX_HEALS = 2
+"""How often one message has its session healed: a server that loses each new session at once is given up."""
 
 MAX_RESENDS_IN_DOUBT = 2
 """How often a harmless request goes again after resets: a request that crashes its server must not do so for ever."""

@@ -14,7 +14,7 @@ from mcp_sidecar.upstream.upstream import Upstream
 from mcp_sidecar.waiting.hold import Holds
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Services:
     """``clock`` gives monotonic seconds."""
 

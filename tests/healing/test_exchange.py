@@ -14,6 +14,7 @@ import pytest
 from mcp_sidecar.facts import ReplayCause
 from mcp_sidecar.healing import replies
 from mcp_sidecar.healing.exchange import (
+    MAX_HEALS,
     MAX_RESENDS_IN_DOUBT,
     Awaited,
     Exchange,
@@ -147,6 +148,9 @@ GIVEN_UP: Final = error(Reason.CANCELLED)
 
 ROUTE_JUST_BACK: Final[Story] = [(answered(BARE_404), PING_FIRST), (unhealed(Unhealed.ALIVE), IN_DOUBT)]
 
+LOST_AND_HEALED: Final[Story] = [(answered(PROVEN), HEAL), (healed, AFTER_LOSS)]
+GIVEN_AWAY: Final[Story] = [(displaced, HEAL_DISPLACED), (healed, Send())]
+
 LOSS: Final[dict[str, tuple[Exchange, Story]]] = {
     "healed and sent again, an unsafe call too": (
         exchange(),
@@ -160,13 +164,13 @@ LOSS: Final[dict[str, tuple[Exchange, Story]]] = {
         exchange(LIST),
         [FIRST, (answered(UNPROVEN), HEAL_UNPROVEN), (healed, AFTER_LOSS)],
     ),
-    "lost again after the heal: no second heal": (
+    "lost again after each heal: no third one": (
         exchange(),
-        [FIRST, (answered(PROVEN), HEAL), (healed, AFTER_LOSS), (answered(PROVEN, 400), not_found(400))],
+        [FIRST, *LOST_AND_HEALED * MAX_HEALS, (answered(PROVEN, 400), not_found(400))],
     ),
-    "ambiguous after the heal: no second heal": (
+    "ambiguous after the last heal: nobody asks": (
         exchange(),
-        [FIRST, (answered(PROVEN), HEAL), (healed, AFTER_LOSS), (answered(BARE_404), Pass())],
+        [FIRST, *LOST_AND_HEALED * MAX_HEALS, (answered(BARE_404), Pass())],
     ),
     "not restored": (
         exchange(),
@@ -386,9 +390,9 @@ DISPLACED: Final[dict[str, tuple[Exchange, Story]]] = {
             (healed, Send(ReplayCause.SESSION_LOST, renumber=True)),
         ],
     ),
-    "given away again after the heal: no second heal": (
+    "given away again after each heal: no third one": (
         exchange(),
-        [FIRST, (displaced, HEAL_DISPLACED), (healed, Send()), (displaced, not_found(None))],
+        [FIRST, *GIVEN_AWAY * MAX_HEALS, (displaced, not_found(None))],
     ),
     "not restored: 404, and nothing was rewritten": (
         exchange(),
