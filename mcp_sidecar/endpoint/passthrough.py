@@ -19,6 +19,7 @@ from mcp_sidecar.sessions.services import Services
 from mcp_sidecar.streams.relay import relay_rest
 from mcp_sidecar.upstream.answer import EVENT_STREAM, Answer, is_event_stream
 from mcp_sidecar.upstream.connection import UpstreamFault
+from mcp_sidecar.upstream.events import event_batches
 from mcp_sidecar.verdicts.classify import NO_SIGNATURE
 from mcp_sidecar.waiting.hold import HeldRequest, Waited
 from mcp_sidecar.wire import headers
@@ -137,9 +138,9 @@ class Passthrough:
         splitter = EventSplitter(self._services.limits.max_buffered_answer)
         self._services.streams.open.get_streams += 1
         try:
-            async for chunk in answer.chunks():
-                for piece in splitter.feed(chunk):
-                    await self._responder.write(self._moved(piece.raw) if isinstance(piece, Block) else piece.raw)
+            async for batch in event_batches(answer, splitter):
+                moved = [self._moved(piece.raw) if isinstance(piece, Block) else piece.raw for piece in batch]
+                await self._responder.write(b"".join(moved))
             await self._responder.write(splitter.pending)
         except UpstreamFault:
             self._responder.cut()

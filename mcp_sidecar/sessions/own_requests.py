@@ -11,12 +11,13 @@ from mcp_sidecar.healing.principal import Principal
 from mcp_sidecar.healing.session import Session, UpstreamSessionId
 from mcp_sidecar.upstream.answer import Answer, decoded_body, is_event_stream
 from mcp_sidecar.upstream.connection import UpstreamFault
+from mcp_sidecar.upstream.events import event_batches
 from mcp_sidecar.upstream.upstream import Upstream
 from mcp_sidecar.wire import headers
 from mcp_sidecar.wire.headers import Pair
 from mcp_sidecar.wire.jsonrpc import JsonRpcId, Kind, Message, NotJson, parse
 from mcp_sidecar.wire.revisions import PROTOCOL_VERSION_HEADER, sends_version_header
-from mcp_sidecar.wire.sse import Block, EventSplitter, parse_event
+from mcp_sidecar.wire.sse import Block, EventSplitter
 
 DISCARD_TIMEOUT_S = 2.0
 """How long the end of a session that nobody wants is waited for."""
@@ -102,11 +103,11 @@ async def read_rpc_answer(answer: Answer, request_id: JsonRpcId, limit: int) -> 
 async def _read_from_events(answer: Answer, request_id: JsonRpcId, limit: int) -> Message | None:
     splitter = EventSplitter(limit)
     size = 0
-    async for chunk in answer.chunks():
-        size += len(chunk)
-        for piece in splitter.feed(chunk):
-            event = parse_event(piece.raw) if isinstance(piece, Block) else None
-            message = _response_in((event.data or "").encode("utf-8", "replace"), request_id) if event else None
+    async for batch in event_batches(answer, splitter):
+        for piece in batch:
+            size += len(piece.raw)
+            data = piece.event.data if isinstance(piece, Block) else None
+            message = _response_in(data.encode("utf-8", "replace"), request_id) if data else None
             if message is not None:
                 return message
         if size > limit:

@@ -33,6 +33,7 @@ from mcp_sidecar.streams.relay import relay_rest, splitter_for
 from mcp_sidecar.streams.subscription import Subscription
 from mcp_sidecar.upstream.answer import Answer, KeptAnswer, is_event_stream
 from mcp_sidecar.upstream.connection import UpstreamFault
+from mcp_sidecar.upstream.events import batches
 from mcp_sidecar.verdicts.classify import Answer as JudgedAnswer
 from mcp_sidecar.waiting.availability import SLOWEST_PACE_S
 from mcp_sidecar.waiting.hold import HeldRequest, Waited
@@ -320,8 +321,9 @@ class Listener:
             try:
                 while not answer.whole:
                     await answer.arrival()
-                    for piece in splitter.feed(answer.take()):
-                        await self._relay_piece(piece, watch)
+                    async for batch in batches(splitter, answer.take()):
+                        for piece in batch:
+                            await self._relay_piece(piece, watch)
             except UpstreamFault:
                 broke = True
             finally:
