@@ -34,7 +34,7 @@ from mcp_sidecar.facts import RequestRejected, RequestServed, SidecarFault
 from mcp_sidecar.healing import replies
 from mcp_sidecar.healing.labels import NO_METHOD, OTHER, http_label, rpc_label
 from mcp_sidecar.healing.replies import Reason
-from mcp_sidecar.sessions.call import BadSessionId, Call, RequestLine, read_call
+from mcp_sidecar.sessions.call import BadSessionId, Call, RequestLine, load_session, may_be_loaded, read_call
 from mcp_sidecar.sessions.in_flight import BEGUN, InFlight
 from mcp_sidecar.sessions.services import Services
 from mcp_sidecar.streams.listener import Listener
@@ -220,6 +220,16 @@ class Router:
         if incoming.method == "POST":
             return self._post(incoming)
         call = self._call(incoming)
+        return (
+            self._loaded_first(incoming, call) if may_be_loaded(self.services, call) else self._bodiless(incoming, call)
+        )
+
+    async def _loaded_first(self, incoming: Incoming, call: Call) -> None:
+        await load_session(self.services, call)
+        await self._bodiless(incoming, call)
+
+    def _bodiless(self, incoming: Incoming, call: Call) -> Awaitable[None]:
+        """A GET or DELETE of the endpoint."""
         if call.client_id is not None and self._is_over(call):
             return incoming.responder.give(replies.SESSION_NOT_FOUND)
         if incoming.method == "DELETE":
@@ -250,6 +260,8 @@ class Router:
         if begun is not None:  # whatever has become of its session since it was sent
             call.session, call.is_foreign = begun.session, False
             begun.release()
+        elif may_be_loaded(self.services, call):
+            await load_session(self.services, call)
         if self._is_over(call):
             await incoming.responder.give(replies.SESSION_NOT_FOUND)
         elif self._is_for_a_held_request(call, message) or self._was_said_by_heal(call, message):

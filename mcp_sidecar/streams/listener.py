@@ -17,7 +17,7 @@ from mcp_sidecar.facts import ActionObserved, AnswerRewritten, ObservedAction, O
 from mcp_sidecar.healing import replies
 from mcp_sidecar.healing.exchange import Unhealed
 from mcp_sidecar.healing.labels import OTHER
-from mcp_sidecar.healing.marked_ids import FIRST, Mark, Renumbering
+from mcp_sidecar.healing.marked_ids import UNMARKED, Renumbering
 from mcp_sidecar.healing.policy import Mode
 from mcp_sidecar.healing.position import Position, note_unanswered
 from mcp_sidecar.healing.replies import OwnAnswer
@@ -127,7 +127,7 @@ class Listener:
             self._services.get_streams.leaves(self._session, self)
             note_unanswered(self._session, self._watch, self._position.polled)
             if self._is_counted:
-                self._session.streams -= 1
+                self._session.stream_ends()
         self._services.get_streams.leave()
         self._services.keepalive.discard(self._responder)
         self._services.table.end_use(self._session)
@@ -242,7 +242,7 @@ class Listener:
 
     def _count(self, session: Session | None) -> None:
         if session is not None:
-            session.streams += 1
+            session.stream_opens()
             self._is_counted = True
 
     def _look_after(self) -> None:
@@ -255,7 +255,7 @@ class Listener:
     async def _refused(self, answer: Answer, generation: int) -> After:
         judgement, original = await judged_get(answer, self._call.facts(None), self._services.policy.signatures)
         if answer.status == 405 and self._session is not None and self._position.last_seen is None:
-            self._session.refuses_get = True
+            self._session.note_get(is_refused=True)
         if judgement.verdict in (Verdict.SESSION_LOST, Verdict.AMBIGUOUS):
             return await self._lost(answer, judgement, original, generation)
         if judgement.verdict is Verdict.UNAVAILABLE and not judgement.jsonrpc_body and self._may_outlive:
@@ -362,7 +362,7 @@ class Listener:
     async def _relay_piece(self, piece: Block | Fragment, watch: StreamWatch) -> None:
         data, message = watch.relay(piece)
         if message is not None and self._session is not None:
-            self._session.client_state.heard(message, watch.mark)
+            self._session.heard(message, watch.mark)
         await self._stream.relay(data, in_event=watch.in_fragment)
 
     def _watch_events(self) -> tuple[StreamWatch, EventSplitter]:
@@ -393,7 +393,7 @@ class Listener:
         self._was_away = False
         self._conflicts_left = CONFLICTS
         if session is not None:
-            session.refuses_get = False
+            session.note_get(is_refused=False)
         if not self._responder.is_committed:
             self._responder.is_event_stream = True
             self._count(session)
@@ -440,6 +440,6 @@ class Listener:
 def _watch(session: Session | None, generation: int) -> StreamWatch:
     """A call that was sent again reports its progress under a token of ours, and some servers do so here."""
     if session is None:
-        return StreamWatch(Mark("", FIRST))
+        return StreamWatch(UNMARKED)
     renumbering = Renumbering(tokens=session.progress.renewed)
-    return StreamWatch(Mark(session.tag, generation), renumbering, progress=session.progress)
+    return StreamWatch(session.mark_of(generation), renumbering, progress=session.progress)

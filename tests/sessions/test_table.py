@@ -14,6 +14,7 @@ from mcp_sidecar.healing.handshake import Handshake
 from mcp_sidecar.healing.principal import ANONYMOUS, Principal
 from mcp_sidecar.healing.session import ClientSessionId, Session, State, UpstreamSessionId
 from mcp_sidecar.sessions.table import SessionTable
+from tests.support.sessions import keeper
 
 ALICE, BOB = Principal(b"alice"), Principal(b"bob")
 HANDSHAKE = Handshake.of({"clientInfo": {"name": "c"}}, {"protocolVersion": "2025-06-18", "serverInfo": {"name": "s"}})
@@ -31,8 +32,16 @@ class Watched:
     def __post_init__(self) -> None:
         tags = map(str, itertools.count())
         self.table = SessionTable(
-            self.limits, self.facts.append, salt=b"salt", clock=lambda: self.now, new_tag=lambda: next(tags)
+            self.limits,
+            self.facts.append,
+            salt=b"salt",
+            clock=self.clock,
+            new_tag=lambda: next(tags),
+            keeper=keeper(self.limits, self.clock),
         )
+
+    def clock(self) -> float:
+        return self.now
 
     def open(self, name: str, principal: Principal = ANONYMOUS, handshake: Handshake = HANDSHAKE) -> Session:
         return self.table.open(ClientSessionId(name), principal, handshake)
@@ -161,6 +170,8 @@ def test_no_session_outlives_its_lifetime() -> None:
             place.now += 6
             assert place.find("s") is session
         place.now += 1
+        place.table.sweep_old()
+        assert place.ends == [SessionEnd.EXPIRED]
         assert place.find("s") is None
     assert place.ends == [SessionEnd.EXPIRED]
     with place.table.using(None):
@@ -178,6 +189,7 @@ def test_a_sweep_removes_all_that_expired(limits: dict[str, float]) -> None:
         place.open(f"new-{number}")
     place.now += 5
     place.table.sweep()
+    place.table.sweep_old()
     assert {session.client_id for session in place.table} == {f"new-{number}" for number in range(100)}
     assert place.ends == [SessionEnd.EXPIRED] * 100
 
@@ -240,7 +252,7 @@ def test_nothing_is_left_of_sessions_that_are_over() -> None:
     place.now += 10
     place.table.sweep()
     store = place.table
-    assert not (store._by_use or store._by_age or store._holders or store._by_upstream_id)
+    assert not (store._by_use or store._holders or store._by_upstream_id)
     assert len(store._ended) <= 50
 
 
@@ -260,7 +272,14 @@ def test_labels_are_salted_hashes() -> None:
     session = place.open("secret-id")
     assert session.label == place.table.label("secret-id")
     assert len(session.label) == 12 and "secret" not in session.label
-    other = SessionTable(SessionLimits(), place.facts.append, salt=b"other", clock=lambda: 0.0, new_tag=lambda: "t")
+    other = SessionTable(
+        SessionLimits(),
+        place.facts.append,
+        salt=b"other",
+        clock=place.clock,
+        new_tag=lambda: "t",
+        keeper=keeper(SessionLimits(), place.clock),
+    )
     assert other.label("secret-id") != session.label
     assert [fact.session for fact in place.facts if isinstance(fact, SessionOpened)] == [session.label]
 
