@@ -36,6 +36,7 @@ from mcp_sidecar.sessions.notifier import Notifier
 from mcp_sidecar.sessions.open_streams import GetStreams, UpstreamStreams
 from mcp_sidecar.sessions.services import Services
 from mcp_sidecar.sessions.stores.by_url import store_at
+from mcp_sidecar.sessions.stores.store import Times
 from mcp_sidecar.sessions.table import SessionTable
 from mcp_sidecar.settings import Settings
 from mcp_sidecar.upstream.upstream import Upstream
@@ -297,7 +298,7 @@ def build_services(settings: Settings, emit: Emit) -> Services:
 
 def _keeper(settings: Settings, clock: Callable[[], float]) -> Keeper:
     return Keeper(
-        store_at("memory:"),
+        store_at("memory:", settings.session_limits(), Times(time.time, clock)),
         settings.session_limits(),
         instance=settings.upstream_config().origin,
         index_key=secrets.token_bytes(32),

@@ -11,7 +11,7 @@ import asyncio
 import hashlib
 import secrets
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -19,13 +19,19 @@ from mcp_sidecar.config import SessionLimits
 from mcp_sidecar.healing.principal import Principal
 from mcp_sidecar.healing.record import ClientSessionId, SessionRecord, decode, encode, rebased
 from mcp_sidecar.healing.session import Session
-from mcp_sidecar.sessions.stores.store import ABSENT, Entry, Key, Store, StoreAway
+from mcp_sidecar.sessions.stores.store import ABSENT, Entry, Key, Store, StoreAway, Touch
 
 MISS_REMEMBERED_S, MISSES_REMEMBERED = 1.0, 10_000
 """An id that nobody knows is looked up so often, and so many of them are remembered: invented ids must not load a store."""
 
 MAX_TRIES = 8
 """How often one write is tried where others write, too; whoever loses so often leaves it to the next change."""
+
+
+TOUCH_AFTER = 0.01
+"""Of the time that a session may be idle: so much of it may pass before the store is told that it is in use."""
+
+TOUCHED_AT_A_TIME = 500
 
 
 class Missing(Enum):
@@ -50,10 +56,14 @@ class Saving(Enum):
 
 @dataclass(frozen=True, slots=True)
 class _Saved:
-    """``source`` is the live record that was written as ``stored``."""
+    """``source`` is the live record that was written as ``stored``; ``None`` where it is to be written again.
 
-    source: SessionRecord
+    ``at`` is when it was written or touched, by the monotonic clock.
+    """
+
+    source: SessionRecord | None
     stored: SessionRecord
+    at: float
 
 
 class Keeper:
@@ -78,6 +88,7 @@ class Keeper:
         self._index_key = index_key
         self._clock = clock
         self._timeout_s = timeout_s
+        self._was_away = False
         self._writer = secrets.token_bytes(8)
         self._saved: dict[Session, _Saved] = {}
         self._unsaved: dict[Session, None] = {}
@@ -145,7 +156,7 @@ class Keeper:
 
     def loaded(self, session: Session) -> None:
         """The session was made from the record that the store holds."""
-        self._saved[session] = _Saved(session.record, session.record)
+        self._saved[session] = _Saved(session.record, session.record, self._clock())
 
     def is_unsaved(self, session: Session) -> bool:
         """Whether the store does not know what the session knows."""
@@ -161,6 +172,7 @@ class Keeper:
             async with asyncio.timeout(self._timeout_s):
                 return await self._save(session)
         except (StoreAway, TimeoutError):
+            self._was_away = True
             return Saving.LATER
 
     async def _save(self, session: Session) -> Saving:
@@ -176,7 +188,7 @@ class Keeper:
             entry = Entry(mine.revision, self._writer, data)
             standing = await self._store.put(key, entry, expected=expected, ttl_s=self._ttl_s(mine))
             if standing is None:
-                self._saved[session] = _Saved(source, mine)
+                self._saved[session] = _Saved(source, mine, self._clock())
                 return Saving.DONE
             outcome = self._take_in(session, saved, standing)
             if outcome is not None:
@@ -194,7 +206,7 @@ class Keeper:
         if not isinstance(theirs, SessionRecord):
             return Saving.LEFT_ALONE
         if standing.writer == self._writer:  # an earlier write of ours that was given up and done after all
-            self._saved[session] = _Saved(theirs, theirs)
+            self._saved[session] = _Saved(theirs, theirs, self._clock())
             return None
         if saved is None:
             return Saving.TAKEN
@@ -202,7 +214,7 @@ class Keeper:
         if stands not in (saved.stored.at(self.instance), own):
             return Saving.OVERTAKEN
         session.record = rebased(session.record, saved.stored, theirs, self.instance)
-        self._saved[session] = _Saved(theirs, theirs)
+        self._saved[session] = _Saved(theirs, theirs, self._clock())
         return None
 
     def note(self, session: Session) -> None:
@@ -233,6 +245,44 @@ class Keeper:
                 await self._store.end(key, ttl_s=self._limits.max_lifetime_s)
         except (StoreAway, TimeoutError):
             return False
+        return True
+
+    async def touch(self) -> None:
+        """Tell the store which sessions are in use, and write those again that it has lost.
+
+        A store that was away may have lost any of them: then all that are in memory are looked at.
+        """
+        now, step = self._clock(), self._limits.idle_ttl_s * TOUCH_AFTER
+        is_back, self._was_away = self._was_away, False
+        due = [
+            session
+            for session, saved in self._saved.items()
+            if is_back or (now if session.exchanges else session.last_used_at) - saved.at >= step
+        ]
+        for first in range(0, len(due), TOUCHED_AT_A_TIME):
+            if not await self._touch(due[first : first + TOUCHED_AT_A_TIME]):
+                self._was_away |= is_back
+                return
+
+    async def _touch(self, sessions: Sequence[Session]) -> bool:
+        touches = {
+            self.key(session.client_id, session.principal): session for session in sessions if session in self._saved
+        }
+        stored = {key: self._saved[session].stored for key, session in touches.items()}
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                missed = await self._store.touch(
+                    [Touch(key, record.revision, self._ttl_s(record)) for key, record in stored.items()]
+                )
+        except (StoreAway, TimeoutError):
+            self._was_away = True
+            return False
+        for key, session in touches.items():
+            saved = self._saved.get(session)
+            if saved is not None:
+                source = None if key in missed else saved.source
+                self._saved[session] = replace(saved, source=source, at=self._clock())
+                self.note(session)
         return True
 
     @property

@@ -13,6 +13,7 @@ from mcp_sidecar.facts import Fact, SessionEnd, SessionEnded, SessionOpened
 from mcp_sidecar.healing.handshake import Handshake
 from mcp_sidecar.healing.principal import ANONYMOUS, Principal
 from mcp_sidecar.healing.session import ClientSessionId, Session, State, UpstreamSessionId
+from mcp_sidecar.sessions.keeper import Missing, Saving
 from mcp_sidecar.sessions.table import SessionTable
 from tests.support.sessions import keeper
 
@@ -88,6 +89,18 @@ def test_a_newcomer_gets_an_id_that_its_principal_does_not_hold() -> None:
     assert given != "s"
     assert given.endswith(".s")
     assert place.table.id_for_newcomer(UpstreamSessionId("s"), BOB) == "s"
+
+
+async def test_without_a_store_nothing_is_loaded() -> None:
+    """What is not in memory is unknown, or ended, at once."""
+    place = watched()
+    session = place.open("s", ALICE)
+    assert await place.table.load(ClientSessionId("s"), ALICE) is session
+    assert not place.table.may_be_loaded(ClientSessionId("s"), BOB)
+    assert await place.table.load(ClientSessionId("s"), BOB) is Missing.UNKNOWN
+    place.table.end(session, SessionEnd.TERMINATED)
+    assert await place.table.load(ClientSessionId("s"), ALICE) is Missing.ENDED
+    assert await place.table.save(session) is Saving.DONE
 
 
 def test_the_same_principal_with_the_same_id_replaces() -> None:

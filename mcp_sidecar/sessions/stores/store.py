@@ -8,7 +8,7 @@ next try knows its own. Whatever a store cannot do just now is ``StoreAway``, an
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -49,6 +49,14 @@ class Touch:
     key: Key
     revision: int
     ttl_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """``wall`` gives seconds that all who share a store agree on, ``clock`` monotonic ones."""
+
+    wall: Callable[[], float]
+    clock: Callable[[], float]
 
 
 class Store(Protocol):
