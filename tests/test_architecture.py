@@ -72,6 +72,8 @@ LAYERS: Final = (
         parts=(WIRE, CONFIG, INTERNALS, HEALING, SESSIONS, FASTPATH, ENDPOINT),
         libraries=AIOHTTP,
     ),
+    # Bytes under hashes: a store knows no session, and only what is sealed knows what a record is made of.
+    Layer(modules=f"{SESSIONS}.stores", parts=(HEALING, CONFIG), libraries=("cryptography",)),
     Layer(
         modules=SESSIONS,
         parts=(WIRE, VERDICTS, HEALING, WAITING, UPSTREAM, DOWNSTREAM, FACTS, CONFIG),
