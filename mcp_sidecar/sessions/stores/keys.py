@@ -1,7 +1,7 @@
 """The keys of ``sessions.key_file``: one a line, the first seals, all open, each known by a name that tells nothing of it.
 
 A key is 64 random bytes in base64url, as ``new_key`` makes them. It is never stretched and never tried: what was sealed names
-its key. Subkeys are made for each purpose, so that one key can seal records and tokens and hash ids, and none helps with another.
+its key. Subkeys are made for each purpose: one key can seal records and tokens and hash ids, and none helps with another.
 """
 
 from __future__ import annotations

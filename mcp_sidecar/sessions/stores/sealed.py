@@ -1,8 +1,8 @@
 """``sealed:``: the client's session id is a token that holds what a heal needs, encrypted and kept nowhere else.
 
 The rule of this file: a token either opens whole, for the principal that it was made for, or it is ``Rejected`` with the
-reason that is counted; no bytes of a client make it raise. It has the form ``mcps1.<key id>.<base64url>``; everything that does
-not begin so is an id of an upstream, and none of this file's business.
+reason that is counted; no bytes of a client make it raise. It has the form ``mcps1.<key id>.<base64url>``; what does not
+begin so is an id of an upstream, and none of this file's business.
 
 The cipher is AES-SIV (RFC 5297): it needs no nonce, so that neither a restored snapshot nor a count of tokens can spoil it,
 and the session's random tag makes every token another. The key id stands in clear: the key is picked and never tried.
