@@ -297,13 +297,13 @@ def build_services(settings: Settings, emit: Emit) -> Services:
 
 
 def _keeper(settings: Settings, clock: Callable[[], float]) -> Keeper:
+    limits, times = settings.session_limits(), Times(time.time, clock)
     return Keeper(
-        store_at("memory:", settings.session_limits(), Times(time.time, clock)),
-        settings.session_limits(),
+        store_at("memory:", limits, times),
+        limits,
         instance=settings.upstream_config().origin,
         index_key=secrets.token_bytes(32),
-        wall=time.time,
-        clock=clock,
+        times=times,
         timeout_s=STORE_TIMEOUT_S,
     )
 

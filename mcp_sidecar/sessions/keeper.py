@@ -1,7 +1,7 @@
 """Between the session table and a store: what is asked, what is written, and how little.
 
-The rule of this file: one look-up per session id, however many requests wait for it, and one write per change, however many
-changes came together; a store that is away or slow costs its time-out and no session. What is written is always the record
+The rule of this file: one write per change, however many changes came together, and no request waits for one that it does not
+need; a store that is away or slow costs its time-out and no session. What is written is always the record
 of this moment, over the revision that was read last; where another process was quicker its record is read and ours put on it.
 """
 
@@ -10,8 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import secrets
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -19,10 +18,8 @@ from mcp_sidecar.config import SessionLimits
 from mcp_sidecar.healing.principal import Principal
 from mcp_sidecar.healing.record import ClientSessionId, SessionRecord, decode, encode, rebased
 from mcp_sidecar.healing.session import Session
-from mcp_sidecar.sessions.stores.store import ABSENT, Entry, Key, Store, StoreAway, Touch
-
-MISS_REMEMBERED_S, MISSES_REMEMBERED = 1.0, 10_000
-"""An id that nobody knows is looked up so often, and so many of them are remembered: invented ids must not load a store."""
+from mcp_sidecar.sessions.look_ups import LookUps
+from mcp_sidecar.sessions.stores.store import ABSENT, Entry, Key, Store, StoreAway, Times, Touch
 
 MAX_TRIES = 8
 """How often one write is tried where others write, too; whoever loses so often leaves it to the next change."""
@@ -76,25 +73,23 @@ class Keeper:
         *,
         instance: str,
         index_key: bytes,
-        wall: Callable[[], float],
-        clock: Callable[[], float],
+        times: Times,
         timeout_s: float,
     ) -> None:
-        """``instance`` is the key of this process's upstream; ``wall`` and ``clock`` give seconds, the latter monotonic."""
+        """``instance`` is the key of this process's upstream; nobody waits for the store longer than ``timeout_s``."""
         self.instance = instance
-        self.wall = wall
+        self.wall = times.wall
         self._store = store
         self._limits = limits
         self._index_key = index_key
-        self._clock = clock
+        self._clock = times.clock
         self._timeout_s = timeout_s
         self._was_away = False
         self._writer = secrets.token_bytes(8)
         self._saved: dict[Session, _Saved] = {}
         self._unsaved: dict[Session, None] = {}
         self._ends: dict[Key, None] = {}
-        self._looking: dict[bytes, asyncio.Task[Mapping[bytes, Entry]]] = {}
-        self._missed: OrderedDict[bytes, float] = OrderedDict()
+        self._look_ups = LookUps(store, times.clock, timeout_s)
 
     @property
     def outlives_process(self) -> bool:
@@ -113,38 +108,11 @@ class Keeper:
     async def load(self, client_id: ClientSessionId, principal: Principal) -> SessionRecord | Missing:
         """What the store knows of a session that is not in memory."""
         key = self.key(client_id, principal)
-        if self._missed_lately(key.session):
-            return Missing.UNKNOWN
         try:
-            entries = await self._look_up(key.session)
+            entries = await self._look_ups.entries(key.session)
         except (StoreAway, TimeoutError):
             return Missing.STORE_AWAY
-        if not entries:
-            self._note_miss(key.session)
-            return Missing.UNKNOWN
         return _own(entries, key.principal)
-
-    async def _look_up(self, session: bytes) -> Mapping[bytes, Entry]:
-        """One look-up for all who ask at a time; it goes on although one of them leaves."""
-        task = self._looking.get(session)
-        if task is None:
-            task = self._looking[session] = asyncio.create_task(self._get(session))
-            task.add_done_callback(lambda _: self._looking.pop(session, None))
-        return await asyncio.shield(task)
-
-    async def _get(self, session: bytes) -> Mapping[bytes, Entry]:
-        async with asyncio.timeout(self._timeout_s):
-            return await self._store.get(session)
-
-    def _missed_lately(self, session: bytes) -> bool:
-        until = self._missed.get(session)
-        return until is not None and self._clock() < until
-
-    def _note_miss(self, session: bytes) -> None:
-        self._missed[session] = self._clock() + MISS_REMEMBERED_S
-        self._missed.move_to_end(session)
-        if len(self._missed) > MISSES_REMEMBERED:
-            self._missed.popitem(last=False)
 
     # -- writing ------------------------------------------------------------------------------------------------------
 
@@ -167,7 +135,7 @@ class Keeper:
         """Write the record of a session, over whatever others wrote meanwhile."""
         if not self.is_unsaved(session):
             return Saving.DONE
-        self._missed.pop(self.key(session.client_id, session.principal).session, None)
+        self._look_ups.is_known(self.key(session.client_id, session.principal).session)
         try:
             async with asyncio.timeout(self._timeout_s):
                 return await self._save(session)
@@ -303,6 +271,8 @@ class Keeper:
 
 def _own(entries: Mapping[bytes, Entry], principal: bytes) -> SessionRecord | Missing:
     """What of a session's entries is for this principal, by the rules of ``SessionTable.is_ended`` and ``is_held``."""
+    if not entries:
+        return Missing.UNKNOWN
     own = entries.get(principal)
     is_held = any(entry.data is not None for entry in entries.values())
     if own is None:

@@ -8,7 +8,7 @@ number of them. What outlives the process is the ``keeper``'s business; a sessio
 from __future__ import annotations
 
 import hashlib
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,6 +21,7 @@ from mcp_sidecar.healing.marked_ids import Marks
 from mcp_sidecar.healing.principal import Principal
 from mcp_sidecar.healing.record import Instance, SessionRecord
 from mcp_sidecar.healing.session import ClientSessionId, Event, Session, State, UpstreamSessionId
+from mcp_sidecar.sessions.ended_ids import EndedIds
 from mcp_sidecar.sessions.keeper import Keeper, Missing, Saving
 
 Key = tuple[ClientSessionId, Principal]
@@ -54,8 +55,7 @@ class SessionTable:
         self._by_use: OrderedDict[Key, Session] = OrderedDict()
         self._holders: dict[ClientSessionId, int] = {}
         self._by_upstream_id: dict[UpstreamSessionId, Session] = {}
-        self._ended: OrderedDict[tuple[bytes, Principal], None] = OrderedDict()
-        self._ended_of: Counter[bytes] = Counter()
+        self._ended = EndedIds(salt, limits.max_sessions)
         self._handshakes: WeakValueDictionary[bytes, Handshake] = WeakValueDictionary()
 
     def __len__(self) -> int:
@@ -94,7 +94,7 @@ class SessionTable:
         """
         if (old := self._by_use.get((client_id, principal))) is not None:
             self._remove(old, SessionEnd.REPLACED)
-        self._forget_ended(client_id, principal)
+        self._ended.forget(client_id, principal)
         wall, tag = self._keeper.wall(), self._new_tag()
         minted = upstream_id or UpstreamSessionId(client_id)
         record = SessionRecord(
@@ -142,13 +142,13 @@ class SessionTable:
         if self.is_ended(client_id, principal):  # meanwhile
             return Missing.ENDED
         if record is Missing.ENDED:
-            self._remember_ended(client_id, principal)
+            self._ended.remember(client_id, principal)
         if isinstance(record, Missing):
             return record
         if record.principal != principal:  # what stands there is not what its place says
             return Missing.UNKNOWN
         if self._keeper.wall() - record.created_at >= self._limits.max_lifetime_s:
-            self._remember_ended(client_id, principal)
+            self._ended.remember(client_id, principal)
             return Missing.ENDED
         record = replace(record, handshake=self._shared(record.handshake))
         here = record.at(self._keeper.instance)
@@ -205,8 +205,9 @@ class SessionTable:
 
         What is another's session by now must not be reached under an id that was one's own once.
         """
-        hashed = self._hash(client_id)
-        return (hashed, principal) in self._ended or (hashed in self._ended_of and client_id not in self._holders)
+        if self._ended.is_of(client_id, principal):
+            return True
+        return client_id not in self._holders and self._ended.is_anybodys(client_id)
 
     def claim_upstream_id(self, upstream_id: UpstreamSessionId | None, claimant: Session | None) -> None:
         """The upstream has just minted this id: whoever else stood on it stands on nothing any more.
@@ -291,7 +292,7 @@ class SessionTable:
             del self._holders[session.client_id]
         session.fire(Event.ENDED)
         if self._is_over_for_all(reason):
-            self._remember_ended(session.client_id, session.principal)
+            self._ended.remember(session.client_id, session.principal)
             if reason is not SessionEnd.REPLACED:
                 self._keeper.note_ended(session.client_id, session.principal)
         self._emit(SessionEnded(session.label, reason))
@@ -300,30 +301,7 @@ class SessionTable:
         """Not what was only put out of memory; of what is idle here a store knows whether it is used elsewhere."""
         return reason is not SessionEnd.EVICTED and not (reason is SessionEnd.EXPIRED and self._keeper.outlives_process)
 
-    def _remember_ended(self, client_id: ClientSessionId, principal: Principal) -> None:
-        self._forget_ended(client_id, principal)  # to be remembered as the latest
-        hashed = self._hash(client_id)
-        self._ended[hashed, principal] = None
-        self._ended_of[hashed] += 1
-        while len(self._ended) > self._limits.max_sessions:
-            (oldest, _), _ = self._ended.popitem(last=False)
-            self._count_down(oldest)
-
-    def _forget_ended(self, client_id: ClientSessionId, principal: Principal) -> None:
-        hashed = self._hash(client_id)
-        if (hashed, principal) in self._ended:
-            del self._ended[hashed, principal]
-            self._count_down(hashed)
-
-    def _count_down(self, hashed: bytes) -> None:
-        self._ended_of[hashed] -= 1
-        if not self._ended_of[hashed]:
-            del self._ended_of[hashed]
-
     def _shared(self, handshake: Handshake) -> Handshake:
         """The same client against the same server says the same thousands of times: keep it once."""
         digest = hashlib.blake2b(handshake.params + b"\0" + handshake.result, digest_size=16).digest()
         return self._handshakes.setdefault(digest, handshake)
-
-    def _hash(self, client_id: ClientSessionId) -> bytes:
-        return hashlib.blake2b(client_id.encode(), key=self._salt, digest_size=16).digest()

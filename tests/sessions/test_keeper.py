@@ -17,7 +17,8 @@ from mcp_sidecar.healing.handshake import Handshake
 from mcp_sidecar.healing.principal import Principal
 from mcp_sidecar.healing.record import ClientSessionId, UpstreamSessionId, encode
 from mcp_sidecar.healing.session import Event, Session, State
-from mcp_sidecar.sessions.keeper import MISS_REMEMBERED_S, Keeper, Missing, Saving
+from mcp_sidecar.sessions.keeper import Keeper, Missing, Saving
+from mcp_sidecar.sessions.look_ups import MISS_REMEMBERED_S
 from mcp_sidecar.sessions.stores.sqlite import SqliteStore
 from mcp_sidecar.sessions.stores.store import Entry, Key, StoreAway, Times, Touch
 from mcp_sidecar.sessions.table import SessionTable

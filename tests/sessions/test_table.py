@@ -251,7 +251,7 @@ def test_only_so_many_ended_ids_are_remembered() -> None:
     for number in range(30):
         place.table.end(place.open(f"s{number}"), SessionEnd.TERMINATED)
     assert [number for number in range(30) if place.is_ended(f"s{number}")] == list(range(20, 30))
-    assert not any(b"s29" in hashed for hashed in place.table._ended)
+    assert not any(b"s29" in hashed for hashed, _ in place.table._ended._latest)
 
 
 def test_nothing_is_left_of_sessions_that_are_over() -> None:
@@ -309,4 +309,4 @@ def test_ended_ids_are_bounded_by_whose_they_were() -> None:
     for name in ("a", "b", "c"):
         place.table.end(place.open(name), SessionEnd.TERMINATED)
     assert not place.is_ended("s", everybody[-1])
-    assert len(place.table._ended_of) == 3
+    assert len(place.table._ended._of) == 3

@@ -13,7 +13,7 @@ from mcp_sidecar.healing.record import ClientSessionId, Instance, SessionRecord,
 from mcp_sidecar.healing.session import Session
 from mcp_sidecar.sessions.keeper import Keeper
 from mcp_sidecar.sessions.stores.memory import MemoryStore
-from mcp_sidecar.sessions.stores.store import Store
+from mcp_sidecar.sessions.stores.store import Store, Times
 
 HERE: Final = "http://here"
 HANDSHAKE: Final = Handshake(params=b"{}", protocol_version="2025-06-18", result=b"{}")
@@ -55,7 +55,6 @@ def keeper(
         limits,
         instance=instance,
         index_key=b"k" * 32,
-        wall=clock,
-        clock=clock,
+        times=Times(clock, clock),
         timeout_s=timeout_s,
     )
