@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 
 from mcp_sidecar.healing.client_state import ClientState
 from mcp_sidecar.healing.handshake import Handshake
@@ -139,20 +139,20 @@ class Session:
     next request.
     """
 
-    client_id: ClientSessionId
+    client_id: Final[ClientSessionId]
     record: SessionRecord
-    label: str
-    instance: str
-    marks: Marks
-    opened_at: float
+    label: Final[str]
+    instance: Final[str]
+    marks: Final[Marks]
+    opened_at: Final[float]
     last_used_at: float
     upstream_id: UpstreamSessionId | None = field(init=False)
     generation: int = field(init=False, default=FIRST)
     state: State = field(init=False, default=State.ESTABLISHED)
     displaced: bool = field(init=False, default=False)
-    activity: Activity = field(init=False, default_factory=Activity)
-    heals: HealBudget = field(init=False, default_factory=HealBudget)
-    talk: Talk = field(init=False, default_factory=Talk)
+    activity: Final[Activity] = field(init=False, default_factory=Activity)
+    heals: Final[HealBudget] = field(init=False, default_factory=HealBudget)
+    talk: Final[Talk] = field(init=False, default_factory=Talk)
 
     def __post_init__(self) -> None:
         """Stand where the record says, if it says anything of this instance.

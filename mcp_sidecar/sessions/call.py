@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from mcp_sidecar.healing.principal import ANONYMOUS, Principal
+from mcp_sidecar.healing.principal import Principal
 from mcp_sidecar.healing.session import ClientSessionId, Session, UpstreamSessionId
 from mcp_sidecar.sessions.keeper import Missing
 from mcp_sidecar.sessions.own_requests import Trigger
-from mcp_sidecar.sessions.services import Services
+from mcp_sidecar.sessions.sessions import Sessions
+from mcp_sidecar.sessions.table import SessionTable
 from mcp_sidecar.upstream.answer import Answer
 from mcp_sidecar.verdicts.classify import RequestFacts, SessionKnowledge
 from mcp_sidecar.wire import headers
@@ -38,6 +39,7 @@ class Call:
     principal: Principal = field(repr=False)
     credential: Principal = field(repr=False)
     move: Move
+    _table: SessionTable = field(repr=False)
     session: Session | None = None
     is_foreign: bool = False
 
@@ -96,11 +98,12 @@ class Call:
             pairs.append((headers.SESSION_ID, self.client_id))
         return pairs
 
-    def label(self, services: Services) -> str:
+    @property
+    def label(self) -> str:
         """The short hash by which the session is shown; empty without one."""
         if self.session is not None:
             return self.session.label
-        return services.table.label(self.client_id) if self.client_id is not None else ""
+        return self._table.label(self.client_id) if self.client_id is not None else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,32 +116,31 @@ class RequestLine:
     session_ids: tuple[str, ...] = field(repr=False)
 
 
-def read_call(services: Services, asked: RequestLine, pairs: list[Pair], move: Move) -> Call:
+def read_call(sessions: Sessions, asked: RequestLine, pairs: list[Pair], move: Move) -> Call:
     """Find out whose session a request is in.
 
     ``pairs`` are the headers for the upstream. Raises ``BadSessionId``.
     """
     client_id = _session_id(asked.session_ids)
-    identity = services.principals.of(asked.fields)
-    principal, credential = identity.principal, identity.credential
-    if not services.policy.bind_principal:
-        principal = ANONYMOUS
-    session = services.table.find(client_id, principal) if client_id is not None else None
-    is_foreign = client_id is not None and session is None and services.table.is_held(client_id)
-    return Call(asked.http_method, asked.target, pairs, client_id, principal, credential, move, session, is_foreign)
+    principal, credential = sessions.principal_of(asked.fields)
+    session, is_foreign = sessions.find(client_id, principal)
+    table = sessions.table
+    return Call(
+        asked.http_method, asked.target, pairs, client_id, principal, credential, move, table, session, is_foreign
+    )
 
 
-def may_be_loaded(services: Services, call: Call) -> bool:
+def may_be_loaded(sessions: Sessions, call: Call) -> bool:
     """Whether the request names a session that is not in memory and that a store may know."""
     if call.client_id is None or call.session is not None:
         return False
-    return services.table.may_be_loaded(call.client_id, call.principal)
+    return sessions.table.may_be_loaded(call.client_id, call.principal)
 
 
-async def load_session(services: Services, call: Call) -> None:
+async def load_session(sessions: Sessions, call: Call) -> None:
     """Ask the store whose session a request is in; to be called where ``may_be_loaded``."""
     assert call.client_id is not None, "without an id there is nothing to load"
-    found = await services.table.load(call.client_id, call.principal)
+    found = await sessions.table.load(call.client_id, call.principal)
     call.session = found if isinstance(found, Session) else None
     call.is_foreign = call.is_foreign or found is Missing.FOREIGN
 
