@@ -30,11 +30,14 @@ from mcp_sidecar.ops.admin import Admin
 from mcp_sidecar.ops.metrics import Metrics
 from mcp_sidecar.sessions.heal import HealServices
 from mcp_sidecar.sessions.healer import Healer
+from mcp_sidecar.sessions.keeper import Keeper
 from mcp_sidecar.sessions.list_check import ListCheck
 from mcp_sidecar.sessions.notifier import Notifier
 from mcp_sidecar.sessions.open_streams import OpenStreams
 from mcp_sidecar.sessions.services import Services
 from mcp_sidecar.sessions.sessions import Sessions
+from mcp_sidecar.sessions.stores.by_url import store_at
+from mcp_sidecar.sessions.stores.store import Times
 from mcp_sidecar.sessions.table import SessionTable
 from mcp_sidecar.settings import Settings
 from mcp_sidecar.upstream.upstream import Upstream
@@ -48,6 +51,8 @@ SPARE_DESCRIPTORS = 64
 COLLECT_AFTER = (20_000, 20, 20)
 """New objects before a collection, and collections before one of the next older generation."""
 SWEEP_INTERVAL_S = 30.0
+STORE_TIMEOUT_S = 0.250
+"""How long anybody waits for the store of sessions."""
 NO_WAIT_S = 0.001
 """The server's own wait for open exchanges is ``drain``; to aiohttp 0 would mean to wait for ever."""
 
@@ -222,6 +227,7 @@ class Sidecar:
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(SWEEP_INTERVAL_S)
+            self.services.sessions.table.sweep_old()
             self.services.sessions.table.sweep()
 
     def _bind_gauges(self) -> None:
@@ -239,7 +245,7 @@ class Sidecar:
         return [
             {
                 "session": session.label,
-                "age_seconds": round(now - session.created_at, 3),
+                "age_seconds": round(now - session.opened_at, 3),
                 "idle_seconds": round(now - session.last_used_at, 3),
                 "generation": session.generation,
                 "state": session.state.value,
@@ -260,6 +266,7 @@ def build_services(settings: Settings, emit: Emit) -> Services:
         salt=secrets.token_bytes(16),
         clock=clock,
         new_tag=_new_tag,
+        keeper=_keeper(settings, clock),
         on_displaced=streams.upstream.break_off,
     )
     upstream = Upstream(settings.upstream_config(), limits, lambda connected: holds.availability.note(connected))  # noqa: PLW0108 - made below
@@ -285,6 +292,18 @@ def build_services(settings: Settings, emit: Emit) -> Services:
         limits=limits,
         emit=emit,
         clock=clock,
+    )
+
+
+def _keeper(settings: Settings, clock: Callable[[], float]) -> Keeper:
+    limits, times = settings.session_limits(), Times(time.time, clock)
+    return Keeper(
+        store_at("memory:", limits, times),
+        limits,
+        instance=settings.upstream_config().origin,
+        index_key=secrets.token_bytes(32),
+        times=times,
+        timeout_s=STORE_TIMEOUT_S,
     )
 
 

@@ -72,6 +72,8 @@ LAYERS: Final = (
         parts=(WIRE, CONFIG, INTERNALS, HEALING, SESSIONS, FASTPATH, ENDPOINT),
         libraries=AIOHTTP,
     ),
+    # Bytes under hashes: a store knows no session, and only what is sealed knows what a record is made of.
+    Layer(modules=f"{SESSIONS}.stores", parts=(HEALING, CONFIG), libraries=("cryptography",)),
     Layer(
         modules=SESSIONS,
         parts=(WIRE, VERDICTS, HEALING, WAITING, UPSTREAM, FACTS, CONFIG),
@@ -290,7 +292,6 @@ MAX_MUTABLE_ATTRIBUTES: Final = 12
 MANY_PARAMETERS: Final[dict[str, str]] = {}
 MANY_ATTRIBUTES: Final = {
     "mcp_sidecar.downstream.connection.ClientProtocol": "derives from a class of aiohttp, whose attributes these mostly are",
-    "mcp_sidecar.healing.session.Session": "what outlives the process and what does not is not taken apart yet",
     "mcp_sidecar.ops.metrics.Metrics": "one attribute for each metric, made by the helpers of the constructor and kept",
     "mcp_sidecar.upstream.connection.Connection": "parser, upload and timer of a connection that must be small",
 }

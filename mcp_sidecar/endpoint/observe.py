@@ -131,12 +131,12 @@ class Observe:
         opened.get_streams += 1
         try:
             if session is not None:
-                session.streams += 1
+                session.stream_opens()
             await self._pass(answer)
         finally:
             opened.get_streams -= 1
             if session is not None:
-                session.streams -= 1
+                session.stream_ends()
 
     async def _pass(self, answer: Answer, overhearing: Overhearing | None = None) -> None:
         await self._responder.start(answer.status, answer.reason, self._call.move.headers(answer.client_headers()))

@@ -22,7 +22,7 @@ from mcp_sidecar.facts import (
 from mcp_sidecar.healing import outbound, replies
 from mcp_sidecar.healing.exchange import Awaited, Exchange, Give, Heal, Hold, Pass, Send, Step
 from mcp_sidecar.healing.labels import rpc_label
-from mcp_sidecar.healing.marked_ids import FIRST, Mark, Renumbering
+from mcp_sidecar.healing.marked_ids import FIRST, UNMARKED, Mark, Renumbering
 from mcp_sidecar.healing.policy import Mode
 from mcp_sidecar.healing.replay import is_safe_in_doubt
 from mcp_sidecar.healing.replies import Reason
@@ -79,8 +79,8 @@ class Post:
     async def run(self) -> None:
         """Take the exchange to its end."""
         if self._call.session is not None:
-            self._call.session.posts += 1
-            self._call.session.client_state.answered(self._message)
+            self._call.session.post_begins(self._message)
+            self._call.session.answered(self._message)
         self._reply.progress.forget(self._message)
         try:
             step: Step | None = self._exchange.begin()
@@ -137,7 +137,7 @@ class Post:
         self._services.holds.leave(self._held)
         session = self._call.session
         if session is not None:
-            session.posts -= 1
+            session.post_ends()
             for old in self._renumbering.ids.values():
                 session.progress.new_ids.pop(old, None)
 
@@ -316,7 +316,7 @@ class Post:
     @property
     def _mark(self) -> Mark:
         session = self._call.session
-        return Mark(session.tag, self._generation) if session is not None else Mark("", 1)
+        return session.mark_of(self._generation) if session is not None else UNMARKED
 
     @property
     def _label(self) -> str:

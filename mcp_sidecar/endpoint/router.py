@@ -37,7 +37,7 @@ from mcp_sidecar.facts import RequestRejected, RequestServed, SidecarFault
 from mcp_sidecar.healing import replies
 from mcp_sidecar.healing.labels import NO_METHOD, OTHER, http_label, rpc_label
 from mcp_sidecar.healing.replies import Reason
-from mcp_sidecar.sessions.call import BadSessionId, Call, RequestLine, read_call
+from mcp_sidecar.sessions.call import BadSessionId, Call, RequestLine, load_session, may_be_loaded, read_call
 from mcp_sidecar.sessions.in_flight import BEGUN, InFlight
 from mcp_sidecar.sessions.services import Services
 from mcp_sidecar.streams.listener import Listener
@@ -228,6 +228,15 @@ class Router:
         call = self._call(incoming)
         if self.services.policy.observes:
             return self._observed(incoming, call)
+        is_elsewhere = may_be_loaded(self.services.sessions, call)
+        return self._loaded_first(incoming, call) if is_elsewhere else self._bodiless(incoming, call)
+
+    async def _loaded_first(self, incoming: Incoming, call: Call) -> None:
+        await load_session(self.services.sessions, call)
+        await self._bodiless(incoming, call)
+
+    def _bodiless(self, incoming: Incoming, call: Call) -> Awaitable[None]:
+        """A GET or DELETE of the endpoint."""
         if call.client_id is not None and self._is_over(call):
             return incoming.responder.give(replies.SESSION_NOT_FOUND)
         if incoming.method == "DELETE":
@@ -268,6 +277,8 @@ class Router:
         if begun is not None:  # whatever has become of its session since it was sent
             call.session, call.is_foreign = begun.session, False
             begun.release()
+        elif may_be_loaded(self.services.sessions, call):
+            await load_session(self.services.sessions, call)
         if self._is_over(call):
             await incoming.responder.give(replies.SESSION_NOT_FOUND)
         elif self._is_for_a_held_request(call, message) or self._was_said_by_heal(call, message):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from mcp_sidecar.healing.principal import Principal
 from mcp_sidecar.healing.session import ClientSessionId, Session, UpstreamSessionId
+from mcp_sidecar.sessions.keeper import Missing
 from mcp_sidecar.sessions.own_requests import Trigger
 from mcp_sidecar.sessions.sessions import Sessions
 from mcp_sidecar.sessions.table import SessionTable
@@ -127,6 +128,21 @@ def read_call(sessions: Sessions, asked: RequestLine, pairs: list[Pair], move: M
     return Call(
         asked.http_method, asked.target, pairs, client_id, principal, credential, move, table, session, is_foreign
     )
+
+
+def may_be_loaded(sessions: Sessions, call: Call) -> bool:
+    """Whether the request names a session that is not in memory and that a store may know."""
+    if call.client_id is None or call.session is not None:
+        return False
+    return sessions.table.may_be_loaded(call.client_id, call.principal)
+
+
+async def load_session(sessions: Sessions, call: Call) -> None:
+    """Ask the store whose session a request is in; to be called where ``may_be_loaded``."""
+    assert call.client_id is not None, "without an id there is nothing to load"
+    found = await sessions.table.load(call.client_id, call.principal)
+    call.session = found if isinstance(found, Session) else None
+    call.is_foreign = call.is_foreign or found is Missing.FOREIGN
 
 
 def _session_id(found: tuple[str, ...]) -> ClientSessionId | None:

@@ -633,7 +633,7 @@ async def test_a_healed_session_takes_the_lane(given: bytes, is_passed: bool) ->
         assert it.express.trips == trips + 1
         assert (given.partition(b"\r\n\r\n")[2] in seen) is is_passed
         if not is_passed:
-            assert session.tag.encode() in seen
+            assert session.record.tag.encode() in seen
 
 
 async def test_a_client_that_does_not_read_costs_no_memory() -> None:

@@ -29,6 +29,7 @@ from mcp_sidecar.wire.headers import Pair
 from tests.support import virtual_time
 from tests.support.client import McpClient, new_http
 from tests.support.fake_upstream import FakeUpstream
+from tests.support.sessions import keeper
 from tests.support.sidecar import WatchedSidecar, running_sidecar
 from tests.support.waiting import eventually
 
@@ -144,7 +145,14 @@ def test_ten_thousand_sessions_are_not_healed_in_the_same_second() -> None:
     async def restart() -> None:
         facts: list[Fact] = []
         upstream, clock, policy = InstantUpstream(), virtual_time.now, Policy()
-        store = SessionTable(SessionLimits(), facts.append, salt=b"s", clock=clock, new_tag=lambda: "t")
+        store = SessionTable(
+            SessionLimits(),
+            facts.append,
+            salt=b"s",
+            clock=clock,
+            new_tag=lambda: "t",
+            keeper=keeper(SessionLimits(), clock),
+        )
         holding = Holds(max_requests=10_000, max_bytes=10_000, can_connect=_never, emit=facts.append, clock=clock)
         streams = GetStreams()
         telling = Notifier(streams, facts.append)
