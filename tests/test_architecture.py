@@ -92,7 +92,9 @@ LAYERS: Final = (
         parts=(WIRE, VERDICTS, HEALING, UPSTREAM, SESSIONS, FACTS, CONFIG),
         libraries=AIOHTTP,
     ),
-    Layer(modules=f"{OPS}.logs", parts=(FACTS,), libraries=("structlog",)),
+    Layer(modules=f"{OPS}.logs", parts=(FACTS, f"{OPS}.log_writer"), libraries=("structlog",)),
+    Layer(modules=f"{OPS}.log_writer"),
+    Layer(modules=f"{OPS}.standard_streams"),
     Layer(modules=f"{OPS}.metrics", parts=(FACTS,), libraries=("prometheus_client",)),
     Layer(modules=f"{OPS}.admin", parts=(f"{OPS}.metrics", FACTS), libraries=("aiohttp",)),
     Layer(
@@ -107,11 +109,15 @@ LAYERS: Final = (
             *("mcp_sidecar.__version__", WIRE, VERDICTS, HEALING, WAITING, UPSTREAM, DOWNSTREAM, SESSIONS, STREAMS),
             *(ENDPOINT, FASTPATH, OPS, SETTINGS, FACTS, CONFIG),
         ),
-        libraries=("aiohttp", "uvloop"),
+        libraries=("aiohttp",),
     ),
+    Layer(modules="mcp_sidecar.process", parts=("mcp_sidecar.app", f"{OPS}.logs", SETTINGS), libraries=("uvloop",)),
     Layer(
         modules="mcp_sidecar.cli",
-        parts=("mcp_sidecar.__version__", SETTINGS, f"{OPS}.logs", "mcp_sidecar.app", "mcp_sidecar.commands"),
+        parts=(
+            *("mcp_sidecar.__version__", SETTINGS, f"{OPS}.logs", f"{OPS}.standard_streams"),
+            *("mcp_sidecar.process", "mcp_sidecar.commands"),
+        ),
     ),
     Layer(modules="mcp_sidecar.__main__", parts=("mcp_sidecar.cli",)),
     # Users of the sidecar: they start one and never reach into it.

@@ -27,14 +27,14 @@ def _bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
-    """Stands in for the app: what it was asked to run. It exits with 7."""
+    """Stands in for the process: what it was asked to run. It exits with 7."""
     asked: list[Settings] = []
 
     def run(settings: Settings) -> int:
         asked.append(settings)
         return 7
 
-    _stand_in(monkeypatch, "app", run)
+    _stand_in(monkeypatch, "process", run)
     return asked
 
 
@@ -55,7 +55,7 @@ def _stand_in(monkeypatch: pytest.MonkeyPatch, name: str, run: Callable[..., int
     ],
 )
 def test_serving_is_what_it_does_by_default(served: list[Settings], argv: tuple[str, ...]) -> None:
-    """Without a command it serves, and the app's exit status is the process's."""
+    """Without a command it serves, and the sidecar's exit status is the process's."""
     assert main(argv) == 7
     assert [settings.upstream_config().origin for settings in served] == ["http://127.0.0.1:9000"]
 

@@ -95,6 +95,11 @@ class Settings(BaseSettings):
         """``debug``, ``info``, ``warning`` or ``error``."""
         return self.log.level.value
 
+    @property
+    def has_chosen_max_sessions(self) -> bool:
+        """Whether somebody asked for so many sessions, rather than the default."""
+        return "max_sessions" in self.sessions.model_fields_set
+
     def policy(self) -> Policy:
         """Hand down what to do about a lost session."""
         healing = self.healing
