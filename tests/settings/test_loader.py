@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import pytest
 from mcp_sidecar.config import Limits, ListenConfig, SessionLimits, UpstreamConfig
 from mcp_sidecar.healing.policy import Announce, Mode, OnServerChange, Policy
 from mcp_sidecar.settings import Loaded, Mistakes, Settings, load
+from tests.support.certificates import make_certificate
 
 URL = {"MCP_SIDECAR_UPSTREAM": "http://127.0.0.1:9000/mcp"}
 
@@ -381,14 +380,7 @@ def test_two_values_on_the_command_line_are_a_mistake(option: str) -> None:
 
 def test_a_certificate_with_its_key_is_taken(tmp_path: Path) -> None:
     """The pair is loaded once before anything starts, so that a wrong one is a mistake and not a crash."""
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        pytest.skip("no openssl command to make a certificate with")
-    key, certificate = tmp_path / "k.pem", tmp_path / "c.pem"
-    kind = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-x509", "-subj", "/CN=localhost")
-    subprocess.run(
-        [openssl, "req", *kind, "-keyout", key, "-out", certificate], check=True, capture_output=True, timeout=30
-    )
+    certificate, key = make_certificate(tmp_path)
     made = settings(
         {
             "MCP_SIDECAR_LISTEN__TLS_KEY": str(key),
