@@ -32,6 +32,8 @@ _OPTIONS = (
     ("log-level", "LEVEL", "debug, info (default), warning or error"),
 )
 _COMMANDS = f"""\
+`{PROGRAM} http://127.0.0.1:9000/mcp` is all that is needed: the URL by itself means --upstream.
+
 commands:
   {SERVE}         stand in front of the MCP server (default)
   {DEMO}          show a heal, end to end; needs no server
@@ -83,10 +85,19 @@ def _parsed(argv: Sequence[str] | None) -> tuple[str, dict[str, list[str]]]:
         # Before the command: the value of a misspelt option looks like one.
         options = [word.partition("=")[0] for word in unknown if word.startswith("-")]
         built.error(f"unknown option: {' '.join(options or unknown)}")
-    command = " ".join(arguments.command) or SERVE
+    words, urls = _apart(arguments.command)
+    command = " ".join(words) or SERVE
     if command not in _RUN:
         built.error(f"unknown command: {command}; there are {', '.join(_RUN)}")
-    return command, {name: getattr(arguments, name.replace("-", "_")) for name, _, _ in _OPTIONS}
+    options = {name: getattr(arguments, name.replace("-", "_")) for name, _, _ in _OPTIONS}
+    options["upstream"] += urls
+    return command, options
+
+
+def _apart(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Tell the command from the upstream's URL, which may stand by itself."""
+    urls = [word for word in words if "://" in word]
+    return [word for word in words if word not in urls], urls
 
 
 def _serve(options: Mapping[str, Sequence[str]]) -> int:
