@@ -89,9 +89,8 @@ def _parsed(argv: Sequence[str] | None) -> tuple[str, dict[str, list[str]]]:
     command = " ".join(words) or SERVE
     if command not in _RUN:
         built.error(f"unknown command: {command}; there are {', '.join(_RUN)}")
-    options = {name: getattr(arguments, name.replace("-", "_")) for name, _, _ in _OPTIONS}
-    options["upstream"] += urls
-    return command, options
+    given: dict[str, list[str]] = {name: getattr(arguments, name.replace("-", "_")) for name, _, _ in _OPTIONS}
+    return command, given | {"upstream": [*given["upstream"], *urls]}
 
 
 def _apart(words: Sequence[str]) -> tuple[list[str], list[str]]:

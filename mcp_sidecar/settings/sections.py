@@ -284,7 +284,8 @@ class HealingSection(_Section):
     signatures: Annotated[tuple[SignatureRow, ...], BeforeValidator(values.items)] = Field(
         (),
         description="More ways in which the upstream says that a session is lost: the status, a regular expression tried at "
-        "the start of the message, optionally a name, the methods it answers, and whether the request may have run.",
+        "the start of the message (of all of it for 401 and 403), optionally a name, the methods it answers, and whether the "
+        "request may have run.",
         examples=[
             [
                 {
