@@ -35,10 +35,12 @@ class ListenConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Sizes in bytes."""
+    """How much is held in memory, in bytes, and how long a client is waited for, in seconds."""
 
     max_request_body: int = 16 * MIB
     max_replay_body: int = MIB
+    max_buffered_bytes: int = 256 * MIB
+    client_timeout_s: float = 30.0
     max_buffered_answer: int = MIB
     max_header_bytes: int = 64 * 1024
 

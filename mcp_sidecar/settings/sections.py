@@ -325,13 +325,23 @@ class SessionsSection(_Section):
 
 
 class LimitsSection(_Section):
-    """Sizes, in bytes or as 64KiB, 16MiB, 1GiB."""
+    """How much is held in memory, and for how long a client is waited for."""
 
     max_request_body: SizeAboveZero = Field(
         16 * 1024**2, description="The largest body on the MCP endpoint; 413 beyond it. Other paths have no limit."
     )
     max_replay_body: SizeAboveZero = Field(
         1024**2, description="A larger request is streamed through and cannot be replayed."
+    )
+    max_buffered_bytes: SizeAboveZero = Field(
+        256 * 1024**2,
+        description="All bodies, answers and events in memory at a time, whoever they belong to. Beyond it the reading of "
+        "further ones waits.",
+    )
+    client_timeout: SecondsAboveZero = Field(
+        30.0,
+        description="A client that sends no byte of a head or body that it has begun, or takes none of an answer, for so "
+        "long is given up. Event streams get three times listen.comment_interval.",
     )
     max_buffered_answer: SizeAboveZero = Field(
         1024**2, description="A JSON answer up to this size is passed on whole, so that a cut one can be told."

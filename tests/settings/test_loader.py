@@ -62,9 +62,15 @@ def test_every_key_is_handed_down(toml: Path) -> None:
     toml.write_text("""
         upstream = { url = "https://up.example:444/a/", endpoint = "/b", connect_timeout = 1, idle_timeout = 2 }
         sessions = { idle_ttl = 1, max_lifetime = 2, max_sessions = 3 }
-        limits = { max_request_body = "4KiB", max_replay_body = 3, max_buffered_answer = 2, max_header_bytes = "2KiB" }
         log = { format = "json", level = "WARNING" }
         admin = { address = "off" }
+        [limits]
+        max_request_body = "4KiB"
+        max_replay_body = 3
+        max_buffered_answer = 2
+        max_header_bytes = "2KiB"
+        max_buffered_bytes = "1GiB"
+        client_timeout = "1m"
         [listen]
         address = "[::1]:0"
         allowed_origins = ["https://a.example"]
@@ -124,7 +130,12 @@ def test_every_key_is_handed_down(toml: Path) -> None:
         comment_interval_s=0.5,
     )
     assert made.limits_config() == Limits(
-        max_request_body=4096, max_replay_body=3, max_buffered_answer=2, max_header_bytes=2048
+        max_request_body=4096,
+        max_replay_body=3,
+        max_buffered_answer=2,
+        max_header_bytes=2048,
+        max_buffered_bytes=1024**3,
+        client_timeout_s=60,
     )
     assert made.session_limits() == SessionLimits(idle_ttl_s=1, max_lifetime_s=2, max_sessions=3)
     assert (made.admin_address, made.log_format, made.log_level) == (None, "json", "warning")
