@@ -38,7 +38,6 @@ class Limits:
     """How much is held in memory, in bytes, and how long a client is waited for, in seconds."""
 
     max_request_body: int = 16 * MIB
-    max_replay_body: int = MIB
     max_buffered_bytes: int = 256 * MIB
     client_timeout_s: float = 30.0
     max_buffered_answer: int = MIB

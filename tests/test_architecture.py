@@ -297,6 +297,7 @@ def test_sizes_are_told() -> None:
 PARTICIPLES: Final = {
     "healing": "the product's own noun",
     "waiting": "what it is about; 'wait' would be a verb",
+    "asking": "the noun of what settles a refusal",
     "framing": "HTTP's noun for where a message ends",
 }
 """Files and packages that look like participles and are none, with the reason."""

@@ -328,10 +328,9 @@ class LimitsSection(_Section):
     """How much is held in memory, and for how long a client is waited for."""
 
     max_request_body: SizeAboveZero = Field(
-        16 * 1024**2, description="The largest body on the MCP endpoint; 413 beyond it. Other paths have no limit."
-    )
-    max_replay_body: SizeAboveZero = Field(
-        1024**2, description="A larger request is streamed through and cannot be replayed."
+        16 * 1024**2,
+        description="The largest body on the MCP endpoint; 413 beyond it. Other paths have no limit. An event up to this "
+        "size is passed on whole.",
     )
     max_buffered_bytes: SizeAboveZero = Field(
         256 * 1024**2,

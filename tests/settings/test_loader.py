@@ -66,7 +66,6 @@ def test_every_key_is_handed_down(toml: Path) -> None:
         admin = { address = "off" }
         [limits]
         max_request_body = "4KiB"
-        max_replay_body = 3
         max_buffered_answer = 2
         max_header_bytes = "2KiB"
         max_buffered_bytes = "1GiB"
@@ -131,7 +130,6 @@ def test_every_key_is_handed_down(toml: Path) -> None:
     )
     assert made.limits_config() == Limits(
         max_request_body=4096,
-        max_replay_body=3,
         max_buffered_answer=2,
         max_header_bytes=2048,
         max_buffered_bytes=1024**3,
@@ -436,10 +434,10 @@ def test_a_path_that_cannot_be_one_is_told() -> None:
 
 def test_all_mistakes_of_all_levels_are_told(toml: Path) -> None:
     """Nobody has to start the sidecar once per mistake."""
-    toml.write_text("[foo]\n[limits]\nmax_sessions = 3\nmax_replay_body = -1")
+    toml.write_text("[foo]\n[limits]\nmax_sessions = 3\nmax_buffered_answer = -1")
     lines = mistakes({"MCP_SIDECAR_LOG_LEVEL": "loud", "MCP_SIDECAR_LOG__COLOUR": "red"}, mode="x", config=str(toml))
     assert [line.partition(":")[0] for line in lines] == [
-        "log.colour", "foo", "limits.max_sessions", "upstream.url", "healing.mode", "limits.max_replay_body", "log.level",
+        "log.colour", "foo", "limits.max_sessions", "upstream.url", "healing.mode", "limits.max_buffered_answer", "log.level",
     ]  # fmt: skip
 
 
