@@ -63,12 +63,11 @@ class LogWriter:
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
-        if self._thread is not None:
-            self._thread.join(timeout_s)
-            if self._thread.is_alive():
-                return False
-        os.close(self._descriptor)
-        return True
+        if self._thread is None:
+            os.close(self._descriptor)
+            return True
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
 
     def _count_dropped(self, lines: int) -> None:
         self.dropped += lines
@@ -85,6 +84,7 @@ class LogWriter:
                 untold, self._untold = (self._untold, 0) if has_recovered else (0, self._untold)
             if untold:
                 self._on_recovered(untold)
+        os.close(self._descriptor)
 
     def _batch(self) -> list[bytes]:
         """Wait for lines; none once this is closed and all were taken. They count as queued until they are written."""
