@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
 import signal
 import socket
 import ssl
-import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,6 +14,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from tests.support.certificates import make_certificate
 from tests.support.client import McpClient, raw_exchange
 from tests.support.credentials import alice, bearer
 from tests.support.fake_upstream import FakeUpstream
@@ -58,6 +57,7 @@ async def test_it_tells_where_it_listens() -> None:
         assert await fetch(f"{admin}/readyz") == (200, "ok\n")
         line = await process.line("listening")
         assert (line["level"], line["mode"]) == ("info", "heal")
+        assert (line["url"], line["upstream"]) == (f"{origin}/mcp", upstream.url)
 
 
 async def test_it_starts_without_its_upstream() -> None:
@@ -348,20 +348,39 @@ async def test_no_id_no_credential_and_no_body_is_ever_told() -> None:
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A certificate for localhost that is its own authority, and its key."""
-    if shutil.which("openssl") is None:
-        pytest.skip("openssl is not installed")
-    folder = tmp_path_factory.mktemp("tls")
-    made, key = folder / "tls.crt", folder / "tls.key"
-    subprocess.run(
-        [
-            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
-            *("-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"),
-            *("-out", str(made), "-keyout", str(key)),
-        ],
-        check=True,
-        capture_output=True,
-    )
-    return made, key
+    return make_certificate(tmp_path_factory.mktemp("tls"))
+
+
+def served_certificate(address: str) -> bytes:
+    """What a new connection is shown, in DER form."""
+    host, port = address.rsplit(":", 1)
+    return ssl.PEM_cert_to_DER_cert(ssl.get_server_certificate((host, int(port)), timeout=10))
+
+
+async def test_a_hangup_reads_the_certificate_again(tmp_path: Path) -> None:
+    """After SIGHUP new connections see the renewed certificate; files that cannot be used change nothing."""
+    made, key = make_certificate(tmp_path)
+    renewed, its_key = make_certificate(tmp_path, "renewed")
+    expected = ssl.PEM_cert_to_DER_cert(renewed.read_text())
+    files = ("MCP_SIDECAR_LISTEN__TLS_CERTIFICATE", str(made)), ("MCP_SIDECAR_LISTEN__TLS_KEY", str(key))
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in files:
+            environment.setenv(name, value)
+        async with FakeUpstream() as upstream, serving(upstream) as (process, origin, _):
+            address = origin.removeprefix("http://")
+            line = await process.line("listening")
+            assert line["url"] == f"https://{address}/mcp"
+            made.write_bytes(renewed.read_bytes())
+            process.signal(signal.SIGHUP)  # the key is still the old one
+            line = await process.line("tls_files_unusable")
+            assert (line["key"], line["reason"]) == ("listen.tls_certificate", "KEY_VALUES_MISMATCH")
+            assert await asyncio.to_thread(served_certificate, address) != expected
+            key.write_bytes(its_key.read_bytes())
+            process.signal(signal.SIGHUP)
+            await process.line("tls_files_read")
+            assert await asyncio.to_thread(served_certificate, address) == expected
+            process.signal(signal.SIGTERM)
+            assert await process.exit_status() == 0
 
 
 async def test_both_sides_speak_tls(certificate: tuple[Path, Path]) -> None:

@@ -24,6 +24,7 @@ from pydantic import (
     model_validator,
 )
 
+from mcp_sidecar.config import BALANCER_COOKIES, NEAR_NETWORKS
 from mcp_sidecar.healing.policy import Announce, Mode, OnServerChange
 from mcp_sidecar.settings import values
 from mcp_sidecar.verdicts.signatures import Signature, operator_signature
@@ -64,9 +65,9 @@ def _authorities(path: str) -> str:
 
 _URL_WRITTEN = PlainSerializer(str, return_type=str)
 _ADDRESS_OR_OFF_WRITTEN = PlainSerializer(lambda address: str(address or "off"), return_type=str)
-Boolean = Annotated[bool, BeforeValidator(values.boolean)]
-Count = Annotated[int, BeforeValidator(values.count(0))]
-CountAboveZero = Annotated[int, BeforeValidator(values.count(1))]
+AnyCase = BeforeValidator(values.lower)
+Count = Annotated[int, BeforeValidator(values.number), Field(ge=0)]
+CountAboveZero = Annotated[int, BeforeValidator(values.number), Field(ge=1)]
 _SECONDS_WRITTEN = PlainSerializer(values.seconds_text)
 Seconds = Annotated[float, BeforeValidator(values.seconds(zero=True)), _SECONDS_WRITTEN]
 SecondsAboveZero = Annotated[float, BeforeValidator(values.seconds(zero=False)), _SECONDS_WRITTEN]
@@ -82,6 +83,10 @@ AuthoritiesFile = Annotated[str, BeforeValidator(values.words(_authorities))]
 Origins = Annotated[tuple[str, ...], BeforeValidator(values.each(values.words(values.origin)))]
 Hosts = Annotated[tuple[str, ...], BeforeValidator(values.each(values.words(values.host_header)))]
 HeaderNames = Annotated[tuple[str, ...], BeforeValidator(values.each(values.words(values.header_name)))]
+CookieNames = Annotated[tuple[str, ...], BeforeValidator(values.each(values.words(values.cookie_name)))]
+Networks = Annotated[tuple[str, ...], BeforeValidator(values.each(values.words(values.network)))]
+UpstreamHost = Annotated[str, BeforeValidator(values.words(values.upstream_host))]
+Word = Annotated[str, BeforeValidator(values.words(values.word))]
 Words = Annotated[tuple[str, ...], BeforeValidator(values.each(values.words(str)))]
 PublicOrigin = Annotated[str, BeforeValidator(values.words(values.public_origin))]
 
@@ -128,6 +133,21 @@ class UpstreamSection(_Section):
         description="An open exchange on which no byte came for so many seconds counts as cut. "
         "Event streams that answer a GET are excepted.",
     )
+    host_header: UpstreamHost = Field(
+        "auto",
+        description="The Host that the upstream gets. auto: the URL's, but localhost with its port for the names that "
+        "containers have for their host (host.docker.internal, host.containers.internal); client: the client's; else a "
+        "literal.",
+    )
+    affinity_cookies: CookieNames = Field(
+        BALANCER_COOKIES,
+        description="Cookies of load balancers: what the answer to an initialize sets is kept with that upstream session and "
+        "sent with its requests where the client sends none of that name. * at the end stands for any rest.",
+    )
+    first_byte_hint: Seconds = Field(
+        5.0,
+        description="A call without the first byte of an answer for so long is told in the log, once per outage; 0 is never.",
+    )
 
 
 class ListenSection(_Section):
@@ -135,7 +155,8 @@ class ListenSection(_Section):
 
     address: Annotated[values.Address, BeforeValidator(values.address), _URL_WRITTEN] = Field(
         values.Address("127.0.0.1", 8080),
-        description="HOST:PORT to accept clients on. Port 0 picks a free one; the address bound is logged.",
+        description="HOST:PORT to accept clients on; 8080 is on loopback, :8080 on all addresses. Port 0 picks a free one; "
+        "the address bound is logged.",
     )
     allowed_origins: Origins = Field(
         (),
@@ -151,6 +172,15 @@ class ListenSection(_Section):
         None,
         description="The origin under which clients know the sidecar, where something else stands in front of it.",
         examples=["https://mcp.example.com"],
+    )
+    trusted_proxies: Networks = Field(
+        NEAR_NETWORKS,
+        description="Whose X-Forwarded-* and Forwarded are believed and passed on; those of others are replaced.",
+    )
+    drain_delay: Seconds = Field(
+        0.0,
+        description="How long after SIGTERM or SIGINT to go on as before but not ready, so that load balancers notice; then "
+        "drain_timeout begins.",
     )
     drain_timeout: Seconds = Field(
         10.0, description="How long exchanges may go on after SIGTERM or SIGINT, in seconds; then they are cut."
@@ -199,6 +229,11 @@ class AdminSection(_Section):
         values.Address("127.0.0.1", 9464),
         description="HOST:PORT for /livez, /readyz, /metrics and /sessions, or off.",
     )
+    token_file: File | None = Field(
+        None,
+        description="A file with the bearer token by which others than loopback may see /sessions and start a drain.",
+        examples=["/run/secrets/admin-token"],
+    )
 
 
 class SignatureRow(_Section):
@@ -208,7 +243,7 @@ class SignatureRow(_Section):
     status: CountAboveZero
     text: Text
     methods: Words = ()
-    may_have_run: Boolean = True
+    may_have_run: bool = True
 
     @model_validator(mode="after")
     def _meant(self) -> SignatureRow:
@@ -229,7 +264,7 @@ class SignatureRow(_Section):
 class HealingSection(_Section):
     """What to do about a lost session."""
 
-    mode: Annotated[Mode, BeforeValidator(values.choice(Mode))] = Field(
+    mode: Annotated[Mode, AnyCase] = Field(
         Mode.HEAL,
         description="heal: make the upstream know the session again and replay; rewrite: only answer with the 404 that makes "
         "clients start over; observe: change nothing, only count.",
@@ -247,30 +282,43 @@ class HealingSection(_Section):
     max_held_bytes: Size = Field(64 * 1024**2, description="The same for the bytes of their bodies together.")
     max_concurrent_heals: CountAboveZero = Field(64, description="Heals under way at once, over all sessions.")
     max_heals_per_minute: CountAboveZero = Field(60, description="Heals of one session in one minute.")
-    trust_annotations: Boolean = Field(
+    trust_annotations: bool = Field(
         True,
         description="Tools whose readOnlyHint or idempotentHint is true may be replayed although the first try may have run.",
     )
-    trust_503: Boolean = Field(
+    trust_503: bool = Field(
         False,
         description="A 503 that no MCP server wrote proves that nothing ran. Envoy sends it after a reset, too, hence false.",
     )
-    bind_principal: Boolean = Field(True, description="Only the principal that initialized a session can heal it.")
+    bind_principal: bool = Field(True, description="Only the principal that initialized a session can heal it.")
     principal_headers: HeaderNames = Field(
         ("Authorization", "X-API-Key"),
         description="The headers that a principal is told by. A JWT bearer counts by issuer, subject and client.",
     )
-    on_server_change: Annotated[OnServerChange, BeforeValidator(values.choice(OnServerChange))] = Field(
+    principal_cookies: CookieNames = Field(
+        (), description="The cookies that a principal is told by, too.", examples=[["session"]]
+    )
+    adopt_credentials: bool = Field(
+        True,
+        description="A credential that the upstream has accepted in a live session belongs to it from then on: refreshed "
+        "opaque tokens, and JWTs without a subject.",
+    )
+    refresh_after_break: bool = Field(
+        True,
+        description="A session that is alive behind a break has its log level and subscriptions said again, and its lists "
+        "compared.",
+    )
+    on_server_change: Annotated[OnServerChange, AnyCase] = Field(
         OnServerChange.ADAPT,
         description="adapt heals although capabilities, instructions or the server's version differ. reset answers 404 where "
         "a capability is gone, the instructions differ, or another version has lists whose changes it does not announce. "
         "Another protocol version or server name is 404 in both.",
     )
-    compare_lists: Boolean = Field(
+    compare_lists: bool = Field(
         True,
         description="After a heal, look whether the lists that the client has seen changed, and tell it if so.",
     )
-    announce: Annotated[Announce, BeforeValidator(values.choice(Announce))] = Field(
+    announce: Annotated[Announce, AnyCase] = Field(
         Announce.LOG,
         description="Whether the client is told after a heal that the server's in-memory state is new: off; log: a message "
         "where the client set a log level; result: also a text block in the next tool result.",
@@ -283,7 +331,8 @@ class HealingSection(_Section):
     signatures: Annotated[tuple[SignatureRow, ...], BeforeValidator(values.items)] = Field(
         (),
         description="More ways in which the upstream says that a session is lost: the status, a regular expression tried at "
-        "the start of the message, optionally a name, the methods it answers, and whether the request may have run.",
+        "the start of the message (of all of it for 401 and 403), optionally a name, the methods it answers, and whether the "
+        "request may have run.",
         examples=[
             [
                 {
@@ -313,6 +362,20 @@ class SessionsSection(_Section):
     store: Annotated[str, BeforeValidator(values.words(_store))] = Field(
         "memory:", description="Where sessions are remembered. Only memory: can be used now."
     )
+    instance: Word = Field(
+        "auto",
+        description="Which upstream instance mints the ids; an id is only used with the one that minted it. auto: host name "
+        "and URL for a loopback upstream, else the URL.",
+    )
+    namespace: Word = Field(
+        "default", description="Sidecars that share a store share sessions within one namespace only."
+    )
+    key_file: File | None = Field(
+        None,
+        description="A file of keys, one a line: the first encrypts new records, all of them read old ones.",
+        examples=["/run/secrets/session-keys"],
+    )
+    store_timeout: SecondsAboveZero = Field(0.25, description="How long one question to a store may take, in seconds.")
     idle_ttl: SecondsAboveZero = Field(
         86_400.0, description="A session without a request for so many seconds is ended; its id is answered 404."
     )
@@ -323,12 +386,22 @@ class SessionsSection(_Section):
 
 
 class LimitsSection(_Section):
-    """Sizes, in bytes or as 64KiB, 16MiB, 1GiB."""
+    """How much is held in memory, and for how long a client is waited for."""
 
     max_request_body: SizeAboveZero = Field(
         16 * 1024**2,
         description="The largest body on the MCP endpoint; 413 beyond it. Other paths have no limit. An event up to this "
         "size is passed on whole.",
+    )
+    max_buffered_bytes: SizeAboveZero = Field(
+        256 * 1024**2,
+        description="All bodies, answers and events in memory at a time, whoever they belong to. Beyond it the reading of "
+        "further ones waits.",
+    )
+    client_timeout: SecondsAboveZero = Field(
+        30.0,
+        description="A client that sends no byte of a head or body that it has begun, or takes none of an answer, for so "
+        "long is given up. Event streams get three times listen.comment_interval.",
     )
     max_buffered_answer: SizeAboveZero = Field(
         1024**2, description="A JSON answer up to this size is passed on whole, so that a cut one can be told."
@@ -343,11 +416,11 @@ class LimitsSection(_Section):
 class LogSection(_Section):
     """What is written to stderr."""
 
-    format: Annotated[LogFormat, BeforeValidator(values.choice(LogFormat))] | None = Field(
+    format: Annotated[LogFormat, AnyCase] | None = Field(
         None,
         description="console or json. console on a terminal and json elsewhere where it is not set.",
         examples=["json"],
     )
-    level: Annotated[LogLevel, BeforeValidator(values.choice(LogLevel))] = Field(
+    level: Annotated[LogLevel, AnyCase] = Field(
         LogLevel.INFO, description="debug, info, warning or error. Single requests appear at debug only."
     )
