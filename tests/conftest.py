@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final, NoReturn
 
 import pytest
 from hypothesis import settings
 
-PURE: Final = tuple(Path(__file__).parent / name for name in ("wire", "healing"))
+from tests.support.unhurried import UnhurriedLoop
+
+HERE: Final = Path(__file__).parent
+PURE: Final = tuple(HERE / name for name in ("wire", "healing"))
+ALONE: Final = tuple(
+    HERE / name
+    for name in (
+        *("downstream", "endpoint", "fastpath", "faults", "ops"),
+        *("sessions", "streams", "support", "upstream", "waiting"),
+    )
+)
+"""No other process takes part in these tests."""
 
 # How long one example takes says something about the machine only.
 settings.register_profile("no-deadline", deadline=None)
 settings.load_profile("no-deadline")
+
+
+def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """No timer runs out because the machine is slow, wherever that can be had."""
+    is_alone = any(item.path.is_relative_to(package) for package in ALONE)
+    return {"unhurried": UnhurriedLoop} if is_alone else {"real": asyncio.new_event_loop}
 
 
 class _NoSocket:
