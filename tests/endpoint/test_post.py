@@ -30,6 +30,7 @@ from tests.support.faults import (
 from tests.support.ledger import Arrival
 from tests.support.raw_upstream import Conversation, RawUpstream
 from tests.support.sidecar import running_sidecar
+from tests.support.waiting import eventually
 
 BIG = "x" * 200_000
 REPLAYABLE = "64KiB"
@@ -296,9 +297,7 @@ async def test_a_large_request_is_held_while_the_upstream_is_away() -> None:
         await client.initialize()
         await upstream.stop()
         call = asyncio.create_task(client.tool("charge", note=BIG))
-        async with asyncio.timeout(5):
-            while not len(sidecar.services.holds):  # noqa: ASYNC110 - what waits here announces nothing
-                await asyncio.sleep(0.002)
+        await eventually(lambda: len(sidecar.services.holds) == 1)
         await upstream.start()
         assert (await call).text == "charged 1"
         assert len(upstream.ledger.executions("charge")) == 1
