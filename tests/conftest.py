@@ -11,18 +11,10 @@ from typing import Final, NoReturn
 import pytest
 from hypothesis import settings
 
-from tests.support.unhurried import UnhurriedLoop
+from tests.support.unhurried import PACKAGES, UnhurriedLoop
 
-HERE: Final = Path(__file__).parent
-PURE: Final = tuple(HERE / name for name in ("wire", "healing"))
-ALONE: Final = tuple(
-    HERE / name
-    for name in (
-        *("downstream", "endpoint", "fastpath", "faults", "ops"),
-        *("sessions", "streams", "support", "upstream", "waiting"),
-    )
-)
-"""No other process takes part in these tests."""
+PURE: Final = tuple(Path(__file__).parent / name for name in ("wire", "healing"))
+ALONE: Final = tuple(Path(__file__).parent / name for name in PACKAGES)
 
 # How long one example takes says something about the machine only.
 settings.register_profile("no-deadline", deadline=None)

@@ -12,6 +12,12 @@ import selectors
 from collections.abc import Callable
 from typing import Any, Final
 
+PACKAGES: Final = (
+    *("downstream", "endpoint", "fastpath", "faults", "ops"),
+    *("sessions", "streams", "support", "upstream", "waiting"),
+)
+"""The packages of tests in which no other process takes part."""
+
 QUIET_S: Final = 0.003
 """How long, in real time, nothing may have come before time passes: what the kernel is still carrying from one end of a
 connection to the other is something to do."""
