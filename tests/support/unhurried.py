@@ -48,7 +48,7 @@ class UnhurriedLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         return self._own_selector.now_s
 
-    def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> Any:
+    def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> Any:  # type: ignore[override]
         self._own_selector.busy_threads += 1
         future = super().run_in_executor(executor, func, *args)
         future.add_done_callback(self._thread_ended)
