@@ -28,24 +28,13 @@ from tests.support.fake_upstream import FakeUpstream
 from tests.support.faults import Answer as Answered
 from tests.support.faults import IngressPage, Refuse, RoutePage, Router
 from tests.support.own_answers import is_error, is_unavailable
+from tests.support.scene import connected
 from tests.support.script import Planted
 from tests.support.sidecar import WatchedSidecar, running_sidecar
 from tests.support.unhurried import now
 from tests.support.waiting import eventually
 
 SHORT: dict[str, object] = {"healing__hold_timeout": 0.15, "healing__connect_hold_timeout": 0.15}
-
-
-@asynccontextmanager
-async def connected(**settings: object) -> AsyncIterator[tuple[FakeUpstream, WatchedSidecar, McpClient]]:
-    """A client with a session through a sidecar, and the upstream behind it."""
-    async with (
-        FakeUpstream() as upstream,
-        running_sidecar(upstream.url, **settings) as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
-        yield upstream, sidecar, client
 
 
 async def held(sidecar: WatchedSidecar, count: int) -> None:
@@ -480,12 +469,7 @@ async def test_a_404_before_the_endpoint_ever_worked_passes() -> None:
 
 async def test_a_404_without_a_session_does_not_show_that_nothing_ran() -> None:
     """A stateless server's tool may answer 404 itself: nobody can be asked, so only what is harmless is sent again."""
-    async with (
-        FakeUpstream(sessions=SessionMode.STATELESS) as upstream,
-        running_sidecar(upstream.url) as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected(sessions=SessionMode.STATELESS) as (upstream, _, client):
         ran = Answered(404, (("Content-Type", "text/plain"),), b"no such order", executes=True)
         upstream.inject(ran, tool="charge")
         upstream.inject(ran, rpc_method="tools/list", times=3)
