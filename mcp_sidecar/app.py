@@ -10,6 +10,7 @@ import asyncio
 import secrets
 import ssl
 import time
+from collections.abc import Callable
 
 from aiohttp import web
 
@@ -50,15 +51,15 @@ NO_WAIT_S = 0.001
 class Sidecar:
     """The running proxy: one main listener, one admin listener, one upstream."""
 
-    def __init__(self, settings: Settings) -> None:
-        """Needs a running event loop."""
+    def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
+        """Needs a running event loop. ``clock`` gives monotonic seconds."""
         self._settings = settings
         self._listen = settings.listen_config()
         self._is_accepting = False
         self._metrics = Metrics(
             signatures=[row.name for row in (*settings.policy().signatures, *TABLE)], rpc_methods=RPC_METHODS
         )
-        self.services = build_services(settings, self._emit)
+        self.services = build_services(settings, self._emit, clock)
         self._keepalive = Keepalive(self._listen.comment_interval_s, self.services.clock)
         self._ingress = Router(self.services, self._keepalive, self._listen, settings.upstream_config())
         self._server = make_server(self._ingress)
@@ -186,9 +187,9 @@ class Sidecar:
         ]
 
 
-def build_services(settings: Settings, emit: Emit) -> Services:
+def build_services(settings: Settings, emit: Emit, clock: Callable[[], float]) -> Services:
     """Put together what every exchange works with. Needs a running event loop."""
-    policy, limits, clock = settings.policy(), settings.limits_config(), time.monotonic
+    policy, limits = settings.policy(), settings.limits_config()
     streams = OpenStreams()
     table = SessionTable(
         settings.session_limits(),

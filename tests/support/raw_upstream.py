@@ -15,6 +15,7 @@ from tests.support.http1 import WatchedReader, reset_transport
 from tests.support.listener import Loopback
 from tests.support.pulse import Pulse
 from tests.support.sidecar import WatchedSidecar, running_sidecar
+from tests.support.waiting import HANG_S
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
@@ -141,7 +142,7 @@ class RawUpstream:
         """Something of a request has come."""
         self._pulse.fire()
 
-    async def until(self, claim: Callable[[RawUpstream], bool], timeout_s: float = 5.0) -> None:
+    async def until(self, claim: Callable[[RawUpstream], bool], timeout_s: float = HANG_S) -> None:
         """Return once ``claim`` holds; ``TimeoutError`` else."""
         await self._pulse.until(lambda: claim(self), timeout_s)
 

@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 
 from mcp_sidecar.config import Limits, UpstreamConfig
-from mcp_sidecar.upstream import pool
 from mcp_sidecar.upstream.answer import Answer
 from mcp_sidecar.upstream.connection import CHUNK_BYTES, UpstreamFault
 from mcp_sidecar.upstream.pool import is_connected_to_itself
@@ -283,9 +282,8 @@ async def test_a_connection_that_the_server_closed_is_not_used() -> None:
         assert server.connections == 2
 
 
-async def test_a_free_connection_is_closed_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_free_connection_is_closed_in_time() -> None:
     """Before the server would close it: a request sent into a closing connection could not be told from one that ran."""
-    monkeypatch.setattr(pool, "KEEP_ALIVE_S", 0.05)
     left = asyncio.Event()
 
     async def play(conversation: Conversation) -> None:
