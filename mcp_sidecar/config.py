@@ -7,43 +7,26 @@ from dataclasses import dataclass
 MIB = 1024 * 1024
 
 
-BALANCER_COOKIES = ("AWSALB*", "GCLB", "ARRAffinity*", "INGRESSCOOKIE", "SERVERID", "route", "BIGipServer*")
-NEAR_NETWORKS = ("127.0.0.0/8", "::1/128", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7")
-"""Loopback and the private ranges."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpstreamConfig:
-    """The one MCP server behind the sidecar. ``origin`` is ``scheme://host[:port]`` without a trailing slash.
-
-    ``host_header`` is ``auto``, ``client`` or a literal; of ``affinity_cookies`` a name that ends in ``*`` stands for all
-    that begin so; ``first_byte_hint_s`` of 0 is never.
-    """
+    """The one MCP server behind the sidecar. ``origin`` is ``scheme://host[:port]`` without a trailing slash."""
 
     origin: str
     endpoint: str = "/mcp"
     ca_file: str | None = None
     connect_timeout_s: float = 5.0
     idle_timeout_s: float = 600.0
-    host_header: str = "auto"
-    affinity_cookies: tuple[str, ...] = BALANCER_COOKIES
-    first_byte_hint_s: float = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListenConfig:
-    """The client side. ``public_url`` is the origin that clients see where an edge stands in front.
-
-    ``trusted_proxies`` are networks in CIDR form.
-    """
+    """The client side. ``public_url`` is the origin that clients see where an edge stands in front."""
 
     host: str = "127.0.0.1"
     port: int = 8080
     allowed_origins: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = ()
     public_url: str | None = None
-    trusted_proxies: tuple[str, ...] = NEAR_NETWORKS
-    drain_delay_s: float = 0.0
     drain_timeout_s: float = 10.0
     comment_interval_s: float = 20.0
     tls_certificate: str | None = None
@@ -68,14 +51,3 @@ class SessionLimits:
     idle_ttl_s: float = 86_400.0
     max_lifetime_s: float = 604_800.0
     max_sessions: int = 100_000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoreConfig:
-    """Where sessions outlive the process. ``instance`` is ``auto`` or names the upstream instance that mints ids."""
-
-    store: str = "memory:"
-    instance: str = "auto"
-    namespace: str = "default"
-    key_file: str | None = None
-    store_timeout_s: float = 0.25

@@ -24,7 +24,6 @@ from pydantic import (
     model_validator,
 )
 
-from mcp_sidecar.config import BALANCER_COOKIES, NEAR_NETWORKS
 from mcp_sidecar.healing.policy import Announce, Mode, OnServerChange
 from mcp_sidecar.settings import values
 from mcp_sidecar.verdicts.signatures import Signature, operator_signature
@@ -83,10 +82,6 @@ AuthoritiesFile = Annotated[str, BeforeValidator(values.words(_authorities))]
 Origins = Annotated[tuple[str, ...], BeforeValidator(values.each(values.words(values.origin)))]
 Hosts = Annotated[tuple[str, ...], BeforeValidator(values.each(values.words(values.host_header)))]
 HeaderNames = Annotated[tuple[str, ...], BeforeValidator(values.each(values.words(values.header_name)))]
-CookieNames = Annotated[tuple[str, ...], BeforeValidator(values.each(values.words(values.cookie_name)))]
-Networks = Annotated[tuple[str, ...], BeforeValidator(values.each(values.words(values.network)))]
-UpstreamHost = Annotated[str, BeforeValidator(values.words(values.upstream_host))]
-Word = Annotated[str, BeforeValidator(values.words(values.word))]
 Words = Annotated[tuple[str, ...], BeforeValidator(values.each(values.words(str)))]
 PublicOrigin = Annotated[str, BeforeValidator(values.words(values.public_origin))]
 
@@ -133,21 +128,6 @@ class UpstreamSection(_Section):
         description="An open exchange on which no byte came for so many seconds counts as cut. "
         "Event streams that answer a GET are excepted.",
     )
-    host_header: UpstreamHost = Field(
-        "auto",
-        description="The Host that the upstream gets. auto: the URL's, but localhost with its port for the names that "
-        "containers have for their host (host.docker.internal, host.containers.internal); client: the client's; else a "
-        "literal.",
-    )
-    affinity_cookies: CookieNames = Field(
-        BALANCER_COOKIES,
-        description="Cookies of load balancers: what the answer to an initialize sets is kept with that upstream session and "
-        "sent with its requests where the client sends none of that name. * at the end stands for any rest.",
-    )
-    first_byte_hint: Seconds = Field(
-        5.0,
-        description="A call without the first byte of an answer for so long is told in the log, once per outage; 0 is never.",
-    )
 
 
 class ListenSection(_Section):
@@ -172,15 +152,6 @@ class ListenSection(_Section):
         None,
         description="The origin under which clients know the sidecar, where something else stands in front of it.",
         examples=["https://mcp.example.com"],
-    )
-    trusted_proxies: Networks = Field(
-        NEAR_NETWORKS,
-        description="Whose X-Forwarded-* and Forwarded are believed and passed on; those of others are replaced.",
-    )
-    drain_delay: Seconds = Field(
-        0.0,
-        description="How long after SIGTERM or SIGINT to go on as before but not ready, so that load balancers notice; then "
-        "drain_timeout begins.",
     )
     drain_timeout: Seconds = Field(
         10.0, description="How long exchanges may go on after SIGTERM or SIGINT, in seconds; then they are cut."
@@ -228,11 +199,6 @@ class AdminSection(_Section):
     address: Annotated[values.Address | None, BeforeValidator(values.address_or_off), _ADDRESS_OR_OFF_WRITTEN] = Field(
         values.Address("127.0.0.1", 9464),
         description="HOST:PORT for /livez, /readyz, /metrics and /sessions, or off.",
-    )
-    token_file: File | None = Field(
-        None,
-        description="A file with the bearer token by which others than loopback may see /sessions and start a drain.",
-        examples=["/run/secrets/admin-token"],
     )
 
 
@@ -295,19 +261,6 @@ class HealingSection(_Section):
         ("Authorization", "X-API-Key"),
         description="The headers that a principal is told by. A JWT bearer counts by issuer, subject and client.",
     )
-    principal_cookies: CookieNames = Field(
-        (), description="The cookies that a principal is told by, too.", examples=[["session"]]
-    )
-    adopt_credentials: bool = Field(
-        True,
-        description="A credential that the upstream has accepted in a live session belongs to it from then on: refreshed "
-        "opaque tokens, and JWTs without a subject.",
-    )
-    refresh_after_break: bool = Field(
-        True,
-        description="A session that is alive behind a break has its log level and subscriptions said again, and its lists "
-        "compared.",
-    )
     on_server_change: Annotated[OnServerChange, AnyCase] = Field(
         OnServerChange.ADAPT,
         description="adapt heals although capabilities, instructions or the server's version differ. reset answers 404 where "
@@ -362,20 +315,6 @@ class SessionsSection(_Section):
     store: Annotated[str, BeforeValidator(values.words(_store))] = Field(
         "memory:", description="Where sessions are remembered. Only memory: can be used now."
     )
-    instance: Word = Field(
-        "auto",
-        description="Which upstream instance mints the ids; an id is only used with the one that minted it. auto: host name "
-        "and URL for a loopback upstream, else the URL.",
-    )
-    namespace: Word = Field(
-        "default", description="Sidecars that share a store share sessions within one namespace only."
-    )
-    key_file: File | None = Field(
-        None,
-        description="A file of keys, one a line: the first encrypts new records, all of them read old ones.",
-        examples=["/run/secrets/session-keys"],
-    )
-    store_timeout: SecondsAboveZero = Field(0.25, description="How long one question to a store may take, in seconds.")
     idle_ttl: SecondsAboveZero = Field(
         86_400.0, description="A session without a request for so many seconds is ended; its id is answered 404."
     )

@@ -12,7 +12,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
-from mcp_sidecar.config import Limits, ListenConfig, SessionLimits, StoreConfig, UpstreamConfig
+from mcp_sidecar.config import Limits, ListenConfig, SessionLimits, UpstreamConfig
 from mcp_sidecar.healing.policy import Policy
 from mcp_sidecar.settings.sections import (
     AdminSection,
@@ -133,10 +133,6 @@ class Settings(BaseSettings):
     def session_limits(self) -> SessionLimits:
         """Hand down how long and how many sessions are remembered."""
         return _handed_down(SessionLimits, self.sessions)
-
-    def store_config(self) -> StoreConfig:
-        """Hand down where sessions outlive the process."""
-        return _handed_down(StoreConfig, self.sessions)
 
 
 def _handed_down(kind: type[Value], section: BaseModel, **made: object) -> Value:

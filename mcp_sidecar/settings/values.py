@@ -27,7 +27,6 @@ _USER_INFO = re.compile(r"(?<=://)[^/?#\s]*@")
 _SECRET_PARAMETER = re.compile(r"(?i)(?<=[?&])([^=&#\s]*(?:password|passwd|secret|token|key)[^=&#\s]*)=[^&#\s]*")
 _PATH = re.compile(r"(/([A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})*)+", re.ASCII)
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", re.ASCII)
-_WORD = re.compile(r"[A-Za-z0-9._:/-]{1,200}", re.ASCII)
 _ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://([^/?#@\\]+)", re.ASCII)
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _LAST_PORT = 65_535
@@ -202,33 +201,6 @@ def header_name(text: str) -> str:
         raise ValueError(f"must name HTTP headers, and {shown(text)} cannot be one")
     if text.lower() == "cookie":
         raise ValueError("must not name Cookie: its value changes while the principal stays the same")
-    return text
-
-
-def cookie_name(text: str) -> str:
-    """Read the name of a cookie, or with ``*`` at its end what names begin with."""
-    if not _HEADER_NAME.fullmatch(text) or "*" in text[:-1]:
-        raise ValueError(f"must name cookies, perhaps with * at the end, and {shown(text)} cannot be one")
-    return text
-
-
-def network(text: str) -> str:
-    """Read the addresses of proxies: one, or a range such as ``10.0.0.0/8``."""
-    try:
-        return str(ipaddress.ip_network(text))
-    except ValueError as error:
-        raise ValueError(f"must hold addresses or ranges, such as 10.0.0.0/8, not {shown(text)}") from error
-
-
-def upstream_host(text: str) -> str:
-    """Read what the upstream gets as ``Host``: a literal, or one of two words."""
-    return text.lower() if text.lower() in {"auto", "client"} else host_header(text)
-
-
-def word(text: str) -> str:
-    """Read a name that becomes part of keys in a store."""
-    if not _WORD.fullmatch(text):
-        raise ValueError(f"must be of letters, digits and . _ : / -, not {shown(text)}")
     return text
 
 

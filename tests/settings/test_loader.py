@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from mcp_sidecar.config import Limits, ListenConfig, SessionLimits, StoreConfig, UpstreamConfig
+from mcp_sidecar.config import Limits, ListenConfig, SessionLimits, UpstreamConfig
 from mcp_sidecar.healing.policy import Announce, Mode, OnServerChange, Policy
 from mcp_sidecar.settings import KEYS, Loaded, Mistakes, Settings, load, loader, sources
 from tests.support.certificates import make_certificate
@@ -53,7 +53,6 @@ def test_the_upstream_is_all_that_is_needed() -> None:
     assert made.listen_config() == ListenConfig()
     assert made.limits_config() == Limits()
     assert made.session_limits() == SessionLimits()
-    assert made.store_config() == StoreConfig()
     assert (made.admin_address, made.log_format, made.log_level) == (("127.0.0.1", 9464), None, "info")
     assert (made.healing.compare_lists, made.healing.announce, made.healing.early_stream_after) == (True, "log", 0)
 
@@ -61,23 +60,10 @@ def test_the_upstream_is_all_that_is_needed() -> None:
 def test_every_key_is_handed_down(toml: Path) -> None:
     """What the operator wrote arrives in the records that the proxy reads."""
     toml.write_text("""
+        upstream = { url = "https://up.example:444/a/", endpoint = "/b", connect_timeout = 1, idle_timeout = 2 }
+        sessions = { idle_ttl = 1, max_lifetime = 2, max_sessions = 3 }
         log = { format = "json", level = "WARNING" }
         admin = { address = "off" }
-        [upstream]
-        url = "https://up.example:444/a/"
-        endpoint = "/b"
-        connect_timeout = 1
-        idle_timeout = 2
-        host_header = "MCP.example"
-        affinity_cookies = ["X*"]
-        first_byte_hint = 0
-        [sessions]
-        idle_ttl = 1
-        max_lifetime = 2
-        max_sessions = 3
-        instance = "blue"
-        namespace = "team/a"
-        store_timeout = "100ms"
         [limits]
         max_request_body = "4KiB"
         max_buffered_answer = 2
@@ -89,8 +75,6 @@ def test_every_key_is_handed_down(toml: Path) -> None:
         allowed_origins = ["https://a.example"]
         allowed_hosts = ["b.example"]
         public_url = "https://c.example"
-        trusted_proxies = ["192.0.2.1"]
-        drain_delay = 4
         drain_timeout = 0
         comment_interval = 0.5
         [healing]
@@ -105,9 +89,6 @@ def test_every_key_is_handed_down(toml: Path) -> None:
         trust_503 = true
         bind_principal = false
         principal_headers = ["X-Tenant", "x-tenant"]
-        principal_cookies = ["sid"]
-        adopt_credentials = false
-        refresh_after_break = false
         on_server_change = "reset"
         compare_lists = false
         announce = "result"
@@ -128,9 +109,6 @@ def test_every_key_is_handed_down(toml: Path) -> None:
         trust_503=True,
         bind_principal=False,
         principal_headers=("x-tenant",),
-        principal_cookies=("sid",),
-        adopt_credentials=False,
-        refresh_after_break=False,
         on_server_change=OnServerChange.RESET,
         compare_lists=False,
         announce=Announce.RESULT,
@@ -139,13 +117,7 @@ def test_every_key_is_handed_down(toml: Path) -> None:
     )
     assert [row.name for row in policy.signatures] == ["operator-1"]
     assert made.upstream_config() == UpstreamConfig(
-        origin="https://up.example:444",
-        endpoint="/b",
-        connect_timeout_s=1,
-        idle_timeout_s=2,
-        host_header="mcp.example",
-        affinity_cookies=("X*",),
-        first_byte_hint_s=0,
+        origin="https://up.example:444", endpoint="/b", connect_timeout_s=1, idle_timeout_s=2
     )
     assert made.listen_config() == ListenConfig(
         host="::1",
@@ -153,8 +125,6 @@ def test_every_key_is_handed_down(toml: Path) -> None:
         allowed_origins=("https://a.example",),
         allowed_hosts=("b.example",),
         public_url="https://c.example",
-        trusted_proxies=("192.0.2.1/32",),
-        drain_delay_s=4,
         drain_timeout_s=0,
         comment_interval_s=0.5,
     )
@@ -166,7 +136,6 @@ def test_every_key_is_handed_down(toml: Path) -> None:
         client_timeout_s=60,
     )
     assert made.session_limits() == SessionLimits(idle_ttl_s=1, max_lifetime_s=2, max_sessions=3)
-    assert made.store_config() == StoreConfig(instance="blue", namespace="team/a", store_timeout_s=0.1)
     assert (made.admin_address, made.log_format, made.log_level) == (None, "json", "warning")
 
 
