@@ -264,7 +264,7 @@ def build_services(settings: Settings, emit: Emit) -> Services:
         on_displaced=attachments.break_off,
     )
     holding = Holds(max_requests=policy.max_held_requests, max_bytes=policy.max_held_bytes, emit=emit, clock=clock)
-    upstream = Upstream(settings.upstream_config(), limits, lambda connected: availability.note(connected))  # noqa: PLW0108 - made below
+    upstream = Upstream(settings.upstream_config(), limits, lambda connected, why: availability.note(connected, why))  # noqa: PLW0108 - made below
     availability = Availability(upstream.can_connect, emit, clock, holding.waiting)
     get_streams = GetStreams()
     telling = Notifier(get_streams, emit)

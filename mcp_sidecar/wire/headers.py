@@ -69,6 +69,14 @@ class Fields:
         self.names = "\n".join(shown).lower().split("\n") if raw else []
         self.size = len(text) + 2 * len(raw) + 1
 
+    @classmethod
+    def of(cls, pairs: list[Pair], size: int) -> Fields:
+        """The same of headers that are text already."""
+        made = cls.__new__(cls)
+        made.pairs, made.size = pairs, size
+        made.names = "\n".join([pair[0] for pair in pairs]).lower().split("\n") if pairs else []
+        return made
+
     def for_upstream(self, *, without: frozenset[str], peer: str | None, scheme: str, host: str | None) -> list[Pair]:
         """The client's headers as the upstream gets them, with those of ``forwarding``."""
         pairs = self._less(_union(NOT_AS_IT_IS, without))
