@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 
 from mcp_sidecar.healing.principal import ANONYMOUS, Principal
@@ -27,7 +27,7 @@ class Call:
     """A request of a client of an older revision.
 
     ``pairs`` are the headers as the upstream gets them, the session id apart. ``session`` is set where this principal
-    opened the session through this sidecar; ``is_foreign`` where another one did.
+    opened the session through this sidecar; ``is_foreign`` where another one did. ``owner`` is the connection it came on.
     """
 
     http_method: str
@@ -39,6 +39,7 @@ class Call:
     move: Move
     session: Session | None = None
     is_foreign: bool = False
+    owner: Hashable | None = field(default=None, repr=False)
 
     @property
     def pairs(self) -> list[Pair]:
@@ -64,7 +65,7 @@ class Call:
     @property
     def trigger(self) -> Trigger:
         """The request as the reason for a heal."""
-        return Trigger(self.target, self.pairs, self.credential)
+        return Trigger(self.target, self.pairs, self.credential, self.owner)
 
     def facts(self, rpc_method: str | None) -> RequestFacts:
         """What the classifier wants to know."""
@@ -104,12 +105,16 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class RequestLine:
-    """What a client asks for, as it came. ``session_ids`` are the values of that header that count."""
+    """What a client asks for, as it came, and on which connection: ``owner``.
+
+    ``session_ids`` are the values of that header that count.
+    """
 
     http_method: str
     target: str
     fields: Fields = field(repr=False)
     session_ids: tuple[str, ...] = field(repr=False)
+    owner: Hashable | None = field(default=None, repr=False)
 
 
 def read_call(services: Services, asked: RequestLine, pairs: list[Pair], move: Move) -> Call:
@@ -123,7 +128,18 @@ def read_call(services: Services, asked: RequestLine, pairs: list[Pair], move: M
         principal = ANONYMOUS
     session = services.table.find(client_id, principal) if client_id is not None else None
     is_foreign = client_id is not None and session is None and services.table.is_held(client_id)
-    return Call(asked.http_method, asked.target, pairs, client_id, principal, credential, move, session, is_foreign)
+    return Call(
+        asked.http_method,
+        asked.target,
+        pairs,
+        client_id,
+        principal,
+        credential,
+        move,
+        session=session,
+        is_foreign=is_foreign,
+        owner=asked.owner,
+    )
 
 
 def _session_id(found: tuple[str, ...]) -> ClientSessionId | None:

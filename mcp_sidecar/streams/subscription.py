@@ -70,7 +70,7 @@ class Subscription:
             if comes_back:
                 await stack.enter_async_context(self._services.get_streams.returning.place())
             return await self._services.upstream.send(
-                "GET", self._call.target, self._headers(generation), may_idle=True
+                "GET", self._call.target, self._headers(generation), may_idle=True, owner=self._call.owner
             )
 
     def _headers(self, generation: int) -> list[Pair]:
@@ -102,7 +102,7 @@ class Subscription:
             return
         pairs = [pair for pair in self._call.pairs if pair[0].lower() not in _REPLACED]
         pairs += [(headers.SESSION_ID, upstream_id), ("Accept-Encoding", "identity")]
-        send = self._services.upstream.send("GET", self._call.target, pairs, may_idle=True)
+        send = self._services.upstream.send("GET", self._call.target, pairs, may_idle=True, owner=self._call.owner)
         ahead = Ahead(asyncio.create_task(send), generation)
         self.let_go()
         self._ahead = ahead

@@ -7,7 +7,6 @@ on which one of them was spoken is therefore *bound*: it serves the client's con
 from __future__ import annotations
 
 import asyncio
-import re
 from collections import deque
 from collections.abc import Hashable
 
@@ -22,8 +21,6 @@ MARGIN_S = 1.0
 
 SWEEPS = 8
 """How often at most old connections are looked for while a new one would become old."""
-
-_SIGNS_IN_CONNECTION = re.compile(r"(?:\A|,)[ \t]*(?:ntlm|negotiate)(?![^ \t,])", re.IGNORECASE)
 
 
 class _Nobody:
@@ -55,7 +52,7 @@ class Pool:
         free = None if fresh else self._take_bound(owner) or self._take_shared()
         return free or await self._open()
 
-    def take_free(self, owner: Hashable | None = None) -> Connection | None:
+    def take_free(self, owner: object = None) -> Connection | None:
         """One that is free at this moment, for a request of ``owner``; ``None`` where one is bound to that."""
         return self._take_shared() if owner not in self._bound else None
 
@@ -149,11 +146,3 @@ def _is_over(connection: Connection, until: float, now: float) -> bool:
         return False
     connection.close()
     return True
-
-
-def signs_in_connection(value: str) -> bool:
-    """Whether ``Authorization`` or ``WWW-Authenticate`` speaks of a scheme that holds for the whole connection.
-
-    RFC 4559 §6; MS-NTHT §1.3.
-    """
-    return _SIGNS_IN_CONNECTION.search(value) is not None

@@ -16,9 +16,9 @@ from mcp_sidecar.upstream.connect import Connector
 from mcp_sidecar.upstream.connection import Connection, Received
 from mcp_sidecar.upstream.content import UpstreamFault
 from mcp_sidecar.upstream.host import PASSED, host_line
-from mcp_sidecar.upstream.pool import NOBODY, Pool, signs_in_connection
+from mcp_sidecar.upstream.pool import NOBODY, Pool
 from mcp_sidecar.upstream.upload import Body
-from mcp_sidecar.wire.headers import Pair, encoded_head
+from mcp_sidecar.wire.headers import Pair, encoded_head, signs_in_connection
 
 _WITHOUT_BODY = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 _CREDENTIALS, _CHALLENGE = "authorization", "www-authenticate"
@@ -94,7 +94,7 @@ class Upstream:
             raise
         return self._answered(pool, connection, received, owner)
 
-    def express(self, owner: Hashable | None = None) -> Connection | None:
+    def express(self, owner: object = None) -> Connection | None:
         """A connection that is free at this moment, unless ``owner`` has one of its own."""
         return self._pool.take_free(owner) if self._pool is not None else None
 
