@@ -297,7 +297,7 @@ class ResponseReader:
 
     def feed(self, data: bytes) -> bytes:
         """Take what has come, and give what of it is content, before a fault, too."""
-        if self.head is None:
+        if self.head is None and not self.is_broken:
             try:
                 data = self._read_heads(self._begun + data if self._begun else data)
             except NotHttp:
