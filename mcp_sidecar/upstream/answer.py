@@ -117,19 +117,24 @@ class Answer:
         """What is there; what came before a break is part of the answer, and perhaps all that a client waits for."""
         if self._fault is not None:
             raise UpstreamFault(self._fault)
-        chunk = self._content.take()
         if self._json_end is not None:
-            self._json_end.feed(chunk)
-            if self._content.is_read and not self._json_end.may_end_here:
-                return self._cut(chunk)
+            return self._taken_json(self._content, self._json_end)
+        chunk = self._content.take()
         self.whole = self._content.is_read
         return chunk
 
-    def _cut(self, chunk: bytes) -> bytes:
-        """The connection has ended, and with it a text that had not."""
-        self._fault = Fault.BROKEN
-        if not chunk:
-            raise UpstreamFault(self._fault)
+    def _taken_json(self, content: Content, text: JsonEnd) -> bytes:
+        """A text that only the end of its connection ends: whether that cuts it, the text itself knows best."""
+        if content.fault is Fault.BROKEN and text.has_ended and not content.has_some:
+            self.whole = True
+            return b""
+        chunk = content.take()
+        text.feed(chunk)
+        self.whole = content.is_read and text.may_end_here
+        if content.is_read and not self.whole:
+            self._fault = Fault.BROKEN
+            if not chunk:
+                raise UpstreamFault(self._fault)
         return chunk
 
     def forget_head(self) -> None:

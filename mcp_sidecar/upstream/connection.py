@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import select
+import ssl
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Protocol
@@ -65,7 +66,7 @@ class Connection(asyncio.Protocol):
         self._upload: Upload | None = None
         self._has_served = False
         self._is_spoilt = False
-        self._has_eof = False  # the server has said that it is done; over TLS only a close_notify says so
+        self._has_eof = False  # it was the server that has ended it
         self._ear: select.poll | None = None
         self._flow = Flow()
         self._silence = IdleTimer(asyncio.get_running_loop(), self._stalled)
@@ -159,7 +160,7 @@ class Connection(asyncio.Protocol):
 
     def is_quiet(self) -> bool:
         """Whether nothing has come on a free connection, not even its end, that the loop did not get to see yet."""
-        return self.is_connected() and not self._has_eof and (self._ear is None or not self._ear.poll(0))
+        return self.is_connected() and not self._is_spoilt and (self._ear is None or not self._ear.poll(0))
 
     def close(self) -> None:
         """Close it; at once where a request is still being sent."""
@@ -210,8 +211,9 @@ class Connection(asyncio.Protocol):
                 self._fail(Fault.GARBLED)
 
     def eof_received(self) -> None:
-        """Nothing more will come."""
-        self._has_eof = True
+        """Nothing more will come. The transport closes itself."""
+        self._is_spoilt = True
+        self._has_eof = self.transport is not None and _is_meant(self.transport)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """The end of an answer that ends with its connection; a break for every other one that is under way."""
@@ -324,3 +326,17 @@ class Connection(asyncio.Protocol):
         self._silence.stop()
         self._drop_upload()
         self._flow.resume()
+
+
+def _is_meant(transport: asyncio.BaseTransport) -> bool:
+    """Whether it is the server that has ended a connection. Over TLS a close_notify says so: anybody can send a FIN."""
+    tls = transport.get_extra_info("ssl_object")
+    if tls is None:
+        return True
+    try:
+        tls.read(1)
+    except ssl.SSLWantReadError:  # it waits for more
+        return False
+    except ssl.SSLError:
+        pass
+    return True

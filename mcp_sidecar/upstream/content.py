@@ -57,6 +57,11 @@ class Content:
         return self.has_ended or self.fault is not None
 
     @property
+    def has_some(self) -> bool:
+        """Whether there is something to take."""
+        return bool(self._chunks)
+
+    @property
     def is_read(self) -> bool:
         """Whether all of it has come and was taken."""
         return self.has_ended and not self._chunks

@@ -15,13 +15,19 @@ _OPENING = b"[{"
 class JsonEnd:
     """Counts what is open. It checks nothing: whether the text is JSON at all is for its reader to say."""
 
-    __slots__ = ("_depth", "_in_string", "_is_escaped")
+    __slots__ = ("_depth", "_has_closed", "_in_string", "_is_escaped")
 
     def __init__(self) -> None:
         """Nothing has come yet."""
         self._depth = 0
         self._in_string = False
         self._is_escaped = False
+        self._has_closed = False
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether an object or array was opened and is closed again."""
+        return self._has_closed and self.may_end_here
 
     @property
     def may_end_here(self) -> bool:
@@ -49,3 +55,4 @@ class JsonEnd:
             self._is_escaped = True
         else:
             self._depth += 1 if mark in _OPENING else -1
+            self._has_closed = not self._depth

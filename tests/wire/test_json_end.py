@@ -18,6 +18,21 @@ VALUES = st.recursive(
 )
 
 
+def test_a_whole_text_is_known_as_such() -> None:
+    """What has not been open has not ended, either."""
+    end = JsonEnd()
+    for part, has_ended in (
+        (b" 1", False),
+        (b'{"a', False),
+        (b'":[]', False),
+        (b"}", True),
+        (b"\n", True),
+        (b"[", False),
+    ):
+        end.feed(part)
+        assert end.has_ended is has_ended
+
+
 def fed(*parts: bytes) -> bool:
     end = JsonEnd()
     for part in parts:
