@@ -6,6 +6,7 @@ Where ``FakeUpstream`` is an MCP server, this is any server, and any nonsense: f
 from __future__ import annotations
 
 import asyncio
+import itertools
 import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -56,9 +57,12 @@ class Conversation:
         reader: WatchedReader,
         writer: asyncio.StreamWriter,
         number: int,
+        *,
+        is_first: bool,
     ) -> None:
-        """``number`` counts connections from 1 on."""
+        """``number`` counts connections from 1 on; ``is_first`` is the first request on its own."""
         self.number = number
+        self.is_first = is_first
         self._upstream = upstream
         self._reader = reader
         self._writer = writer
@@ -172,11 +176,11 @@ class RawUpstream:
 
     async def _converse(self, connection: int, reader: WatchedReader, writer: asyncio.StreamWriter) -> None:
         try:
-            while True:
+            for place in itertools.count():
                 request = RawRequest(await reader.readuntil(b"\r\n\r\n"))
                 self.requests.append(request)
                 self.changed()
-                await self._play(Conversation(self, request, reader, writer, connection))
+                await self._play(Conversation(self, request, reader, writer, connection, is_first=not place))
         except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, ConnectionError):
             pass
         finally:
