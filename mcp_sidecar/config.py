@@ -57,7 +57,6 @@ class Limits:
     """Sizes in bytes."""
 
     max_request_body: int = 16 * MIB
-    max_replay_body: int = MIB
     max_buffered_answer: int = MIB
     max_header_bytes: int = 64 * 1024
 

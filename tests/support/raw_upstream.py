@@ -14,7 +14,7 @@ from typing import Self
 
 from tests.support.client import RawAnswer, raw_exchange
 from tests.support.http1 import WatchedReader, reset_transport
-from tests.support.listener import ListenerPort
+from tests.support.listener import Loopback
 from tests.support.pulse import Pulse
 from tests.support.sidecar import WatchedSidecar, running_sidecar
 
@@ -129,7 +129,7 @@ class RawUpstream:
     def __init__(self, *answers: bytes | Play, tls: ssl.SSLContext | None = None) -> None:
         self._answers = list(answers) or [OK]
         self._scheme = "https" if tls is not None else "http"
-        self._listener = ListenerPort(self._converse, tls)
+        self._listener = Loopback(self._converse, tls)
         self._pulse = Pulse()
         self.requests: list[RawRequest] = []
 
