@@ -11,7 +11,7 @@ import select
 import ssl
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 from mcp_sidecar.config import Limits
 from mcp_sidecar.upstream.content import CHUNK_BYTES, NO_CONTENT, Content, UpstreamFault
@@ -187,8 +187,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The connection is there, for https with its handshake."""
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast("asyncio.Transport", transport)  # uvloop's are none by name
         sock = transport.get_extra_info("socket")
         if sock is not None:
             self._ear = select.poll()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Hashable, Iterable
+from typing import cast
 
 from mcp_sidecar.config import Limits, UpstreamConfig
 from mcp_sidecar.upstream.answer import Answer
@@ -156,15 +157,12 @@ class Upstream:
 class _Probe(asyncio.Protocol):
     """A connection on which nothing is asked."""
 
-    _transport: asyncio.BaseTransport | None = None
-
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)
 
     def close(self) -> None:
         """That was all."""
-        if isinstance(self._transport, asyncio.Transport):
-            self._transport.abort()
+        self._transport.abort()
 
 
 def _signs_in(name: str, value: str) -> bool:
