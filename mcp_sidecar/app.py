@@ -200,7 +200,11 @@ def build_services(settings: Settings, emit: Emit, clock: Callable[[], float]) -
         keeper=_keeper(settings, clock),
         on_displaced=streams.upstream.break_off,
     )
-    upstream = Upstream(settings.upstream_config(), limits, lambda connected: holds.availability.note(connected))  # noqa: PLW0108 - made below
+
+    def note_connect(connected: bool, why: str) -> None:
+        holds.availability.note(connected, why)
+
+    upstream = Upstream(settings.upstream_config(), limits, note_connect)
     holds = Holds(
         max_requests=policy.max_held_requests,
         max_bytes=policy.max_held_bytes,

@@ -67,7 +67,7 @@ LAYERS: Final = (
     Layer(modules=HEALING, parts=(WIRE, VERDICTS, FACTS), banned=IMPURE),
     Layer(modules=WAITING, parts=(FACTS,)),
     Layer(modules=INTERNALS, libraries=AIOHTTP),
-    Layer(modules=UPSTREAM, parts=(WIRE, CONFIG, INTERNALS), libraries=AIOHTTP),
+    Layer(modules=UPSTREAM, parts=(WIRE, CONFIG), libraries=("aiohappyeyeballs", "yarl")),
     Layer(
         modules=DOWNSTREAM,
         parts=(WIRE, CONFIG, INTERNALS, HEALING, SESSIONS, FASTPATH, ENDPOINT),
@@ -366,7 +366,6 @@ MANY_PARAMETERS: Final[dict[str, str]] = {}
 MANY_ATTRIBUTES: Final = {
     "mcp_sidecar.downstream.connection.ClientProtocol": "derives from a class of aiohttp, whose attributes these mostly are",
     "mcp_sidecar.ops.metrics.Metrics": "one attribute for each metric, made by the helpers of the constructor and kept",
-    "mcp_sidecar.upstream.connection.Connection": "parser, upload and timer of a connection that must be small",
 }
 
 

@@ -124,7 +124,9 @@ class Observe:
     async def _send(self, method: str, body: bytes | None = None, *, may_idle: bool = False) -> Answer:
         pairs: list[Pair] = self._call.upstream_headers(without={"accept-encoding"})
         pairs.append(("Accept-Encoding", "identity"))  # what is to be understood must not be compressed
-        return await self._services.upstream.send(method, self._call.target, pairs, body, may_idle=may_idle)
+        return await self._services.upstream.send(
+            method, self._call.target, pairs, body, may_idle=may_idle, owner=self._call.owner
+        )
 
     async def _listen(self, answer: Answer) -> None:
         session, opened = self._call.session, self._services.streams.open

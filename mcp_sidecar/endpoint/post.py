@@ -167,7 +167,9 @@ class Post:
             self._services.emit(RequestReplayed(self._label, step.cause, rpc_label(self._message)))
         try:
             try:
-                self._answer = await self._services.upstream.send("POST", self._call.target, self._headers(), outgoing)
+                self._answer = await self._services.upstream.send(
+                    "POST", self._call.target, self._headers(), outgoing, owner=self._call.owner
+                )
             finally:
                 self._services.holds.went_on(self._held)
             self._recorder.claim_new_id(self._answer)
@@ -181,7 +183,7 @@ class Post:
         self._generation = self._recorder.generation = begun.generation
         begun.is_taken = True
         try:
-            self._answer = await self._services.upstream.take_up(begun.connection)
+            self._answer = await self._services.upstream.take_up(begun.connection, self._call.owner)
             return await self._judge(self._answer)
         except UpstreamFault as fault:
             return self._exchange.failed(fault.fault)

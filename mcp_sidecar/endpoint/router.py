@@ -72,6 +72,7 @@ class Incoming:
         self.message: Message | None = None
         self.in_session = False
         self.begun: InFlight | None = request.get(BEGUN)
+        self.owner = request.protocol
 
     def forget_head(self) -> None:
         """From now on only the answer counts."""
@@ -314,7 +315,7 @@ class Router:
 
     def _call(self, incoming: Incoming, *, drop_session: bool = False) -> Call:
         session_ids = () if drop_session else incoming.headers.getall(headers.SESSION_ID, ())
-        asked = RequestLine(incoming.method, incoming.target, incoming.fields, tuple(session_ids))
+        asked = RequestLine(incoming.method, incoming.target, incoming.fields, tuple(session_ids), incoming.owner)
         pairs = self._upstream_pairs(incoming, without=_FOR_THE_SESSION)
         return read_call(self.services.sessions, asked, pairs, self._move(incoming))
 
@@ -348,6 +349,7 @@ class Router:
             pairs=pairs,
             move=self._move(incoming),
             without=self._hidden(incoming),
+            owner=incoming.owner,
         )
 
     def _hidden(self, incoming: Incoming) -> frozenset[str]:

@@ -190,7 +190,7 @@ class Express:
         if not _is_short(message, values):
             return None
         outgoing = self._outgoing(request, session, client.peer, body)
-        connection = services.upstream.express()
+        connection = services.upstream.express(client)
         if connection is None:
             return None
         trip = Trip(self, client, session, message, connection, request=data, started_at=started_at)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 
 from mcp_sidecar.healing.principal import Principal
@@ -29,7 +29,7 @@ class Call:
     """A request of a client of an older revision.
 
     ``pairs`` are the headers as the upstream gets them, the session id apart. ``session`` is set where this principal
-    opened the session through this sidecar; ``is_foreign`` where another one did.
+    opened the session through this sidecar; ``is_foreign`` where another one did. ``owner`` is the connection it came on.
     """
 
     http_method: str
@@ -42,6 +42,7 @@ class Call:
     _table: SessionTable = field(repr=False)
     session: Session | None = None
     is_foreign: bool = False
+    owner: Hashable | None = field(default=None, repr=False)
 
     @property
     def pairs(self) -> list[Pair]:
@@ -67,7 +68,7 @@ class Call:
     @property
     def trigger(self) -> Trigger:
         """The request as the reason for a heal."""
-        return Trigger(self.target, self.pairs, self.credential)
+        return Trigger(self.target, self.pairs, self.credential, self.owner)
 
     def facts(self, rpc_method: str | None) -> RequestFacts:
         """What the classifier wants to know."""
@@ -108,12 +109,16 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class RequestLine:
-    """What a client asks for, as it came. ``session_ids`` are the values of that header that count."""
+    """What a client asks for, as it came, and on which connection: ``owner``.
+
+    ``session_ids`` are the values of that header that count.
+    """
 
     http_method: str
     target: str
     fields: Fields = field(repr=False)
     session_ids: tuple[str, ...] = field(repr=False)
+    owner: Hashable | None = field(default=None, repr=False)
 
 
 def read_call(sessions: Sessions, asked: RequestLine, pairs: list[Pair], move: Move) -> Call:
@@ -126,7 +131,17 @@ def read_call(sessions: Sessions, asked: RequestLine, pairs: list[Pair], move: M
     session, is_foreign = sessions.find(client_id, principal)
     table = sessions.table
     return Call(
-        asked.http_method, asked.target, pairs, client_id, principal, credential, move, table, session, is_foreign
+        asked.http_method,
+        asked.target,
+        pairs,
+        client_id,
+        principal,
+        credential,
+        move,
+        table,
+        session,
+        is_foreign,
+        asked.owner,
     )
 
 

@@ -200,8 +200,8 @@ class EventRelay:
     async def _get(self, pairs: list[Pair]) -> Answer:
         """A server that ends a stream may close its connection right behind it, and a GET that meets that is sent again."""
         try:
-            return await self._services.upstream.send("GET", self._call.target, pairs)
+            return await self._services.upstream.send("GET", self._call.target, pairs, owner=self._call.owner)
         except UpstreamFault as fault:
             if fault.fault is not Fault.BROKEN:
                 raise
-        return await self._services.upstream.send("GET", self._call.target, pairs)
+        return await self._services.upstream.send("GET", self._call.target, pairs, owner=self._call.owner)
