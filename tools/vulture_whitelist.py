@@ -45,3 +45,8 @@ diagram
 
 # A string annotation names it.
 ResponseHandler
+keeper.unsaved  # a gauge, once there is a store that outlives the process
+keys.new_key  # for the command of this name
+keys.read_keys  # for sessions.key_file
+sealed.Sealer  # for sessions.store = "sealed:"
+sealer.seal  # the same
