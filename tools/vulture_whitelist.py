@@ -61,3 +61,8 @@ _.client_timeout
 # Read by the edge and by whatever holds bytes.
 _.max_buffered_bytes
 _.client_timeout_s
+keeper.unsaved  # a gauge, once there is a store that outlives the process
+keys.new_key  # for the command of this name
+keys.read_keys  # for sessions.key_file
+sealed.Sealer  # for sessions.store = "sealed:"
+sealer.seal  # the same

@@ -57,10 +57,6 @@ class Keys:
         yield self.first
         yield from self.others
 
-    def by_id(self, key_id: bytes) -> Key | None:
-        """The key of this name. A name is no secret, so that nothing is told by how long it takes."""
-        return next((key for key in self if key.id == key_id), None)
-
 
 def new_key() -> str:
     """A line for the file."""

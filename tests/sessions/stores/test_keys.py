@@ -25,8 +25,6 @@ def test_the_first_seals_and_all_open() -> None:
     """In the order of the file; comments, empty lines and a Windows editor's line ends say nothing."""
     keys = read_keys(f"# rotated in May\r\n\r\n  {TWO}  \r\n{ONE}\n")
     assert [key.id for key in keys] == [read_keys(TWO).first.id, read_keys(ONE).first.id]
-    assert keys.by_id(read_keys(ONE).first.id) == read_keys(ONE).first
-    assert keys.by_id(b"none") is None
 
 
 def test_nothing_of_a_key_is_shown() -> None:
