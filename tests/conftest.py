@@ -19,6 +19,7 @@ ALONE: Final = tuple(Path(__file__).parent / name for name in PACKAGES)
 # How long one example takes says something about the machine only.
 settings.register_profile("no-deadline", deadline=None)
 settings.load_profile("no-deadline")
+settings.register_profile("quick", deadline=None, max_examples=15)  # `make check`
 
 
 def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:

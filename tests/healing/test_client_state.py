@@ -150,6 +150,7 @@ class TestQuestions:
         assert memory.take_dead_questions(2) == [0]
         assert memory.take_dead_questions(3) == ["tag.2.0"]
 
+    @pytest.mark.load
     def test_a_million_questions(self) -> None:
         """The latest are kept."""
         memory = ClientState()
