@@ -56,6 +56,7 @@ async def test_an_unsafe_call_is_replayed_only_on_proof(dialect: str, answers: A
             assert len(upstream.ledger.executions("charge")) == 2
 
 
+@pytest.mark.load
 async def test_a_burst_after_a_restart_costs_one_initialize_per_session() -> None:
     """50 sessions with 20 concurrent calls each: all succeed with 50 initializes."""
     async with FakeUpstream() as upstream, running_sidecar(upstream.url) as sidecar:
