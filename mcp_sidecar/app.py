@@ -198,6 +198,7 @@ def build_services(settings: Settings, emit: Emit, clock: Callable[[], float]) -
         clock=clock,
         new_tag=_new_tag,
         keeper=_keeper(settings, clock),
+        adopts=policy.bind_principal and policy.adopt_credentials,
         on_displaced=streams.upstream.break_off,
     )
 
@@ -216,7 +217,7 @@ def build_services(settings: Settings, emit: Emit, clock: Callable[[], float]) -
     healing = HealServices(
         upstream, table, notifier, policy, limits.max_buffered_answer, emit, clock, streams.listening
     )
-    principals = Principals(policy.principal_headers, secrets.token_bytes(32))
+    principals = Principals(policy.principal_headers, secrets.token_bytes(32), policy.principal_cookies)
     healer, list_check = Healer(healing, holds), ListCheck(healing)
     return Services(
         upstream=upstream,

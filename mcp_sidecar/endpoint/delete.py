@@ -12,11 +12,12 @@ from mcp_sidecar.healing.exchange import Give
 from mcp_sidecar.healing.session import Session
 from mcp_sidecar.healing.termination import EndSession, PassAnswer, Step
 from mcp_sidecar.sessions.call import Call
-from mcp_sidecar.sessions.judge import judge
+from mcp_sidecar.sessions.judge import is_accepted, judge
 from mcp_sidecar.sessions.services import Services
 from mcp_sidecar.streams.relay import relay_rest
 from mcp_sidecar.upstream.answer import Answer
 from mcp_sidecar.upstream.connection import UpstreamFault
+from mcp_sidecar.verdicts.classify import SessionKnowledge
 
 
 class Delete:
@@ -30,16 +31,17 @@ class Delete:
 
     async def run(self) -> None:
         """Send it once; whatever shows that the session is gone ends the id."""
-        session = self._call.session
+        session = self._call.named_session
         if session is not None and session.displaced:
-            await self._carry_out(termination.displaced())
+            await self._carry_out(termination.displaced(self._knowledge))
             return
         generation = session.generation if session is not None else 0
         try:
             async with await self._send() as answer:
-                await self._answered(answer)
+                await self._answered(answer, generation)
         except UpstreamFault:
-            await self._carry_out(termination.failed(self._call.knowledge))
+            await self._carry_out(termination.failed(self._knowledge))
+        session = self._call.session
         if session is not None and session.is_ended and session.generation > generation:
             await self._end_successor(session)
 
@@ -72,10 +74,17 @@ class Delete:
             with contextlib.suppress(UpstreamFault):
                 (await self._send()).close()
 
-    async def _answered(self, answer: Answer) -> None:
+    @property
+    def _knowledge(self) -> SessionKnowledge:
+        """Whoever only claims a session ends nothing by what the upstream does not say."""
+        return SessionKnowledge.CLAIMED if self._call.claimed is not None else self._call.knowledge
+
+    async def _answered(self, answer: Answer, generation: int) -> None:
         """Raises ``UpstreamFault`` where the answer breaks off before anything of it is passed on."""
         judged = await judge(answer, self._call.facts(None), self._services.policy.signatures)
-        await self._carry_out(termination.judged(judged.judgement, answer.status, self._call.knowledge), answer)
+        if is_accepted(judged.judgement, answer.status):
+            self._call.accepted(generation)
+        await self._carry_out(termination.judged(judged.judgement, answer.status, self._knowledge), answer)
 
     def _end_session(self) -> None:
         """And whatever waits in it, or for something of it."""

@@ -82,5 +82,5 @@ class EarlyStream:
         self._keepalive.add(self._responder)
 
     def _head(self) -> list[Pair]:
-        session = self._call.session
+        session = self._call.named_session
         return [(headers.SESSION_ID, session.client_id)] if session is not None else []

@@ -10,11 +10,12 @@ from mcp_sidecar.downstream.response import Responder
 from mcp_sidecar.facts import ActionObserved, ObservedAction, SessionEnd
 from mcp_sidecar.healing import exchange, replies
 from mcp_sidecar.healing.exchange import Exchange, Give, Heal, Hold, Pass, Send
+from mcp_sidecar.healing.marked_ids import FIRST
 from mcp_sidecar.healing.policy import Mode
 from mcp_sidecar.healing.replay import is_safe_in_doubt
 from mcp_sidecar.healing.replies import Reason
 from mcp_sidecar.sessions.call import Call
-from mcp_sidecar.sessions.judge import judge
+from mcp_sidecar.sessions.judge import is_accepted, judge
 from mcp_sidecar.sessions.recorder import Recorder
 from mcp_sidecar.sessions.services import Services
 from mcp_sidecar.streams.relay import Overhearing, relay_rest
@@ -52,6 +53,7 @@ class Observe:
             if 200 <= answer.status < 300:
                 self._services.holds.availability.note_worked()
             judgement = await self._judged(answer, message.method)
+            self._note_accepted(judgement, answer)
             self._note(_would_do(trip.judged(judgement, answer.status)), judgement)
             with self._services.streams.open.post(is_stream=is_event_stream(answer)):
                 limit = self._services.limits.max_buffered_answer
@@ -86,6 +88,7 @@ class Observe:
             judgement = await self._judged(answer)
             if judgement.verdict is Verdict.SESSION_LOST:
                 self._note(ObservedAction.REWRITE, judgement)
+            self._note_accepted(judgement, answer)
             if self._call.session is not None and 200 <= answer.status < 300:
                 self._services.sessions.table.end(self._call.session, SessionEnd.TERMINATED)
             await self._pass(answer)
@@ -114,6 +117,10 @@ class Observe:
             return (await judge(answer, facts, self._services.policy.signatures)).judgement
         except UpstreamFault:
             return _OK
+
+    def _note_accepted(self, judgement: Judgement, answer: Answer) -> None:
+        if is_accepted(judgement, answer.status):
+            self._call.accepted(FIRST)  # the only one, since nothing is healed
 
     def _note(self, action: ObservedAction | None, judgement: Judgement = _OK) -> None:
         if action is not None:

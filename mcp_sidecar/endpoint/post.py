@@ -26,11 +26,10 @@ from mcp_sidecar.healing.marked_ids import FIRST, UNMARKED, Mark, Renumbering
 from mcp_sidecar.healing.policy import Mode
 from mcp_sidecar.healing.replay import is_safe_in_doubt
 from mcp_sidecar.healing.replies import Reason
-from mcp_sidecar.healing.session import ClientSessionId
 from mcp_sidecar.sessions.call import Call
 from mcp_sidecar.sessions.heal import Loss, tell_loss
 from mcp_sidecar.sessions.in_flight import InFlight
-from mcp_sidecar.sessions.judge import judge
+from mcp_sidecar.sessions.judge import is_accepted, judge
 from mcp_sidecar.sessions.recorder import Recorder
 from mcp_sidecar.sessions.services import Services
 from mcp_sidecar.upstream.answer import Answer, KeptAnswer, WholeJson, is_json, may_be_kept
@@ -78,9 +77,7 @@ class Post:
 
     async def run(self) -> None:
         """Take the exchange to its end."""
-        if self._call.session is not None:
-            self._call.session.post_begins(self._message)
-            self._call.session.answered(self._message)
+        self._take_part()
         self._reply.progress.forget(self._message)
         try:
             step: Step | None = self._exchange.begin()
@@ -102,6 +99,13 @@ class Post:
         finally:
             self._end()
 
+    def _take_part(self) -> None:
+        """From now on, until the end, it is one of the session's own."""
+        session = self._call.session
+        if session is not None:
+            session.post_begins(self._message)
+            session.answered(self._message)
+
     # -- setting out --------------------------------------------------------------------------------------------------
 
     def _begin_exchange(self, opaque: bool) -> Exchange:
@@ -117,7 +121,7 @@ class Post:
         )
 
     def _is_safe(self) -> bool:
-        session = self._call.session
+        session = self._call.named_session
         if session is None or not self._services.policy.trust_annotations:
             return is_safe_in_doubt(self._message, frozenset())
         known = self._begun.safe_tools if self._begun is not None else session.safe_tools
@@ -127,8 +131,8 @@ class Post:
         policy, call = self._services.policy, self._call
         timeout_s = policy.connect_hold_timeout_s if self._recorder.is_initialize else policy.hold_timeout_s
         ids = [request.id for request in self._message.requests] if call.client_id is not None else []
-        keys = frozenset((call.client_id or ClientSessionId(""), call.principal, each) for each in ids)
-        return HeldRequest(len(self._body), timeout_s, keys, call.session)
+        keys = frozenset(map(call.held_name, ids))
+        return HeldRequest(len(self._body), timeout_s, keys, call.named_session)
 
     def _end(self) -> None:
         self._drop_answer()
@@ -152,10 +156,12 @@ class Post:
         if self._begun is not None:
             return await self._take_up(self._begun)
         self._drop_answer()
-        session = self._call.session
+        session = self._call.named_session
         self._generation = self._recorder.generation = session.generation if session is not None else 1
         if session is not None:
             if session.is_ended or (session.generation > FIRST and self._exchange.is_unread):
+                return self._exchange.ended()
+            if session.displaced and not self._call.may_heal:
                 return self._exchange.ended()
             if session.displaced:
                 self._tell_loss("id-minted-anew", 0)
@@ -190,7 +196,7 @@ class Post:
 
     def _outgoing(self, *, renumber: bool) -> bytes | None:
         """The body to send under the present generation; ``None`` where nothing of it may go there."""
-        session = self._call.session
+        session = self._call.named_session
         if renumber:
             outgoing, self._renumbering = outbound.renumbered(self._message, _new_id)
             self._reply.progress.renewed.update(self._renumbering.tokens)
@@ -217,6 +223,9 @@ class Post:
         signatures = self._services.policy.signatures
         judged = await judge(answer, self._call.facts(self._message.method), signatures, body=body)
         judgement, self._original = judged.judgement, judged.seen
+        if is_accepted(judgement, answer.status) and self._call.accepted(self._generation):
+            self._exchange.session = self._call.knowledge
+            self._take_part()
         step = self._exchange.judged(judgement, answer.status)
         if judgement.verdict is Verdict.SESSION_LOST:
             self._tell_loss(judgement.name, answer.status)
@@ -249,7 +258,7 @@ class Post:
     # -- Heal and Hold ------------------------------------------------------------------------------------------------
 
     async def _heal(self, step: Heal) -> Step:
-        session = self._call.session
+        session = self._call.named_session
         assert session is not None, "only a bound session is healed"
         original = self._original if step.confirm else None
         loss = Loss(self._generation, step.signature, self._answer.status if self._answer else 0, original)
@@ -317,7 +326,7 @@ class Post:
 
     @property
     def _mark(self) -> Mark:
-        session = self._call.session
+        session = self._call.named_session
         return session.mark_of(self._generation) if session is not None else UNMARKED
 
     @property

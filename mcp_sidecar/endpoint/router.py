@@ -39,6 +39,7 @@ from mcp_sidecar.healing.labels import NO_METHOD, OTHER, http_label, rpc_label
 from mcp_sidecar.healing.replies import Reason
 from mcp_sidecar.sessions.call import BadSessionId, Call, RequestLine, load_session, may_be_loaded, read_call
 from mcp_sidecar.sessions.in_flight import BEGUN, InFlight
+from mcp_sidecar.sessions.proof import Proof
 from mcp_sidecar.sessions.services import Services
 from mcp_sidecar.streams.listener import Listener
 from mcp_sidecar.wire import headers, origins
@@ -244,9 +245,14 @@ class Router:
             return self._in_use(call, Delete(self.services, call, incoming.responder).run())
         if call.client_id is None:
             return self._passing(incoming).other_path(incoming.upload)
-        listening = Listener(self.services, self._keepalive, call, incoming.responder)
         incoming.forget_head()
-        return listening.run()
+        if call.claimed is not None:
+            return self._listen_after_proof(call, incoming.responder)
+        return Listener(self.services, self._keepalive, call, incoming.responder).run()
+
+    async def _listen_after_proof(self, call: Call, responder: Responder) -> None:
+        await Proof(self.services, call).run()
+        await Listener(self.services, self._keepalive, call, responder).run()
 
     def _observed(self, incoming: Incoming, call: Call) -> Awaitable[None]:
         if call.client_id is None and incoming.method == "GET":
@@ -276,7 +282,7 @@ class Router:
             return
         begun = incoming.begun
         if begun is not None:  # whatever has become of its session since it was sent
-            call.session, call.is_foreign = begun.session, False
+            call.session, call.claimed, call.is_foreign = begun.session, None, False
             begun.release()
         elif may_be_loaded(self.services.sessions, call):
             await load_session(self.services.sessions, call)
@@ -291,9 +297,13 @@ class Router:
             await self._in_use(call, posting.run())
 
     async def _in_use(self, call: Call, work: Awaitable[None]) -> None:
-        """A session is not idle while one of its exchanges runs."""
-        with self.services.sessions.table.using(call.session):
+        """A session is not idle while one of its exchanges runs; whoever only claims it has none in it."""
+        table, claimed = self.services.sessions.table, call.claimed
+        with table.using(call.session):
             await work
+        if claimed is not None and call.session is claimed:
+            with table.using(claimed):  # what it has learnt is noted, too
+                pass
 
     def _is_over(self, call: Call) -> bool:
         """Whether the client's id was ended or has expired."""
@@ -305,7 +315,7 @@ class Router:
         """Whether the client gives up a request that waits here: then neither goes upstream."""
         if call.client_id is None or message.cancelled_id is None:
             return False
-        return self.services.holds.cancel((call.client_id, call.principal, message.cancelled_id))
+        return self.services.holds.cancel(call.held_name(message.cancelled_id))
 
     @staticmethod
     def _was_said_by_heal(call: Call, message: Message) -> bool:

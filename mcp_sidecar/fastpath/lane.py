@@ -17,7 +17,7 @@ from mcp_sidecar.facts import RequestServed
 from mcp_sidecar.healing.labels import rpc_label
 from mcp_sidecar.healing.marked_ids import FIRST
 from mcp_sidecar.healing.policy import Announce
-from mcp_sidecar.healing.principal import ANONYMOUS
+from mcp_sidecar.healing.principal import NOBODY
 from mcp_sidecar.healing.session import ClientSessionId, Session, State
 from mcp_sidecar.sessions.in_flight import InFlight
 from mcp_sidecar.sessions.recorder import TEACHING
@@ -178,8 +178,8 @@ class Express:
         """Send what can be sent at once and without a question; ``data`` is all of it."""
         services, values = self.services, request.values
         started_at = services.clock()
-        principal = services.sessions.principals.of_values(values).principal if self._binds else ANONYMOUS
-        session = services.sessions.table.find(ClientSessionId(values[_SESSION_ID]), principal)
+        identity = services.sessions.principals.of_values(values) if self._binds else NOBODY
+        session = services.sessions.table.look_up(ClientSessionId(values[_SESSION_ID]), identity).session
         if session is None or not self._is_plain(session):
             return None
         body = data[request.body_at :]

@@ -22,6 +22,9 @@ Principal = NewType("Principal", bytes)
 ANONYMOUS = Principal(b"")
 
 REMEMBERED = 4096
+ACCEPTED = 16
+"""So many credentials of one session are remembered."""
+
 _DIGEST_BYTES = 16
 _CLIENT_CLAIMS = ("client_id", "azp", "cid", "appid")  # RFC 9068, OpenID Connect, Okta, Entra ID v1
 _COOKIE, _QUERY = "cookie", "?"
@@ -33,12 +36,14 @@ class Identity:
     """Who a request says it is, as hashes.
 
     ``credential`` stands for the very credentials, which change with a refresh. ``kind`` is what a refreshed credential
-    keeps, as far as its text tells: where it stands, its scheme, and a JWT's issuer and subject.
+    keeps, as far as its text tells: where it stands, its scheme, and a JWT's issuer and subject. ``is_verbatim``: the
+    principal is told by the very credentials, and not by what a token says of itself, which anybody could have written.
     """
 
     principal: Principal = ANONYMOUS
     credential: Principal = ANONYMOUS
     kind: tuple[tuple[str, bytes, bytes], ...] = ()
+    is_verbatim: bool = True
 
     def may_succeed(self, owner: Identity) -> bool:
         """Whether this may be the owner with a newer credential; only the upstream can say whether it is.
@@ -51,6 +56,36 @@ class Identity:
 
 
 NOBODY = Identity()
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """Whose credentials the upstream has accepted in a session: only these act on what the sidecar holds of it.
+
+    The ``owner`` is whoever opened it; ``identities`` come in the order in which they were accepted.
+    """
+
+    owner: Principal
+    identities: tuple[Identity, ...] = ()
+
+    def holds(self, identity: Identity) -> bool:
+        """Whether its credential was accepted. The owner's own, letter by letter, needs no second proof."""
+        return identity in self.identities or (identity.is_verbatim and identity.principal == self.owner)
+
+    def knows(self, credential: Principal) -> bool:
+        """Whether this credential was accepted since the session is in memory."""
+        return any(identity.credential == credential for identity in self.identities)
+
+    def and_also(self, identity: Identity) -> Accepted:
+        """The same with one more; of too many the first stays, which says what the others may be, and the oldest goes."""
+        if identity in self.identities:
+            return self
+        first, others = self.identities[:1], self.identities[1:]
+        return Accepted(self.owner, (*first, *others[-ACCEPTED + 2 :], identity))
+
+    def may_be_followed_by(self, identity: Identity) -> bool:
+        """Whether this may be a refreshed credential, as far as its text tells; the upstream has to say so."""
+        return bool(self.identities) and all(map(identity.may_succeed, self.identities))
 
 
 def _may_follow(new: tuple[str, bytes, bytes], old: tuple[str, bytes, bytes]) -> bool:
@@ -68,21 +103,26 @@ class Principals:
     """
 
     def __init__(self, header_names: Sequence[str], key: bytes, cookie_names: Sequence[str] = ()) -> None:
-        """``header_names`` (lower case) are those whose credentials count, ``cookie_names`` the cookies."""
+        """``header_names`` (lower case) are those whose credentials count, ``cookie_names`` the cookies.
+
+        ``*`` at the end of a cookie's name stands for any rest.
+        """
         self._names = tuple(header_names)
-        self._cookies = frozenset(cookie_names)
+        self._cookies = frozenset(name for name in cookie_names if not name.endswith("*"))
+        self._cookie_prefixes = tuple(name[:-1] for name in cookie_names if name.endswith("*"))
+        self._has_cookies = bool(cookie_names)
         self._key = key
         self._told: dict[Principal, Identity] = {}
 
     def of(self, fields: Fields, query: str = "") -> Identity:
         """Who a request to the endpoint with this query is from."""
         credentials = [(name, value.strip()) for name in self._names for value in fields.values(name)]
-        return self._of(credentials, fields.values(_COOKIE) if self._cookies else (), query)
+        return self._of(credentials, fields.values(_COOKIE) if self._has_cookies else (), query)
 
     def of_values(self, values: Mapping[str, str], query: str = "") -> Identity:
         """The same of headers by their lower-case names, of which none is there twice."""
         credentials = [(name, values[name].strip()) for name in self._names if name in values]
-        return self._of(credentials, (values[_COOKIE],) if self._cookies and _COOKIE in values else (), query)
+        return self._of(credentials, (values[_COOKIE],) if self._has_cookies and _COOKIE in values else (), query)
 
     def _of(self, credentials: list[tuple[str, str]], cookies: Iterable[str], query: str) -> Identity:
         credentials += self._named(cookies)
@@ -101,11 +141,16 @@ class Principals:
 
     def _named(self, cookies: Iterable[str]) -> list[tuple[str, str]]:
         found = (pair.strip().partition("=") for cookie in cookies for pair in cookie.split(";"))
-        return sorted((f"{_COOKIE} {name}", value) for name, _, value in found if name in self._cookies)
+        return sorted((f"{_COOKIE} {name}", value) for name, _, value in found if self._counts(name))
+
+    def _counts(self, cookie_name: str) -> bool:
+        return cookie_name in self._cookies or cookie_name.startswith(self._cookie_prefixes)
 
     def _identified(self, credentials: list[tuple[str, str]], credential: Principal) -> Identity:
-        principal = _digest([(name, _identity(value)) for name, value in credentials], self._key)
-        return Identity(principal, credential, tuple(self._kind(name, value) for name, value in credentials))
+        told = [(name, _identity(value)) for name, value in credentials]
+        is_verbatim = all(said == [value] for (_, said), (_, value) in zip(told, credentials, strict=True))
+        kind = tuple(self._kind(name, value) for name, value in credentials)
+        return Identity(_digest(told, self._key), credential, kind, is_verbatim)
 
     def _kind(self, name: str, value: str) -> tuple[str, bytes, bytes]:
         """Where a credential stands, and what of it stays over a refresh; of one that is never refreshed, all of it."""

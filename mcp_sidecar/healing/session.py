@@ -23,7 +23,7 @@ from mcp_sidecar.healing.hints import Hint, question_cancelled, resource_updated
 from mcp_sidecar.healing.lists import SeenLists
 from mcp_sidecar.healing.marked_ids import FIRST, Mark, Marks
 from mcp_sidecar.healing.polled_streams import PolledStreams
-from mcp_sidecar.healing.principal import Principal
+from mcp_sidecar.healing.principal import Accepted, Identity, Principal
 from mcp_sidecar.healing.progress import Progress
 from mcp_sidecar.healing.questions import Questions
 from mcp_sidecar.healing.record import ClientSessionId, Instance, SessionRecord, UpstreamSessionId
@@ -150,6 +150,7 @@ class Session:
     generation: int = field(init=False, default=FIRST)
     state: State = field(init=False, default=State.ESTABLISHED)
     displaced: bool = field(init=False, default=False)
+    accepted: Accepted = field(init=False)
     activity: Final[Activity] = field(init=False, default_factory=Activity)
     heals: Final[HealBudget] = field(init=False, default_factory=HealBudget)
     talk: Final[Talk] = field(init=False, default_factory=Talk)
@@ -159,6 +160,7 @@ class Session:
 
         Only the upstream session of the original ``initialize`` is unmarked, and hence of the first generation.
         """
+        self.accepted = Accepted(self.record.principal)
         here = self.record.at(self.instance)
         self.upstream_id = here.upstream_id if here is not None else None
         if here is None:
@@ -208,6 +210,19 @@ class Session:
         self.talk.lists.see(method, cursor, result, generation)
         if self.talk.lists.digests != self.record.lists:
             self.record = replace(self.record, lists=self.talk.lists.digests)
+
+    # -- whose it is --------------------------------------------------------------------------------------------------
+
+    def accept(self, identity: Identity) -> None:
+        """The upstream has accepted this credential in the session."""
+        self.accepted = self.accepted.and_also(identity)
+
+    def may_be_claimed_by(self, identity: Identity) -> bool:
+        """Whether the upstream may be asked to accept another principal's credential in it.
+
+        Only a server that told sessions apart could say so.
+        """
+        return self.upstream_id is not None and self.accepted.may_be_followed_by(identity)
 
     # -- states and generations ---------------------------------------------------------------------------------------
 

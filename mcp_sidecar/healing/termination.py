@@ -28,14 +28,22 @@ class EndSession:
 Step = PassAnswer | EndSession | Give
 
 
-def displaced() -> Step:
+_ENDS_NOTHING = frozenset({SessionKnowledge.NONE, SessionKnowledge.CLAIMED})
+
+
+def displaced(knowledge: SessionKnowledge) -> Step:
     """The upstream id by now is another session's: it must not be ended upstream, so nothing is sent."""
+    if knowledge in _ENDS_NOTHING:
+        return Give(replies.SESSION_NOT_FOUND, reason=Reason.SESSION_LOST)
     return EndSession()
 
 
 def failed(knowledge: SessionKnowledge) -> Step:
-    """There is no answer: the session that is named is over all the same, as it is upstream in most cases."""
-    return Give(replies.UNAVAILABLE_PATH) if knowledge is SessionKnowledge.NONE else EndSession()
+    """There is no answer: the session that is named is over all the same, as it is upstream in most cases.
+
+    Not on the word of a credential that the upstream has not accepted in it.
+    """
+    return Give(replies.UNAVAILABLE_PATH) if knowledge in _ENDS_NOTHING else EndSession()
 
 
 def judged(judgement: Judgement, status: int, knowledge: SessionKnowledge) -> Step:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 
-from mcp_sidecar.healing.principal import Principal
+from mcp_sidecar.healing.principal import Identity, Principal
 from mcp_sidecar.healing.session import ClientSessionId, Session, UpstreamSessionId
 from mcp_sidecar.sessions.keeper import Missing
 from mcp_sidecar.sessions.own_requests import Trigger
@@ -15,6 +15,7 @@ from mcp_sidecar.upstream.answer import Answer
 from mcp_sidecar.verdicts.classify import RequestFacts, SessionKnowledge
 from mcp_sidecar.wire import headers
 from mcp_sidecar.wire.headers import Fields, Pair
+from mcp_sidecar.wire.jsonrpc import JsonRpcId
 from mcp_sidecar.wire.origins import Move
 
 _SESSION_ID = frozenset({"mcp-session-id"})
@@ -28,19 +29,21 @@ class BadSessionId(Exception):
 class Call:
     """A request of a client of an older revision.
 
-    ``pairs`` are the headers as the upstream gets them, the session id apart. ``session`` is set where this principal
-    opened the session through this sidecar; ``is_foreign`` where another one did. ``owner`` is the connection it came on.
+    ``pairs`` are the headers as the upstream gets them, the session id apart. ``session`` is set where the upstream has
+    accepted this credential in a session that was opened through this sidecar: only such a request acts on what is held of
+    it here. ``claimed`` is the session where that is still to be seen, ``is_foreign`` where another principal opened it.
+    ``owner`` is the connection it came on.
     """
 
     http_method: str
     target: str
     _pairs: list[Pair] | str = field(repr=False)
     client_id: ClientSessionId | None = field(repr=False)
-    principal: Principal = field(repr=False)
-    credential: Principal = field(repr=False)
+    identity: Identity = field(repr=False)
     move: Move
     _table: SessionTable = field(repr=False)
     session: Session | None = None
+    claimed: Session | None = None
     is_foreign: bool = False
     owner: Hashable | None = field(default=None, repr=False)
 
@@ -59,16 +62,52 @@ class Call:
             self._pairs = "\n".join(texts)
 
     @property
+    def principal(self) -> Principal:
+        """Who says to be asking."""
+        return self.identity.principal
+
+    @property
+    def named_session(self) -> Session | None:
+        """The session under whose upstream id the request goes, whether it may act in it or only claims so."""
+        return self.session if self.session is not None else self.claimed
+
+    @property
+    def may_heal(self) -> bool:
+        """Whether a loss that the request meets is healed: by the session's own principal, even with a newer token.
+
+        A heal begins with an ``initialize`` under that very token, and nothing becomes of it if the upstream refuses.
+        """
+        named = self.named_session
+        return named is not None and (self.session is not None or named.principal == self.principal)
+
+    @property
     def knowledge(self) -> SessionKnowledge:
         """What is known of the session that the request names."""
         if self.client_id is None:
             return SessionKnowledge.NONE
-        return SessionKnowledge.UNKNOWN if self.session is None else SessionKnowledge.BOUND
+        return SessionKnowledge.BOUND if self.may_heal else SessionKnowledge.UNKNOWN
+
+    def accepted(self, generation: int) -> bool:
+        """A request that was sent under ``generation`` was a success: whether that makes a claim good."""
+        session = self.claimed
+        if session is None or session.is_ended or session.displaced or session.generation != generation:
+            return False
+        if session.upstream_id is None and not self.may_heal:  # nobody was asked whether it is in a session
+            return False
+        session.accept(self.identity)
+        self.session, self.claimed, self.is_foreign = session, None, False
+        return True
+
+    def held_name(self, request_id: JsonRpcId | None) -> Hashable:
+        """By what a held request is named: what waits in a session is only reached by who may act in it."""
+        if self.session is not None:
+            return self.client_id, self.session.principal, request_id
+        return self.client_id, "claimed", self.identity.credential, request_id
 
     @property
     def trigger(self) -> Trigger:
         """The request as the reason for a heal."""
-        return Trigger(self.target, self.pairs, self.credential, self.owner)
+        return Trigger(self.target, self.pairs, self.identity.credential, self.owner)
 
     def facts(self, rpc_method: str | None) -> RequestFacts:
         """What the classifier wants to know."""
@@ -81,7 +120,8 @@ class Call:
         """
         dropped = frozenset(without)
         pairs = [pair for pair in self.pairs if pair[0].lower() not in dropped] if dropped else list(self.pairs)
-        upstream_id = self.session.upstream_id if self.session is not None else _as_it_is(self.client_id)
+        named = self.named_session
+        upstream_id = named.upstream_id if named is not None else _as_it_is(self.client_id)
         if upstream_id is not None:
             pairs.append((headers.SESSION_ID, upstream_id))
         return pairs
@@ -91,19 +131,20 @@ class Call:
 
         Some clients adopt whatever id a response carries, and one fails on it.
         """
-        seen = answer.header(headers.SESSION_ID)
+        seen, named = answer.header(headers.SESSION_ID), self.named_session
         pairs = answer.client_headers(without=_SESSION_ID.union(without) if without else _SESSION_ID)
         if answer.names_a_url:
             pairs = self.move.headers(pairs)
-        if seen is not None and self.client_id is not None and (self.session is not None or seen == self.client_id):
+        if seen is not None and self.client_id is not None and (named is not None or seen == self.client_id):
             pairs.append((headers.SESSION_ID, self.client_id))
         return pairs
 
     @property
     def label(self) -> str:
         """The short hash by which the session is shown; empty without one."""
-        if self.session is not None:
-            return self.session.label
+        named = self.named_session
+        if named is not None:
+            return named.label
         return self._table.label(self.client_id) if self.client_id is not None else ""
 
 
@@ -127,27 +168,17 @@ def read_call(sessions: Sessions, asked: RequestLine, pairs: list[Pair], move: M
     ``pairs`` are the headers for the upstream. Raises ``BadSessionId``.
     """
     client_id = _session_id(asked.session_ids)
-    principal, credential = sessions.principal_of(asked.fields)
-    session, is_foreign = sessions.find(client_id, principal)
-    table = sessions.table
-    return Call(
-        asked.http_method,
-        asked.target,
-        pairs,
-        client_id,
-        principal,
-        credential,
-        move,
-        table,
-        session,
-        is_foreign,
-        asked.owner,
-    )
+    identity, table = sessions.identity_of(asked.fields, asked.target.partition("?")[2]), sessions.table
+    call = Call(asked.http_method, asked.target, pairs, client_id, identity, move, table, owner=asked.owner)
+    if client_id is not None:
+        call.session, call.claimed = table.look_up(client_id, identity)
+        call.is_foreign = call.session is None and not call.may_heal and table.is_held(client_id)
+    return call
 
 
 def may_be_loaded(sessions: Sessions, call: Call) -> bool:
-    """Whether the request names a session that is not in memory and that a store may know."""
-    if call.client_id is None or call.session is not None:
+    """Whether the request names a session that is not in memory and that a store may know as its own."""
+    if call.client_id is None or call.may_heal:
         return False
     return sessions.table.may_be_loaded(call.client_id, call.principal)
 
@@ -156,8 +187,10 @@ async def load_session(sessions: Sessions, call: Call) -> None:
     """Ask the store whose session a request is in; to be called where ``may_be_loaded``."""
     assert call.client_id is not None, "without an id there is nothing to load"
     found = await sessions.table.load(call.client_id, call.principal)
-    call.session = found if isinstance(found, Session) else None
-    call.is_foreign = call.is_foreign or found is Missing.FOREIGN
+    if isinstance(found, Session):
+        is_accepted = found.accepted.holds(call.identity)
+        call.session, call.claimed = (found, None) if is_accepted else (None, found)
+    call.is_foreign = not call.may_heal and (call.is_foreign or found is Missing.FOREIGN)
 
 
 def _session_id(found: tuple[str, ...]) -> ClientSessionId | None:

@@ -80,7 +80,7 @@ class Healer:
             if is_urgent:
                 self._turns.promote(flight.turn)
             waited, end = await self._holds.for_result(held, flight.task)
-            if end is None or self._counts_for(end, flight, loss, trigger):
+            if end is None or self._counts_for(end, flight, loss, trigger, session):
                 return waited, end or HEALED
 
     def refuse_foreign(self, session_label: str, signature: str) -> None:
@@ -106,13 +106,15 @@ class Healer:
         return flight
 
     @staticmethod
-    def _counts_for(end: HealEnd, flight: Flight, loss: Loss, trigger: Trigger) -> bool:
+    def _counts_for(end: HealEnd, flight: Flight, loss: Loss, trigger: Trigger, session: Session) -> bool:
         """Whether the end of somebody's heal is the end for this request, too.
 
-        Refused credentials are only those of the request that flew; a ping that found the session alive does not
+        Refused credentials are only those of the request that flew, and what came of one that the upstream has never
+        accepted in the session is nobody else's failure; a ping that found the session alive does not
         outweigh an answer that needed no confirmation.
         """
-        if end.why is Unhealed.UNAUTHORIZED:
+        is_unproven = end.why is Unhealed.NOT_RESTORED and not session.accepted.knows(flight.credential)
+        if (end.why is Unhealed.UNAUTHORIZED or is_unproven) and not session.is_ended:
             return flight.credential == trigger.credential
         if end.why in (Unhealed.ALIVE, Unhealed.UNPROVEN):
             return loss.ambiguous is not None

@@ -18,6 +18,7 @@ from mcp_sidecar.verdicts.classify import (
     Judgement,
     NeedBody,
     RequestFacts,
+    Verdict,
     judge_body,
     judge_head,
 )
@@ -54,6 +55,11 @@ async def see(answer: Answer, *, is_read: bool = True) -> JudgedAnswer:
     """What the classifier is to see of an answer to a request of our own. Raises ``UpstreamFault``."""
     body = await decoded_body(answer, PEEK_BYTES) if is_read else answer.peeked
     return JudgedAnswer(_head(answer), body, complete=answer.whole)
+
+
+def is_accepted(judgement: Judgement, status: int) -> bool:
+    """Whether the answer shows that the upstream has accepted the credential: a success, and no error inside it."""
+    return 200 <= status < 300 and judgement.verdict is Verdict.OK
 
 
 def _head(answer: Answer) -> AnswerHead:

@@ -121,4 +121,4 @@ class Recorder:
         self.shown_id(session_id)
         assert self._ids is not None
         client_id, upstream_id = self._ids
-        self._table.open(client_id, self._call.principal, handshake, upstream_id)
+        self._table.open(client_id, self._call.principal, handshake, upstream_id).accept(self._call.identity)

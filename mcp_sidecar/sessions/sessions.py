@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from mcp_sidecar.healing.principal import ANONYMOUS, Principal, Principals
-from mcp_sidecar.healing.session import ClientSessionId, Session
+from mcp_sidecar.healing.principal import ANONYMOUS, Identity, Principals
 from mcp_sidecar.sessions.healer import Healer
 from mcp_sidecar.sessions.list_check import ListCheck
 from mcp_sidecar.sessions.notifier import Notifier
@@ -24,17 +23,10 @@ class Sessions:
     notifier: Notifier
     list_check: ListCheck
 
-    def principal_of(self, fields: Fields) -> tuple[Principal, Principal]:
-        """Who asks, and with which credential."""
-        identity = self.principals.of(fields)
-        return (identity.principal if self.binds else ANONYMOUS), identity.credential
-
-    def find(self, client_id: ClientSessionId | None, principal: Principal) -> tuple[Session | None, bool]:
-        """The principal's own session with this id, and whether the id is somebody else's only."""
-        if client_id is None:
-            return None, False
-        session = self.table.find(client_id, principal)
-        return session, session is None and self.table.is_held(client_id)
+    def identity_of(self, fields: Fields, query: str) -> Identity:
+        """Who asks, as far as the request tells."""
+        identity = self.principals.of(fields, query)
+        return identity if self.binds else replace(identity, principal=ANONYMOUS, kind=(), is_verbatim=True)
 
     async def stop(self) -> None:
         """Abandon what is under way for them."""

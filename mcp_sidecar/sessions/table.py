@@ -1,8 +1,10 @@
 """Sessions by client session id: those in memory are found at once, those that only a store knows are loaded.
 
 A session is found only together with its principal: two principals may hold the same id, and neither ever gets the
-other's session. Ended ids are remembered as keyed hashes with the principals whose they were, a bounded
-number of them. What outlives the process is the ``keeper``'s business; a session that is in memory never waits for it.
+other's session. Another one's request may claim it, where it may bear a refreshed credential; only the upstream's own
+success makes the credential one of the session's. Ended ids are remembered as keyed hashes with the principals whose they
+were, a bounded number of them. What outlives the process is the ``keeper``'s business; a session that is in memory never
+waits for it.
 """
 
 from __future__ import annotations
@@ -12,19 +14,30 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import NamedTuple
 from weakref import WeakValueDictionary
 
 from mcp_sidecar.config import SessionLimits
 from mcp_sidecar.facts import Emit, SessionEnd, SessionEnded, SessionOpened
 from mcp_sidecar.healing.handshake import Handshake
 from mcp_sidecar.healing.marked_ids import Marks
-from mcp_sidecar.healing.principal import Principal
+from mcp_sidecar.healing.principal import Identity, Principal
 from mcp_sidecar.healing.record import Instance, SessionRecord
 from mcp_sidecar.healing.session import ClientSessionId, Event, Session, State, UpstreamSessionId
 from mcp_sidecar.sessions.ended_ids import EndedIds
 from mcp_sidecar.sessions.keeper import Keeper, Missing, Saving
 
 Key = tuple[ClientSessionId, Principal]
+
+
+class Found(NamedTuple):
+    """``session`` is the one in which the upstream has accepted the credential; else it may yet do so in ``claimed``."""
+
+    session: Session | None = None
+    claimed: Session | None = None
+
+
+NOT_FOUND = Found()
 
 
 class SessionTable:
@@ -39,11 +52,13 @@ class SessionTable:
         clock: Callable[[], float],
         new_tag: Callable[[], str],
         keeper: Keeper,
+        adopts: bool = True,
         on_displaced: Callable[[Session], None] = lambda _: None,
     ) -> None:
         """``clock`` gives monotonic seconds, ``new_tag`` a short unguessable text.
 
-        ``on_displaced`` hears of every session whose upstream id has become another's.
+        ``adopts``: a session may be claimed by whoever may be its owner with a newer credential. ``on_displaced`` hears of
+        every session whose upstream id has become another's.
         """
         self._limits = limits
         self._emit = emit
@@ -51,9 +66,10 @@ class SessionTable:
         self._clock = clock
         self._new_tag = new_tag
         self._keeper = keeper
+        self._adopts = adopts
         self._on_displaced = on_displaced
         self._by_use: OrderedDict[Key, Session] = OrderedDict()
-        self._holders: dict[ClientSessionId, int] = {}
+        self._holders: dict[ClientSessionId, tuple[Session, ...]] = {}
         self._by_upstream_id: dict[UpstreamSessionId, Session] = {}
         self._ended = EndedIds(salt, limits.max_sessions)
         self._handshakes: WeakValueDictionary[bytes, Handshake] = WeakValueDictionary()
@@ -117,7 +133,7 @@ class SessionTable:
         age = max(0.0, self._keeper.wall() - record.created_at)
         session = Session(client_id, record, self.label(client_id), self._keeper.instance, marks, now - age, now)
         self._by_use[client_id, record.principal] = session
-        self._holders[client_id] = self._holders.get(client_id, 0) + 1
+        self._holders[client_id] = (*self._holders.get(client_id, ()), session)
         if not session.displaced:
             self.claim_upstream_id(session.upstream_id, session)
         return session
@@ -164,14 +180,35 @@ class SessionTable:
 
     def find(self, client_id: ClientSessionId, principal: Principal) -> Session | None:
         """The principal's own session, and note that it is in use."""
-        key = (client_id, principal)
-        session = self._by_use.get(key)
-        if session is None:
-            return None
-        if self._is_expired(session, self._clock()):
+        session = self._live(self._by_use.get((client_id, principal)))
+        if session is not None:
+            self._touch(session)
+        return session
+
+    def look_up(self, client_id: ClientSessionId, identity: Identity) -> Found:
+        """Whose session a request with this id is in. What is only claimed is not used by it."""
+        own = self._live(self._by_use.get((client_id, identity.principal)))
+        if own is None:
+            return self._anothers(client_id, identity)
+        if not own.accepted.holds(identity):
+            return Found(claimed=own)
+        self._touch(own)
+        return Found(own)
+
+    def _anothers(self, client_id: ClientSessionId, identity: Identity) -> Found:
+        """Of those who hold the id, who has adopted this credential; else the one that may, if it is only one."""
+        held = [session for session in self._holders.get(client_id, ()) if self._live(session) is not None]
+        for session in held:
+            if session.accepted.holds(identity):
+                self._touch(session)
+                return Found(session)
+        claimable = [session for session in held if self._adopts and session.may_be_claimed_by(identity)]
+        return Found(claimed=claimable[0]) if len(claimable) == 1 else NOT_FOUND
+
+    def _live(self, session: Session | None) -> Session | None:
+        if session is not None and self._is_expired(session, self._clock()):
             self._remove(session, SessionEnd.EXPIRED)
             return None
-        self._touch(session)
         return session
 
     @contextmanager
@@ -287,9 +324,9 @@ class SessionTable:
         self._keeper.forget(session)
         if session.state is not State.HEALING:  # the heal may have been given the very same id, and looks after it
             self.release_upstream_id(session.upstream_id, session)
-        self._holders[session.client_id] -= 1
-        if not self._holders[session.client_id]:
-            del self._holders[session.client_id]
+        holders = tuple(holder for holder in self._holders.pop(session.client_id) if holder is not session)
+        if holders:
+            self._holders[session.client_id] = holders
         session.fire(Event.ENDED)
         if self._is_over_for_all(reason):
             self._ended.remember(session.client_id, session.principal)

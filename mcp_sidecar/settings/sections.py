@@ -278,7 +278,8 @@ class HealingSection(_Section):
     bind_principal: bool = Field(True, description="Only the principal that initialized a session can heal it.")
     principal_headers: HeaderNames = Field(
         ("Authorization", "X-API-Key"),
-        description="The headers that a principal is told by. A JWT bearer counts by issuer, subject and client.",
+        description="The headers that a principal is told by, beside the endpoint's query. A JWT bearer counts by issuer, "
+        "subject and client.",
     )
     principal_cookies: CookieNames = Field(
         (), description="The cookies that a principal is told by, too.", examples=[["session"]]

@@ -75,6 +75,7 @@ class SessionKnowledge(Enum):
 
     NONE = "none"  # none carried
     BOUND = "bound"  # minted by this upstream for this principal
+    CLAIMED = "claimed"  # minted so, and the upstream has not accepted this credential in it yet
     UNKNOWN = "unknown"  # carried, but not known here, or another principal's
 
 
