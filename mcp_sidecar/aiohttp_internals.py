@@ -1,22 +1,59 @@
-"""What aiohttp's objects hold and an open stream does not need: they are made for exchanges that are over in a moment.
+"""What is not public of aiohttp, or is used in another way than it is meant; one test for each name.
 
-A stream may be open for days, and thousands are at once. Nothing in here changes what passes.
+aiohttp is pinned to its minor version for the sake of this file (docs/decisions/0003).
 """
 
 from __future__ import annotations
 
-from typing import Protocol, TypeVar, cast
+import asyncio
+from typing import TypeVar
 
-from aiohttp import HttpVersion11, StreamReader, web
-from aiohttp.http import RawResponseMessage
+from aiohttp import HttpVersion11, StreamReader
+from aiohttp.http import HttpRequestParser, RawRequestMessage, RawResponseMessage
 from multidict import CIMultiDict, CIMultiDictProxy
-from yarl import URL
 
 T = TypeVar("T")
 
 NO_HEADERS: CIMultiDictProxy[str] = CIMultiDictProxy(CIMultiDict())
 NO_ANSWER = RawResponseMessage(HttpVersion11, 200, "", NO_HEADERS, (), False, None, False, False)
 """In place of a head that nobody will ask for again."""
+
+
+class RequestHeads:
+    """aiohttp's request parser, shown one whole head at a time and no body: so it holds nothing between two requests.
+
+    Without ``response_with_body`` it takes every message to end with its head, whatever that says of a body. One serves
+    all connections.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, *, max_line_bytes: int, max_headers: int) -> None:
+        self._loop = loop
+        self._max_line_bytes = max_line_bytes
+        self._max_headers = max_headers
+        self._parser: HttpRequestParser | None = None
+
+    def read(self, head: bytes) -> RawRequestMessage:
+        """The one message in ``head``, which ends with its blank line. Raises what the parser raises."""
+        parser, self._parser = self._parser or self._new_parser(), None  # after an error it is of no use
+        messages, is_switched, behind = parser.feed_data(head)
+        ((message, _),) = messages
+        if behind:
+            raise ValueError("more than a head")
+        if not (is_switched or message.upgrade or message.should_close):  # behind these it reads no other
+            self._parser = parser
+        return message
+
+    def _new_parser(self) -> HttpRequestParser:
+        return HttpRequestParser(
+            None,  # asked only to pause the reading of a body
+            self._loop,
+            0,
+            max_line_size=self._max_line_bytes,
+            max_field_size=self._max_line_bytes,
+            max_headers=self._max_headers,
+            response_with_body=False,
+            auto_decompress=False,
+        )
 
 
 class Few(list[T]):
@@ -31,25 +68,6 @@ class Few(list[T]):
     def appendleft(self, item: T) -> None:
         """Put one before the others."""
         self.insert(0, item)
-
-
-class Light(Protocol):
-    """A connection that can let go of what is for requests only."""
-
-    def lighten(self) -> None:
-        """Do so; a request is under way, and is a stream."""
-
-
-def lighten_request(request: web.BaseRequest) -> None:
-    """Forget a request's head.
-
-    Version, method, protocol and writer stay, which is what an answer needs.
-    """
-    message = request._message
-    request._message = message._replace(headers=NO_HEADERS, raw_headers=(), path="", url=URL())
-    request._headers = NO_HEADERS
-    request._rel_url = URL()
-    cast("Light", request.protocol).lighten()
 
 
 def lighten_reader(content: StreamReader) -> None:

@@ -16,13 +16,14 @@ import sys
 import time
 from collections.abc import Callable
 
-from aiohttp import web
-
 from mcp_sidecar.config import ListenConfig
-from mcp_sidecar.downstream.connection import make_server
+from mcp_sidecar.downstream.common import Patience
 from mcp_sidecar.downstream.keepalive import Keepalive
+from mcp_sidecar.downstream.server import Server
+from mcp_sidecar.endpoint import refusals
 from mcp_sidecar.endpoint.router import Router
 from mcp_sidecar.facts import Emit, Fact
+from mcp_sidecar.fastpath.door import door_to
 from mcp_sidecar.healing.labels import RPC_METHODS
 from mcp_sidecar.healing.principal import Principals
 from mcp_sidecar.ops import logs
@@ -48,8 +49,8 @@ SPARE_DESCRIPTORS = 64
 COLLECT_AFTER = (20_000, 20, 20)
 """New objects before a collection, and collections before one of the next older generation."""
 SWEEP_INTERVAL_S = 30.0
-NO_WAIT_S = 0.001
-"""The server's own wait for open exchanges is ``drain``; to aiohttp 0 would mean to wait for ever."""
+SILENT_INTERVALS = 3
+"""For so many comment intervals a client may take nothing of a stream."""
 
 
 def run(settings: Settings) -> int:
@@ -155,9 +156,7 @@ class Sidecar:
         )
         self.services = build_services(settings, self._emit)
         self._ingress = Router(self.services, self._listen, settings.upstream_config())
-        self._server = make_server(self._ingress)
-        self._runner: web.ServerRunner | None = None
-        self._site: web.TCPSite | None = None
+        self._server = self._new_server()
         self._admin = Admin(
             self._metrics,
             self._sessions_view,
@@ -178,13 +177,7 @@ class Sidecar:
             self.starting = f"admin.address {_shown(*admin)}"
             self.admin_address = _shown(*await self._admin.start(*admin))
         self.starting = f"listen.address {_shown(self._listen.host, self._listen.port)}"
-        self._runner = web.ServerRunner(self._server, shutdown_timeout=NO_WAIT_S)
-        await self._runner.setup()
-        self._site = web.TCPSite(
-            self._runner, self._listen.host, self._listen.port, ssl_context=_tls_context(self._listen)
-        )
-        await self._site.start()
-        host, port = self._runner.addresses[0][:2]
+        host, port = await self._server.start(self._listen.host, self._listen.port, _tls_context(self._listen))
         self._ingress.bound_to(host, port)
         self.address = _shown(host, port)
         self._sweeper = asyncio.create_task(self._sweep())
@@ -193,18 +186,15 @@ class Sidecar:
     async def drain(self) -> None:
         """Stop accepting, end GET streams, release what is held, and wait for the POST exchanges."""
         self._is_accepting = False
-        if self._site is not None:
-            await self._site.stop()
+        self._server.stop_accepting()
         self.services.holds.drain()
         self.services.get_streams.end_all()
-        self._server.pre_shutdown()
         await self._ingress.wait_until_idle(self._listen.drain_timeout_s)
 
     async def stop(self) -> None:
         """Cut what is still open, and let go of everything."""
         self._is_accepting = False
-        if self._runner is not None:
-            await self._runner.cleanup()
+        await self._server.close()
         if self._sweeper is not None:
             self._sweeper.cancel()
             await asyncio.gather(self._sweeper, return_exceptions=True)
@@ -215,6 +205,20 @@ class Sidecar:
         await self.services.notifier.stop()
         await self.services.upstream.close()
         await self._admin.stop()
+
+    def _new_server(self) -> Server:
+        limits = self.services.limits
+        server = Server(
+            self._ingress,
+            refusals.OF_UNREADABLE,
+            max_header_bytes=limits.max_header_bytes,
+            patience=Patience(limits.client_timeout_s, self._listen.comment_interval_s * SILENT_INTERVALS),
+            clock=self.services.clock,
+        )
+        door = door_to(self._ingress)
+        if door is not None:
+            server.open_door(door)
+        return server
 
     def _emit(self, fact: Fact) -> None:
         self._metrics.record(fact)

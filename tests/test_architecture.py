@@ -69,7 +69,7 @@ LAYERS: Final = (
     Layer(modules=UPSTREAM, parts=(WIRE, CONFIG, INTERNALS), libraries=AIOHTTP),
     Layer(
         modules=DOWNSTREAM,
-        parts=(WIRE, CONFIG, INTERNALS, HEALING, SESSIONS, FASTPATH, ENDPOINT),
+        parts=(WIRE, CONFIG, INTERNALS),
         libraries=AIOHTTP,
     ),
     Layer(
@@ -89,7 +89,7 @@ LAYERS: Final = (
     ),
     Layer(
         modules=FASTPATH,
-        parts=(WIRE, VERDICTS, HEALING, UPSTREAM, SESSIONS, FACTS, CONFIG),
+        parts=(WIRE, VERDICTS, HEALING, UPSTREAM, DOWNSTREAM, SESSIONS, FACTS, CONFIG),
         libraries=AIOHTTP,
     ),
     Layer(modules=f"{OPS}.logs", parts=(FACTS,), libraries=("structlog",)),

@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import select
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-from aiohttp import HttpVersion11, StreamReader, hdrs, web
-
 from mcp_sidecar.config import Limits
+from mcp_sidecar.downstream.request import Request
+from mcp_sidecar.downstream.upload import BrokenBody, Upload
 from mcp_sidecar.wire.json_scan import TopLevelScan
 from mcp_sidecar.wire.jsonrpc import Kind, Message, NotJson, from_scan, parse
-
-CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-_CLOSED_BY_PEER = getattr(select, "POLLRDHUP", 0)
-"""Told on Linux even while data is unread; elsewhere POLLHUP, which needs no asking for, has to do."""
 
 
 class BodyTooLarge(Exception):
     """The body is larger than ``limits.max_request_body``."""
-
-
-class BrokenBody(Exception):
-    """The client's framing of the body is wrong, or ends before the body does."""
 
 
 class ClientLeft(ConnectionResetError):
@@ -36,57 +27,6 @@ class _TakenOver(Exception):
 
 UNREADABLE = (BodyTooLarge, BrokenBody, NotJson)
 """Why a body cannot be read: the client's fault, whatever the upstream made of the part it got."""
-
-
-class Upload:
-    """The bytes of one request's body, as the client sends them."""
-
-    def __init__(self, request: web.BaseRequest) -> None:
-        """Nothing is read, and the client is not asked to send, before somebody wants the body."""
-        self._request = request
-        self._content: StreamReader = request.content
-        self._is_awaited = request.version >= HttpVersion11 and request.headers.get(hdrs.EXPECT, "").lower() == (
-            "100-continue"
-        )
-        self._reading = asyncio.Lock()
-        self.is_broken = False
-
-    async def chunks(self) -> AsyncIterator[bytes]:
-        """What is left of the body. Raises ``BrokenBody``."""
-        if self._is_awaited:
-            self._is_awaited = False
-            await self._request.writer.write(CONTINUE)
-            self._request.writer.output_size = 0  # of the answer nothing is sent yet
-        while chunk := await self._read():
-            yield chunk
-
-    @property
-    def client_left(self) -> bool:
-        """Whether the client has closed its side, of which nothing is told while a part of the body is unread."""
-        transport = self._request.transport
-        sock = transport.get_extra_info("socket") if transport is not None and not transport.is_closing() else None
-        if sock is None:
-            return True
-        asked = select.poll()
-        asked.register(sock, _CLOSED_BY_PEER)
-        return bool(asked.poll(0))
-
-    def arrived(self) -> bytes | None:
-        """All of the body, where it is here by now."""
-        content = self._content
-        if self._is_awaited or not content.is_eof() or content.exception() is not None:
-            return None
-        return content.read_nowait(-1)
-
-    async def _read(self) -> bytes:
-        # An aiohttp reader can be waited on by one task only, and the one that sent the body until its upstream broke
-        # may not have noticed yet that it was cancelled.
-        async with self._reading:
-            try:
-                return await self._content.readany()
-            except web.RequestPayloadError:
-                self.is_broken = True
-                raise BrokenBody from None
 
 
 @dataclass(slots=True)
@@ -213,18 +153,19 @@ class PassingBody:
 Body = HeldBody | PassingBody
 
 
-async def read_body(request: web.BaseRequest, limits: Limits, *, encoded: bool) -> Body:
+async def read_body(request: Request, limits: Limits, *, encoded: bool) -> Body:
     """Read a body up to ``limits.max_replay_body``; a larger one is left to stream.
 
     Raises ``BodyTooLarge``, ``BrokenBody``, and ``NotJson`` if the beginning of a large one cannot be JSON.
     """
-    upload = Upload(request)
-    whole = upload.arrived() if request.content.total_bytes <= limits.max_replay_body else None
+    upload, announced = request.upload, request.length
+    if upload is None:
+        return HeldBody(b"")
+    whole = upload.arrived() if upload.size <= limits.max_replay_body else None
     if whole is not None:
         if len(whole) > limits.max_request_body:
             raise BodyTooLarge
         return HeldBody(whole)
-    announced = request.content_length
     if announced is not None and announced > limits.max_request_body:
         raise BodyTooLarge
     parts: list[bytes] = []

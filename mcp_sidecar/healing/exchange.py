@@ -26,11 +26,12 @@ from mcp_sidecar.facts import ObservedAction, ReplayCause
 from mcp_sidecar.healing import replies
 from mcp_sidecar.healing.policy import Mode
 from mcp_sidecar.healing.replay import AfterLoss, after_loss
-from mcp_sidecar.healing.replies import OwnAnswer, Reason
+from mcp_sidecar.healing.replies import Reason
 from mcp_sidecar.healing.stream_watch import AfterEnd
 from mcp_sidecar.verdicts.classify import Judgement, SessionKnowledge, Verdict
 from mcp_sidecar.wire.faults import Fault
 from mcp_sidecar.wire.jsonrpc import Kind, Message
+from mcp_sidecar.wire.reply import OwnAnswer
 
 MAX_RESENDS_IN_DOUBT = 2
 """How often a harmless request goes again after resets: a request that crashes its server must not do so for ever."""

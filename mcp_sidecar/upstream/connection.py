@@ -17,7 +17,7 @@ from aiohttp.http import HttpResponseParser, RawResponseMessage
 from aiohttp.streams import EMPTY_PAYLOAD
 
 from mcp_sidecar.config import Limits
-from mcp_sidecar.wire import http1
+from mcp_sidecar.wire import framing
 from mcp_sidecar.wire.faults import Fault
 from mcp_sidecar.wire.framing import Extent
 
@@ -363,9 +363,9 @@ class Connection(BaseProtocol):
         try:
             async for part in parts:
                 if part:
-                    await self._write_part(http1.chunk(part) if is_chunked else part)
+                    await self._write_part(framing.chunk(part) if is_chunked else part)
             if is_chunked:
-                await self._write_part(http1.LAST_CHUNK)
+                await self._write_part(framing.LAST_CHUNK)
         except asyncio.CancelledError:
             self._is_spoilt = True
             raise
