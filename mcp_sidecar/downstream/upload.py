@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import select
 from collections.abc import AsyncIterator
 from typing import Protocol
 
@@ -14,9 +13,6 @@ MAX_UNREAD_BYTES = 128 * 1024
 
 RESUMED_BELOW_BYTES = 64 * 1024
 
-_CLOSED_BY_PEER = getattr(select, "POLLRDHUP", 0)
-"""Told on Linux even while data is unread; elsewhere POLLHUP, which needs no asking for, has to do."""
-
 
 class BrokenBody(Exception):
     """The client's framing of the body is wrong, or it ends, or falls silent, before the body does."""
@@ -24,8 +20,6 @@ class BrokenBody(Exception):
 
 class Source(Protocol):
     """The connection that a body comes on."""
-
-    transport: asyncio.Transport | None
 
     def write(self, data: bytes) -> None:
         """Send at once."""
@@ -68,17 +62,6 @@ class Upload:
     def arrived(self) -> bytes | None:
         """All of the body, where it is here by now."""
         return self._take() if self._has_ended and not self._failed else None
-
-    @property
-    def client_left(self) -> bool:
-        """Whether the client has closed its side, of which nothing is told while a part of the body is unread."""
-        transport = self._source.transport
-        sock = transport.get_extra_info("socket") if transport is not None and not transport.is_closing() else None
-        if sock is None:
-            return True
-        asked = select.poll()
-        asked.register(sock, _CLOSED_BY_PEER)
-        return bool(asked.poll(0))
 
     async def _read(self) -> bytes:
         while not self._parts:

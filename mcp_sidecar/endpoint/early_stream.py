@@ -11,7 +11,6 @@ from collections.abc import Awaitable
 from typing import TypeVar
 
 from mcp_sidecar.downstream.response import Responder
-from mcp_sidecar.endpoint.body import Body, HeldBody
 from mcp_sidecar.sessions.call import Call
 from mcp_sidecar.sessions.services import Services
 from mcp_sidecar.upstream.answer import EVENT_STREAM
@@ -25,7 +24,7 @@ T = TypeVar("T")
 class EarlyStream:
     """Opens the response of one request once it has waited for ``early_stream_after_s``, if its client reads streams."""
 
-    def __init__(self, services: Services, call: Call, responder: Responder, message: Message, body: Body) -> None:
+    def __init__(self, services: Services, call: Call, responder: Responder, message: Message) -> None:
         """Only a request in a session, known by its ids, can be answered by an event: `initialize` needs its headers."""
         self._after_s = services.policy.early_stream_after_s
         self._keepalive = services.keepalive
@@ -36,7 +35,6 @@ class EarlyStream:
         self._may_open = (
             self._after_s > 0
             and call.client_id is not None
-            and isinstance(body, HeldBody)
             and bool(message.requests)
             and all(request.method != "initialize" for request in message.requests)
             and headers.accepts(call.pairs, EVENT_STREAM)

@@ -11,8 +11,6 @@ from http import HTTPStatus
 
 from mcp_sidecar.downstream.response import Responder
 from mcp_sidecar.downstream.upload import BrokenBody, Upload
-from mcp_sidecar.endpoint import refusals
-from mcp_sidecar.endpoint.body import UNREADABLE, Body, HeldBody, PassingBody
 from mcp_sidecar.facts import ActionObserved, ObservedAction, ReplayCause, RequestReplayed
 from mcp_sidecar.healing import replies
 from mcp_sidecar.healing.labels import rpc_label
@@ -78,20 +76,19 @@ class Passthrough:
                 answer.let_idle(media_type(answer.header("Content-Type")) == EVENT_STREAM)
             await self._relay(answer)
 
-    async def sessionless(self, message: Message, body: Body) -> None:
+    async def sessionless(self, message: Message, body: bytes) -> None:
         """A request of 2026-07-28."""
         policy = self._services.policy
         is_connect = message.method == "server/discover"
-        held = HeldRequest(body.size, policy.connect_hold_timeout_s if is_connect else policy.hold_timeout_s)
-        pairs = self._with_length(body)
+        held = HeldRequest(len(body), policy.connect_hold_timeout_s if is_connect else policy.hold_timeout_s)
         while True:
             try:
                 try:
-                    answer = await self._services.upstream.send("POST", self._target, pairs, _to_send(body, held))
+                    answer = await self._services.upstream.send("POST", self._target, self._pairs, body)
                 finally:
                     self._services.holds.went_on(held)
             except UpstreamFault as fault:
-                if not await self._may_try_again(fault, body, message, held):
+                if not await self._may_try_again(fault, message, held):
                     return
                 self._services.emit(RequestReplayed("", ReplayCause.NOT_SENT, rpc_label(message)))
                 continue
@@ -101,13 +98,8 @@ class Passthrough:
                 await self._relay(answer)
             return
 
-    def _with_length(self, body: Body) -> list[Pair]:
-        if isinstance(body, PassingBody) and body.announced is not None:
-            return [*self._pairs, ("Content-Length", str(body.announced))]
-        return self._pairs
-
-    async def _may_try_again(self, fault: UpstreamFault, body: Body, message: Message, held: HeldRequest) -> bool:
-        own = await self._own_answer(fault, body, message)
+    async def _may_try_again(self, fault: UpstreamFault, message: Message, held: HeldRequest) -> bool:
+        own = self._own_answer(fault, message)
         if own is None:
             waited = await self._services.holds.for_connect(held, self._services.availability)
             if waited is Waited.BACK:
@@ -116,7 +108,7 @@ class Passthrough:
         await self._responder.give(own)
         return False
 
-    async def _own_answer(self, fault: UpstreamFault, body: Body, message: Message) -> OwnAnswer | None:
+    def _own_answer(self, fault: UpstreamFault, message: Message) -> OwnAnswer | None:
         """The answer to give at once, or ``None`` where the request may wait."""
         if self._services.observes:
             action = ObservedAction.REFUSE if fault.fault.may_have_arrived else ObservedAction.REPLAY
@@ -124,11 +116,6 @@ class Passthrough:
             return replies.BAD_GATEWAY
         if not fault.fault.may_have_arrived:
             return None if self._services.heals else replies.unavailable(message.id)
-        if isinstance(body, PassingBody) and body.has_begun:
-            try:
-                message = await body.read_to_end()
-            except UNREADABLE as error:
-                return refusals.of(error)
         return replies.broken_gateway(message.id)
 
     # -- the answer ---------------------------------------------------------------------------------------------------
@@ -174,9 +161,3 @@ async def _streamed(upload: Upload) -> AsyncIterator[bytes]:
     yield b""
     async for chunk in upload.chunks():
         yield chunk
-
-
-def _to_send(body: Body, held: HeldRequest) -> bytes | AsyncIterator[bytes]:
-    if isinstance(body, HeldBody):
-        return body.data
-    return body.parts_after_hold() if held.has_waited else body.parts()

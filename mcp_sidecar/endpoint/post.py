@@ -8,8 +8,6 @@ from __future__ import annotations
 from typing import assert_never
 
 from mcp_sidecar.downstream.response import Responder
-from mcp_sidecar.endpoint import refusals
-from mcp_sidecar.endpoint.body import UNREADABLE, Body, HeldBody, PassingBody
 from mcp_sidecar.endpoint.early_stream import EarlyStream
 from mcp_sidecar.endpoint.reply import Reply
 from mcp_sidecar.facts import (
@@ -36,17 +34,12 @@ from mcp_sidecar.sessions.judge import judged_head
 from mcp_sidecar.sessions.recorder import Recorder
 from mcp_sidecar.sessions.services import Services
 from mcp_sidecar.upstream.answer import Answer, KeptAnswer, WholeJson, decoded_body, is_json, may_be_kept
-from mcp_sidecar.upstream.connection import Body as UpstreamBody
 from mcp_sidecar.upstream.connection import UpstreamFault
 from mcp_sidecar.verdicts.classify import NO_SIGNATURE, PEEK_BYTES, NeedBody, Verdict, judge_body, judge_head
 from mcp_sidecar.verdicts.classify import Answer as JudgedAnswer
 from mcp_sidecar.waiting.hold import HeldRequest, Waited
-from mcp_sidecar.wire.faults import Fault
 from mcp_sidecar.wire.headers import Pair
-from mcp_sidecar.wire.jsonrpc import Kind, Message, parse
-
-_PASSED = frozenset({Verdict.OK, Verdict.AUTH_FAILURE, Verdict.OTHER})
-"""What an answer may mean and yet be the client's own: it passes while the request is still on its way."""
+from mcp_sidecar.wire.jsonrpc import Kind, Message
 
 
 class Post:
@@ -57,7 +50,7 @@ class Post:
         services: Services,
         call: Call,
         message: Message,
-        body: Body,
+        body: bytes,
         responder: Responder,
         *,
         opaque: bool,
@@ -72,8 +65,8 @@ class Post:
         self._begun = begun
         self._exchange = self._begin_exchange(opaque)
         self._recorder = Recorder(services, call, message)
-        self._delivery = Reply(services, call, responder, self._exchange, self._recorder, self._failed)
-        self._early = EarlyStream(services, call, responder, message, body)
+        self._delivery = Reply(services, call, responder, self._exchange, self._recorder)
+        self._early = EarlyStream(services, call, responder, message)
         self._held = self._place()
         self._answer: Answer | None = None
         self._json: WholeJson | None = None
@@ -118,7 +111,6 @@ class Post:
             session=self._call.knowledge,
             mode=policy.mode,
             is_safe=self._is_safe,
-            whole=isinstance(self._body, HeldBody),
             opaque=opaque,
             trust_503=policy.trust_503,
             endpoint_worked=self._services.endpoint_worked,
@@ -136,7 +128,7 @@ class Post:
         timeout_s = policy.connect_hold_timeout_s if self._recorder.is_initialize else policy.hold_timeout_s
         ids = [request.id for request in self._message.requests] if call.client_id is not None else []
         keys = frozenset((call.client_id or ClientSessionId(""), call.principal, each) for each in ids)
-        return HeldRequest(self._body.size, timeout_s, keys, call.session)
+        return HeldRequest(len(self._body), timeout_s, keys, call.session)
 
     def _end(self) -> None:
         self._drop_answer()
@@ -146,7 +138,6 @@ class Post:
         session = self._call.session
         if session is not None:
             session.posts -= 1
-            session.client_state.answered(self._message)  # by now its id is known, also where it came last
             for old in self._renumbering.ids.values():
                 self._services.renumbered.pop((session, old), None)
 
@@ -162,13 +153,9 @@ class Post:
             return await self._take_up(self._begun)
         self._drop_answer()
         session = self._call.session
-        if session is not None and session.generation > FIRST:
-            refusal = await self._keep_answers()
-            if refusal is not None:
-                return refusal
         self._generation = self._recorder.generation = session.generation if session is not None else 1
         if session is not None and not self._services.observes:
-            if session.is_ended:
+            if session.is_ended or (session.generation > FIRST and self._exchange.is_unread):
                 return self._exchange.ended()
             if session.displaced:
                 self._tell_loss("id-minted-anew", 0)
@@ -186,7 +173,7 @@ class Post:
             self._recorder.claim_new_id(self._answer)
             return await self._judge(self._answer)
         except UpstreamFault as fault:
-            return await self._failed(fault.fault)
+            return self._exchange.failed(fault.fault)
 
     async def _take_up(self, begun: InFlight) -> Step:
         """The request is on its way already, under the generation of then."""
@@ -197,23 +184,10 @@ class Post:
             self._answer = await self._services.upstream.take_up(begun.connection)
             return await self._judge(self._answer)
         except UpstreamFault as fault:
-            return await self._failed(fault.fault)
+            return self._exchange.failed(fault.fault)
 
-    async def _keep_answers(self) -> Give | None:
-        """Have the whole of what may answer a question: only then is it known which generation it belongs to."""
-        if not isinstance(self._body, PassingBody) or self._body.has_begun or not self._body.may_hold_answers:
-            return None
-        try:
-            self._body = HeldBody(await self._body.whole())
-            self._message = self._exchange.message = self._recorder.message = parse(self._body.data)
-        except UNREADABLE as error:
-            return Give(refusals.of(error))
-        return None
-
-    def _outgoing(self, *, renumber: bool) -> UpstreamBody:
+    def _outgoing(self, *, renumber: bool) -> bytes | None:
         """The body to send under the present generation; ``None`` where nothing of it may go there."""
-        if not isinstance(self._body, HeldBody):
-            return self._body.parts_after_hold() if self._held.has_waited else self._body.parts()
         session = self._call.session
         if renumber:
             outgoing, self._renumbering = outbound.renumbered(self._message, self._services.new_id)
@@ -223,8 +197,8 @@ class Post:
                 self._services.renumbered.update({(session, old): new for new, old in self._renumbering.ids.items()})
             return outgoing
         if session is None or self._message.kind is Kind.REQUEST:  # the ids of strangers must not be mixed up
-            return self._body.data
-        return outbound.body_of(self._message, self._body.data, self._mark, self._services.renumbered, session)
+            return self._body
+        return outbound.body_of(self._message, self._body, self._mark, self._services.renumbered, session)
 
     def _headers(self) -> list[Pair]:
         """Identity is asked for: what is to be understood must not be compressed."""
@@ -232,33 +206,9 @@ class Post:
             pairs = [pair for pair in self._call.pairs if pair[0].lower() != "accept-encoding"]
         else:
             pairs = self._call.upstream_headers(without={"accept-encoding"})
-        if isinstance(self._body, PassingBody) and self._body.announced is not None:
-            pairs = [*pairs, ("Content-Length", str(self._body.announced))]
         return [*pairs, ("Accept-Encoding", "identity")]
 
-    async def _failed(self, fault: Fault) -> Step:
-        is_over = not self._services.heals or (isinstance(self._body, PassingBody) and self._body.has_begun)
-        return (is_over and await self._read_to_end()) or self._exchange.failed(fault)
-
-    async def _read_to_end(self) -> Give | None:
-        """What a large message says at its end, perhaps its id, must be known before it gets an answer of ours.
-
-        An answer itself where the client's body is at fault.
-        """
-        if isinstance(self._body, PassingBody):
-            try:
-                self._message = self._exchange.message = self._recorder.message = await self._body.read_to_end()
-            except UNREADABLE as error:
-                return Give(refusals.of(error))
-        return None
-
-    async def _expired(self) -> Step:
-        return await self._read_to_end() or self._exchange.expired()
-
     async def _judge(self, answer: Answer) -> Step:
-        if isinstance(self._body, PassingBody):
-            # by now more of it is known
-            self._message = self._exchange.message = self._recorder.message = self._body.message
         facts, head = self._call.facts(self._message.method), judged_head(answer)
         if 200 <= answer.status < 300:
             self._services.endpoint_worked = True
@@ -268,10 +218,6 @@ class Post:
             body = self._json.body if self._json is not None else await self._peek(answer)
             self._original = JudgedAnswer(head, body, complete=answer.whole)
             judgement = judge_body(facts, head, body, complete=answer.whole, extra=self._services.policy.signatures)
-        if not self._services.observes and (judgement.verdict not in _PASSED or judgement.bare_404):
-            refusal = await self._read_to_end()
-            if refusal is not None:
-                return refusal
         self._signature = judgement.name
         step = self._exchange.judged(judgement, answer.status)
         if judgement.verdict is Verdict.SESSION_LOST:
@@ -296,10 +242,15 @@ class Post:
             return b""  # an error whose body broke off: its status still counts
 
     async def _whole_json(self, answer: Answer) -> WholeJson | None:
-        """A JSON answer up to ``max_buffered_answer``, so that a cut one can be told; ``None`` if it is larger."""
+        """A JSON answer up to ``max_buffered_answer``, so that a cut one can be told; ``None`` if it is larger.
+
+        One that has to be an event, or to be written anew, may be as large as a request.
+        """
         if not is_json(answer) or self._services.observes:
             return None
-        limit = self._services.limits.max_buffered_answer
+        limits = self._services.limits
+        must_be_whole = self._responder.is_committed or self._renumbering.ids
+        limit = limits.max_request_body if must_be_whole else limits.max_buffered_answer
         if not may_be_kept(answer, limit):
             return None
         body = await answer.peek(limit + 1)
@@ -317,7 +268,7 @@ class Post:
         heal = self._services.healer.heal(session, loss, self._call.trigger, self._held)
         waited, end = await self._early.during(heal)
         if waited is not Waited.BACK:
-            return await self._released(waited)
+            return self._released(waited)
         if end.why is None:
             return self._exchange.healed()
         self._refusal = end.refusal
@@ -330,12 +281,12 @@ class Post:
         else:
             wait = self._services.holds.for_route(self._held)
         waited = await self._early.during(wait)
-        return self._exchange.back() if waited is Waited.BACK else await self._released(waited)
+        return self._exchange.back() if waited is Waited.BACK else self._released(waited)
 
-    async def _released(self, waited: Waited) -> Step:
+    def _released(self, waited: Waited) -> Step:
         if waited is Waited.ENDED:
             return self._exchange.ended()
-        return self._exchange.cancelled() if waited is Waited.CANCELLED else await self._expired()
+        return self._exchange.cancelled() if waited is Waited.CANCELLED else self._exchange.expired()
 
     # -- Give ---------------------------------------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from http import HTTPStatus
 from typing import Any
@@ -27,24 +27,15 @@ from mcp_sidecar.upstream.answer import (
     WholeJson,
     decoded_body,
     is_event_stream,
-    is_json,
     kept,
     may_be_kept,
 )
 from mcp_sidecar.upstream.connection import UpstreamFault
 from mcp_sidecar.verdicts.classify import PEEK_BYTES
 from mcp_sidecar.wire import headers
-from mcp_sidecar.wire.faults import Fault
 from mcp_sidecar.wire.headers import Pair
 from mcp_sidecar.wire.jsonrpc import Kind, Message, NotJson, dump, parse
 from mcp_sidecar.wire.reply import OwnAnswer
-from mcp_sidecar.wire.sse import Fragment
-
-_EVENT_HEAD = b"event: message\ndata: "
-_BLANK_LINE_ENDS = bytes.maketrans(b"\r\n", b"  ")
-
-Failed = Callable[[Fault], Awaitable[Step]]
-"""What follows when an answer breaks before the client has anything of it."""
 
 
 class Reply:
@@ -57,7 +48,6 @@ class Reply:
         responder: Responder,
         exchange: Exchange,
         learning: Recorder,
-        failed: Failed,
     ) -> None:
         """``learning`` is shown what passes, and knows the request that is answered."""
         self._services = services
@@ -65,7 +55,6 @@ class Reply:
         self._responder = responder
         self._exchange = exchange
         self._recorder = learning
-        self._failed = failed
         self._watch: StreamWatch | None = None
         self.progress = call.session.progress if call.session is not None else Progress()
 
@@ -117,7 +106,7 @@ class Reply:
             return await self._pass_events(answer, watch)
         self._give_up_waiting()
         if self._responder.is_committed:
-            return await self._pass_as_event(answer, watch)
+            return await self._pass_as_event(answer)
         if renumbering.ids and 200 <= answer.status < 300:  # the client would not find its answer
             return self._exchange.stream_broke(AfterEnd.TELL)
         return await self._pass_rest(answer)
@@ -144,6 +133,8 @@ class Reply:
     async def _pass_json(self, answer: Answer, whole: WholeJson, watch: StreamWatch) -> Step | None:
         mapped = watch.answer_whole(whole.message)
         self._recorder.learn(whole.message, answer)
+        if watch.misaddressed:
+            return self._exchange.stream_broke(AfterEnd.TELL)
         body = whole.body if mapped is None else dump(mapped)
         if self._responder.is_committed:
             if not watch.answered:
@@ -198,15 +189,13 @@ class Reply:
 
     # -- on a stream that is open already -----------------------------------------------------------------------------
 
-    async def _pass_as_event(self, answer: Answer, watch: StreamWatch) -> Step | None:
+    async def _pass_as_event(self, answer: Answer) -> Step | None:
         """The stream was opened before there was an answer, or for an attempt before this one."""
         if answer.status >= 400:
             said = await self._error_said(answer)
             given = replies.instead_of(self.still_unanswered, answer.status, answer.reason, said)
             await self._responder.give(given)
             return None
-        if 200 <= answer.status < 300 and is_json(answer) and not watch.renumbering.ids:
-            return await self._pass_large_json(answer, watch)
         return self._exchange.stream_broke(AfterEnd.TELL)
 
     async def _error_said(self, answer: Answer) -> dict[str, Any] | None:
@@ -217,25 +206,6 @@ class Reply:
             return parse(await decoded_body(answer, PEEK_BYTES)).error
         except (UpstreamFault, NotJson):
             return None
-
-    async def _pass_large_json(self, answer: Answer, watch: StreamWatch) -> Step | None:
-        """As one event, while it comes. Between the tokens of JSON a line end says no more than a blank."""
-        self._responder.may_comment = False
-        head = _EVENT_HEAD
-        try:
-            async for chunk in answer.chunks():
-                data = chunk.translate(_BLANK_LINE_ENDS)
-                await self._relay(Fragment(head + data, data, last=False), watch)
-                head = b""
-        except UpstreamFault:
-            self._responder.cut()
-            return None
-        await self._relay(Fragment(head + b"\n\n", b"", last=True), watch)
-        return self._exchange.stream_broke(AfterEnd.FINISH if watch.answered else AfterEnd.TELL)
-
-    async def _relay(self, piece: Fragment, watch: StreamWatch) -> None:
-        data, _ = watch.relay(piece)
-        await self._responder.write(data)
 
     # -- everything else ----------------------------------------------------------------------------------------------
 
@@ -251,7 +221,7 @@ class Reply:
             except UpstreamFault as fault:
                 if self._waits_for_status_only and 200 <= answer.status < 300:
                     return Give(replies.ACCEPTED)
-                return await self._failed(fault.fault)
+                return self._exchange.failed(fault.fault)
         await self._responder.start(answer.status, answer.reason, self._head(answer))
         await relay_rest(answer, self._responder)
         return None
@@ -269,7 +239,7 @@ class Reply:
 
     @property
     def _waits_for_status_only(self) -> bool:
-        return self._message.kind is not Kind.OTHER and not self._message.is_opaque and not self._message.requests
+        return self._message.kind is not Kind.OTHER and not self._message.requests
 
     def _head(self, answer: Answer, whole: WholeJson | None = None, *, without: Iterable[str] = ()) -> list[Pair]:
         pairs = self._call.client_headers(answer, without=without)

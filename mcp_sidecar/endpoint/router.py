@@ -25,7 +25,7 @@ from mcp_sidecar.config import ListenConfig, UpstreamConfig
 from mcp_sidecar.downstream.request import Request
 from mcp_sidecar.downstream.response import Responder
 from mcp_sidecar.endpoint import refusals
-from mcp_sidecar.endpoint.body import UNREADABLE, Body, message_of, read_body
+from mcp_sidecar.endpoint.body import UNREADABLE, read_body
 from mcp_sidecar.endpoint.delete import Delete
 from mcp_sidecar.endpoint.passthrough import Passthrough
 from mcp_sidecar.endpoint.post import Post
@@ -40,7 +40,7 @@ from mcp_sidecar.sessions.services import Services
 from mcp_sidecar.streams.listener import Listener
 from mcp_sidecar.wire import headers, origins
 from mcp_sidecar.wire.headers import Fields, Pair
-from mcp_sidecar.wire.jsonrpc import Kind, Message
+from mcp_sidecar.wire.jsonrpc import UNREAD, Kind, Message, parse
 from mcp_sidecar.wire.origins import Move
 from mcp_sidecar.wire.reply import OwnAnswer
 from mcp_sidecar.wire.revisions import PROTOCOL_VERSION_HEADER, is_sessionless_request, is_sessionless_version
@@ -239,8 +239,8 @@ class Router:
     async def _post(self, incoming: Incoming) -> None:
         encoding = incoming.headers.get(hdrs.CONTENT_ENCODING)
         is_encoded = encoding is not None and encoding.strip().lower() not in ("", "identity")
-        body = await read_body(incoming.request, self.services.limits, encoded=is_encoded)
-        message = Message(Kind.OTHER) if is_encoded else message_of(body)
+        body = await read_body(incoming.request, self.services.limits.max_request_body)
+        message = UNREAD if is_encoded else parse(body)
         incoming.message, incoming.rpc_label = message, rpc_label(message)
         version = incoming.headers.get(PROTOCOL_VERSION_HEADER)
         if is_sessionless_request(message.meta_protocol_version, message.method, version):
@@ -248,7 +248,7 @@ class Router:
         else:
             await self._session_post(incoming, message, body, is_encoded=is_encoded)
 
-    async def _session_post(self, incoming: Incoming, message: Message, body: Body, *, is_encoded: bool) -> None:
+    async def _session_post(self, incoming: Incoming, message: Message, body: bytes, *, is_encoded: bool) -> None:
         is_initialize = message.kind is Kind.REQUEST and message.method == "initialize"
         incoming.in_session = True
         call = self._call(incoming, drop_session=is_initialize)

@@ -138,7 +138,7 @@ class Express:
         self.is_open = services.heals
         self._targets = {f"POST {target} HTTP/1.1\r\n".encode(): target for target in gate.plain_endpoints}
         limits = services.limits
-        self.max_body = min(MAX_BYTES, limits.max_replay_body, limits.max_request_body)
+        self.max_body = min(MAX_BYTES, limits.max_request_body)
         self.max_answer = min(MAX_BYTES, limits.max_buffered_answer)
         self.max_head = min(MAX_HEAD_BYTES, limits.max_header_bytes)
         self.heads = Heads()
@@ -166,7 +166,7 @@ class Express:
         """Send what can be sent at once and without a question; ``data`` is all of it."""
         services, values = self.services, request.values
         started_at = services.clock()
-        principal = services.principals.of_values(values)[0] if self._binds else ANONYMOUS
+        principal = services.principals.of_values(values).principal if self._binds else ANONYMOUS
         session = services.table.find(ClientSessionId(values[_SESSION_ID]), principal)
         if session is None or not self._is_plain(session):
             return None
@@ -222,7 +222,6 @@ def _is_short(message: Message, values: dict[str, str]) -> bool:
     """Whether this is one request of an older revision whose answer teaches nothing."""
     return (
         message.kind is Kind.REQUEST
-        and not message.is_opaque
         and message.method not in _NOT_SHORT
         and not is_sessionless_request(
             message.meta_protocol_version, message.method, values.get("mcp-protocol-version")
@@ -367,7 +366,7 @@ class Trip:
             message = parse(data)
         except NotJson:
             return False
-        return message.kind is Kind.RESPONSE and not message.is_opaque and message.id == self._message.id
+        return message.kind is Kind.RESPONSE and message.id == self._message.id
 
     def _pass(self, head: Head, body: bytes) -> None:
         self._stop_waiting()

@@ -12,8 +12,7 @@ from typing import Any
 
 from mcp_sidecar.healing.hints import RESTARTED
 from mcp_sidecar.healing.session import Session
-from mcp_sidecar.wire.json_scan import valid_id
-from mcp_sidecar.wire.jsonrpc import JsonRpcId, Message
+from mcp_sidecar.wire.jsonrpc import JsonRpcId, Message, valid_id
 
 
 @dataclass(frozen=True, slots=True)

@@ -105,22 +105,19 @@ class Exchange:
     """One POST of a client of an older revision.
 
     ``is_safe`` gives the verdict of the replay matrix at this moment: a server that was exchanged takes its hints with
-    it. ``whole`` says that the body is held, so that it can be sent again; ``opaque`` that it is encoded and was not
-    read; ``endpoint_worked`` that the endpoint has answered 2xx in this process. ``observed`` is what mode ``observe``
-    would have done since the driver last cleared it.
+    it. ``opaque`` says that the body is encoded and was not read; ``endpoint_worked`` that the endpoint has answered 2xx
+    in this process. ``observed`` is what mode ``observe`` would have done since the driver last cleared it.
     """
 
     message: Message
     session: SessionKnowledge
     mode: Mode
     is_safe: Callable[[], bool]
-    whole: bool = True
     opaque: bool = False
     trust_503: bool = False
     endpoint_worked: bool = False
     observed: list[ObservedAction] = field(default_factory=list)
     _tried: bool = field(default=False, init=False)  # sent, whether it arrived or not
-    _arrived: bool = field(default=False, init=False)  # a body that is not held is gone
     _may_have_run: bool = field(default=False, init=False)
     _may_have_run_before: bool = field(default=False, init=False)  # the last answer, that is
     _was_safe: bool = field(default=True, init=False)  # wherever it was sent
@@ -139,7 +136,7 @@ class Exchange:
 
     def displaced(self) -> Step:
         """Nothing was sent, since the session's upstream id now is another session's: under it, it would run there."""
-        if self.mode is Mode.REWRITE or self._healed_once:
+        if self.mode is Mode.REWRITE or self._healed_once or self.is_unread:
             return self._session_not_found()
         if after_loss(self.message) is AfterLoss.DROP:
             return Give(replies.ACCEPTED, drops=True)
@@ -147,7 +144,7 @@ class Exchange:
 
     def judged(self, judgement: Judgement, status: int) -> Step:
         """The upstream answered, and the classifier has said what the answer means for the session."""
-        self._tried = self._arrived = True
+        self._tried = True
         self._last_status = status
         self._met_bare_404 = False
         match judgement.verdict:
@@ -166,7 +163,7 @@ class Exchange:
         """There is no answer."""
         self._tried = True
         if fault.may_have_arrived:
-            self._arrived = self._may_have_run = True
+            self._may_have_run = True
         if self.mode is Mode.OBSERVE:
             self._observe(self._after_doubt)
             return Give(replies.BAD_GATEWAY)
@@ -186,7 +183,7 @@ class Exchange:
             return Give(replies.ACCEPTED, drops=after is AfterLoss.DROP)
         if self._may_go_again:
             return self._send(ReplayCause.SESSION_LOST)
-        return self._outcome_unknown() if self._may_have_run else self._error(Reason.TOO_LARGE_TO_REPLAY)
+        return self._outcome_unknown()
 
     def unhealed(self, why: Unhealed) -> Step:
         """The heal ended otherwise."""
@@ -225,6 +222,11 @@ class Exchange:
         return Give(replies.SESSION_NOT_FOUND, reason=Reason.SESSION_LOST)
 
     @property
+    def is_unread(self) -> bool:
+        """Whether it is JSON that was not looked into: perhaps an answer to a question, which no later session may get."""
+        return self.message.is_unread and not self.opaque
+
+    @property
     def safe_in_doubt(self) -> bool:
         """Whether it may run twice: where it was sent it was harmless, and where it would be sent now it is."""
         return self._was_safe and self.is_safe()
@@ -232,12 +234,7 @@ class Exchange:
     @property
     def may_resend_stream(self) -> bool:
         """Whether what has certainly arrived may be begun anew: it is harmless, and a resend is left."""
-        return (
-            self.mode is Mode.HEAL
-            and self.safe_in_doubt
-            and self.whole
-            and self._resends_in_doubt < MAX_RESENDS_IN_DOUBT
-        )
+        return self.mode is Mode.HEAL and self.safe_in_doubt and self._resends_in_doubt < MAX_RESENDS_IN_DOUBT
 
     def stream_broke(self, after: AfterEnd) -> Step | None:
         """The answer's stream ended before its response; ``None`` where there is nothing left to do."""
@@ -255,18 +252,18 @@ class Exchange:
 
         Without a sign of that some server may have run the message and answered 404: only what is harmless goes again.
         """
-        may_resend = self.whole and self._resends_in_doubt < MAX_RESENDS_IN_DOUBT
+        may_resend = self._resends_in_doubt < MAX_RESENDS_IN_DOUBT
         return self._met_bare_404 and may_resend and (self._met_no_route or self.safe_in_doubt)
 
     @property
     def _may_go_again(self) -> bool:
-        return (self.whole or not self._arrived) and (self.safe_in_doubt or not self._may_have_run)
+        return self.safe_in_doubt or not self._may_have_run
 
     def _lost(self, judgement: Judgement) -> Step:
         is_bound = self.session is SessionKnowledge.BOUND
         if self.mode is Mode.OBSERVE:
             return self._observe(ObservedAction.HEAL if is_bound else ObservedAction.REWRITE)
-        if self.mode is Mode.REWRITE or not is_bound:
+        if self.mode is Mode.REWRITE or not is_bound or self.is_unread:
             return self._session_not_found()
         if after_loss(self.message) is AfterLoss.DROP:
             return Give(replies.ACCEPTED, drops=True)
@@ -278,7 +275,8 @@ class Exchange:
         self._met_bare_404 = judgement.bare_404
         if self.mode is Mode.OBSERVE:
             return self._observe(ObservedAction.HEAL)  # perhaps: what a ping would say is not known
-        return Pass() if self.mode is Mode.REWRITE or self._healed_once else self._heal(judgement, confirm=True)
+        is_never_healed = self.mode is Mode.REWRITE or self._healed_once or self.is_unread
+        return Pass() if is_never_healed else self._heal(judgement, confirm=True)
 
     def _heal(self, judgement: Judgement, *, confirm: bool) -> Step:
         self._may_have_run_before = self._may_have_run

@@ -15,8 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mcp_sidecar.wire import jsonrpc
-from mcp_sidecar.wire.json_scan import DECODER, valid_id
-from mcp_sidecar.wire.jsonrpc import JsonRpcId, Kind, Message, dump
+from mcp_sidecar.wire.jsonrpc import DECODER, JsonRpcId, Kind, Message, dump, valid_id
 from mcp_sidecar.wire.sse import Event, with_data, with_id
 
 FIRST = 1
@@ -75,12 +74,7 @@ class Renumbering:
 
 
 def to_client(message: Message, mark: Mark, renumbering: Renumbering) -> Any | None:
-    """The message as the client must see it, or ``None`` where it passes untouched.
-
-    An opaque message always does: it is known by its top-level keys only and cannot be written anew.
-    """
-    if message.is_opaque:
-        return None
+    """The message as the client must see it, or ``None`` where it passes untouched, as what was not read always does."""
     if message.kind is Kind.BATCH:
         mapped = [to_client(member, mark, renumbering) for member in message.members]
         if all(value is None for value in mapped):

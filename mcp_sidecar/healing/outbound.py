@@ -26,10 +26,7 @@ def renumbered(message: Message, new_id: Callable[[], str]) -> tuple[bytes, Renu
 
 
 def body_of(message: Message, data: bytes, mark: Mark, under_way: Renumbered, session: Session) -> bytes | None:
-    """The bytes to send, or ``None`` where the message is for an earlier upstream session and goes nowhere.
-
-    What would have to be written anew and cannot be, since it was too deep to be read, goes nowhere either.
-    """
+    """The bytes to send, or ``None`` where the message is for an earlier upstream session and goes nowhere."""
     members = message.members or (message,)
     if message.kind is Kind.REQUEST or not any(_concerns_ids(member) for member in members):
         return data
@@ -37,7 +34,7 @@ def body_of(message: Message, data: bytes, mark: Mark, under_way: Renumbered, se
     values = [_mapped(member, mark, under_way, session) for member in kept]
     if len(kept) == len(members) and all(value is member.value for value, member in zip(values, kept, strict=True)):
         return data
-    if not kept or message.is_opaque:
+    if not kept:
         return None
     return dump(values if message.kind is Kind.BATCH else values[0])
 

@@ -1,8 +1,8 @@
 """Who is asking: the principal that a session belongs to.
 
 Nothing here verifies a credential; the upstream does. A principal only answers "is this the one that initialized?",
-and it is a keyed hash, so that no credential is kept. Cookies never count: a browser sends them
-on behalf of whoever lured it.
+and it is a keyed hash, so that no credential is kept. Told by the headers and cookies that the operator has named, and by the
+endpoint's query, where keys are put, too.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NewType
 
-from mcp_sidecar.wire.headers import Fields, Pair
+from mcp_sidecar.wire.headers import Fields
 
 Principal = NewType("Principal", bytes)
 """A keyed hash; equal for requests of the same principal, empty where a request carries no credential."""
@@ -23,45 +24,101 @@ ANONYMOUS = Principal(b"")
 REMEMBERED = 4096
 _DIGEST_BYTES = 16
 _CLIENT_CLAIMS = ("client_id", "azp", "cid", "appid")  # RFC 9068, OpenID Connect, Okta, Entra ID v1
+_COOKIE, _QUERY = "cookie", "?"
+_REFRESHED_SCHEMES = frozenset({"bearer", "dpop"})
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who a request says it is, as hashes.
+
+    ``credential`` stands for the very credentials, which change with a refresh. ``kind`` is what a refreshed credential
+    keeps, as far as its text tells: where it stands, its scheme, and a JWT's issuer and subject.
+    """
+
+    principal: Principal = ANONYMOUS
+    credential: Principal = ANONYMOUS
+    kind: tuple[tuple[str, bytes, bytes], ...] = ()
+
+    def may_succeed(self, owner: Identity) -> bool:
+        """Whether this may be the owner with a newer credential; only the upstream can say whether it is.
+
+        A bearer token for a bearer token, a named cookie for the same cookie, and no JWT of another issuer or subject.
+        """
+        if not self.kind or len(self.kind) != len(owner.kind):
+            return False
+        return all(map(_may_follow, self.kind, owner.kind))
+
+
+NOBODY = Identity()
+
+
+def _may_follow(new: tuple[str, bytes, bytes], old: tuple[str, bytes, bytes]) -> bool:
+    same_place = new[0] == old[0]
+    return same_place and all(
+        not said or not before or said == before for said, before in zip(new[1:], old[1:], strict=True)
+    )
 
 
 class Principals:
     """Tells whose request it is, and remembers by the hash of the credentials what it has told of them lately.
 
     A JWT bearer counts by issuer, subject and client, so that a refreshed token goes on; without a subject, and for
-    every other credential, the value itself counts, so that a rotated opaque token is somebody else.
-    What is kept are two keyed hashes per credential, and of ``REMEMBERED`` credentials at most.
+    every other credential, the value itself counts. What is kept are hashes, of ``REMEMBERED`` credentials at most.
     """
 
-    def __init__(self, header_names: Sequence[str], key: bytes) -> None:
-        """``header_names`` (lower case) are those whose credentials count; cookies never do."""
+    def __init__(self, header_names: Sequence[str], key: bytes, cookie_names: Sequence[str] = ()) -> None:
+        """``header_names`` (lower case) are those whose credentials count, ``cookie_names`` the cookies."""
         self._names = tuple(header_names)
+        self._cookies = frozenset(cookie_names)
         self._key = key
-        self._told: dict[Principal, Principal] = {}
+        self._told: dict[Principal, Identity] = {}
 
-    def of(self, fields: Fields) -> tuple[Principal, Principal]:
-        """A request's principal, and a hash of its very credentials, which changes with a refresh."""
-        return self._of([(name, value.strip()) for name in self._names for value in fields.values(name)])
+    def of(self, fields: Fields, query: str = "") -> Identity:
+        """Who a request to the endpoint with this query is from."""
+        credentials = [(name, value.strip()) for name in self._names for value in fields.values(name)]
+        return self._of(credentials, fields.values(_COOKIE) if self._cookies else (), query)
 
-    def of_values(self, values: Mapping[str, str]) -> tuple[Principal, Principal]:
+    def of_values(self, values: Mapping[str, str], query: str = "") -> Identity:
         """The same of headers by their lower-case names, of which none is there twice."""
-        return self._of([(name, values[name].strip()) for name in self._names if name in values])
+        credentials = [(name, values[name].strip()) for name in self._names if name in values]
+        return self._of(credentials, (values[_COOKIE],) if self._cookies and _COOKIE in values else (), query)
 
-    def _of(self, credentials: list[Pair]) -> tuple[Principal, Principal]:
+    def _of(self, credentials: list[tuple[str, str]], cookies: Iterable[str], query: str) -> Identity:
+        credentials += self._named(cookies)
+        if query:
+            credentials.append((_QUERY, query))
         if not credentials:
-            return ANONYMOUS, ANONYMOUS
+            return NOBODY
         credential = _digest(credentials, self._key)
-        principal = self._told.get(credential)
-        if principal is None:
-            principal = _principal(credentials, self._key)
+        identity = self._told.get(credential)
+        if identity is None:
+            identity = self._identified(credentials, credential)
             if len(self._told) >= REMEMBERED:
                 del self._told[next(iter(self._told))]
-            self._told[credential] = principal
-        return principal, credential
+            self._told[credential] = identity
+        return identity
 
+    def _named(self, cookies: Iterable[str]) -> list[tuple[str, str]]:
+        found = (pair.strip().partition("=") for cookie in cookies for pair in cookie.split(";"))
+        return sorted((f"{_COOKIE} {name}", value) for name, _, value in found if name in self._cookies)
 
-def _principal(credentials: list[Pair], key: bytes) -> Principal:
-    return _digest([(name, _identity(value)) for name, value in credentials], key)
+    def _identified(self, credentials: list[tuple[str, str]], credential: Principal) -> Identity:
+        principal = _digest([(name, _identity(value)) for name, value in credentials], self._key)
+        return Identity(principal, credential, tuple(self._kind(name, value) for name, value in credentials))
+
+    def _kind(self, name: str, value: str) -> tuple[str, bytes, bytes]:
+        """Where a credential stands, and what of it stays over a refresh; of one that is never refreshed, all of it."""
+        scheme, _, token = value.partition(" ")
+        if name.startswith(f"{_COOKIE} "):
+            return name, b"", b""
+        if scheme.lower() not in _REFRESHED_SCHEMES:
+            return name, self._hash(value), b""
+        claims = _jwt_claims(token.strip())
+        return f"{name} {scheme.lower()}", self._hash(claims.get("iss")), self._hash(claims.get("sub"))
+
+    def _hash(self, claim: object) -> bytes:
+        return _digest([("", claim)], self._key) if isinstance(claim, str) and claim else b""
 
 
 def _digest(identities: Sequence[tuple[str, str | list[str]]], key: bytes) -> Principal:

@@ -79,13 +79,13 @@ def is_safe_in_doubt(message: Message, safe_tools: Container[str]) -> bool:
 
     ``safe_tools`` are the names that the ``tools/list`` of this principal declared ``readOnlyHint`` or
     ``idempotentHint`` (tools, annotations); empty where annotations are not trusted. Task-augmented calls never are (tasks).
-    A batch is as safe as its least safe member; one whose members are not known is not.
+    A batch is as safe as its least safe member.
     """
     if message.kind is Kind.BATCH:
         return bool(message.members) and all(is_safe_in_doubt(member, safe_tools) for member in message.members)
     if message.method == "tools/call" and not safe_tools:
         return False
-    if message.kind not in (Kind.REQUEST, Kind.NOTIFICATION) or message.has_task or message.is_opaque:
+    if message.kind not in (Kind.REQUEST, Kind.NOTIFICATION) or message.has_task:
         return False
     if message.method == "tools/call":
         return message.tool_name is not None and message.tool_name in safe_tools

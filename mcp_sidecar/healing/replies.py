@@ -31,7 +31,6 @@ class Reason(Enum):
 
     UPSTREAM_UNAVAILABLE = "upstream_unavailable"
     OUTCOME_UNKNOWN = "outcome_unknown"
-    TOO_LARGE_TO_REPLAY = "too_large_to_replay"
     CANCELLED = "cancelled"
     SESSION_LOST = "session_lost"
 
@@ -50,8 +49,6 @@ _SENTENCES = {
     Reason.UPSTREAM_UNAVAILABLE: "The MCP server is not available; the request was not executed.",
     Reason.OUTCOME_UNKNOWN: "The MCP server may have got the request, and no whole answer came. Whether it was executed"
     " is unknown.",
-    Reason.TOO_LARGE_TO_REPLAY: "The MCP server had lost the session; it is restored, but this request was too large"
-    " to be kept and was not executed. Send it again.",
     Reason.CANCELLED: "The request was cancelled while it waited for the MCP server.",
     Reason.SESSION_LOST: "The MCP server has lost the session and it could not be restored.",
 }
@@ -103,18 +100,13 @@ def instead_of(message: Message, status: int, phrase: str, said: Mapping[str, An
 
 
 def _for_each(message: Message, make: Callable[[JsonRpcId], dict[str, object]]) -> OwnAnswer:
-    if message.kind is Kind.OTHER or _is_unread_batch(message):
+    if message.kind is Kind.OTHER:
         return OwnAnswer(HTTPStatus.OK, JSON, dump(make(None)))
     errors = [make(request.id) for request in message.requests]
     if not errors:
         return ACCEPTED
     body: object = errors if message.members else errors[0]
     return OwnAnswer(HTTPStatus.OK, JSON, dump(body))
-
-
-def _is_unread_batch(message: Message) -> bool:
-    """Whether its requests are unknown, since it was too large to be held: somebody may wait all the same."""
-    return message.kind is Kind.BATCH and message.is_opaque and not message.members
 
 
 def unavailable(request_id: JsonRpcId, *, may_have_run: bool = False) -> OwnAnswer:

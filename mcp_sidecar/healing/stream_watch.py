@@ -12,13 +12,10 @@ from enum import Enum
 from typing import Any
 
 from mcp_sidecar.healing.announcement import Announcement
-from mcp_sidecar.healing.marked_ids import FIRST, Mark, Renumbering, event_to_client, to_client
+from mcp_sidecar.healing.marked_ids import Mark, Renumbering, event_to_client, to_client
 from mcp_sidecar.healing.progress import Progress
-from mcp_sidecar.wire.json_scan import TopLevelScan
-from mcp_sidecar.wire.jsonrpc import JsonRpcId, Kind, Message, NotJson, from_scan, parse
+from mcp_sidecar.wire.jsonrpc import JsonRpcId, Kind, Message, NotJson, parse
 from mcp_sidecar.wire.sse import Block, Event, Fragment, parse_event
-
-_NOTHING = Message(Kind.OTHER)
 
 
 class Ending(Enum):
@@ -43,10 +40,10 @@ class StreamWatch:
     """Looks at what is relayed on one stream, maps its ids, and remembers what its end will depend on.
 
     ``unanswered`` are the client's request ids that still wait, ``None`` where nobody knows whether any does. A message
-    is handed to the caller once, by ``relay``. ``misaddressed``: an answer went by under an id that the client does not
-    know, since it was too large to be written anew; it will not come again. ``heard`` counts what concerned the requests:
-    answers to them, progress, the beginning of something large. ``announcing`` adds what the model is to know, ``progress``
-    holds back what would go back.
+    is handed to the caller once, by ``relay``. ``misaddressed``: what went by unread, too large or too deep, may have been
+    an answer, under an id that the client does not know; it will not come again. ``heard`` counts what concerned the
+    requests: answers to them, progress, the beginning of something large. ``announcing`` adds what the model is to know,
+    ``progress`` holds back what would go back.
     """
 
     mark: Mark
@@ -62,14 +59,12 @@ class StreamWatch:
     heard: int = 0
     announcement: Announcement | None = None
     progress: Progress | None = None
-    _scan: TopLevelScan | None = field(default=None, init=False)
-    _is_json: bool = field(default=True, init=False)
 
     def relay(self, piece: Block | Fragment) -> tuple[bytes, Message | None]:
         """What the client gets for one piece of the stream, and the message in it, if it holds one."""
         self.blocks += 1
         if isinstance(piece, Fragment):
-            return self._relay_fragment(piece)
+            return self._relay_fragment(piece), None
         event = parse_event(piece.raw)
         self._note_fields(event)
         message = _message_in(event.data)
@@ -79,11 +74,6 @@ class StreamWatch:
             if self.progress is not None and not self.progress.lets_pass(message, self.mark.generation):
                 return b"", message
         return event_to_client(piece.raw, event, mapped, self.mark), message
-
-    @property
-    def rewrites(self) -> bool:
-        """Whether ids on this stream must be written anew."""
-        return self.mark.generation > FIRST or bool(self.renumbering.ids or self.renumbering.tokens)
 
     @property
     def answered(self) -> bool:
@@ -103,20 +93,20 @@ class StreamWatch:
         return self.announcement.added_to(seen, self.mark.generation) or mapped
 
     def _note(self, message: Message) -> None:
-        is_rewritable = not message.is_opaque
+        if message.is_unread:
+            self._note_unread()
         may_come_again = self.progress is not None and self.progress.judges(message)
         for member in message.members or (message,):
             if member.kind is Kind.RESPONSE:
-                self._note_answer(member.id, is_rewritable=is_rewritable)
+                self._note_answer(member.id)
             self.heard += member.method == "notifications/progress"
             if member.kind is not Kind.NOTIFICATION or member.method == "notifications/progress":
                 self.committed |= not may_come_again
 
-    def _note_answer(self, request_id: JsonRpcId, *, is_rewritable: bool) -> None:
-        """An answer counts under the id that the client will see; where that is not its own, it still waits."""
-        if isinstance(request_id, str) and request_id in self.renumbering.ids:
-            self.misaddressed |= not is_rewritable
-            request_id = self.renumbering.ids[request_id] if is_rewritable else request_id
+    def _note_answer(self, request_id: JsonRpcId) -> None:
+        """An answer counts under the id that the client will see."""
+        if isinstance(request_id, str):
+            request_id = self.renumbering.ids.get(request_id, request_id)
         if self.unanswered is not None and request_id in self.unanswered:
             self.heard += 1
             self.unanswered.discard(request_id)
@@ -127,23 +117,24 @@ class StreamWatch:
         if event.retry is not None:
             self.retry_ms = event.retry
 
-    def _relay_fragment(self, piece: Fragment) -> tuple[bytes, Message | None]:
-        """A part of something large, and at its end the question that it was, if the client sees it under its own id."""
-        message = None
-        self.in_fragment = not piece.last
-        self.committed = True
+    def _note_unread(self) -> None:
+        """It may have been what is waited for, and then it bore the id that the upstream knows."""
+        if self.renumbering.ids:
+            self.misaddressed = True
+        else:
+            self.unanswered = None
+
+    def _relay_fragment(self, piece: Fragment) -> bytes:
+        """A part of something too large to be read."""
         raw = piece.raw
-        if self._scan is None:
-            self._scan, self._is_json = TopLevelScan(), True
+        if not self.in_fragment:
             self.heard += 1
             raw = self._with_marked_id(raw)
-        self._is_json = self._is_json and _goes_on_as_json(self._scan, piece)
+        self.in_fragment = not piece.last
+        self.committed = True
         if piece.last:
-            message = from_scan(self._scan) if self._is_json else _NOTHING
-            self._note_scanned(message)
-            self._scan = None
-        is_question = message is not None and message.kind is Kind.REQUEST and not self.rewrites
-        return raw, message if is_question else None
+            self._note_unread()
+        return raw
 
     def _with_marked_id(self, raw: bytes) -> bytes:
         """The beginning of a large event; its id stands there, in the whole lines before the data."""
@@ -151,24 +142,6 @@ class StreamWatch:
         event = parse_event(whole)
         self._note_fields(event)
         return event_to_client(whole, event, None, self.mark) + raw[len(whole) :]
-
-    def _note_scanned(self, message: Message) -> None:
-        if message.kind is Kind.BATCH and self.unanswered is not None:
-            if self.renumbering.ids:
-                self.misaddressed = True
-            else:
-                self.unanswered.clear()
-        self._note(message)
-
-
-def _goes_on_as_json(scan: TopLevelScan, piece: Fragment) -> bool:
-    try:
-        scan.feed(piece.data)
-        if piece.last:
-            scan.finish()
-    except NotJson:
-        return False
-    return True
 
 
 def after_end(watch: StreamWatch, ending: Ending, *, may_resend: bool, may_resume: bool) -> AfterEnd:
@@ -195,12 +168,8 @@ def after_end(watch: StreamWatch, ending: Ending, *, may_resend: bool, may_resum
 
 
 def unanswered_ids(message: Message) -> set[JsonRpcId] | None:
-    """The ids that a POST waits for; ``None`` where they are not known: encoded, unread, or not yet here."""
-    is_unread_batch = message.kind is Kind.BATCH and message.is_opaque and not message.members
-    if message.kind is Kind.OTHER or is_unread_batch:
-        return None
-    ids = {request.id for request in message.requests}
-    return None if None in ids else ids
+    """The ids that a POST waits for; ``None`` where they are not known, since it is no message or was not read."""
+    return None if message.kind is Kind.OTHER else {request.id for request in message.requests}
 
 
 def _message_in(data: str | None) -> Message | None:

@@ -118,7 +118,8 @@ def read_call(services: Services, asked: RequestLine, pairs: list[Pair], move: M
     ``pairs`` are the headers for the upstream. Raises ``BadSessionId``.
     """
     client_id = _session_id(asked.session_ids)
-    principal, credential = services.principals.of(asked.fields)
+    identity = services.principals.of(asked.fields)
+    principal, credential = identity.principal, identity.credential
     if not services.policy.bind_principal:
         principal = ANONYMOUS
     session = services.table.find(client_id, principal) if client_id is not None else None

@@ -95,7 +95,7 @@ class Recorder:
             if isinstance(client_id, str):
                 client_id = self.renumbering.ids.get(client_id, client_id)
             request = asked.get(client_id)
-            if request is not None and response.result is not None and not request.is_opaque:
+            if request is not None and response.result is not None:
                 yield request, response.result
 
     def _learn_list(self, session: Session, request: Message, result: Mapping[str, Any]) -> None:

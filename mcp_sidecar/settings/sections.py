@@ -326,10 +326,9 @@ class LimitsSection(_Section):
     """Sizes, in bytes or as 64KiB, 16MiB, 1GiB."""
 
     max_request_body: SizeAboveZero = Field(
-        16 * 1024**2, description="The largest body on the MCP endpoint; 413 beyond it. Other paths have no limit."
-    )
-    max_replay_body: SizeAboveZero = Field(
-        1024**2, description="A larger request is streamed through and cannot be replayed."
+        16 * 1024**2,
+        description="The largest body on the MCP endpoint; 413 beyond it. Other paths have no limit. An event up to this "
+        "size is passed on whole.",
     )
     max_buffered_answer: SizeAboveZero = Field(
         1024**2, description="A JSON answer up to this size is passed on whole, so that a cut one can be told."

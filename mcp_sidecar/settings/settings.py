@@ -151,7 +151,6 @@ class Settings(BaseSettings):
         limits = self.limits
         return Limits(
             max_request_body=limits.max_request_body,
-            max_replay_body=limits.max_replay_body,
             max_buffered_answer=limits.max_buffered_answer,
             max_header_bytes=limits.max_header_bytes,
         )

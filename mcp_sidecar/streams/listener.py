@@ -371,7 +371,7 @@ class Listener:
             self._services.list_check.listens(session, self._generation, self._call.trigger)
         self._watch = watch = _watch(session, self._generation)
         watch.unanswered = self._position.polled
-        return watch, splitter_for(watch, self._services.limits)
+        return watch, splitter_for(self._services.limits)
 
     def _after_end(self, watch: StreamWatch, *, broke: bool, lived_s: float) -> After:
         session = self._session

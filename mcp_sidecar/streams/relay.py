@@ -63,10 +63,9 @@ class Overhearing:
         self._learn(message, self._answer)
 
 
-def splitter_for(watch: StreamWatch, limits: Limits) -> EventSplitter:
-    """Cuts a stream into the events that can be held. Where ids must be written anew, larger ones are held, too."""
-    limit = limits.max_buffered_answer
-    return EventSplitter(max(limit, limits.max_request_body) if watch.rewrites else limit)
+def splitter_for(limits: Limits) -> EventSplitter:
+    """Cuts a stream into events. Up to the size of a request they are held whole: half an event is of no use to a client."""
+    return EventSplitter(limits.max_request_body)
 
 
 async def relay_rest(answer: Answer, responder: Responder, overhearing: Overhearing | None = None) -> None:
@@ -143,7 +142,7 @@ class EventRelay:
 
     async def _relay(self, answer: Answer, deadline: asyncio.Timeout | None) -> Ending:
         heard_before = self._watch.heard
-        splitter = splitter_for(self._watch, self._services.limits)
+        splitter = splitter_for(self._services.limits)
         try:
             async for chunk in answer.chunks():
                 for piece in splitter.feed(chunk):

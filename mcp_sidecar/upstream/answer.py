@@ -18,15 +18,13 @@ from mcp_sidecar.upstream.connection import Connection, UpstreamFault
 from mcp_sidecar.upstream.pool import Pool
 from mcp_sidecar.wire.faults import Fault
 from mcp_sidecar.wire.headers import Fields, Pair, media_type
-from mcp_sidecar.wire.jsonrpc import Kind, Message, NotJson, parse
+from mcp_sidecar.wire.jsonrpc import UNREAD, Message, NotJson, parse
 
 EVENT_STREAM = "text/event-stream"
 JSON = "application/json"
 
 ERROR_BODY_TIMEOUT_S = 2.0
 """How long the body of an error is waited for altogether, however it drips: its status alone says most."""
-
-NO_MESSAGE = Message(Kind.OTHER)
 
 _ANY_DEFLATE = {"gzip": zlib.MAX_WBITS | 16, "x-gzip": zlib.MAX_WBITS | 16, "deflate": zlib.MAX_WBITS}
 
@@ -211,12 +209,12 @@ class WholeJson:
 
     @property
     def message(self) -> Message:
-        """What it says, looked at once; of kind OTHER where it is no JSON."""
+        """What it says, looked at once; unread where it is no JSON."""
         if self._message is None:
             try:
                 self._message = parse(self.body)
             except NotJson:
-                self._message = NO_MESSAGE
+                self._message = UNREAD
         return self._message
 
 

@@ -6,39 +6,28 @@ Never a full model: a body that means nothing to this file is still somebody's m
 from __future__ import annotations
 
 import json
+import math
 from codecs import BOM_UTF8
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
 
-from mcp_sidecar.wire.json_scan import (
-    DECODER,
-    META_PROTOCOL_VERSION,
-    JsonRpcId,
-    NotJson,
-    TopLevelScan,
-    array_members,
-    valid_id,
-)
+JsonRpcId = str | int | float | None
 
-__all__ = [
-    "JsonRpcId",
-    "Kind",
-    "Message",
-    "NotJson",
-    "dump",
-    "error_body",
-    "error_object",
-    "from_scan",
-    "is_initialize_result",
-    "mapped_back",
-    "parse",
-    "renumbered",
-    "with_id",
-    "with_progress_token",
-    "with_reported_token",
-]
+META_PROTOCOL_VERSION = "io.modelcontextprotocol/protocolVersion"
+
+MAX_DEPTH = 512
+"""Of arrays and objects in each other. What is deeper is not read: writing it anew could exhaust Python's stack."""
+
+MAX_MEMBERS = 1_000
+"""Of a batch. A longer one is not read: work on each member would cost many times what the client paid for it."""
+
+_BEYOND_DOUBLE = 10**309
+
+
+class NotJson(ValueError):
+    """The bytes are not JSON text in UTF-8. The message is a fixed phrase and never quotes them."""
 
 
 class Kind(Enum):
@@ -55,11 +44,8 @@ class Kind(Enum):
 class Message:
     """One JSON-RPC message, or a batch of them (2025-03-26 only).
 
-    ``value`` is the parsed JSON and is read only. It is None for a message known only by its top-level keys (too deep
-    or too large to parse, see ``is_opaque``); then every property that looks inside ``params`` or ``result`` is None.
-    ``members`` are those of a batch; an array inside a batch is OTHER. Of an opaque batch, too, each member is told, but
-    the batch cannot be put together from their values. The envelope's ``jsonrpc`` member is not asked
-    for, since a server may run what lacks it; where that matters, ask ``says_jsonrpc``.
+    ``value`` is the parsed JSON and is read only. ``members`` are those of a batch. The envelope's ``jsonrpc`` member is
+    not asked for, since a server may run what lacks it; where that matters, ask ``says_jsonrpc``.
     """
 
     kind: Kind
@@ -70,9 +56,12 @@ class Message:
     meta_protocol_version: str | None = None
 
     @property
-    def is_opaque(self) -> bool:
-        """Whether only kind, method, id and the version are known. Such a message cannot be renumbered."""
-        return self.value is None and self.kind is not Kind.OTHER
+    def is_unread(self) -> bool:
+        """Whether nothing is known of it: encoded, too deep, or a batch that is too long or not one of messages only.
+
+        It may hold anything, an answer to a question included.
+        """
+        return self.value is ...
 
     @property
     def says_jsonrpc(self) -> bool:
@@ -158,8 +147,8 @@ class Message:
         return tuple(member for member in self.members if member.kind is kind)
 
 
-_NO_MESSAGE = Message(Kind.OTHER)
-_TOO_MUCH = object()
+UNREAD = Message(Kind.OTHER, value=...)
+"""See ``Message.is_unread``."""
 
 
 # -- reading -------------------------------------------------------------------------------------------------------
@@ -168,35 +157,69 @@ _TOO_MUCH = object()
 def parse(body: bytes) -> Message:
     """Tells what a body is. Raises NotJson, and nothing else, on what is not JSON text in UTF-8.
 
-    A byte order mark is tolerated, the literals NaN and Infinity are not. What is too deep for the parser, or holds
-    an integer too long for it, is told by its top-level keys (``is_opaque``).
+    A byte order mark is tolerated, the literals NaN and Infinity are not. What is deeper than ``MAX_DEPTH``, or holds an
+    integer too long for Python, is ``UNREAD``, and so is a batch that is longer than ``MAX_MEMBERS`` or has a member that
+    is no message.
     """
-    value = _parsed(body)
-    if value is _TOO_MUCH:
-        return _parse_top_level(body)
-    if isinstance(value, list):
-        return Message(Kind.BATCH, value=value, members=tuple(map(_member, value)))
-    return _member(value)
+    try:
+        value = DECODER.decode(body.removeprefix(BOM_UTF8).decode())
+    except (json.JSONDecodeError, UnicodeDecodeError, NotJson):
+        raise NotJson("not JSON") from None
+    except (RecursionError, ValueError):
+        return UNREAD
+    if isinstance(value, list) and len(value) > MAX_MEMBERS:
+        return UNREAD
+    if body.count(b"[") + body.count(b"{") > MAX_DEPTH and _is_too_deep(value):
+        return UNREAD
+    return _batch(value) if isinstance(value, list) else _member(value)
 
 
-def from_scan(scan: TopLevelScan) -> Message:
-    """What a scan has told so far as an opaque message; a batch has no members here.
+def _batch(values: list[Any]) -> Message:
+    members = []
+    for value in values:
+        member = _member(value)
+        if member.kind is Kind.OTHER:
+            return UNREAD
+        members.append(member)
+    return Message(Kind.BATCH, value=values, members=tuple(members))
 
-    A method or id that was too long to be kept makes the message OTHER. What names a method and has not ended is taken
-    for a request, of which the id (None) may still come: some SDKs write it last.
-    """
-    if scan.is_array:
-        return Message(Kind.BATCH)
-    kind = _kind(
-        method=scan.method,
-        has_method=scan.has_method,
-        id=scan.id,
-        has_id=scan.has_id,
-        is_answer=scan.has_result or scan.error_is_object,
-    )
-    if kind is Kind.NOTIFICATION and not scan.complete:
-        kind = Kind.REQUEST
-    return Message(kind, *_visible(kind, scan.method, scan.id), meta_protocol_version=scan.meta_protocol_version)
+
+def _is_too_deep(value: Any) -> bool:
+    """Level by level, so that nothing recurses."""
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, dict | list)
+        ]
+        if not level:
+            return False
+    return True
+
+
+def valid_id(value: object) -> JsonRpcId:
+    """The value, if JSON-RPC 2.0 allows it as the id of a request, else None. ``true`` is not a number here."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return None
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def finite_number(literal: str) -> float | int:
+    """A JSON number as a double. One beyond its range stays finite: Python would write infinity as no JSON."""
+    number = float(literal)
+    if math.isfinite(number):
+        return number
+    return _BEYOND_DOUBLE if number > 0 else -_BEYOND_DOUBLE
+
+
+def _no_constant(_: str) -> Any:
+    raise NotJson("not JSON")
+
+
+DECODER = json.JSONDecoder(parse_float=finite_number, parse_constant=_no_constant)
+"""JSON as the standard says it: Python's parser would also take NaN and infinities."""
 
 
 def is_initialize_result(message: Message) -> bool:
@@ -207,28 +230,6 @@ def is_initialize_result(message: Message) -> bool:
         and isinstance(result.get("capabilities"), dict)
         and isinstance(result.get("serverInfo"), dict)
     )
-
-
-def _parsed(body: bytes) -> Any:
-    try:
-        return DECODER.decode(body.removeprefix(BOM_UTF8).decode())
-    except (json.JSONDecodeError, UnicodeDecodeError, NotJson):
-        raise NotJson("not JSON") from None
-    except (RecursionError, ValueError):
-        return _TOO_MUCH
-
-
-def _parse_top_level(body: bytes) -> Message:
-    scan = TopLevelScan()
-    scan.feed(body)
-    scan.finish()
-    if not scan.is_array:
-        return from_scan(scan)
-    return Message(Kind.BATCH, members=tuple(map(_parse_member, array_members(body))))
-
-
-def _parse_member(text: bytes) -> Message:
-    return _NO_MESSAGE if text.startswith(b"[") else parse(text)
 
 
 def _member(value: Any) -> Message:
@@ -265,10 +266,7 @@ def _visible(kind: Kind, method: str | None, id: JsonRpcId) -> tuple[str | None,
 
 def dump(value: Any) -> bytes:
     """Compact JSON in ASCII. Raises ValueError on NaN and infinities, which ``parse`` never yields."""
-    try:
-        return _ENCODER.encode(value).encode()
-    except RecursionError:
-        return "".join(_tokens(value)).encode()
+    return _ENCODER.encode(value).encode()
 
 
 def error_object(id: JsonRpcId, code: int, message: str, data: Any = None) -> dict[str, Any]:
@@ -277,11 +275,6 @@ def error_object(id: JsonRpcId, code: int, message: str, data: Any = None) -> di
     if data is not None:
         error["data"] = data
     return {"jsonrpc": "2.0", "error": error, "id": id}
-
-
-def error_body(id: JsonRpcId, code: int, message: str, data: Any = None) -> bytes:
-    """``error_object`` as bytes."""
-    return dump(error_object(id, code, message, data))
 
 
 def with_id(value: Mapping[str, Any], id: JsonRpcId) -> dict[str, Any]:
@@ -308,10 +301,8 @@ def renumbered(
 
     Returns the body, {new id: old id} and {new token: old token}. Every session may use an id only once, and a token
     only for one active request (``basic/index`` §Requests and ``utilities/progress`` of all session revisions).
-    ``new_id`` must never give the same string twice. Raises ValueError on an opaque message.
+    ``new_id`` must never give the same string twice.
     """
-    if message.is_opaque:
-        raise ValueError("an opaque message cannot be renumbered")
     ids: dict[str, JsonRpcId] = {}
     tokens: dict[str, str | int] = {}
     copies = [_renumbered_one(request, new_id, ids, tokens) for request in message.requests]
@@ -336,68 +327,7 @@ def _renumbered_one(
     return with_progress_token(copy, fresh_token)
 
 
-def mapped_back(value: Any, ids: Mapping[str, JsonRpcId], tokens: Mapping[str, str | int]) -> Any:
-    """A parsed answer, progress notification or array of them, as the client that ``renumbered`` hides expects it.
-
-    Returns ``value`` itself where nothing is to be changed, so that its bytes can be passed on as they came.
-    """
-    if isinstance(value, list):
-        mapped = [mapped_back(member, ids, tokens) if isinstance(member, dict) else member for member in value]
-        return value if all(new is old for new, old in zip(mapped, value, strict=True)) else mapped
-    message = _member(value)
-    if message.kind is Kind.RESPONSE and isinstance(message.id, str) and message.id in ids:
-        return with_id(value, ids[message.id])
-    token = message.reported_token
-    return with_reported_token(value, tokens[token]) if isinstance(token, str) and token in tokens else value
-
-
 _ENCODER = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", ":"))
-
-
-def _tokens(value: Any) -> Iterator[str]:
-    """The text of a value too deep for the encoder, piece by piece, without recursion."""
-    waiting: list[Iterator[Any]] = [iter([value])]
-    while waiting:
-        for item in waiting[-1]:
-            if isinstance(item, _Text):
-                yield item.text
-            elif isinstance(item, dict):
-                waiting.append(_object_parts(item))
-                break
-            elif isinstance(item, list):
-                waiting.append(_array_parts(item))
-                break
-            else:
-                yield _ENCODER.encode(item)
-        else:
-            waiting.pop()
-
-
-@dataclass(frozen=True, slots=True)
-class _Text:
-    text: str
-
-
-def _object_parts(value: dict[str, Any]) -> Iterator[Any]:
-    yield _Text("{")
-    for separator, (key, item) in zip(_separators(), value.items(), strict=False):
-        yield _Text(f"{separator}{_ENCODER.encode(key)}:")
-        yield item
-    yield _Text("}")
-
-
-def _array_parts(value: Iterable[Any]) -> Iterator[Any]:
-    yield _Text("[")
-    for separator, item in zip(_separators(), value, strict=False):
-        yield _Text(separator)
-        yield item
-    yield _Text("]")
-
-
-def _separators() -> Iterator[str]:
-    yield ""
-    while True:
-        yield ","
 
 
 # -- members that may be of any type -------------------------------------------------------------------------------

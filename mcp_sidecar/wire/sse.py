@@ -20,7 +20,6 @@ _SINGLE_FIELDS = {
     b"id": re.compile(rb"[^\0]*"),
     b"retry": re.compile(rb"[0-9]{1,15}"),
 }
-_DATA_START = b"data: "
 _LONG_BYTES = 4096
 """From here on a search is faster than a look at every byte."""
 
@@ -34,10 +33,9 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Fragment:
-    """A piece of an event over the limit. ``data`` is what its ``data`` fields say in this piece, for a ``TopLevelScan``."""
+    """A piece of an event over the limit."""
 
     raw: bytes
-    data: bytes
     last: bool
 
 
@@ -96,7 +94,7 @@ class EventSplitter:
     its own at once, because some clients wait for it before they dispatch.
     """
 
-    __slots__ = ("_after_cr", "_fragment_data", "_head", "_held", "_in_event", "_limit_bytes", "_line", "_pieces")
+    __slots__ = ("_after_cr", "_head", "_held", "_in_event", "_is_mid_fragment", "_limit_bytes", "_line", "_pieces")
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit_bytes = limit_bytes
@@ -105,23 +103,13 @@ class EventSplitter:
         self._line = _Line.EMPTY
         self._in_event = False
         self._after_cr = False
-        self._fragment_data: _DataFields | None = None
+        self._is_mid_fragment = False
         self._head: bytes | None = b""  # the first bytes of the stream, until they are known to be a BOM or not
 
     @property
     def pending(self) -> bytes:
         """The bytes held back: the beginning of an event or comment whose end has not come."""
         return (self._head or b"") + bytes(self._held)
-
-    @property
-    def mid_fragment(self) -> bool:
-        """Whether an event is half passed on. Nothing may be written between its pieces."""
-        return self._fragment_data is not None
-
-    @property
-    def idle(self) -> bool:
-        """Whether the stream stands between two events."""
-        return not self._held and not self._head and not self.mid_fragment
 
     def feed(self, chunk: bytes) -> list[Block | Fragment]:
         """Takes the next bytes, returns what can be passed on."""
@@ -144,7 +132,7 @@ class EventSplitter:
             and chunk.count(b"\r") == (0 if blank == b"\n\n" else chunk.count(b"\r\n"))
             and (blank == b"\n\n" or chunk.count(b"\r\n") == chunk.count(b"\n"))
             and chunk[0] not in b":\r\n"
-            and not (self._held or self._after_cr or self._in_event or self._fragment_data is not None)
+            and not (self._held or self._after_cr or self._in_event or self._is_mid_fragment)
             and self._line is _Line.EMPTY
         )
 
@@ -185,7 +173,7 @@ class EventSplitter:
     def _ends_piece(self) -> bool:
         if self._in_event:
             return self._line is _Line.EMPTY
-        return bool(self._held) or self.mid_fragment
+        return bool(self._held) or self._is_mid_fragment
 
     def _release_between(self, chunk: bytes, start: int, end: int) -> int:
         if start < end:
@@ -196,9 +184,8 @@ class EventSplitter:
         """One whole event, or the rest of one. The second byte of a CRLF is not measured: it may come a chunk later."""
         is_long = len(self._held) + measured_end - start > self._limit_bytes
         raw = self._taken() + chunk[start:end]
-        if self.mid_fragment or is_long:
+        if self._is_mid_fragment or is_long:
             self._release_fragment(raw, last=True)
-            self._fragment_data = None
         else:
             self._pieces.append(Block(raw))
         self._in_event = False
@@ -210,55 +197,17 @@ class EventSplitter:
             is_done = self._line is _Line.EMPTY
             released = self._release_between(chunk, released, len(chunk) if is_done else line_start)
         self._held += chunk[released:]
-        if self._held and (self.mid_fragment or len(self._held) > self._limit_bytes):
+        if self._held and (self._is_mid_fragment or len(self._held) > self._limit_bytes):
             self._release_fragment(self._taken(), last=False)
 
     def _release_fragment(self, raw: bytes, *, last: bool) -> None:
-        if self._fragment_data is None:
-            self._fragment_data = _DataFields()
-        self._pieces.append(Fragment(raw, self._fragment_data.feed(raw), last))
+        self._is_mid_fragment = not last
+        self._pieces.append(Fragment(raw, last))
 
     def _taken(self) -> bytes:
         raw = bytes(self._held)
         self._held = bytearray()
         return raw
-
-
-class _DataFields:
-    """Reads the payload of the ``data`` fields of one event that comes in pieces.
-
-    The line feed of a CRLF that was cut reads as an empty line, and an empty line as nothing.
-    """
-
-    def __init__(self) -> None:
-        self._start = b""  # of the current line, until it is known whether it is a data field
-        self._is_known = False
-        self._is_data = False
-        self._has_data = False
-
-    def feed(self, raw: bytes) -> bytes:
-        payload: list[bytes] = []
-        at = 0
-        for line_end, next_start in _newlines(raw, 0):
-            payload.append(self._part(raw[at:line_end], is_end=True))
-            self._start, self._is_known = b"", False
-            at = next_start
-        payload.append(self._part(raw[at:], is_end=False))
-        return b"".join(payload)
-
-    def _part(self, part: bytes, *, is_end: bool) -> bytes:
-        if self._is_known:
-            return part if self._is_data else b""
-        self._start += part
-        if not is_end and len(self._start) < len(_DATA_START) and _DATA_START.startswith(self._start):
-            return b""
-        name, value = _field(self._start)
-        self._is_known, self._is_data = True, name == b"data"
-        if not self._is_data:
-            return b""
-        separator = b"\n" if self._has_data else b""
-        self._has_data = True
-        return separator + value
 
 
 # -- reading and changing one event --------------------------------------------------------------------------------

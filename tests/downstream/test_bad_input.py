@@ -69,7 +69,6 @@ async def bystander(**settings: object) -> AsyncIterator[tuple[FakeUpstream, Wat
         pytest.param(b'{"a":"\xff"}', id="not-utf8"),
         pytest.param(b"a=1&b=2", id="form"),
         pytest.param(b"NaN", id="nan"),
-        pytest.param(b"[" * 100_000, id="deep"),
     ],
 )
 async def test_a_body_that_is_not_json_gets_400(header: str, body: bytes) -> None:
@@ -84,7 +83,7 @@ async def test_a_body_that_is_not_json_gets_400(header: str, body: bytes) -> Non
 
 
 async def test_a_large_body_that_turns_out_not_to_be_json_gets_400() -> None:
-    """Where it is too large to be held, the upstream sees its beginning and never its end."""
+    """The upstream sees nothing of it."""
     body = b'{"jsonrpc":"2.0","method":"x","params":"' + b"x" * 3_000_000 + b'"}}'
     async with bystander() as (upstream, sidecar):
         answer = await raw_exchange(sidecar.port, raw_post(sidecar.port, body))
@@ -106,13 +105,11 @@ async def test_json_that_is_no_json_rpc_is_the_upstreams_business(body: bytes) -
 
 
 @pytest.mark.parametrize("header", ["X-None: 1", MODERN, "Mcp-Session-Id: abc"])
-@pytest.mark.parametrize("replayable", ["100", "1MiB"])
 @pytest.mark.parametrize("chunked", [False, True], ids=["announced", "chunked"])
-async def test_too_large_a_body_gets_413(header: str, replayable: str, chunked: bool) -> None:
-    """Whether it was announced or only turns out to be too large, held or streamed."""
-    limits = {"limits__max_request_body": "2000", "limits__max_replay_body": replayable}
+async def test_too_large_a_body_gets_413(header: str, chunked: bool) -> None:
+    """Whether it was announced or only turns out to be too large."""
     body = PING.replace(b"ping", b"p" * 2000)
-    async with bystander(**limits) as (upstream, sidecar):
+    async with bystander(limits__max_request_body="2000") as (upstream, sidecar):
         if chunked:
             request = post("Transfer-Encoding: chunked", header, body=b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body))
         else:

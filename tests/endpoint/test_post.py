@@ -28,11 +28,9 @@ from tests.support.faults import (
     TruncateJson,
 )
 from tests.support.ledger import Arrival
-from tests.support.raw_upstream import Conversation, RawUpstream
 from tests.support.sidecar import running_sidecar
 
 BIG = "x" * 200_000
-REPLAYABLE = "64KiB"
 
 
 def sent(arrival: Arrival) -> dict[str, Any]:
@@ -147,7 +145,7 @@ async def test_an_answer_that_cannot_be_mapped_back_is_not_passed(headers: dict[
     body = json.dumps({"jsonrpc": "2.0", "id": 1, "result": {"text": BIG}}).encode()
     async with (
         FakeUpstream() as upstream,
-        running_sidecar(upstream.url, limits__max_buffered_answer="64KiB") as sidecar,
+        running_sidecar(upstream.url, limits__max_buffered_answer="64KiB", limits__max_request_body="64KiB") as sidecar,
         McpClient(sidecar.url) as client,
     ):
         await client.initialize()
@@ -254,43 +252,39 @@ async def test_a_handshake_that_is_begun_anew_has_one_id() -> None:
         assert [fact.outcome for fact in sidecar.of(HealEnded)] == [HealOutcome.HEALED]
 
 
-# -- too large to be kept ---------------------------------------------------------------------------------------------
+# -- large ------------------------------------------------------------------------------------------------------------
 
 
 async def test_a_large_request_passes() -> None:
-    """A request that is too large to be kept is streamed."""
+    """Up to ``limits.max_request_body`` a request is held whole."""
     async with (
         FakeUpstream() as upstream,
-        running_sidecar(upstream.url, limits__max_replay_body=REPLAYABLE) as sidecar,
+        running_sidecar(upstream.url) as sidecar,
         McpClient(sidecar.url) as client,
     ):
         await client.initialize()
         assert (await client.tool("echo", text=BIG)).text == BIG
 
 
-async def test_a_large_request_of_a_lost_session_is_told_after_the_heal() -> None:
-    """The session is healed, the request gets ``too_large_to_replay`` under its own id, and the next one succeeds."""
+async def test_a_large_request_of_a_lost_session_is_sent_again() -> None:
+    """As any other: it runs once, in the new session."""
     async with (
         FakeUpstream() as upstream,
-        running_sidecar(upstream.url, limits__max_replay_body=REPLAYABLE) as sidecar,
+        running_sidecar(upstream.url) as sidecar,
         McpClient(sidecar.url) as client,
     ):
         await client.initialize()
         await upstream.restart()
-        params = {"name": "charge", "arguments": {"note": BIG}}
-        answer = await client.call("tools/call", params, id=11)
-        assert (answer.status, answer.response["id"]) == (200, 11)
-        assert answer.error["data"] == {"reason": "too_large_to_replay"}
+        assert (await client.tool("charge", note=BIG)).text == "charged 1"
         assert [fact.outcome for fact in sidecar.of(HealEnded)] == [HealOutcome.HEALED]
-        assert upstream.ledger.executions("charge") == []
-        assert "result" in (await client.call("tools/call", params, id=12)).response
+        assert len(upstream.ledger.executions("charge")) == 1
 
 
 async def test_a_large_request_is_held_while_the_upstream_is_away() -> None:
     """Nothing of it was sent: it is sent once the upstream is back."""
     async with (
         FakeUpstream() as upstream,
-        running_sidecar(upstream.url, limits__max_replay_body=REPLAYABLE) as sidecar,
+        running_sidecar(upstream.url) as sidecar,
         McpClient(sidecar.url) as client,
     ):
         await client.initialize()
@@ -304,110 +298,88 @@ async def test_a_large_request_is_held_while_the_upstream_is_away() -> None:
         assert len(upstream.ledger.executions("charge")) == 1
 
 
-async def test_a_large_request_that_breaks_is_told_under_its_id() -> None:
-    """Even a harmless one cannot be sent again; its id is read from what is left of it."""
-    async with (
-        FakeUpstream() as upstream,
-        running_sidecar(upstream.url, limits__max_replay_body=REPLAYABLE) as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
-        await client.call("tools/list")
-        upstream.inject(ResetAfterExecution(), tool="echo")
-        body = {
-            "jsonrpc": "2.0",
-            "method": "tools/call",
-            "params": {"name": "echo", "arguments": {"text": BIG}},
-            "id": 13,
-        }
-        answer = await client.post(body)
-        assert (answer.status, answer.response["id"]) == (200, 13)
-        assert answer.error["data"] == {"reason": "outcome_unknown"}
-        assert upstream.ledger.count(tool="echo") == 1
-
-
 ID_LAST = {"method": "tools/call", "params": {"name": "charge", "arguments": {"note": BIG}}, "jsonrpc": "2.0", "id": 77}
 
 
 @pytest.mark.parametrize(
-    ("fault", "reason"),
+    "fault",
     [
-        pytest.param(None, "too_large_to_replay", id="lost"),
-        pytest.param(ResetAfterExecution(), "outcome_unknown", id="reset"),
-        pytest.param(CutStream(after_events=0, event_ids=False), "outcome_unknown", id="stream-cut"),
-        pytest.param(EndStream(after_events=0, event_ids=False), "outcome_unknown", id="stream-ended"),
-        pytest.param(Says(502, (), b"bad gateway"), "outcome_unknown", id="gateway"),
+        pytest.param(ResetAfterExecution(), id="reset"),
+        pytest.param(CutStream(after_events=0, event_ids=False), id="stream-cut"),
+        pytest.param(EndStream(after_events=0, event_ids=False), id="stream-ended"),
+        pytest.param(Says(502, (), b"bad gateway"), id="gateway"),
     ],
 )
-async def test_an_id_at_the_end_of_a_large_request_is_known(fault: Fault | None, reason: str) -> None:
-    """Some SDKs write the id last: what is not read to its end is not taken for a notification, for which nobody waits."""
+async def test_a_large_request_that_breaks_is_told_under_its_id(fault: Fault) -> None:
+    """Wherever in the message the id stands: some SDKs write it last."""
     async with (
         FakeUpstream() as upstream,
-        running_sidecar(upstream.url, limits__max_replay_body=REPLAYABLE) as sidecar,
+        running_sidecar(upstream.url) as sidecar,
         McpClient(sidecar.url) as client,
     ):
         await client.initialize()
-        if fault is None:
-            await upstream.restart()
-        else:
-            upstream.inject(fault, tool="charge")
+        upstream.inject(fault, tool="charge")
         answer = await client.post(ID_LAST)
         assert (answer.status, answer.response["id"]) == (200, 77)
-        assert answer.error["data"] == {"reason": reason}
+        assert answer.error["data"] == {"reason": "outcome_unknown"}
 
 
-async def test_an_id_at_the_end_is_known_although_nothing_was_sent() -> None:
-    """The error for an upstream that stays away bears the id, too."""
+# -- too deep to be read ------------------------------------------------------------------------------------------------
+
+DEEP = b'{"jsonrpc":"2.0","id":3,"method":"ping","params":{"a":%b}}' % (b"[" * 600 + b"]" * 600)
+
+
+async def test_a_request_too_deep_to_be_read_passes() -> None:
+    """What it is, the server says."""
     async with (
         FakeUpstream() as upstream,
-        running_sidecar(upstream.url, limits__max_replay_body=REPLAYABLE, healing__hold_timeout=0.2) as sidecar,
+        running_sidecar(upstream.url) as sidecar,
         McpClient(sidecar.url) as client,
     ):
         await client.initialize()
-        await upstream.stop()
-        answer = await client.post(ID_LAST)
-        assert (answer.status, answer.response["id"]) == (200, 77)
-        assert answer.error["data"] == {"reason": "upstream_unavailable"}
+        answer = await client.post(DEEP)
+        assert upstream.ledger.arrivals[-1].body == DEEP
+        assert answer.status == upstream.ledger.arrivals[-1].answer_status
 
 
-@pytest.mark.parametrize("mode", ["heal", "rewrite"])
-async def test_a_large_request_that_is_refused_at_its_head_is_read_to_its_end(mode: str) -> None:
-    """A server may refuse a lost session before it reads the body: the id still comes from the client."""
-    handshake = {
-        "protocolVersion": "2025-06-18",
-        "capabilities": {},
-        "serverInfo": {"name": "early", "version": "1"},
-    }
-
-    def says(status: bytes, body: object, more: bytes = b"") -> bytes:
-        text = json.dumps(body).encode()
-        head = b"HTTP/1.1 %b\r\nContent-Type: application/json\r\nContent-Length: %d\r\n" % (status, len(text))
-        return head + more + b"\r\n" + text
-
-    async def play(talk: Conversation) -> None:
-        if int(talk.request.values("content-length")[0]) > len(BIG):
-            error = {"jsonrpc": "2.0", "error": {"code": -32001, "message": "Session not found"}, "id": None}
-            await talk.send(says(b"404 Not Found", error))
-            await talk.client_left.wait()
-            return
-        message = json.loads(await talk.read_body())
-        opens = {"jsonrpc": "2.0", "id": message.get("id"), "result": handshake}
-        await talk.send(says(b"200 OK", opens, b"Mcp-Session-Id: s\r\n"))
-
+@pytest.mark.parametrize("is_healed", [False, True], ids=["lost", "healed before"])
+async def test_a_request_too_deep_to_be_read_is_never_healed(is_healed: bool) -> None:
+    """It may be an answer to a question of the session that is gone: the client has to start over."""
     async with (
-        RawUpstream(play) as upstream,
-        running_sidecar(upstream.url, limits__max_replay_body=REPLAYABLE, healing__mode=mode) as sidecar,
+        FakeUpstream() as upstream,
+        running_sidecar(upstream.url) as sidecar,
         McpClient(sidecar.url) as client,
     ):
         await client.initialize()
-        large = {**ID_LAST, "params": {"name": "charge", "arguments": {"note": 40 * BIG}}}
-        request = raw_post(sidecar.port, json.dumps(large).encode(), f"Mcp-Session-Id: {client.session_id}")
-        answer = await raw_exchange(sidecar.port, request)
-        if mode == "rewrite":
-            assert answer.status == 404
-        else:
-            error = json.loads(answer.data.partition(b"\r\n\r\n")[2])
-            assert (error["id"], error["error"]["data"]) == (77, {"reason": "too_large_to_replay"})
+        await upstream.restart()
+        if is_healed:
+            await client.call("ping")
+        assert (await client.post(DEEP)).status == 404
+        assert len(sidecar.of(HealEnded)) == is_healed
+
+
+async def test_an_answer_too_deep_to_be_read_passes() -> None:
+    """The client has it as it came, in JSON and on a stream."""
+    body = DEEP.replace(b'"method":"ping","params"', b'"result"')
+    stream = b"data: " + body + b"\n\n"
+    async with (
+        FakeUpstream() as upstream,
+        running_sidecar(upstream.url) as sidecar,
+        McpClient(sidecar.url) as client,
+    ):
+        await client.initialize()
+        await upstream.restart()
+        await client.call("ping")
+        upstream.inject(Says(200, (("Content-Type", "application/json"),), body), rpc_method="ping")
+        assert body in await raw_ping(sidecar.port, client)
+        upstream.inject(Says(200, (("Content-Type", "text/event-stream"),), stream), rpc_method="ping")
+        assert stream in await raw_ping(sidecar.port, client)
+
+
+async def raw_ping(port: int, client: McpClient) -> bytes:
+    """What a ping is answered with, not looked into."""
+    request = raw_post(port, json.dumps(client.request("ping")).encode(), f"Mcp-Session-Id: {client.session_id}")
+    return (await raw_exchange(port, request)).data
 
 
 # -- encoded ----------------------------------------------------------------------------------------------------------
@@ -519,37 +491,19 @@ class CutsAtOnce:
         await stage.wire.close()
 
 
-@pytest.mark.parametrize("what", ["batch", "encoded"])
-async def test_a_stream_for_unknown_ids_is_cut_where_it_breaks(what: str) -> None:
+async def test_a_stream_for_unknown_ids_is_cut_where_it_breaks() -> None:
     """Where nobody knows who waits there is no error to send, but neither is the broken stream ended as if whole."""
     async with (
         FakeUpstream() as upstream,
-        running_sidecar(upstream.url, limits__max_replay_body=REPLAYABLE) as sidecar,
-        McpClient(sidecar.url, version="2025-03-26") as client,
+        running_sidecar(upstream.url) as sidecar,
+        McpClient(sidecar.url) as client,
     ):
         await client.initialize()
-        call = client.request("tools/call", {"name": "charge", "arguments": {"note": BIG}}, id=5)
+        coded = gzip.compress(json.dumps(client.request("tools/call", {"name": "charge"}, id=5)).encode())
         upstream.inject(CutsAtOnce(), http_method="POST")
-        if what == "batch":
-            answer = await client.post([call])
-        else:
-            coded = gzip.compress(json.dumps(call).encode())
-            answer = await client.post(coded, headers={"Content-Encoding": "gzip"})
+        answer = await client.post(coded, headers={"Content-Encoding": "gzip"})
         assert answer.status == 200
         assert answer.broken is not None
-
-
-async def test_a_stream_for_unknown_ids_may_end() -> None:
-    """A clean end is one."""
-    async with (
-        FakeUpstream(answers=Answers.SSE) as upstream,
-        running_sidecar(upstream.url, limits__max_replay_body=REPLAYABLE) as sidecar,
-        McpClient(sidecar.url, version="2025-03-26") as client,
-    ):
-        await client.initialize()
-        answer = await client.post([client.request("tools/call", {"name": "echo", "arguments": {"text": BIG}}, id=5)])
-        assert (answer.status, answer.broken) == (200, None)
-        assert answer.messages[0]["id"] == 5
 
 
 # -- errors whose body does not come ----------------------------------------------------------------------------------

@@ -101,8 +101,8 @@ async def test_a_method_of_older_revisions_is_theirs(version: str | None) -> Non
         assert len(sidecar.services.table) == 1
 
 
-async def test_a_large_request_is_streamed_with_its_length() -> None:
-    """Beyond max_replay_body it is not held, and the upstream sees the framing of the client."""
+async def test_a_large_request_passes_with_its_length() -> None:
+    """It is held like any other."""
     request = json.dumps(call("big", text="x" * 3_000_000)).encode()
     head = b"POST /mcp HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nMCP-Protocol-Version: 2026-07-28\r\n"
     passed = await pass_through(head + b"Content-Length: %d\r\n\r\n%b" % (len(request), request))

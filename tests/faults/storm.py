@@ -27,13 +27,12 @@ from tests.support.credentials import alice
 T = TypeVar("T")
 
 CLIENT_HEADER: Final = "X-Client"
-MAX_REPLAY_BODY_BYTES: Final = 800_000
 ANSWER_BOUND_S: Final = 9.0  # both holds, one idle timeout, and a busy machine
 
 _USERS: Final = 3
-_OWN_REASONS: Final = {"upstream_unavailable", "outcome_unknown", "session_lost", "too_large_to_replay"}
+_OWN_REASONS: Final = {"upstream_unavailable", "outcome_unknown", "session_lost"}
 _REASONS_OF_A_CANCEL: Final = _OWN_REASONS | {"cancelled", "Request cancelled"}
-_LARGE_REQUEST_BYTES: Final = 900_000  # more than MAX_REPLAY_BODY_BYTES
+_LARGE_REQUEST_BYTES: Final = 900_000
 _LARGE_ANSWER_BYTES: Final = 700_000  # less than max_buffered_answer: a longer JSON answer may break before the client
 
 

@@ -17,7 +17,7 @@ from typing import Final
 import pytest
 
 from mcp_sidecar.facts import SidecarFault
-from tests.faults.storm import ANSWER_BOUND_S, CLIENT_HEADER, MAX_REPLAY_BODY_BYTES, Report, Visitor
+from tests.faults.storm import ANSWER_BOUND_S, CLIENT_HEADER, Report, Visitor
 from tests.faults.weather import Weather
 from tests.support.fake_upstream import FakeUpstream
 from tests.support.ledger import Ledger
@@ -32,7 +32,6 @@ _SETTINGS: Final = {
     "healing__hold_timeout": 1.0,
     "healing__connect_hold_timeout": 1.0,
     "healing__max_heals_per_minute": 10_000,
-    "limits__max_replay_body": MAX_REPLAY_BODY_BYTES,
     "upstream__idle_timeout": 2.0,
 }
 

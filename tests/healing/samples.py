@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from hypothesis import strategies as st
 
-from mcp_sidecar.wire.jsonrpc import Kind, Message, parse
+from mcp_sidecar.wire.jsonrpc import Message, parse
 
 DEPTH: Final = 100_000
 
@@ -36,16 +36,7 @@ def batch(*members: Message) -> Message:
     return parse(json.dumps([member.value for member in members]).encode())
 
 
-def deep(**members: Any) -> Message:
-    """A message that no parser takes whole, hence opaque."""
-    head = json.dumps({"jsonrpc": "2.0", **members})[:-1]
-    return parse(f'{head}, "x": {"[" * DEPTH}{"]" * DEPTH}}}'.encode())
-
-
-UNREAD_BATCH: Final = Message(Kind.BATCH)
-"""A batch that was too large to be held: nothing is known of its members."""
-
-NO_MESSAGE: Final = Message(Kind.OTHER)
+NO_MESSAGE: Final = message(x=1)
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),

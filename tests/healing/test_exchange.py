@@ -31,7 +31,7 @@ from mcp_sidecar.healing.stream_watch import AfterEnd
 from mcp_sidecar.verdicts.classify import UNANSWERED, Judgement, SessionKnowledge, Verdict
 from mcp_sidecar.verdicts.signatures import TABLE
 from mcp_sidecar.wire.faults import Fault
-from mcp_sidecar.wire.jsonrpc import Message
+from mcp_sidecar.wire.jsonrpc import UNREAD, Message
 from tests.healing import samples
 
 Report = Callable[[Exchange], Step | None]
@@ -144,7 +144,6 @@ def not_found(rewrites: int | None = 404) -> Give:
 
 AWAY: Final = error(Reason.UPSTREAM_UNAVAILABLE)
 UNKNOWN: Final = error(Reason.OUTCOME_UNKNOWN)
-TOO_LARGE: Final = error(Reason.TOO_LARGE_TO_REPLAY)
 GIVEN_UP: Final = error(Reason.CANCELLED)
 
 ROUTE_JUST_BACK: Final[Story] = [(answered(BARE_404), PING_FIRST), (unhealed(Unhealed.ALIVE), IN_DOUBT)]
@@ -222,18 +221,6 @@ LOSS: Final[dict[str, tuple[Exchange, Story]]] = {
     "cancelled while it waits for the heal": (
         exchange(),
         [FIRST, (answered(PROVEN), HEAL), (cancelled, GIVEN_UP)],
-    ),
-    "too large to be held": (
-        exchange(whole=False),
-        [FIRST, (answered(PROVEN), HEAL), (healed, TOO_LARGE)],
-    ),
-    "too large to be held, and unproven": (
-        exchange(whole=False),
-        [FIRST, (answered(UNPROVEN), HEAL_UNPROVEN), (healed, UNKNOWN)],
-    ),
-    "too large to be held, and no server to heal it": (
-        exchange(whole=False),
-        [FIRST, (answered(PROVEN), HEAL), (unhealed(Unhealed.UNREACHABLE), AWAY)],
     ),
     "initialized: the heal says it": (
         exchange(INITIALIZED),
@@ -352,10 +339,6 @@ CONFIRM: Final[dict[str, tuple[Exchange, Story]]] = {
             (unhealed(Unhealed.ALIVE), Pass()),
         ],
     ),
-    "the same for a streamed one: passes": (
-        exchange(LIST, whole=False),
-        [FIRST, (answered(BARE_404), PING_FIRST), (unhealed(Unhealed.ALIVE), Pass())],
-    ),
     "a weak wording is no route's": (
         exchange(LIST),
         [
@@ -378,12 +361,8 @@ DISPLACED: Final[dict[str, tuple[Exchange, Story]]] = {
         exchange(),
         [FIRST, (displaced, HEAL_DISPLACED), (healed, Send()), (answered(NEVER[0], 200), Pass())],
     ),
-    "a body that streams has not begun: it can be sent": (
-        exchange(whole=False),
-        [FIRST, (displaced, HEAL_DISPLACED), (healed, Send())],
-    ),
     "no server: held, then healed, never sent under the other's id": (
-        exchange(whole=False),
+        exchange(),
         [
             FIRST,
             (displaced, HEAL_DISPLACED),
@@ -442,10 +421,6 @@ OUTAGE: Final[dict[str, tuple[Exchange, Story]]] = {
         [FIRST, (REFUSED, CONNECT), (expired, undelivered(Reason.UPSTREAM_UNAVAILABLE))],
     ),
     "refused, cancelled": (exchange(), [FIRST, (REFUSED, CONNECT), (cancelled, GIVEN_UP)]),
-    "refused: a body that streams has not begun": (
-        exchange(whole=False),
-        [FIRST, (REFUSED, CONNECT), (back, NOT_SENT), (RESET, UNKNOWN)],
-    ),
     "a 404, stateless, once the endpoint worked: some server may have run it": (
         exchange(session=SessionKnowledge.NONE, endpoint_worked=True),
         [FIRST, (answered(ROUTE_404), UNKNOWN)],
@@ -471,10 +446,6 @@ OUTAGE: Final[dict[str, tuple[Exchange, Story]]] = {
     "a route's 404 to an unknown id passes": (
         exchange(session=SessionKnowledge.UNKNOWN, endpoint_worked=True),
         [FIRST, (answered(ROUTE_404), Pass())],
-    ),
-    "a route's 404 to a streamed body": (
-        exchange(LIST, session=SessionKnowledge.NONE, endpoint_worked=True, whole=False),
-        [FIRST, (answered(ROUTE_404), UNKNOWN)],
     ),
 }
 
@@ -515,24 +486,15 @@ DOUBT: Final[dict[str, tuple[Exchange, Story]]] = {
         exchange(INITIALIZE, session=SessionKnowledge.NONE),
         [FIRST, (RESET, IN_DOUBT), (RESET, IN_DOUBT), (RESET, UNAVAILABLE_IN_DOUBT)],
     ),
-    "reset: a safe call that streamed": (exchange(LIST, whole=False), [FIRST, (RESET, UNKNOWN)]),
     "reset: a notification": (exchange(PROGRESS), [FIRST, (RESET, undelivered(Reason.OUTCOME_UNKNOWN))]),
     "an ingress page: an unsafe call is told": (exchange(), [FIRST, (answered(PAGE, 502), UNKNOWN)]),
     "an ingress page: a safe call waits for the route": (
         exchange(LIST),
         [FIRST, (answered(PAGE, 502), ROUTE), (back, IN_DOUBT), (answered(PAGE, 503), ROUTE), (expired, UNKNOWN)],
     ),
-    "an ingress page: a safe call that streamed": (
-        exchange(LIST, whole=False),
-        [FIRST, (answered(PAGE, 502), UNKNOWN)],
-    ),
     "a trusted 503: nothing ran": (
         exchange(trust_503=True),
         [FIRST, (answered(PAGE, 503), ROUTE), (back, NOT_SENT), (answered(PAGE, 503), ROUTE), (expired, AWAY)],
-    ),
-    "a trusted 503 to a streamed body": (
-        exchange(trust_503=True, whole=False),
-        [FIRST, (answered(PAGE, 503), AWAY)],
     ),
     "trust in 503 is none in 502": (exchange(trust_503=True), [FIRST, (answered(PAGE, 502), UNKNOWN)]),
     "a trusted 503 after a reset does not undo it": (
@@ -579,17 +541,28 @@ REWRITE: Final[dict[str, tuple[Exchange, Story]]] = {
     ),
 }
 
+UNREAD_JSON: Final[dict[str, tuple[Exchange, Story]]] = {
+    "lost: it may be an answer to the dead session's question": (
+        exchange(UNREAD),
+        [FIRST, (answered(PROVEN), not_found(404))],
+    ),
+    "perhaps lost: passes": (exchange(UNREAD), [FIRST, (answered(PERHAPS), Pass())]),
+    "displaced": (exchange(UNREAD), [FIRST, (displaced, not_found(None))]),
+    "reset: there is no id to answer to": (exchange(UNREAD), [FIRST, (RESET, error(Reason.OUTCOME_UNKNOWN, UNREAD))]),
+    "refused, back": (exchange(UNREAD), [FIRST, (REFUSED, CONNECT), (back, NOT_SENT)]),
+}
+
 ENCODED: Final[dict[str, tuple[Exchange, Story]]] = {
     "lost, healed, sent again": (
-        exchange(samples.NO_MESSAGE, opaque=True),
+        exchange(UNREAD, opaque=True),
         [FIRST, (answered(PROVEN), HEAL), (healed, AFTER_LOSS)],
     ),
     "reset: there is no id to answer to": (
-        exchange(samples.NO_MESSAGE, opaque=True),
+        exchange(UNREAD, opaque=True),
         [FIRST, (RESET, Give(replies.BAD_GATEWAY, reason=Reason.OUTCOME_UNKNOWN))],
     ),
     "refused, never back": (
-        exchange(samples.NO_MESSAGE, opaque=True),
+        exchange(UNREAD, opaque=True),
         [FIRST, (REFUSED, CONNECT), (expired, Give(replies.UNAVAILABLE_PATH, reason=Reason.UPSTREAM_UNAVAILABLE))],
     ),
 }
@@ -603,6 +576,7 @@ TRIPS: Final = [
         "outage": OUTAGE,
         "doubt": DOUBT,
         "rewrite": REWRITE,
+        "unread": UNREAD_JSON,
         "encoded": ENCODED,
     }.items()
     for name, (trip, story) in stories.items()
@@ -693,13 +667,12 @@ def test_hints_count_where_it_was_sent_and_where_it_would_go(
     [
         pytest.param(LIST, {}, True, id="safe"),
         pytest.param(CALL, {}, False, id="unsafe"),
-        pytest.param(LIST, {"whole": False}, False, id="streamed"),
         pytest.param(LIST, {"mode": Mode.REWRITE}, False, id="rewrite"),
         pytest.param(LIST, {"mode": Mode.OBSERVE}, False, id="observe"),
     ],
 )
 def test_what_may_be_begun_anew(message: Message, facts: dict[str, Any], may: bool) -> None:
-    """A cut stream is begun anew only in mode heal, for what is harmless and still at hand."""
+    """A cut stream is begun anew only in mode heal, for what is harmless."""
     assert exchange(message, **facts).may_resend_stream is may
 
 

@@ -20,7 +20,7 @@ from mcp_sidecar.healing.handshake import (
     is_same_server,
 )
 from mcp_sidecar.healing.policy import OnServerChange
-from mcp_sidecar.wire.jsonrpc import parse
+from mcp_sidecar.wire.jsonrpc import MAX_DEPTH, parse
 from tests.healing import samples
 
 PARAMS: Final = {
@@ -89,12 +89,12 @@ class TestHandshake:
         assert differences(handshake, result) == set()
 
     def test_deep_params_survive(self) -> None:
-        """What the parser could still take is written, however deep."""
+        """What is read at all can be written, however deep."""
         deep: list[Any] = []
-        for _ in range(10_000):
+        for _ in range(MAX_DEPTH):
             deep = [deep]
         params = {"capabilities": {"experimental": {"x": deep}}}
-        assert Handshake.of(params, RESULT).initialize_request("i").count(b"[") == 10_001
+        assert Handshake.of(params, RESULT).initialize_request("i").count(b"[") == MAX_DEPTH + 1
 
 
 class TestDifferences:

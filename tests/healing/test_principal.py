@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcp_sidecar.healing.principal import ANONYMOUS, REMEMBERED, Principal, Principals
+from mcp_sidecar.healing.principal import ANONYMOUS, REMEMBERED, Identity, Principal, Principals
 from mcp_sidecar.wire.headers import Fields, Pair
 from tests.healing import samples
 
@@ -36,11 +36,11 @@ def fields(pairs: list[Pair]) -> Fields:
 
 
 def of(pairs: list[Pair], key: bytes = KEY) -> Principal:
-    return Principals(NAMES, key).of(fields(pairs))[0]
+    return Principals(NAMES, key).of(fields(pairs)).principal
 
 
 def credential_of(pairs: list[Pair]) -> Principal:
-    return Principals(NAMES, KEY).of(fields(pairs))[1]
+    return Principals(NAMES, KEY).of(fields(pairs)).credential
 
 
 def alice(**claims: Any) -> list[Pair]:
@@ -164,8 +164,9 @@ class TestPrincipals:
         """The second time, too, and for a request without credentials."""
         told = Principals(NAMES, KEY)
         for pairs in ([], alice(), alice(exp=1), alice(exp=2), alice(), [("Authorization", "Bearer x")]):
-            expected = (of(pairs), credential_of(pairs))
-            assert told.of(fields(pairs)) == expected == told.of(fields(pairs))
+            first = told.of(fields(pairs))
+            assert (first.principal, first.credential) == (of(pairs), credential_of(pairs))
+            assert told.of(fields(pairs)) == first
 
     def test_plain_headers_tell_the_same(self) -> None:
         """Where every header is there once it does not matter in which form they come."""
@@ -179,7 +180,8 @@ class TestPrincipals:
         for number in range(REMEMBERED + 9):
             told.of(fields([("Authorization", f"Bearer secret-{number}")]))
         assert len(told._told) == REMEMBERED
-        assert {len(kept) for kept in (*told._told, *told._told.values())} == {16}
+        kept = [part for each in told._told.values() for part in (each.principal, each.credential, *each.kind[0][1:])]
+        assert {len(part) for part in (*told._told, *kept)} <= {0, 16}
 
 
 class TestCredential:
@@ -213,3 +215,54 @@ def test_never_fails_and_depends_on_what_counts_only(one: list[Pair], other: lis
     if by_header[0] == by_header[1]:
         assert of(one) == of(other)
     assert (credential_of(one) == credential_of(other)) is (by_header[0] == by_header[1])
+
+
+def identity(pairs: list[Pair], query: str = "", cookies: tuple[str, ...] = ()) -> Identity:
+    return Principals(NAMES, KEY, cookies).of(fields(pairs), query)
+
+
+@pytest.mark.parametrize(
+    ("owner", "newer", "may"),
+    [
+        pytest.param(alice(exp=1), alice(exp=2), True, id="a refreshed JWT"),
+        pytest.param(alice(sub=...), alice(sub=..., **REFRESHED), True, id="a JWT without subject"),
+        pytest.param(alice(sub=...), alice(), True, id="a subject that was not told before"),
+        pytest.param(bearer("opaque-1"), bearer("opaque-2"), True, id="an opaque token, rotated"),
+        pytest.param(bearer("opaque-1"), alice(), True, id="a JWT for an opaque token"),
+        pytest.param(alice(), alice(sub="bob"), False, id="another subject"),
+        pytest.param(alice(), alice(iss="https://evil"), False, id="another issuer"),
+        pytest.param(alice(sub=...), alice(sub=..., iss="https://evil"), False, id="another issuer, no subject"),
+        pytest.param(bearer("a"), [("X-API-Key", "a")], False, id="another header"),
+        pytest.param(bearer("a"), [("Authorization", "Basic YTpi")], False, id="another scheme"),
+        pytest.param([("Authorization", "Basic YTpi")], [("Authorization", "Basic YTpj")], False, id="another log-in"),
+        pytest.param([("X-API-Key", "k1")], [("X-API-Key", "k2")], False, id="another key"),
+        pytest.param(bearer("a"), [], False, id="none any more"),
+        pytest.param([], bearer("a"), False, id="one where none was"),
+        pytest.param(bearer("a"), [*bearer("b"), ("X-API-Key", "k")], False, id="a key besides"),
+    ],
+)
+def test_who_may_be_the_same_with_a_newer_credential(owner: list[Pair], newer: list[Pair], may: bool) -> None:
+    """A bearer token for a bearer token, and nobody who says to be somebody else: the rest is for the upstream to say."""
+    assert identity(newer).may_succeed(identity(owner)) is may
+
+
+class TestQueryAndCookies:
+    """Keys are put into the endpoint's query, and sessions of an application into cookies."""
+
+    def test_another_key_in_the_query_is_another_principal(self) -> None:
+        """And none that may follow the first."""
+        one, other = identity([], "key=1"), identity([], "key=2")
+        assert one.principal != other.principal
+        assert not other.may_succeed(one)
+
+    def test_only_named_cookies_count(self) -> None:
+        """A browser sends cookies on behalf of whoever lured it: the operator says which ones mean somebody."""
+        one, other = [("Cookie", "sid=a; theme=dark")], [("Cookie", "theme=light; sid=a")]
+        assert identity(one).principal == ANONYMOUS
+        assert identity(one, cookies=("sid",)) == identity(other, cookies=("sid",))
+
+    def test_a_named_cookie_may_be_renewed(self) -> None:
+        """It is another principal until the upstream says otherwise."""
+        one, other = (identity([("Cookie", f"sid={value}")], cookies=("sid",)) for value in "ab")
+        assert one.principal != other.principal
+        assert other.may_succeed(one)

@@ -10,7 +10,7 @@ from hypothesis import given
 
 from mcp_sidecar.healing import replies
 from mcp_sidecar.healing.replies import Reason
-from mcp_sidecar.wire.jsonrpc import JsonRpcId, Message, parse
+from mcp_sidecar.wire.jsonrpc import UNREAD, JsonRpcId, Message, parse
 from mcp_sidecar.wire.reply import OwnAnswer
 from tests.healing import samples
 
@@ -90,9 +90,9 @@ RETRY: Final = (("Retry-After", "1"),)
             id="no JSON-RPC",
         ),
         pytest.param(
-            replies.in_session(samples.UNREAD_BATCH, Reason.UPSTREAM_UNAVAILABLE),
+            replies.in_session(UNREAD, Reason.UPSTREAM_UNAVAILABLE),
             OwnAnswer(200, "application/json", AWAY_ERROR % b"null"),
-            id="a batch that nobody read: somebody may wait",
+            id="unread: somebody may wait",
         ),
         pytest.param(
             replies.opaque(Reason.UPSTREAM_UNAVAILABLE),
@@ -121,7 +121,6 @@ def test_to_the_byte(answer: OwnAnswer, expected: OwnAnswer) -> None:
     [
         pytest.param(Reason.UPSTREAM_UNAVAILABLE, "upstream_unavailable", id="away"),
         pytest.param(Reason.OUTCOME_UNKNOWN, "outcome_unknown", id="in doubt"),
-        pytest.param(Reason.TOO_LARGE_TO_REPLAY, "too_large_to_replay", id="too large"),
         pytest.param(Reason.CANCELLED, "cancelled", id="cancelled"),
         pytest.param(Reason.SESSION_LOST, "session_lost", id="lost"),
     ],

@@ -14,7 +14,7 @@ from mcp_sidecar.healing.labels import HTTP_METHODS, NO_METHOD, RPC_METHODS, htt
 from mcp_sidecar.healing.policy import Mode, OnServerChange, Policy
 from mcp_sidecar.healing.replay import MATRIX
 from mcp_sidecar.wire.faults import Fault
-from mcp_sidecar.wire.jsonrpc import Message
+from mcp_sidecar.wire.jsonrpc import UNREAD, Message
 from mcp_sidecar.wire.revisions import SESSION_METHODS, SESSIONLESS_METHODS
 from tests.healing import samples
 
@@ -35,7 +35,7 @@ class TestLabels:
             pytest.param(samples.response(), "other", id="a response"),
             pytest.param(samples.NO_MESSAGE, "other", id="no JSON-RPC"),
             pytest.param(samples.batch(samples.call()), "batch", id="a batch"),
-            pytest.param(samples.UNREAD_BATCH, "batch", id="an unread batch"),
+            pytest.param(UNREAD, "other", id="unread"),
         ],
     )
     def test_rpc(self, message: Message, label: str) -> None:

@@ -166,10 +166,9 @@ async def test_a_question_on_the_stream_of_a_call() -> None:
         assert [reply.message["result"] for reply in upstream.ledger.replies] == [{"action": "decline"}]
 
 
-async def test_a_question_that_passes_in_pieces() -> None:
-    """One that is too large to be held is cancelled like any other, and its large answer settles it."""
-    settings: dict[str, Any] = {"limits__max_replay_body": "64KiB", "limits__max_buffered_answer": "64KiB"}
-    async with scene(**settings) as (upstream, _, client), await client.get_stream() as stream:
+async def test_a_large_question() -> None:
+    """It is cancelled like any other, and its large answer settles it."""
+    async with scene(limits__max_buffered_answer="64KiB") as (upstream, _, client), await client.get_stream() as stream:
         await attached(upstream)
         large = {**FORM, "message": "x" * 200_000}
         dead = [asking(upstream, large), asking(upstream, large)]

@@ -56,7 +56,7 @@ def test_every_key_is_handed_down(toml: Path) -> None:
     toml.write_text("""
         upstream = { url = "https://up.example:444/a/", endpoint = "/b", connect_timeout = 1, idle_timeout = 2 }
         sessions = { idle_ttl = 1, max_lifetime = 2, max_sessions = 3 }
-        limits = { max_request_body = "4KiB", max_replay_body = 3, max_buffered_answer = 2, max_header_bytes = "2KiB" }
+        limits = { max_request_body = "4KiB", max_buffered_answer = 2, max_header_bytes = "2KiB" }
         log = { format = "json", level = "WARNING" }
         admin = { address = "off" }
         [listen]
@@ -117,9 +117,7 @@ def test_every_key_is_handed_down(toml: Path) -> None:
         drain_timeout_s=0,
         comment_interval_s=0.5,
     )
-    assert made.limits_config() == Limits(
-        max_request_body=4096, max_replay_body=3, max_buffered_answer=2, max_header_bytes=2048
-    )
+    assert made.limits_config() == Limits(max_request_body=4096, max_buffered_answer=2, max_header_bytes=2048)
     assert made.session_limits() == SessionLimits(idle_ttl_s=1, max_lifetime_s=2, max_sessions=3)
     assert (made.admin_address, made.log_format, made.log_level) == (None, "json", "warning")
 
@@ -355,10 +353,10 @@ def test_a_path_that_cannot_be_one_is_told() -> None:
 
 def test_all_mistakes_of_all_levels_are_told(toml: Path) -> None:
     """Nobody has to start the sidecar once per mistake."""
-    toml.write_text("[foo]\n[limits]\nmax_sessions = 3\nmax_replay_body = -1")
+    toml.write_text("[foo]\n[limits]\nmax_sessions = 3\nmax_buffered_answer = -1")
     lines = mistakes({"MCP_SIDECAR_LOG_LEVEL": "loud", "MCP_SIDECAR_LOG__COLOUR": "red"}, mode="x", config=str(toml))
     assert [line.partition(":")[0] for line in lines] == [
-        "log.colour", "foo", "limits.max_sessions", "upstream.url", "healing.mode", "limits.max_replay_body", "log.level",
+        "log.colour", "foo", "limits.max_sessions", "upstream.url", "healing.mode", "limits.max_buffered_answer", "log.level",
     ]  # fmt: skip
 
 

@@ -61,7 +61,7 @@ def test_effective_settings_can_be_read_back(tmp_path: Path) -> None:
         hold_timeout = 0.25
         signatures = [{ status = 400, text = 'say "bye"\\b', methods = ["POST"] }]
         [limits]
-        max_replay_body = 1000
+        max_request_body = 1000
     """)
     first = settings_of(path)
     path.write_text(effective(first))

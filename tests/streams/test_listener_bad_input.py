@@ -22,7 +22,6 @@ from tests.support.waiting import eventually
 SMALL: dict[str, Any] = {
     "limits__max_buffered_answer": 1024,
     "limits__max_request_body": 2048,
-    "limits__max_replay_body": 1024,
 }
 
 

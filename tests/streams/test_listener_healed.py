@@ -289,7 +289,7 @@ async def test_our_own_events_wait_for_the_end_of_a_large_one(is_whole: bool) ->
     """In the middle of an event that passes in pieces they would spoil it; where its end never comes they are dropped."""
     large = b'data: {"jsonrpc":"2.0","method":"notifications/large","params":{"x":"' + b"x" * 5000
     end = b'"}}\n\n' if is_whole else b""
-    async with scene(limits__max_buffered_answer=1024) as (upstream, sidecar, client):
+    async with scene(limits__max_request_body=1024) as (upstream, sidecar, client):
         upstream.inject(Says((large, b"", end, b"" if is_whole else b"x")), http_method="GET")
         async with await client.get_stream() as stream:
             [session] = sidecar.services.table

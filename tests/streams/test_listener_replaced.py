@@ -86,7 +86,7 @@ async def test_the_former_is_closed_before_the_next_is_opened() -> None:
 
 async def test_a_stream_replaced_inside_an_event_is_cut() -> None:
     """Half an event must not look like a whole one."""
-    async with scene(limits__max_buffered_answer=1024) as (upstream, _, client):
+    async with scene(limits__max_request_body=1024) as (upstream, _, client):
         upstream.inject(Says((b"data: " + b"x" * 5000, b"")), http_method="GET")
         async with await client.get_stream() as first:
             assert len(await first._response.content.readany()) > 1000

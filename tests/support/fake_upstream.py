@@ -23,7 +23,7 @@ from tests.support.endpoint import Computed, Endpoint, Outgoing, Streamed, parse
 from tests.support.faults import AS_USUAL, Fault, Form, Refuse
 from tests.support.http1 import ConnectionCut, HttpRequest, SocketWire, WatchedReader, Wire, read_request
 from tests.support.ledger import Arrival, Ledger
-from tests.support.listener import ListenerPort
+from tests.support.listener import Loopback
 from tests.support.rpc import tool_of
 from tests.support.script import On, Planted, Script
 from tests.support.streams import Entry, Message, Session, render_event
@@ -39,7 +39,7 @@ class FakeUpstream:
         self.slow_gate = asyncio.Event()
         self.released = asyncio.Event()
         self._script = Script()
-        self._listener = ListenerPort(self._converse)
+        self._listener = Loopback(self._converse)
         self._endpoint = Endpoint(
             behaviour=dataclasses.replace(behaviour or Behaviour(), **changes),
             ledger=self.ledger,

@@ -15,7 +15,7 @@ _BACKLOG = 2048
 Converse = Callable[[int, WatchedReader, asyncio.StreamWriter], Awaitable[None]]
 
 
-class ListenerPort:
+class Loopback:
     """Opens and shuts a port any number of times. ``converse`` gets the number of the connection and its two ends."""
 
     def __init__(self, converse: Converse) -> None:

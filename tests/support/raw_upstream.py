@@ -12,7 +12,7 @@ from typing import Self
 
 from tests.support.client import RawAnswer, raw_exchange
 from tests.support.http1 import WatchedReader, reset_transport
-from tests.support.listener import ListenerPort
+from tests.support.listener import Loopback
 from tests.support.pulse import Pulse
 from tests.support.sidecar import WatchedSidecar, running_sidecar
 
@@ -108,7 +108,7 @@ class RawUpstream:
 
     def __init__(self, *answers: bytes | Play) -> None:
         self._answers = list(answers) or [OK]
-        self._listener = ListenerPort(self._converse)
+        self._listener = Loopback(self._converse)
         self._pulse = Pulse()
         self.requests: list[RawRequest] = []
 

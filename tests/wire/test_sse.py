@@ -57,17 +57,20 @@ def joined(pieces: Iterable[Block | Fragment], splitter: EventSplitter) -> bytes
     return b"".join(piece.raw for piece in pieces) + splitter.pending
 
 
-def long_payloads(pieces: Iterable[Block | Fragment]) -> list[tuple[bytes, bytes]]:
-    """(raw, data) of each whole event that came as fragments."""
-    raw = data = b""
-    whole = []
+def long_events(pieces: Iterable[Block | Fragment]) -> list[bytes]:
+    """Each whole event that came as fragments."""
+    raw, whole = b"", []
     for piece in pieces:
         if isinstance(piece, Fragment):
-            raw, data = raw + piece.raw, data + piece.data
+            raw += piece.raw
             if piece.last:
-                whole.append((raw, data))
-                raw = data = b""
+                whole.append(raw)
+                raw = b""
     return whole
+
+
+def fragmented_events_of(pieces: Iterable[Block | Fragment]) -> list[Event]:
+    return [event for raw in long_events(pieces) if (event := parse_event(raw)) != Event()]
 
 
 class TestSplitting:
@@ -80,7 +83,7 @@ class TestSplitting:
             pieces, splitter = split(chunks_of(stream, [place]))
             assert joined(pieces, splitter) == stream
             assert events_of(pieces) == recorded.events
-            assert splitter.idle
+            assert not splitter.pending
 
     @pytest.mark.parametrize("newline", NEWLINES)
     @pytest.mark.parametrize("recorded", STREAMS)
@@ -94,7 +97,7 @@ class TestSplitting:
     @pytest.mark.parametrize("recorded", STREAMS)
     @pytest.mark.parametrize("limit_bytes", [0, 1, 5, 20, 60])
     def test_every_split_of_events_over_the_limit(self, recorded: Recorded, newline: str, limit_bytes: int) -> None:
-        """An event over the limit comes as fragments whose data is the event's; a shorter one as one block."""
+        """An event over the limit comes as fragments, a shorter one as one block."""
         stream = recorded.text.replace("\n", newline).encode()
         whole, _ = split([stream])
         measured = [(piece.raw, len(piece.raw) - piece.raw.endswith(b"\r\n")) for piece in whole]
@@ -102,9 +105,7 @@ class TestSplitting:
         for place in range(len(stream) + 1):
             pieces, splitter = split(chunks_of(stream, [place]), limit_bytes)
             assert joined(pieces, splitter) == stream
-            told = [(raw, data) for raw, data in long_payloads(pieces) if parse_event(raw) != Event()]
-            assert [parse_event(raw) for raw, _ in told] == [parse_event(raw) for raw in long]
-            assert [data.decode() for _, data in told] == [parse_event(raw).data or "" for raw in long]
+            assert fragmented_events_of(pieces) == [parse_event(raw) for raw in long]
 
     @pytest.mark.parametrize("stream", [b"a\r\n\r\n:c\r\r\nb\n\r\n\n", b"\xef\xbb\xbfa\r\r\n\r:\n\rb"])
     def test_every_three_chunks_of_mixed_newlines(self, stream: bytes) -> None:
@@ -139,8 +140,7 @@ class TestSplitting:
         assert events_of(p for p in parts if isinstance(p, Block)) == events_of(
             p for p in whole if isinstance(p, Block)
         )
-        told = [data for raw, data in long_payloads(parts) if parse_event(raw) != Event()]
-        assert told == [data for raw, data in long_payloads(whole) if parse_event(raw) != Event()]
+        assert fragmented_events_of(parts) == fragmented_events_of(whole)
 
 
 class TestPromptness:
@@ -172,7 +172,7 @@ class TestPromptness:
         """Nothing waits for bytes that it does not need."""
         splitter = EventSplitter(AMPLE)
         assert [[piece.raw for piece in splitter.feed(chunk)] for chunk in chunks] == released
-        assert splitter.idle
+        assert not splitter.pending
 
     @pytest.mark.parametrize(
         ("chunk", "pending"),
@@ -185,7 +185,7 @@ class TestPromptness:
     def test_what_is_not_whole_is_pending(self, chunk: bytes, pending: bytes) -> None:
         """A stream that ends inside an event says so and gives back what it held."""
         pieces, splitter = split([chunk])
-        assert (pieces, splitter.pending, splitter.idle, splitter.mid_fragment) == ([], pending, False, False)
+        assert (pieces, splitter.pending) == ([], pending)
 
 
 class TestLongEvents:
@@ -193,19 +193,19 @@ class TestLongEvents:
         """Over the limit an event is passed on as it comes; the next one is a block again."""
         splitter = EventSplitter(12)
         assert splitter.feed(b"id: 1\ndata:") == []
-        assert splitter.feed(b" abc") == [Fragment(b"id: 1\ndata: abc", b"abc", last=False)]
-        assert (splitter.mid_fragment, splitter.idle, splitter.pending) == (True, False, b"")
-        assert splitter.feed(b"def\nda") == [Fragment(b"def\nda", b"def", last=False)]
-        assert splitter.feed(b"ta: g\n\n: c\n") == [Fragment(b"ta: g\n\n", b"\ng", last=True), Block(b": c\n")]
-        assert splitter.idle
+        assert splitter.feed(b" abc") == [Fragment(b"id: 1\ndata: abc", last=False)]
+        assert splitter.pending == b""
+        assert splitter.feed(b"def\nda") == [Fragment(b"def\nda", last=False)]
+        assert splitter.feed(b"ta: g\n\n: c\n") == [Fragment(b"ta: g\n\n", last=True), Block(b": c\n")]
+        assert not splitter.pending
         assert splitter.feed(b"data: x\n\n") == [Block(b"data: x\n\n")]
 
     def test_a_cut_newline_in_a_fragment_is_one(self) -> None:
-        """A CRLF cut between two fragments neither ends the event nor adds a line to its data."""
+        """A CRLF cut between two fragments does not end the event."""
         pieces, splitter = split([b"data: a\r", b"\ndata: b\r", b"\n\r", b"\n"], limit_bytes=3)
-        assert long_payloads(pieces) == [(b"data: a\r\ndata: b\r\n\r", b"a\nb")]
+        assert long_events(pieces) == [b"data: a\r\ndata: b\r\n\r"]
         assert pieces[-1] == Block(b"\n")
-        assert splitter.idle
+        assert not splitter.pending
 
     @pytest.mark.parametrize("chunks", [[b"data: 12\r\n\r\n"], [b"data: 12\r\n\r", b"\n"], [b"data: 12\r", b"\n\r\n"]])
     @pytest.mark.parametrize(("limit_bytes", "kind"), [(11, Block), (10, Fragment)])
@@ -217,8 +217,8 @@ class TestLongEvents:
     def test_an_endless_comment_is_passed_on(self) -> None:
         """A comment has no end to wait for either; it carries no data and ends with its line."""
         splitter = EventSplitter(4)
-        assert splitter.feed(b": abc") == [Fragment(b": abc", b"", last=False)]
-        assert splitter.feed(b"data: d\n: e\n") == [Fragment(b"data: d\n", b"", last=True), Block(b": e\n")]
+        assert splitter.feed(b": abc") == [Fragment(b": abc", last=False)]
+        assert splitter.feed(b"data: d\n: e\n") == [Fragment(b"data: d\n", last=True), Block(b": e\n")]
 
     @pytest.mark.parametrize(
         "chunk",
@@ -239,10 +239,10 @@ class TestLongEvents:
         stream = chunk * (20_000 // len(chunk))
         held = []
         for place in range(0, len(stream), at_a_time):
-            splitter.feed(stream[place : place + at_a_time])
+            pieces = splitter.feed(stream[place : place + at_a_time])
             held.append(len(splitter.pending))
         assert max(held) <= 1000
-        assert splitter.mid_fragment
+        assert all(isinstance(piece, Fragment) and not piece.last for piece in pieces)
         assert len(pickle.dumps(splitter)) < 3000
 
     @pytest.mark.parametrize(
@@ -261,8 +261,7 @@ class TestLongEvents:
         for _ in range(2000):
             splitter.feed(chunk)
         assert len(splitter.pending) <= 1000
-        assert splitter.mid_fragment is is_event
-        assert splitter.idle is not is_event
+        assert isinstance(splitter.feed(chunk)[0], Fragment) is is_event
         assert len(pickle.dumps(splitter)) < 3000
 
 

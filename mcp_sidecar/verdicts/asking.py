@@ -1,0 +1,158 @@
+"""Asking: what is not settled by known words is settled by a `ping` on the same session.
+
+The rule of this file: words only make it quick, evidence decides. Two tables: which refusals are asked about, and what the
+answer to the ping shows. Only a ping that is refused in the same words proves that the request did not run: then the
+server refuses before it dispatches anything.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Final
+
+from mcp_sidecar.verdicts.words import Words, content_of, words_of
+
+JsonRpcId = str | int | float
+
+NEVER_ASKED: Final = frozenset({402, 403, 405, 407, 408, 411, 413, 414, 415, 429, 431, 451})
+"""Statuses that say something else by definition. 403 is a decision about a principal, which no session could change."""
+
+GATEWAYS: Final = frozenset({502, 503, 504, *range(520, 531)})
+METHOD_NOT_FOUND: Final = -32601
+
+
+class Addressee(Enum):
+    """To whom a JSON-RPC error is addressed."""
+
+    NOT_JSON_RPC = "no JSON-RPC error"
+    NOBODY = "nobody"  # a null id, none, or one that was not asked with
+    REQUEST = "the request"
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A refusal as asking sees it: its words, to whom it is addressed, and its JSON-RPC code."""
+
+    words: Words
+    addressee: Addressee = Addressee.NOT_JSON_RPC
+    code: int | None = None
+    challenged: bool = False
+
+    @property
+    def is_asked_about(self) -> bool:
+        """Whether a `ping` is to tell what it means for the session."""
+        status = self.words.status
+        if self.addressee is Addressee.REQUEST and not self.words.speak_of_session:
+            return False
+        if 200 <= status < 300:
+            return self.addressee is not Addressee.NOT_JSON_RPC or self.words.speak_of_session
+        if status == 401:  # never hide a real one
+            return not self.challenged and bool(self.words.text) and not self.words.speak_of_credentials
+        if status == 404 and self.code == METHOD_NOT_FOUND:
+            return False
+        return status == 500 or (400 <= status < 500 and status not in NEVER_ASKED)
+
+    def is_same_as(self, other: Refusal) -> bool:
+        """Whether both refuse with the same status, in the same words."""
+        return self.words == other.words
+
+
+def refusal_of(
+    status: int,
+    body: bytes,
+    *,
+    ids: frozenset[JsonRpcId] = frozenset(),
+    without: tuple[str, ...] = (),
+    challenged: bool = False,
+) -> Refusal:
+    """Read a refusal. ``ids`` are those of the request, ``challenged`` is whether WWW-Authenticate is there."""
+    error = _error_in(body)
+    said = error.get("error") if error is not None else None
+    code = said.get("code") if isinstance(said, dict) else None
+    addressee = Addressee.NOT_JSON_RPC if error is None else _addressee(error.get("id") if said else None, ids)
+    is_code = isinstance(code, int) and not isinstance(code, bool)
+    return Refusal(words_of(status, body, without=without), addressee, code if is_code else None, challenged)
+
+
+def _addressee(found: object, ids: frozenset[JsonRpcId]) -> Addressee:
+    is_id = isinstance(found, str | int | float) and not isinstance(found, bool)
+    return Addressee.REQUEST if is_id and found in ids else Addressee.NOBODY
+
+
+def _error_in(body: bytes) -> dict[str, Any] | None:
+    """The JSON-RPC object that is neither a result nor a request, in a body or in the data of an event."""
+    document = _json_rpc(body)
+    return None if document is None or "result" in document or "method" in document else document
+
+
+def _json_rpc(body: bytes) -> dict[str, Any] | None:
+    try:
+        document = json.loads(content_of(body))
+    except (ValueError, RecursionError):
+        return None
+    return document if isinstance(document, dict) and document.get("jsonrpc") == "2.0" else None
+
+
+class PingVerdict(Enum):
+    """What the answer to a ping shows."""
+
+    ALIVE = "alive"  # the server has dispatched it: the session lives
+    REFUSED = "refused"  # the session is lost, if `initialize` agrees
+    AUTH = "auth"  # the credential is refused: the client's own answer passes
+    BUSY = "busy"  # come back later
+    GATEWAY = "gateway"  # a page, or a break, in the place of the server's answer
+    AWAY = "away"  # no connection
+    UNPROVEN = "unproven"
+
+
+@dataclass(frozen=True, slots=True)
+class PingAnswer:
+    """The verdict on the answer to a ping, and the refusal that it met, by which every waiting request compares its own."""
+
+    verdict: PingVerdict
+    refusal: Refusal | None = None
+
+
+AWAY: Final = PingAnswer(PingVerdict.AWAY)
+BROKEN: Final = PingAnswer(PingVerdict.GATEWAY)
+
+
+def judge_ping(
+    status: int | None,
+    body: bytes = b"",
+    *,
+    ping_id: str,
+    without: tuple[str, ...] = (),
+    challenged: bool = False,
+    retry_after: bool = False,
+) -> PingAnswer:
+    """What the answer to a ping shows; ``status`` is ``None`` where there was no connection.
+
+    ``body`` is (the beginning of) a body or of the data of its events; ``without`` is left out of its words.
+    """
+    if status is None:
+        return AWAY
+    if _is_result(body, ping_id):
+        return PingAnswer(PingVerdict.ALIVE)
+    refusal = refusal_of(status, body, ids=frozenset({ping_id}), without=("ping", *without), challenged=challenged)
+    if refusal.addressee is Addressee.REQUEST and not refusal.words.speak_of_session:
+        return PingAnswer(PingVerdict.ALIVE)
+    return PingAnswer(_refused(refusal, retry_after=retry_after), refusal)
+
+
+def _refused(refusal: Refusal, *, retry_after: bool) -> PingVerdict:
+    status = refusal.words.status
+    if status == 429 or (status == 503 and (retry_after or refusal.addressee is not Addressee.NOT_JSON_RPC)):
+        return PingVerdict.BUSY
+    if status in GATEWAYS:
+        return PingVerdict.GATEWAY
+    if refusal.is_asked_about:
+        return PingVerdict.REFUSED
+    return PingVerdict.AUTH if status in (401, 403, 407) else PingVerdict.UNPROVEN
+
+
+def _is_result(body: bytes, ping_id: str) -> bool:
+    document = _json_rpc(body)
+    return document is not None and document.get("id") == ping_id and "result" in document

@@ -1,0 +1,108 @@
+"""The words of a refusal: what of an answer is compared, and whether it speaks of a session.
+
+Two answers are the same refusal if they have the same status and the same words. Ids, numbers, quotes, case and the names
+that the request itself brought along do not count: servers put them into their sentences. What the sentence is framed in
+does not count either: plain text, a JSON member, an event, a page.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+READ_BYTES: Final = 65_536
+"""What of a body is looked at."""
+
+_MESSAGES: Final = ("message", "detail", "error_description", "error", "title", "reason")
+_NESTED: Final = ("error", "data", "detail", "details", "errors", "message")
+_MAX_DEPTH: Final = 4
+_QUOTED: Final = re.compile(r"'[^']*'|\"[^\"]*\"|`[^`]*`|“[^”]*”|«[^»]*»")
+_MARKUP: Final = re.compile(r"<(?:script|style)\b.*?</(?:script|style)>|<!--.*?-->|<[^>]*>", re.DOTALL | re.IGNORECASE)
+_TOKEN: Final = re.compile(r"[^\s.,:;!?()\[\]{}<>|=\"'`]+")
+_LONGEST_WORD: Final = 24
+_EVENT: Final = re.compile(r"\s*(?:data|event|id|retry)?:", re.IGNORECASE)
+_DATA: Final = re.compile(r"^data:[ ]?(.*)$", re.MULTILINE)
+_SESSION: Final = re.compile(r"session|initiali[sz]e", re.IGNORECASE)
+_CREDENTIALS: Final = re.compile(
+    r"\b(?:api[ -_]?keys?|keys?|tokens?|credentials?|log[ -]?in|logged|sign[ -]?in|passwords?|authenticat\w*|bearer"
+    r"|scopes?|account)\b",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """The words of one refusal; ``text`` is empty where it says nothing."""
+
+    status: int
+    text: str
+
+    @property
+    def speak_of_session(self) -> bool:
+        """Whether a session, or `initialize`, is what it is about."""
+        return _SESSION.search(self.text) is not None
+
+    @property
+    def speak_of_credentials(self) -> bool:
+        """Whether it asks for a credential, or for another one."""
+        return _CREDENTIALS.search(self.text) is not None
+
+
+def words_of(status: int, body: bytes, *, without: tuple[str, ...] = ()) -> Words:
+    """The words of an answer with this status and (the beginning of) this body, free of content encodings.
+
+    ``without`` are names that the request brought along, such as its method and its session id. Never raises.
+    """
+    return Words(status, _plain(" ".join(_sentences(content_of(body))), without))
+
+
+def content_of(body: bytes) -> str:
+    """The text of a body, or of the data of its events where it is an event stream."""
+    text = body[:READ_BYTES].decode("utf-8", "replace").lstrip("\ufeff")
+    return "\n".join(_DATA.findall(text)) if _EVENT.match(text) else text.strip()
+
+
+def _sentences(text: str) -> Iterator[str]:
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError):
+        yield html.unescape(_MARKUP.sub(" ", text)) if text.startswith("<") else text
+        return
+    found = list(_messages(document, _MAX_DEPTH))
+    yield from found or _names(document)
+
+
+def _messages(document: Any, depth: int) -> Iterator[str]:
+    """The sentences of a JSON document, wherever its author put them, outermost first."""
+    if isinstance(document, str):
+        yield document
+    elif isinstance(document, list) and depth:
+        for member in document[:_MAX_DEPTH]:
+            yield from _messages(member, depth - 1)
+    elif isinstance(document, dict) and depth:
+        yield from (document[name] for name in _MESSAGES if isinstance(document.get(name), str))
+        for name in _NESTED:
+            if isinstance(document.get(name), dict | list):
+                yield from _messages(document[name], depth - 1)
+
+
+def _names(document: Any) -> Iterator[str]:
+    """A document without a sentence is told apart by its members."""
+    if isinstance(document, dict):
+        yield from sorted(str(name) for name in document)
+
+
+def _plain(said: str, without: tuple[str, ...]) -> str:
+    for name in sorted(filter(None, without), key=len, reverse=True):
+        said = said.replace(name, " ")
+    said = _QUOTED.sub(" ", said)
+    return " ".join(word for token in _TOKEN.findall(said) if (word := token.strip("-_/*#").lower()) and _is_word(word))
+
+
+def _is_word(token: str) -> bool:
+    """Ids and numbers are no words: they have digits in them, or are longer than any word."""
+    return len(token) <= _LONGEST_WORD and not any(character.isdigit() for character in token)

@@ -1,0 +1,95 @@
+"""Asking: whatever a server says, a lost session is healed and a living one is left alone, and nothing runs twice."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from mcp_sidecar.facts import HealEnded
+from tests.support.client import McpClient
+from tests.support.fake_upstream import FakeUpstream
+from tests.support.faults import Answer
+from tests.support.refusals import STATUSES, Refused, generated
+from tests.support.sidecar import running_sidecar
+
+CORPUS = list(generated(seed=20261127))
+
+
+def test_the_corpus_is_large() -> None:
+    """At least five hundred refusals, and none of them in the words of another."""
+    assert len(CORPUS) >= 500
+    assert len({refused.said.body for refused in CORPUS}) == len(CORPUS)
+
+
+def those(status: int) -> list[Refused]:
+    """The refusals of one status."""
+    return [refused for refused in CORPUS if refused.said.status == status]
+
+
+@pytest.mark.parametrize("status", STATUSES)
+async def test_a_lost_session_is_healed_whatever_is_said(status: int) -> None:
+    """Safe calls and unsafe ones succeed, the unsafe ones run exactly once, and each loss costs one initialize."""
+    async with FakeUpstream() as upstream, running_sidecar(upstream.url) as sidecar:
+        for refused in those(status):
+            upstream.become(dialect=refused.dialect)
+            async with McpClient(sidecar.url) as client:
+                await client.initialize()
+                await client.call("tools/list")
+                begun = len(upstream.ledger.initializes)
+                for tool in ("echo", "charge"):
+                    ran = len(upstream.ledger.executions(tool))
+                    upstream.forget()
+                    answer = await client.tool(tool, text="again")
+                    assert (answer.status, b'"result"' in answer.body) == (200, True), (refused, answer)
+                    assert len(upstream.ledger.executions(tool)) == ran + 1, refused
+                assert len(upstream.ledger.initializes) == begun + 2, refused
+                assert set(client.seen_session_ids) == {client.session_id}
+
+
+@pytest.mark.parametrize("status", STATUSES)
+async def test_a_living_session_is_left_alone_whatever_is_said(status: int) -> None:
+    """What a tool says in the words of a refusal passes, and it does not run again."""
+    async with FakeUpstream() as upstream, running_sidecar(upstream.url) as sidecar:
+        for refused in those(status):
+            async with McpClient(sidecar.url) as client:
+                await client.initialize()
+                await client.call("tools/list")
+                begun = len(upstream.ledger.initializes)
+                for tool in ("echo", "charge"):
+                    ran = len(upstream.ledger.executions(tool))
+                    said = refused.said.filled(sid=client.session_id or "", rpc_id="{ID}")
+                    upstream.inject(Answer(said.status, tuple(said.headers), said.body, executes=True), tool=tool)
+                    answer = await client.tool(tool, text="again")
+                    assert len(upstream.ledger.executions(tool)) == ran + 1, refused
+                    assert answer.status == status, (refused, answer)
+                assert len(upstream.ledger.initializes) == begun, refused
+        assert sidecar.of(HealEnded) == []
+
+
+async def test_one_ping_for_all_who_wait() -> None:
+    """Twenty unsafe calls that meet one loss cause one ping and one initialize, and each runs once."""
+    refused = those(422)[0]
+    async with (
+        FakeUpstream(dialect=refused.dialect) as upstream,
+        running_sidecar(upstream.url) as sidecar,
+        McpClient(sidecar.url) as client,
+    ):
+        await client.initialize()
+        upstream.forget()
+        answers = await asyncio.gather(*(client.tool("charge", n=n) for n in range(20)))
+        assert all("result" in answer.response for answer in answers)
+        assert len(upstream.ledger.executions("charge")) == 20
+        assert upstream.ledger.count("ping") == 1
+        assert len(upstream.ledger.initializes) == 2
+
+
+async def test_the_same_refusal_of_a_living_session_is_not_asked_about_again() -> None:
+    """An application that always says so costs one ping, not one for every call."""
+    said = those(409)[0].said.filled(sid="x", rpc_id=1)
+    async with FakeUpstream() as upstream, running_sidecar(upstream.url) as sidecar, McpClient(sidecar.url) as client:
+        await client.initialize()
+        upstream.inject(Answer(said.status, tuple(said.headers), said.body, executes=True), tool="charge", times=None)
+        for _ in range(10):
+            assert (await client.tool("charge")).status == 409
+        assert upstream.ledger.count("ping") == 1
