@@ -47,6 +47,9 @@ class MemoryTransport(asyncio.Transport):
     def is_reading(self) -> bool:
         return True
 
+    def can_write_eof(self) -> bool:
+        return False
+
     def get_write_buffer_size(self) -> int:
         return 0
 
