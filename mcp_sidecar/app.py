@@ -23,7 +23,6 @@ from mcp_sidecar.downstream.server import Server
 from mcp_sidecar.endpoint import refusals
 from mcp_sidecar.endpoint.router import Router
 from mcp_sidecar.facts import Emit, Fact
-from mcp_sidecar.fastpath.door import door_to
 from mcp_sidecar.healing.labels import RPC_METHODS
 from mcp_sidecar.healing.principal import Principals
 from mcp_sidecar.ops import logs
@@ -41,6 +40,11 @@ from mcp_sidecar.upstream.upstream import Upstream
 from mcp_sidecar.verdicts.signatures import TABLE
 from mcp_sidecar.waiting.availability import Availability
 from mcp_sidecar.waiting.hold import Holds
+
+try:
+    from mcp_sidecar.fastpath.door import door_to
+except ModuleNotFoundError:  # the proxy works without it
+    door_to = None  # type: ignore[assignment]
 
 COULD_NOT_LISTEN = 1
 DESCRIPTORS_PER_STREAM = 2
@@ -215,7 +219,7 @@ class Sidecar:
             patience=Patience(limits.client_timeout_s, self._listen.comment_interval_s * SILENT_INTERVALS),
             clock=self.services.clock,
         )
-        door = door_to(self._ingress)
+        door = door_to(self._ingress) if door_to is not None else None
         if door is not None:
             server.open_door(door)
         return server

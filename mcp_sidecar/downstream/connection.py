@@ -156,12 +156,9 @@ class ClientConnection(asyncio.Protocol):
         self._read_head(data)
 
     def _read_head(self, data: bytes) -> None:
-        if self._begun:
-            start = max(0, len(self._begun) - _LONGEST_END)
-            data, self._begun = self._begun + data, b""
-        else:
-            start = 0
-            data = data.removeprefix(b"\r\n")  # RFC 9112 §2.2
+        begun, self._begun = self._begun, b""
+        data = begun + data if begun else data
+        start = max(0, len(begun) - _LONGEST_END)
         end = data.find(END_OF_HEAD, start) + len(END_OF_HEAD)
         if end < len(END_OF_HEAD):
             self._wait_for_head(data)
@@ -398,7 +395,7 @@ class ClientConnection(asyncio.Protocol):
         if waiting and self._has_been_stuck(waiting, now):
             self.abort()
             return
-        patience_s = self._patience_s()
+        patience_s = None if waiting and self._phase is Phase.IDLE else self._patience_s()
         if patience_s is None:
             self._quiet_since = None
         elif self._quiet_since is None:

@@ -20,7 +20,7 @@ MAX_HEADERS = 256
 """What ``limits.max_header_bytes`` of headers may be split into."""
 
 _REQUEST_LINE = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+ [!-~]+ HTTP/1\.[01]\r\n")
-_BEGUN_LINE = re.compile(rb"\r|[!#$%&'*+\-.^_`|~0-9A-Za-z]+(?: [!-~]*(?: [HTP/1.0]{0,8}\r?)?)?")
+_BEGUN_LINE = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+(?: [!-~]*(?: [HTP/1.0]{0,8}\r?)?)?")
 _LENGTH = re.compile(r"[0-9]{1,18}")
 
 

@@ -78,7 +78,7 @@ def answers_in(data: bytes) -> list[Answer]:
 
 
 def _chunks(data: bytes) -> tuple[bytes, bytes]:
-    parts = []
+    parts: list[bytes] = []
     while True:
         size, _, data = data.partition(b"\r\n")
         length = int(size, 16)
