@@ -32,13 +32,13 @@ from mcp_sidecar.sessions.heal import HealServices
 from mcp_sidecar.sessions.healer import Healer
 from mcp_sidecar.sessions.list_check import ListCheck
 from mcp_sidecar.sessions.notifier import Notifier
-from mcp_sidecar.sessions.open_streams import GetStreams, UpstreamStreams
+from mcp_sidecar.sessions.open_streams import OpenStreams
 from mcp_sidecar.sessions.services import Services
+from mcp_sidecar.sessions.sessions import Sessions
 from mcp_sidecar.sessions.table import SessionTable
 from mcp_sidecar.settings import Settings
 from mcp_sidecar.upstream.upstream import Upstream
 from mcp_sidecar.verdicts.signatures import TABLE
-from mcp_sidecar.waiting.availability import Availability
 from mcp_sidecar.waiting.hold import Holds
 
 try:
@@ -159,7 +159,8 @@ class Sidecar:
             signatures=[row.name for row in (*settings.policy().signatures, *TABLE)], rpc_methods=RPC_METHODS
         )
         self.services = build_services(settings, self._emit)
-        self._ingress = Router(self.services, self._listen, settings.upstream_config())
+        self._keepalive = Keepalive(self._listen.comment_interval_s, self.services.clock)
+        self._ingress = Router(self.services, self._keepalive, self._listen, settings.upstream_config())
         self._server = self._new_server()
         self._admin = Admin(
             self._metrics,
@@ -192,7 +193,7 @@ class Sidecar:
         self._is_accepting = False
         self._server.stop_accepting()
         self.services.holds.drain()
-        self.services.get_streams.end_all()
+        self.services.streams.listening.end_all()
         await self._ingress.wait_until_idle(self._listen.drain_timeout_s)
 
     async def stop(self) -> None:
@@ -202,11 +203,9 @@ class Sidecar:
         if self._sweeper is not None:
             self._sweeper.cancel()
             await asyncio.gather(self._sweeper, return_exceptions=True)
-        await self.services.healer.stop()
-        await self.services.availability.stop()
-        await self.services.keepalive.stop()
-        await self.services.list_check.stop()
-        await self.services.notifier.stop()
+        await self.services.holds.availability.stop()
+        await self.services.sessions.stop()
+        await self._keepalive.stop()
         await self.services.upstream.close()
         await self._admin.stop()
 
@@ -231,16 +230,16 @@ class Sidecar:
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(SWEEP_INTERVAL_S)
-            self.services.table.sweep()
+            self.services.sessions.table.sweep()
 
     def _bind_gauges(self) -> None:
         services = self.services
         self._metrics.bind(
-            sessions=lambda: len(services.table),
+            sessions=lambda: len(services.sessions.table),
             held_requests=lambda: len(services.holds),
-            get_streams=lambda: services.open.get_streams,
-            post_streams=lambda: services.open.post_streams,
-            upstream_up=lambda: services.availability.is_up,
+            get_streams=lambda: services.streams.open.get_streams,
+            post_streams=lambda: services.streams.open.post_streams,
+            upstream_up=lambda: services.holds.availability.is_up,
         )
 
     def _sessions_view(self) -> list[dict[str, object]]:
@@ -255,54 +254,50 @@ class Sidecar:
                 "protocol_version": session.handshake.protocol_version,
                 "streams": session.streams,
             }
-            for session in self.services.table
+            for session in self.services.sessions.table
         ]
 
 
 def build_services(settings: Settings, emit: Emit) -> Services:
     """Put together what every exchange works with. Needs a running event loop."""
     policy, limits, clock = settings.policy(), settings.limits_config(), time.monotonic
-    attachments = UpstreamStreams()
-    store = SessionTable(
+    streams = OpenStreams()
+    table = SessionTable(
         settings.session_limits(),
         emit,
         salt=secrets.token_bytes(16),
         clock=clock,
         new_tag=_new_tag,
-        on_displaced=attachments.break_off,
+        on_displaced=streams.upstream.break_off,
     )
-    holding = Holds(max_requests=policy.max_held_requests, max_bytes=policy.max_held_bytes, emit=emit, clock=clock)
-    upstream = Upstream(settings.upstream_config(), limits, lambda connected: availability.note(connected))  # noqa: PLW0108 - made below
-    availability = Availability(upstream.can_connect, emit, clock, holding.waiting)
-    get_streams = GetStreams()
-    telling = Notifier(get_streams, emit)
-    healing = HealServices(upstream, store, telling, policy, limits.max_buffered_answer, emit, clock, get_streams)
+    upstream = Upstream(settings.upstream_config(), limits, lambda connected: holds.availability.note(connected))  # noqa: PLW0108 - made below
+    holds = Holds(
+        max_requests=policy.max_held_requests,
+        max_bytes=policy.max_held_bytes,
+        can_connect=upstream.can_connect,
+        emit=emit,
+        clock=clock,
+    )
+    notifier = Notifier(streams.listening, emit)
+    healing = HealServices(
+        upstream, table, notifier, policy, limits.max_buffered_answer, emit, clock, streams.listening
+    )
+    principals = Principals(policy.principal_headers, secrets.token_bytes(32))
+    healer, list_check = Healer(healing, holds), ListCheck(healing)
     return Services(
         upstream=upstream,
-        table=store,
-        holds=holding,
-        availability=availability,
-        healer=Healer(healing, holding),
-        keepalive=Keepalive(settings.listen_config().comment_interval_s, clock),
-        get_streams=get_streams,
-        upstream_streams=attachments,
-        notifier=telling,
-        list_check=ListCheck(healing),
+        sessions=Sessions(table, principals, policy.bind_principal, healer, notifier, list_check),
+        holds=holds,
+        streams=streams,
         policy=policy,
         limits=limits,
         emit=emit,
         clock=clock,
-        new_id=_new_id,
-        principals=Principals(policy.principal_headers, secrets.token_bytes(32)),
     )
 
 
 def _new_tag() -> str:
     return secrets.token_hex(6)
-
-
-def _new_id() -> str:
-    return f"mcp-sidecar-{secrets.token_hex(8)}"
 
 
 def _shown(host: str, port: int) -> str:

@@ -10,9 +10,9 @@ import asyncio
 from collections.abc import Awaitable
 from typing import TypeVar
 
+from mcp_sidecar.downstream.keepalive import Keepalive
 from mcp_sidecar.downstream.response import Responder
 from mcp_sidecar.sessions.call import Call
-from mcp_sidecar.sessions.services import Services
 from mcp_sidecar.upstream.answer import EVENT_STREAM
 from mcp_sidecar.wire import headers
 from mcp_sidecar.wire.headers import Pair
@@ -24,10 +24,15 @@ T = TypeVar("T")
 class EarlyStream:
     """Opens the response of one request once it has waited for ``early_stream_after_s``, if its client reads streams."""
 
-    def __init__(self, services: Services, call: Call, responder: Responder, message: Message) -> None:
-        """Only a request in a session, known by its ids, can be answered by an event: `initialize` needs its headers."""
-        self._after_s = services.policy.early_stream_after_s
-        self._keepalive = services.keepalive
+    def __init__(
+        self, after_s: float, keepalive: Keepalive, call: Call, responder: Responder, message: Message
+    ) -> None:
+        """Only a request in a session, known by its ids, can be answered by an event: `initialize` needs its headers.
+
+        ``after_s`` of 0 is never; ``keepalive`` comments on what is open.
+        """
+        self._after_s = after_s
+        self._keepalive = keepalive
         self._call = call
         self._responder = responder
         self._first_wait_at: float | None = None  # loop time

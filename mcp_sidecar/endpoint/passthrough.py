@@ -68,7 +68,7 @@ class Passthrough:
         except UpstreamFault as fault:
             if upload is not None and upload.is_broken:
                 raise BrokenBody from None
-            is_down = not fault.fault.may_have_arrived and not self._services.observes
+            is_down = not fault.fault.may_have_arrived and not self._services.policy.observes
             await self._responder.give(replies.UNAVAILABLE_PATH if is_down else replies.BAD_GATEWAY)
             return
         async with answer:
@@ -94,14 +94,14 @@ class Passthrough:
                 continue
             async with answer:
                 if 200 <= answer.status < 300:
-                    self._services.endpoint_worked = True
+                    self._services.holds.availability.note_worked()
                 await self._relay(answer)
             return
 
     async def _may_try_again(self, fault: UpstreamFault, message: Message, held: HeldRequest) -> bool:
         own = self._own_answer(fault, message)
         if own is None:
-            waited = await self._services.holds.for_connect(held, self._services.availability)
+            waited = await self._services.holds.for_connect(held)
             if waited is Waited.BACK:
                 return True
             own = replies.unavailable(message.id)
@@ -110,12 +110,12 @@ class Passthrough:
 
     def _own_answer(self, fault: UpstreamFault, message: Message) -> OwnAnswer | None:
         """The answer to give at once, or ``None`` where the request may wait."""
-        if self._services.observes:
+        if self._services.policy.observes:
             action = ObservedAction.REFUSE if fault.fault.may_have_arrived else ObservedAction.REPLAY
             self._services.emit(ActionObserved("", action, NO_SIGNATURE))
             return replies.BAD_GATEWAY
         if not fault.fault.may_have_arrived:
-            return None if self._services.heals else replies.unavailable(message.id)
+            return None if self._services.policy.heals else replies.unavailable(message.id)
         return replies.broken_gateway(message.id)
 
     # -- the answer ---------------------------------------------------------------------------------------------------
@@ -127,15 +127,15 @@ class Passthrough:
         if self._method == "HEAD":
             return
         if self._method == "GET" and answer.status == HTTPStatus.OK and is_event_stream(answer):
-            await self._services.get_streams.serve(self._relay_old_transport(answer))
+            await self._services.streams.listening.serve(self._relay_old_transport(answer))
             return
-        with self._services.open.post(is_stream=self._method == "POST" and is_event_stream(answer)):
+        with self._services.streams.open.post(is_stream=self._method == "POST" and is_event_stream(answer)):
             await relay_rest(answer, self._responder)
 
     async def _relay_old_transport(self, answer: Answer) -> None:
         """An event stream of 2024-11-05 names the URL to POST to; clients must not be led past the sidecar."""
         splitter = EventSplitter(self._services.limits.max_buffered_answer)
-        self._services.open.get_streams += 1
+        self._services.streams.open.get_streams += 1
         try:
             async for chunk in answer.chunks():
                 for piece in splitter.feed(chunk):
@@ -144,7 +144,7 @@ class Passthrough:
         except UpstreamFault:
             self._responder.cut()
         finally:
-            self._services.open.get_streams -= 1
+            self._services.streams.open.get_streams -= 1
 
     def _moved(self, raw: bytes) -> bytes:
         if b"endpoint" not in raw:

@@ -5,13 +5,13 @@ This is the one loop; everything that a step needs done is a method below it, in
 
 from __future__ import annotations
 
+import secrets
 from typing import assert_never
 
 from mcp_sidecar.downstream.response import Responder
 from mcp_sidecar.endpoint.early_stream import EarlyStream
 from mcp_sidecar.endpoint.reply import Reply
 from mcp_sidecar.facts import (
-    ActionObserved,
     AnswerRewritten,
     DroppedKind,
     MessageDropped,
@@ -30,13 +30,13 @@ from mcp_sidecar.healing.session import ClientSessionId
 from mcp_sidecar.sessions.call import Call
 from mcp_sidecar.sessions.heal import Loss, tell_loss
 from mcp_sidecar.sessions.in_flight import InFlight
-from mcp_sidecar.sessions.judge import judged_head
+from mcp_sidecar.sessions.judge import judge
 from mcp_sidecar.sessions.recorder import Recorder
 from mcp_sidecar.sessions.services import Services
-from mcp_sidecar.upstream.answer import Answer, KeptAnswer, WholeJson, decoded_body, is_json, may_be_kept
+from mcp_sidecar.upstream.answer import Answer, KeptAnswer, WholeJson, is_json, may_be_kept
 from mcp_sidecar.upstream.connection import UpstreamFault
-from mcp_sidecar.verdicts.classify import NO_SIGNATURE, PEEK_BYTES, NeedBody, Verdict, judge_body, judge_head
 from mcp_sidecar.verdicts.classify import Answer as JudgedAnswer
+from mcp_sidecar.verdicts.classify import Verdict
 from mcp_sidecar.waiting.hold import HeldRequest, Waited
 from mcp_sidecar.wire.headers import Pair
 from mcp_sidecar.wire.jsonrpc import Kind, Message
@@ -52,6 +52,7 @@ class Post:
         message: Message,
         body: bytes,
         responder: Responder,
+        early: EarlyStream,
         *,
         opaque: bool,
         begun: InFlight | None = None,
@@ -64,9 +65,9 @@ class Post:
         self._responder = responder
         self._begun = begun
         self._exchange = self._begin_exchange(opaque)
-        self._recorder = Recorder(services, call, message)
-        self._delivery = Reply(services, call, responder, self._exchange, self._recorder)
-        self._early = EarlyStream(services, call, responder, message)
+        self._recorder = Recorder(services.sessions.table, services.policy, call, message)
+        self._reply = Reply(services, call, responder, self._exchange, self._recorder)
+        self._early = early
         self._held = self._place()
         self._answer: Answer | None = None
         self._json: WholeJson | None = None
@@ -74,14 +75,13 @@ class Post:
         self._refusal: KeptAnswer | None = None
         self._generation = 1
         self._renumbering = Renumbering()
-        self._signature = NO_SIGNATURE
 
     async def run(self) -> None:
         """Take the exchange to its end."""
         if self._call.session is not None:
             self._call.session.posts += 1
             self._call.session.client_state.answered(self._message)
-        self._delivery.progress.forget(self._message)
+        self._reply.progress.forget(self._message)
         try:
             step: Step | None = self._exchange.begin()
             while step is not None:
@@ -113,7 +113,7 @@ class Post:
             is_safe=self._is_safe,
             opaque=opaque,
             trust_503=policy.trust_503,
-            endpoint_worked=self._services.endpoint_worked,
+            endpoint_worked=self._services.holds.availability.has_worked,
         )
 
     def _is_safe(self) -> bool:
@@ -133,13 +133,13 @@ class Post:
     def _end(self) -> None:
         self._drop_answer()
         self._early.close()
-        self._delivery.progress.forget(self._message)
+        self._reply.progress.forget(self._message)
         self._services.holds.leave(self._held)
         session = self._call.session
         if session is not None:
             session.posts -= 1
             for old in self._renumbering.ids.values():
-                self._services.renumbered.pop((session, old), None)
+                session.progress.new_ids.pop(old, None)
 
     def _drop_answer(self) -> None:
         if self._answer is not None:
@@ -154,7 +154,7 @@ class Post:
         self._drop_answer()
         session = self._call.session
         self._generation = self._recorder.generation = session.generation if session is not None else 1
-        if session is not None and not self._services.observes:
+        if session is not None:
             if session.is_ended or (session.generation > FIRST and self._exchange.is_unread):
                 return self._exchange.ended()
             if session.displaced:
@@ -190,15 +190,14 @@ class Post:
         """The body to send under the present generation; ``None`` where nothing of it may go there."""
         session = self._call.session
         if renumber:
-            outgoing, self._renumbering = outbound.renumbered(self._message, self._services.new_id)
-            self._delivery.progress.renewed.update(self._renumbering.tokens)
+            outgoing, self._renumbering = outbound.renumbered(self._message, _new_id)
+            self._reply.progress.renewed.update(self._renumbering.tokens)
             self._recorder.renumbering = self._renumbering
-            if session is not None:
-                self._services.renumbered.update({(session, old): new for new, old in self._renumbering.ids.items()})
+            self._reply.progress.new_ids.update({old: new for new, old in self._renumbering.ids.items()})
             return outgoing
         if session is None or self._message.kind is Kind.REQUEST:  # the ids of strangers must not be mixed up
             return self._body
-        return outbound.body_of(self._message, self._body, self._mark, self._services.renumbered, session)
+        return outbound.body_of(self._message, self._body, self._mark, session.progress.new_ids)
 
     def _headers(self) -> list[Pair]:
         """Identity is asked for: what is to be understood must not be compressed."""
@@ -209,23 +208,20 @@ class Post:
         return [*pairs, ("Accept-Encoding", "identity")]
 
     async def _judge(self, answer: Answer) -> Step:
-        facts, head = self._call.facts(self._message.method), judged_head(answer)
         if 200 <= answer.status < 300:
-            self._services.endpoint_worked = True
+            self._services.holds.availability.note_worked()
             self._json = await self._whole_json(answer)
-        judgement = judge_head(facts, head)
-        if isinstance(judgement, NeedBody):
-            body = self._json.body if self._json is not None else await self._peek(answer)
-            self._original = JudgedAnswer(head, body, complete=answer.whole)
-            judgement = judge_body(facts, head, body, complete=answer.whole, extra=self._services.policy.signatures)
-        self._signature = judgement.name
+        body = self._json.body if self._json is not None else None
+        signatures = self._services.policy.signatures
+        judged = await judge(answer, self._call.facts(self._message.method), signatures, body=body)
+        judgement, self._original = judged.judgement, judged.seen
         step = self._exchange.judged(judgement, answer.status)
         if judgement.verdict is Verdict.SESSION_LOST:
             self._tell_loss(judgement.name, answer.status)
         if not (isinstance(step, Hold) and step.awaited is Awaited.ROUTE):
             self._services.holds.route.note_served()
         if self._call.is_foreign and isinstance(step, Give) and judgement.signature is not None:
-            self._services.healer.refuse_foreign(self._label, judgement.signature.name)
+            self._services.sessions.healer.refuse_foreign(self._label, judgement.signature.name)
         return step
 
     def _tell_loss(self, signature: str, status: int) -> None:
@@ -233,20 +229,12 @@ class Post:
         if self._call.session is not None and self._services.policy.mode is Mode.REWRITE:
             tell_loss(self._call.session, Loss(self._generation, signature, status), self._services.emit)
 
-    async def _peek(self, answer: Answer) -> bytes:
-        try:
-            return await decoded_body(answer, PEEK_BYTES)
-        except UpstreamFault:
-            if 200 <= answer.status < 300 and not self._services.observes:
-                raise
-            return b""  # an error whose body broke off: its status still counts
-
     async def _whole_json(self, answer: Answer) -> WholeJson | None:
         """A JSON answer up to ``max_buffered_answer``, so that a cut one can be told; ``None`` if it is larger.
 
         One that has to be an event, or to be written anew, may be as large as a request.
         """
-        if not is_json(answer) or self._services.observes:
+        if not is_json(answer):
             return None
         limits = self._services.limits
         must_be_whole = self._responder.is_committed or self._renumbering.ids
@@ -265,7 +253,7 @@ class Post:
         loss = Loss(self._generation, step.signature, self._answer.status if self._answer else 0, original)
         if self._answer is not None and self._answer.whole:
             self._answer.close()  # it may take a while, and others can use the connection
-        heal = self._services.healer.heal(session, loss, self._call.trigger, self._held)
+        heal = self._services.sessions.healer.heal(session, loss, self._call.trigger, self._held)
         waited, end = await self._early.during(heal)
         if waited is not Waited.BACK:
             return self._released(waited)
@@ -277,7 +265,7 @@ class Post:
     async def _hold(self, awaited: Awaited) -> Step:
         self._drop_answer()
         if awaited is Awaited.CONNECT:
-            wait = self._services.holds.for_connect(self._held, self._services.availability)
+            wait = self._services.holds.for_connect(self._held)
         else:
             wait = self._services.holds.for_route(self._held)
         waited = await self._early.during(wait)
@@ -294,19 +282,16 @@ class Post:
         self._tell(step)
         answer = step.answer
         if self._responder.is_committed and step.reason is not None:
-            answer = replies.in_session(self._delivery.still_unanswered, step.reason)
+            answer = replies.in_session(self._reply.still_unanswered, step.reason)
             self._end_if_lost(step.reason)
         await self._responder.give(answer)
 
     def _end_if_lost(self, reason: Reason) -> None:
         """The 404 that a stream cannot carry comes with the next request."""
         if reason is Reason.SESSION_LOST and self._call.session is not None:
-            self._services.table.end(self._call.session, SessionEnd.GIVEN_UP)
+            self._services.sessions.table.end(self._call.session, SessionEnd.GIVEN_UP)
 
     def _tell(self, step: Give) -> None:
-        self._tell_observed()
-        if self._services.observes:
-            return
         emit, label = self._services.emit, self._label
         if step.rewrites is not None:
             emit(AnswerRewritten(label, step.rewrites))
@@ -316,25 +301,16 @@ class Post:
         elif step.reason is Reason.OUTCOME_UNKNOWN:
             emit(OutcomeUnknown(label, rpc_label(self._message)))
 
-    def _tell_observed(self) -> None:
-        for action in self._exchange.observed:
-            self._services.emit(ActionObserved(self._label, action, self._signature))
-        self._exchange.observed.clear()
-
     # -- Pass ---------------------------------------------------------------------------------------------------------
 
     async def _pass(self) -> Step | None:
-        self._tell_observed()
         if self._refusal is not None:
-            return await self._delivery.pass_refusal(self._refusal)
+            return await self._reply.pass_refusal(self._refusal)
         answer = self._answer
         assert answer is not None, "there is an answer to pass"
-        if self._services.observes:
-            await self._delivery.pass_observed(answer)
-            return None
-        step = await self._delivery.pass_on(answer, self._json, self._mark, self._renumbering)
+        step = await self._reply.pass_on(answer, self._json, self._mark, self._renumbering)
         if step is None and self._call.session is not None and 200 <= answer.status < 300:
-            self._services.list_check.answered(self._call.session, self._generation, self._call.trigger)
+            self._services.sessions.list_check.answered(self._call.session, self._generation, self._call.trigger)
         return step
 
     @property
@@ -344,4 +320,8 @@ class Post:
 
     @property
     def _label(self) -> str:
-        return self._call.label(self._services)
+        return self._call.label
+
+
+def _new_id() -> str:
+    return f"mcp-sidecar-{secrets.token_hex(8)}"

@@ -20,7 +20,7 @@ from mcp_sidecar.healing.stream_watch import AfterEnd, StreamWatch, unanswered_i
 from mcp_sidecar.sessions.call import Call
 from mcp_sidecar.sessions.recorder import Recorder
 from mcp_sidecar.sessions.services import Services
-from mcp_sidecar.streams.relay import EventRelay, Overhearing, relay_rest
+from mcp_sidecar.streams.relay import EventRelay, relay_rest
 from mcp_sidecar.upstream.answer import (
     Answer,
     KeptAnswer,
@@ -66,13 +66,6 @@ class Reply:
             return message
         members = [m for m in message.members if m.kind is not Kind.REQUEST or m.id in waiting]
         return replace(message, members=tuple(members))
-
-    async def pass_observed(self, answer: Answer) -> None:
-        """As a plain proxy would, but for what is learned on the way."""
-        await self._responder.start(answer.status, answer.reason, self._call.move.headers(answer.client_headers()))
-        limit = self._services.limits.max_buffered_answer
-        with self._services.open.post(is_stream=is_event_stream(answer)):
-            await relay_rest(answer, self._responder, Overhearing(answer, limit, self._recorder.learn))
 
     async def pass_refusal(self, refusal: KeptAnswer) -> Step | None:
         """The 401 or 403 that a heal met is the answer to the request that wanted it."""
@@ -162,7 +155,7 @@ class Reply:
         learn = self._recorder.learn
         relay = EventRelay(self._services, self._call, watch, self._responder, learn, has_begun=has_begun)
         try:
-            with self._services.open.post(is_stream=True):
+            with self._services.streams.open.post(is_stream=True):
                 after = await relay.run(answer, may_resend=lambda: self._exchange.may_resend_stream)
         except (ConnectionError, asyncio.CancelledError):  # the client left, and perhaps without the last event
             note_unanswered(self._call.session, watch, unanswered_ids(self._message))
@@ -178,14 +171,14 @@ class Reply:
         session = self._call.session
         if session is None or not session.hints:
             return False
-        await self._responder.write(self._services.notifier.take_waiting(session))
+        await self._responder.write(self._services.sessions.notifier.take_waiting(session))
         return True
 
     def _give_up_waiting(self) -> None:
         """An answer that is no stream carries nothing else; one that nobody waits for is not meant."""
         session = self._call.session
         if session is not None and session.hints and self._message.requests:
-            self._services.notifier.give_up_waiting(session)
+            self._services.sessions.notifier.give_up_waiting(session)
 
     # -- on a stream that is open already -----------------------------------------------------------------------------
 

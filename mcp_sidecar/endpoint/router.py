@@ -22,11 +22,14 @@ from yarl import URL
 
 from mcp_sidecar.aiohttp_internals import NO_HEADERS
 from mcp_sidecar.config import ListenConfig, UpstreamConfig
+from mcp_sidecar.downstream.keepalive import Keepalive
 from mcp_sidecar.downstream.request import Request
 from mcp_sidecar.downstream.response import Responder
 from mcp_sidecar.endpoint import refusals
 from mcp_sidecar.endpoint.body import UNREADABLE, read_body
 from mcp_sidecar.endpoint.delete import Delete
+from mcp_sidecar.endpoint.early_stream import EarlyStream
+from mcp_sidecar.endpoint.observe import Observe
 from mcp_sidecar.endpoint.passthrough import Passthrough
 from mcp_sidecar.endpoint.post import Post
 from mcp_sidecar.endpoint.refusals import Refusal
@@ -83,9 +86,12 @@ def _in_flight(request: Request) -> InFlight | None:
 class Router:
     """Handles every request on the client side."""
 
-    def __init__(self, services: Services, listen: ListenConfig, upstream: UpstreamConfig) -> None:
+    def __init__(
+        self, services: Services, keepalive: Keepalive, listen: ListenConfig, upstream: UpstreamConfig
+    ) -> None:
         """``bound_to`` is to be called with the address as soon as it is known."""
         self.services = services
+        self._keepalive = keepalive
         self._listen = listen
         self._upstream = upstream
         self._endpoint = URL.build(path=upstream.endpoint.removesuffix("/"), encoded=True).path_safe
@@ -226,15 +232,23 @@ class Router:
         if incoming.method == "POST":
             return self._post(incoming)
         call = self._call(incoming)
+        if self.services.policy.observes:
+            return self._observed(incoming, call)
         if call.client_id is not None and self._is_over(call):
             return incoming.responder.give(replies.SESSION_NOT_FOUND)
         if incoming.method == "DELETE":
             return self._in_use(call, Delete(self.services, call, incoming.responder).run())
         if call.client_id is None:
             return self._passing(incoming).other_path(incoming.request.upload)
-        listening = Listener(self.services, call, incoming.responder)
+        listening = Listener(self.services, self._keepalive, call, incoming.responder)
         incoming.forget_head()
         return listening.run()
+
+    def _observed(self, incoming: Incoming, call: Call) -> Awaitable[None]:
+        if call.client_id is None and incoming.method == "GET":
+            return self._passing(incoming).other_path(incoming.request.upload)
+        observing = Observe(self.services, call, incoming.responder)
+        return self._in_use(call, observing.get() if incoming.method == "GET" else observing.delete())
 
     async def _post(self, incoming: Incoming) -> None:
         encoding = incoming.headers.get(hdrs.CONTENT_ENCODING)
@@ -252,6 +266,10 @@ class Router:
         is_initialize = message.kind is Kind.REQUEST and message.method == "initialize"
         incoming.in_session = True
         call = self._call(incoming, drop_session=is_initialize)
+        if self.services.policy.observes:
+            observing = Observe(self.services, call, incoming.responder)
+            await self._in_use(call, observing.post(message, body, opaque=is_encoded))
+            return
         begun = incoming.begun
         if begun is not None:  # whatever has become of its session since it was sent
             call.session, call.is_foreign = begun.session, False
@@ -261,19 +279,21 @@ class Router:
         elif self._is_for_a_held_request(call, message) or self._was_said_by_heal(call, message):
             await incoming.responder.give(replies.ACCEPTED)
         else:
-            posting = Post(self.services, call, message, body, incoming.responder, opaque=is_encoded, begun=begun)
+            after_s, responder = self.services.policy.early_stream_after_s, incoming.responder
+            early = EarlyStream(after_s, self._keepalive, call, responder, message)
+            posting = Post(self.services, call, message, body, responder, early, opaque=is_encoded, begun=begun)
             await self._in_use(call, posting.run())
 
     async def _in_use(self, call: Call, work: Awaitable[None]) -> None:
         """A session is not idle while one of its exchanges runs."""
-        with self.services.table.using(call.session):
+        with self.services.sessions.table.using(call.session):
             await work
 
     def _is_over(self, call: Call) -> bool:
         """Whether the client's id was ended or has expired."""
-        if call.client_id is None or call.session is not None or self.services.observes:
+        if call.client_id is None or call.session is not None:
             return False
-        return self.services.table.is_ended(call.client_id, call.principal)
+        return self.services.sessions.table.is_ended(call.client_id, call.principal)
 
     def _is_for_a_held_request(self, call: Call, message: Message) -> bool:
         """Whether the client gives up a request that waits here: then neither goes upstream."""
@@ -291,7 +311,7 @@ class Router:
         session_ids = () if drop_session else incoming.headers.getall(headers.SESSION_ID, ())
         asked = RequestLine(incoming.method, incoming.target, incoming.fields, tuple(session_ids))
         pairs = self._upstream_pairs(incoming, without=_FOR_THE_SESSION)
-        return read_call(self.services, asked, pairs, self._move(incoming))
+        return read_call(self.services.sessions, asked, pairs, self._move(incoming))
 
     # -- passing on ---------------------------------------------------------------------------------------------------
 
@@ -330,7 +350,7 @@ class Router:
         is_sessionless = incoming.message is not None or is_sessionless_version(
             incoming.headers.get(PROTOCOL_VERSION_HEADER)
         )
-        if is_sessionless or self.services.observes or not self._is_endpoint(incoming):
+        if is_sessionless or self.services.policy.observes or not self._is_endpoint(incoming):
             return frozenset()
         return frozenset({"mcp-session-id"})
 

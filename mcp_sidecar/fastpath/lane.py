@@ -135,7 +135,7 @@ class Express:
         """Whether the lane is open at all depends on the mode only."""
         self.gate = gate
         self.services = services = gate.services
-        self.is_open = services.heals
+        self.is_open = services.policy.heals
         self._targets = {f"POST {target} HTTP/1.1\r\n".encode(): target for target in gate.plain_endpoints}
         limits = services.limits
         self.max_body = min(MAX_BYTES, limits.max_request_body)
@@ -166,8 +166,8 @@ class Express:
         """Send what can be sent at once and without a question; ``data`` is all of it."""
         services, values = self.services, request.values
         started_at = services.clock()
-        principal = services.principals.of_values(values).principal if self._binds else ANONYMOUS
-        session = services.table.find(ClientSessionId(values[_SESSION_ID]), principal)
+        principal = services.sessions.principals.of_values(values).principal if self._binds else ANONYMOUS
+        session = services.sessions.table.find(ClientSessionId(values[_SESSION_ID]), principal)
         if session is None or not self._is_plain(session):
             return None
         body = data[request.body_at :]
@@ -274,7 +274,7 @@ class Trip:
         self._response = b""  # an event that was seen to be the response
         self._overdue: asyncio.TimerHandle | None = None  # of a stream
         express.gate.enter()
-        express.services.table.begin_use(session)
+        express.services.sessions.table.begin_use(session)
         session.posts += 1
         session.progress.forget(message)
 
@@ -373,7 +373,7 @@ class Trip:
         self._connection.unwatch()
         express = self._express
         services = express.services
-        services.endpoint_worked = True
+        services.holds.availability.note_worked()
         services.holds.route.note_served()
         services.upstream.served(self._connection)
         express.note(passed=True)
@@ -402,7 +402,7 @@ class Trip:
         session = self._session
         session.posts -= 1
         session.progress.forget(self._message)
-        self._express.services.table.end_use(session)
+        self._express.services.sessions.table.end_use(session)
         self._express.gate.leave()
 
     def _tell(self, status: int) -> None:

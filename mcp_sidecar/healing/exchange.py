@@ -8,7 +8,7 @@ hang; then heal.
 ::
 
     begin ──▶ Send ──▶ judged ──▶ Pass                       the upstream's answer, untouched
-                │         ├─────▶ Heal ──▶ healed ──▶ Send   once per exchange
+                │         ├─────▶ Heal ──▶ healed ──▶ Send   twice per exchange
                 │         ├─────▶ Hold ──▶ back ──▶ Send     until the hold ends
                 │         └─────▶ Give                       an answer of our own
                 ├─────▶ failed ─▶ Send | Hold | Give
@@ -22,8 +22,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 from http import HTTPStatus
 
-from mcp_sidecar.facts import ObservedAction, ReplayCause
+from mcp_sidecar.facts import ReplayCause
 from mcp_sidecar.healing import replies
+from mcp_sidecar.healing.arrival import Arrival, Attempt, Settled
 from mcp_sidecar.healing.policy import Mode
 from mcp_sidecar.healing.replay import AfterLoss, after_loss
 from mcp_sidecar.healing.replies import Reason
@@ -32,6 +33,9 @@ from mcp_sidecar.verdicts.classify import Judgement, SessionKnowledge, Verdict
 from mcp_sidecar.wire.faults import Fault
 from mcp_sidecar.wire.jsonrpc import Kind, Message
 from mcp_sidecar.wire.reply import OwnAnswer
+
+MAX_HEALS = 2
+"""How often one message has its session healed: a server that loses each new session at once is given up."""
 
 MAX_RESENDS_IN_DOUBT = 2
 """How often a harmless request goes again after resets: a request that crashes its server must not do so for ever."""
@@ -101,12 +105,23 @@ class Unhealed(Enum):
 
 
 @dataclass(slots=True)
+class Tries:
+    """What was tried for one message, counted; each count has a bound, or says what may be done once more."""
+
+    heals: int = 0
+    resends: int = 0  # after an attempt that may have run
+    renewed: int = 0  # of the sends, those under new ids
+    unsafe: int = 0  # of the sends, those that were not known to be harmless
+    missing_routes: int = 0  # refusals that proved to be an ingress's
+
+
+@dataclass(slots=True)
 class Exchange:
     """One POST of a client of an older revision.
 
     ``is_safe`` gives the verdict of the replay matrix at this moment: a server that was exchanged takes its hints with
     it. ``opaque`` says that the body is encoded and was not read; ``endpoint_worked`` that the endpoint has answered 2xx
-    in this process. ``observed`` is what mode ``observe`` would have done since the driver last cleared it.
+    in this process.
     """
 
     message: Message
@@ -116,16 +131,9 @@ class Exchange:
     opaque: bool = False
     trust_503: bool = False
     endpoint_worked: bool = False
-    observed: list[ObservedAction] = field(default_factory=list)
-    _tried: bool = field(default=False, init=False)  # sent, whether it arrived or not
-    _may_have_run: bool = field(default=False, init=False)
-    _may_have_run_before: bool = field(default=False, init=False)  # the last answer, that is
-    _was_safe: bool = field(default=True, init=False)  # wherever it was sent
-    _healed_once: bool = field(default=False, init=False)
-    _renumber: bool = field(default=False, init=False)  # sent again in one session, hence under ids of its own
-    _resends_in_doubt: int = field(default=0, init=False)
-    _met_bare_404: bool = field(default=False, init=False)  # in the last answer
-    _met_no_route: bool = field(default=False, init=False)
+    _arrival: Arrival = field(default=Arrival.NOT_SENT, init=False)
+    _tries: Tries = field(default_factory=Tries, init=False)
+    _refusal: Judgement | None = field(default=None, init=False)  # the last answer, while a heal is to settle it
     _last_status: int | None = field(default=None, init=False)
 
     # -- what the driver reports --------------------------------------------------------------------------------------
@@ -136,7 +144,7 @@ class Exchange:
 
     def displaced(self) -> Step:
         """Nothing was sent, since the session's upstream id now is another session's: under it, it would run there."""
-        if self.mode is Mode.REWRITE or self._healed_once or self.is_unread:
+        if self.mode is Mode.REWRITE or not self._may_heal:
             return self._session_not_found()
         if after_loss(self.message) is AfterLoss.DROP:
             return Give(replies.ACCEPTED, drops=True)
@@ -144,9 +152,7 @@ class Exchange:
 
     def judged(self, judgement: Judgement, status: int) -> Step:
         """The upstream answered, and the classifier has said what the answer means for the session."""
-        self._tried = True
         self._last_status = status
-        self._met_bare_404 = False
         match judgement.verdict:
             case Verdict.SESSION_LOST:
                 return self._lost(judgement)
@@ -157,47 +163,37 @@ class Exchange:
             case _ if judgement.bare_404 and self.session is SessionKnowledge.NONE and self.endpoint_worked:
                 return self._gateway_page(status)
             case _:
-                return Pass()
+                return self._pass()
 
     def failed(self, fault: Fault) -> Step:
         """There is no answer."""
-        self._tried = True
-        if fault.may_have_arrived:
-            self._may_have_run = True
-        if self.mode is Mode.OBSERVE:
-            self._observe(self._after_doubt)
-            return Give(replies.BAD_GATEWAY)
+        self._note(Attempt.MAY_HAVE_RUN if fault.may_have_arrived else Attempt.DID_NOT_RUN)
         if not fault.may_have_arrived:
             return self._wait(Awaited.CONNECT)
-        if not self.may_resend_stream:
-            return self._outcome_unknown()
-        self._resends_in_doubt += 1
-        return self._send_in_doubt()
+        return self._resend() if self.may_resend_stream else self._outcome_unknown()
 
     def healed(self) -> Step:
         """The session stands on a new upstream session."""
-        self._healed_once = True
-        self._settle_404(proves_not_run=True)
+        self._tries.heals += 1
+        self._settle(Settled.PROVEN)
         after = after_loss(self.message)
         if after is not AfterLoss.REPLAY:
             return Give(replies.ACCEPTED, drops=after is AfterLoss.DROP)
-        if self._may_go_again:
-            return self._send(ReplayCause.SESSION_LOST)
-        return self._outcome_unknown()
+        return self._send(ReplayCause.SESSION_LOST) if self._may_go_again else self._outcome_unknown()
 
     def unhealed(self, why: Unhealed) -> Step:
         """The heal ended otherwise."""
         match why:
             case Unhealed.ALIVE if self._was_the_routes_404:
-                self._resends_in_doubt += 1
-                self._settle_404(proves_not_run=self._met_no_route)
+                self._tries.resends += 1
+                self._settle_by_route()
                 return self.back()
             case Unhealed.NO_ROUTE:
-                self._met_no_route = self._met_no_route or self._met_bare_404
-                self._settle_404(proves_not_run=True)
+                self._tries.missing_routes += self._met_bare_404
+                self._settle(Settled.PROVEN)
                 return self._wait(Awaited.ROUTE)
             case Unhealed.UNREACHABLE | Unhealed.GATEWAY:
-                self._settle_404(proves_not_run=False)
+                self._settle(Settled.UNPROVEN)
                 return self._wait(Awaited.CONNECT if why is Unhealed.UNREACHABLE else Awaited.ROUTE)
             case Unhealed.NOT_RESTORED:
                 return self._session_not_found()
@@ -206,12 +202,12 @@ class Exchange:
 
     def back(self) -> Step:
         """The hold ended: the upstream may be back. The session id is tried as it is."""
-        return self._send_in_doubt() if self._may_have_run else self._send(ReplayCause.NOT_SENT)
+        return self._send_in_doubt() if self._arrival.may_have_run else self._send(ReplayCause.NOT_SENT)
 
     def expired(self) -> Step:
         """The wait lasted as long as it may, or there was no room for it, or the sidecar drains."""
-        self._settle_404(proves_not_run=self._met_no_route)
-        return self._outcome_unknown() if self._may_have_run else self._unavailable()
+        self._settle_by_route()
+        return self._outcome_unknown() if self._arrival.may_have_run else self._unavailable()
 
     def cancelled(self) -> Step:
         """The client cancelled the held request."""
@@ -228,23 +224,38 @@ class Exchange:
 
     @property
     def safe_in_doubt(self) -> bool:
-        """Whether it may run twice: where it was sent it was harmless, and where it would be sent now it is."""
-        return self._was_safe and self.is_safe()
+        """Whether it may run twice: wherever it was sent it was harmless, and where it would be sent now it is."""
+        return not self._tries.unsafe and self.is_safe()
 
     @property
     def may_resend_stream(self) -> bool:
         """Whether what has certainly arrived may be begun anew: it is harmless, and a resend is left."""
-        return self.mode is Mode.HEAL and self.safe_in_doubt and self._resends_in_doubt < MAX_RESENDS_IN_DOUBT
+        return self.mode is Mode.HEAL and self.safe_in_doubt and self._has_resends
 
     def stream_broke(self, after: AfterEnd) -> Step | None:
         """The answer's stream ended before its response; ``None`` where there is nothing left to do."""
-        self._may_have_run = True
+        self._note(Attempt.MAY_HAVE_RUN)
         if after is AfterEnd.RESEND:
-            self._resends_in_doubt += 1
-            return self._send_in_doubt()
+            return self._resend()
         return self._outcome_unknown() if after is AfterEnd.TELL else None
 
     # -- how it decides -----------------------------------------------------------------------------------------------
+
+    @property
+    def _may_heal(self) -> bool:
+        return self._tries.heals < MAX_HEALS and not self.is_unread
+
+    @property
+    def _has_resends(self) -> bool:
+        return self._tries.resends < MAX_RESENDS_IN_DOUBT
+
+    @property
+    def _may_go_again(self) -> bool:
+        return self.safe_in_doubt or not self._arrival.may_have_run
+
+    @property
+    def _met_bare_404(self) -> bool:
+        return self._refusal is not None and self._refusal.bare_404
 
     @property
     def _was_the_routes_404(self) -> bool:
@@ -252,66 +263,77 @@ class Exchange:
 
         Without a sign of that some server may have run the message and answered 404: only what is harmless goes again.
         """
-        may_resend = self._resends_in_doubt < MAX_RESENDS_IN_DOUBT
-        return self._met_bare_404 and may_resend and (self._met_no_route or self.safe_in_doubt)
-
-    @property
-    def _may_go_again(self) -> bool:
-        return self.safe_in_doubt or not self._may_have_run
+        is_proven = self._tries.missing_routes > 0
+        return self._met_bare_404 and self._has_resends and (is_proven or self.safe_in_doubt)
 
     def _lost(self, judgement: Judgement) -> Step:
         is_bound = self.session is SessionKnowledge.BOUND
-        if self.mode is Mode.OBSERVE:
-            return self._observe(ObservedAction.HEAL if is_bound else ObservedAction.REWRITE)
-        if self.mode is Mode.REWRITE or not is_bound or self.is_unread:
+        if self.mode is Mode.REWRITE or not is_bound:
             return self._session_not_found()
         if after_loss(self.message) is AfterLoss.DROP:
             return Give(replies.ACCEPTED, drops=True)
-        if self._healed_once:
+        if not self._may_heal:
             return self._session_not_found()
         return self._heal(judgement, confirm=False)
 
     def _perhaps_lost(self, judgement: Judgement) -> Step:
-        self._met_bare_404 = judgement.bare_404
-        if self.mode is Mode.OBSERVE:
-            return self._observe(ObservedAction.HEAL)  # perhaps: what a ping would say is not known
-        is_never_healed = self.mode is Mode.REWRITE or self._healed_once or self.is_unread
-        return Pass() if is_never_healed else self._heal(judgement, confirm=True)
+        if self.mode is Mode.REWRITE or not self._may_heal:
+            return self._pass()
+        return self._heal(judgement, confirm=True)
 
     def _heal(self, judgement: Judgement, *, confirm: bool) -> Step:
-        self._may_have_run_before = self._may_have_run
-        if not judgement.proves_not_run:
-            self._may_have_run = True
+        self._refusal = judgement
+        self._note(_refused(judgement))
         return Heal(judgement.signature.name if judgement.signature is not None else "unnamed", confirm=confirm)
 
-    def _settle_404(self, *, proves_not_run: bool) -> None:
-        """Say of a bare 404 in the last answer whether it came before anything was dispatched.
-
-        A tool may answer 404 itself, after it ran. Only a ping or an ``initialize`` that is denied in the same way shows
-        that the message did not get as far; a page or a break in their place does not.
-        """
-        if self._met_bare_404 and proves_not_run:
-            self._may_have_run = self._may_have_run_before
-        self._met_bare_404 = False
-
     def _gateway_page(self, status: int) -> Step:
-        if not (self.trust_503 and status == HTTPStatus.SERVICE_UNAVAILABLE):
-            self._may_have_run = True
-        return self._observe(self._after_doubt) if self.mode is Mode.OBSERVE else self._wait(Awaited.ROUTE)
+        is_trusted = self.trust_503 and status == HTTPStatus.SERVICE_UNAVAILABLE
+        self._note(Attempt.DID_NOT_RUN if is_trusted else Attempt.MAY_HAVE_RUN)
+        return self._wait(Awaited.ROUTE)
 
     def _wait(self, awaited: Awaited) -> Step:
         """Wait, if the message may be sent afterwards; else say at once what a wait that is over would say."""
         return Hold(awaited) if self.mode is Mode.HEAL and self._may_go_again else self.expired()
 
+    # -- what it notes ------------------------------------------------------------------------------------------------
+
+    def _note(self, attempt: Attempt) -> None:
+        self._arrival = self._arrival.after(attempt)
+
+    def _settle(self, settled: Settled) -> None:
+        """Say of a refusal that is in question whether it came before anything was dispatched.
+
+        A tool may answer 404 itself, after it ran. Only a ping or an ``initialize`` that is denied in the same way shows
+        that the message did not get as far; a page or a break in their place does not.
+        """
+        if self._arrival.is_open:
+            self._arrival = self._arrival.after(settled)
+        self._refusal = None
+
+    def _settle_by_route(self) -> None:
+        """Nobody was asked in vain: what counts is whether the route was missing before."""
+        self._settle(Settled.PROVEN if self._tries.missing_routes else Settled.UNPROVEN)
+
+    # -- how it goes on -----------------------------------------------------------------------------------------------
+
+    def _pass(self) -> Pass:
+        self._note(Attempt.MAY_HAVE_RUN)
+        return Pass()
+
     def _send(self, cause: ReplayCause | None = None) -> Send:
-        self._was_safe = self.safe_in_doubt
-        if not self._tried and not self._renumber:
+        self._tries.unsafe += not self.is_safe()
+        was_tried = self._arrival is not Arrival.NOT_SENT
+        if not was_tried and not self._tries.renewed:
             return _FIRST_TIME
-        return Send(cause if self._tried else None, renumber=self._renumber)
+        return Send(cause if was_tried else None, renumber=self._tries.renewed > 0)
 
     def _send_in_doubt(self) -> Send:
-        self._renumber = True
+        self._tries.renewed += 1  # sent again in one session, hence under ids of its own from now on
         return self._send(ReplayCause.AMBIGUOUS_SAFE)
+
+    def _resend(self) -> Send:
+        self._tries.resends += 1
+        return self._send_in_doubt()
 
     # -- what it answers ----------------------------------------------------------------------------------------------
 
@@ -327,7 +349,7 @@ class Exchange:
 
     def _unavailable(self) -> Give:
         if self._is_initialize:
-            answer = replies.unavailable(self.message.id, may_have_run=self._may_have_run)
+            answer = replies.unavailable(self.message.id, may_have_run=self._arrival.may_have_run)
             return Give(answer, reason=Reason.UPSTREAM_UNAVAILABLE)
         return self._error(Reason.UPSTREAM_UNAVAILABLE)
 
@@ -337,12 +359,9 @@ class Exchange:
     def _session_not_found(self) -> Give:
         return Give(replies.SESSION_NOT_FOUND, reason=Reason.SESSION_LOST, rewrites=self._last_status)
 
-    # -- mode observe -------------------------------------------------------------------------------------------------
 
-    @property
-    def _after_doubt(self) -> ObservedAction:
-        return ObservedAction.REPLAY if self._may_go_again else ObservedAction.REFUSE
-
-    def _observe(self, action: ObservedAction) -> Pass:
-        self.observed.append(action)
-        return Pass()
+def _refused(judgement: Judgement) -> Attempt:
+    """What a refusal shows that speaks of the session, should its session prove lost."""
+    if judgement.proves_not_run:
+        return Attempt.DID_NOT_RUN
+    return Attempt.PERHAPS_NOT if judgement.bare_404 else Attempt.MAY_HAVE_RUN

@@ -10,13 +10,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from mcp_sidecar.healing.marked_ids import FIRST, Mark, Renumbering
-from mcp_sidecar.healing.session import Session
 from mcp_sidecar.wire import jsonrpc
 from mcp_sidecar.wire.jsonrpc import JsonRpcId, Kind, Message, dump
 
 _NAMES_A_REQUEST = frozenset({"notifications/cancelled", "notifications/progress"})
 
-Renumbered = Mapping[tuple[Session, JsonRpcId], str]
+Renumbered = Mapping[JsonRpcId, str]
+"""Under which new ids the requests of a session are under way."""
 
 
 def renumbered(message: Message, new_id: Callable[[], str]) -> tuple[bytes, Renumbering]:
@@ -25,13 +25,13 @@ def renumbered(message: Message, new_id: Callable[[], str]) -> tuple[bytes, Renu
     return body, Renumbering(ids, tokens)
 
 
-def body_of(message: Message, data: bytes, mark: Mark, under_way: Renumbered, session: Session) -> bytes | None:
+def body_of(message: Message, data: bytes, mark: Mark, under_way: Renumbered) -> bytes | None:
     """The bytes to send, or ``None`` where the message is for an earlier upstream session and goes nowhere."""
     members = message.members or (message,)
     if message.kind is Kind.REQUEST or not any(_concerns_ids(member) for member in members):
         return data
     kept = [member for member in members if _belongs(member, mark)]
-    values = [_mapped(member, mark, under_way, session) for member in kept]
+    values = [_mapped(member, mark, under_way) for member in kept]
     if len(kept) == len(members) and all(value is member.value for value, member in zip(values, kept, strict=True)):
         return data
     if not kept:
@@ -56,12 +56,12 @@ def _belongs(message: Message, mark: Mark) -> bool:
     return message.cancelled_id is None or not mark.is_on_another(message.cancelled_id)
 
 
-def _mapped(message: Message, mark: Mark, under_way: Renumbered, session: Session) -> Any:
+def _mapped(message: Message, mark: Mark, under_way: Renumbered) -> Any:
     """An answer and its progress as the upstream knows its question, a cancellation under the id that it knows."""
     if mark.generation > FIRST and message.kind is Kind.RESPONSE:
         return {**(message.value or {}), "id": mark.off_id(message.id)[1]}
     if mark.generation > FIRST and message.reported_token is not None:
         _, token = mark.off_id(message.reported_token)
         return {**message.value, "params": {**message.params, "progressToken": token}}
-    new = under_way.get((session, message.cancelled_id)) if message.method == "notifications/cancelled" else None
+    new = under_way.get(message.cancelled_id) if message.method == "notifications/cancelled" else None
     return message.value if new is None else {**message.value, "params": {**message.params, "requestId": new}}

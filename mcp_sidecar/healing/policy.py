@@ -56,3 +56,13 @@ class Policy:
     announce: Announce = Announce.LOG
     early_stream_after_s: float = 0.0
     signatures: tuple[Signature, ...] = ()
+
+    @property
+    def heals(self) -> bool:
+        """Whether anything may be held, probed, healed and sent again."""
+        return self.mode is Mode.HEAL
+
+    @property
+    def observes(self) -> bool:
+        """Whether nothing is changed."""
+        return self.mode is Mode.OBSERVE

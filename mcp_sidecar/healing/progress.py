@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from mcp_sidecar.wire.jsonrpc import Message
+from mcp_sidecar.wire.jsonrpc import JsonRpcId, Message
 
 Token = str | int
 
@@ -25,10 +25,12 @@ class Progress:
     """How far each call is in the client's eyes, and which run of it came that far.
 
     A run is told by its generation and by the token that the upstream knows. ``renewed`` are the tokens of ours under which
-    calls were sent again, to the client's own.
+    calls were sent again, to the client's own; ``new_ids`` the ids of ours under which requests are under way now, by the
+    client's own (basic, "Requests").
     """
 
     renewed: dict[str, Token] = field(default_factory=dict)
+    new_ids: dict[JsonRpcId, str] = field(default_factory=dict)
     _furthest: dict[Token, tuple[tuple[int, Token], float]] | None = None
 
     @staticmethod

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Any, Final
 
 from mcp_sidecar.healing.announcement import Announcement
 from mcp_sidecar.healing.marked_ids import Mark, Renumbering, event_to_client, to_client
@@ -57,7 +57,7 @@ class StreamWatch:
     misaddressed: bool = False
     blocks: int = 0
     heard: int = 0
-    announcement: Announcement | None = None
+    announcement: Final[Announcement | None] = None
     progress: Progress | None = None
 
     def relay(self, piece: Block | Fragment) -> tuple[bytes, Message | None]:

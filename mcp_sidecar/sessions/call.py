@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from mcp_sidecar.healing.principal import ANONYMOUS, Principal
+from mcp_sidecar.healing.principal import Principal
 from mcp_sidecar.healing.session import ClientSessionId, Session, UpstreamSessionId
 from mcp_sidecar.sessions.own_requests import Trigger
-from mcp_sidecar.sessions.services import Services
+from mcp_sidecar.sessions.sessions import Sessions
+from mcp_sidecar.sessions.table import SessionTable
 from mcp_sidecar.upstream.answer import Answer
 from mcp_sidecar.verdicts.classify import RequestFacts, SessionKnowledge
 from mcp_sidecar.wire import headers
@@ -37,6 +38,7 @@ class Call:
     principal: Principal = field(repr=False)
     credential: Principal = field(repr=False)
     move: Move
+    _table: SessionTable = field(repr=False)
     session: Session | None = None
     is_foreign: bool = False
 
@@ -95,11 +97,12 @@ class Call:
             pairs.append((headers.SESSION_ID, self.client_id))
         return pairs
 
-    def label(self, services: Services) -> str:
+    @property
+    def label(self) -> str:
         """The short hash by which the session is shown; empty without one."""
         if self.session is not None:
             return self.session.label
-        return services.table.label(self.client_id) if self.client_id is not None else ""
+        return self._table.label(self.client_id) if self.client_id is not None else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,19 +115,18 @@ class RequestLine:
     session_ids: tuple[str, ...] = field(repr=False)
 
 
-def read_call(services: Services, asked: RequestLine, pairs: list[Pair], move: Move) -> Call:
+def read_call(sessions: Sessions, asked: RequestLine, pairs: list[Pair], move: Move) -> Call:
     """Find out whose session a request is in.
 
     ``pairs`` are the headers for the upstream. Raises ``BadSessionId``.
     """
     client_id = _session_id(asked.session_ids)
-    identity = services.principals.of(asked.fields)
-    principal, credential = identity.principal, identity.credential
-    if not services.policy.bind_principal:
-        principal = ANONYMOUS
-    session = services.table.find(client_id, principal) if client_id is not None else None
-    is_foreign = client_id is not None and session is None and services.table.is_held(client_id)
-    return Call(asked.http_method, asked.target, pairs, client_id, principal, credential, move, session, is_foreign)
+    principal, credential = sessions.principal_of(asked.fields)
+    session, is_foreign = sessions.find(client_id, principal)
+    table = sessions.table
+    return Call(
+        asked.http_method, asked.target, pairs, client_id, principal, credential, move, table, session, is_foreign
+    )
 
 
 def _session_id(found: tuple[str, ...]) -> ClientSessionId | None:

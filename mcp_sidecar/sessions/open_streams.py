@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 from mcp_sidecar.healing.session import Session, UpstreamSessionId
@@ -164,6 +165,23 @@ def _discard(groups: dict[K, tuple[V, ...]], key: K, member: V) -> None:
         groups.pop(key, None)
 
 
+@dataclass(slots=True)
+class OpenCounts:
+    """What is open now, for the gauges."""
+
+    get_streams: int = 0
+    post_streams: int = 0
+
+    @contextmanager
+    def post(self, *, is_stream: bool) -> Iterator[None]:
+        """While the block runs the answer to a POST is passed on, and counts if it is a stream."""
+        self.post_streams += is_stream
+        try:
+            yield
+        finally:
+            self.post_streams -= is_stream
+
+
 class UpstreamStreams:
     """The open streams of the upstream, by session."""
 
@@ -197,3 +215,12 @@ class UpstreamStreams:
         """The session's upstream id is another session's now: whoever reads meets a break, and nothing more."""
         for answer in self._open.get(session, ()):
             answer.break_off()
+
+
+@dataclass(frozen=True, slots=True)
+class OpenStreams:
+    """Both ends of what is open: where clients listen, and what the upstream sends."""
+
+    listening: GetStreams = field(default_factory=GetStreams)
+    upstream: UpstreamStreams = field(default_factory=UpstreamStreams)
+    open: OpenCounts = field(default_factory=OpenCounts)

@@ -12,10 +12,11 @@ from mcp_sidecar.healing.client_state import LEARNT
 from mcp_sidecar.healing.handshake import Handshake
 from mcp_sidecar.healing.lists import LISTINGS, SeenLists
 from mcp_sidecar.healing.marked_ids import Mark, Renumbering
+from mcp_sidecar.healing.policy import Policy
 from mcp_sidecar.healing.replay import updated as updated_tools
 from mcp_sidecar.healing.session import ClientSessionId, Session, UpstreamSessionId
 from mcp_sidecar.sessions.call import Call
-from mcp_sidecar.sessions.services import Services
+from mcp_sidecar.sessions.table import SessionTable
 from mcp_sidecar.upstream.answer import Answer, WholeJson, may_hold_message
 from mcp_sidecar.wire import headers
 from mcp_sidecar.wire.jsonrpc import Kind, Message, is_initialize_result
@@ -30,9 +31,10 @@ class Recorder:
     ``generation`` is the one that the request was last sent under, ``renumbering`` the ids that it then bore.
     """
 
-    def __init__(self, services: Services, call: Call, message: Message) -> None:
+    def __init__(self, table: SessionTable, policy: Policy, call: Call, message: Message) -> None:
         """Nothing is known yet."""
-        self._services = services
+        self._table = table
+        self._compares = policy.heals and policy.compare_lists
         self._call = call
         self._ids: tuple[ClientSessionId, UpstreamSessionId] | None = None  # of the new session
         self.message = message
@@ -62,15 +64,20 @@ class Recorder:
         # A stream that was begun anew goes on under the id that its head has shown; the upstream knows that one, too.
         if self._ids is None:
             minted = UpstreamSessionId(session_id)
-            own = self._services.table.id_for_newcomer(minted, self._call.principal)
-            self._ids = (ClientSessionId(minted) if self._services.observes else own, minted)
+            self._ids = self._table.id_for_newcomer(minted, self._call.principal), minted
         return self._ids[0]
+
+    def show_as_minted(self, answer: Answer) -> None:
+        """The client gets to see the upstream's id in any case, since nobody writes the answer anew."""
+        session_id = self.new_session_id(answer)
+        if session_id is not None:
+            self._ids = ClientSessionId(session_id), UpstreamSessionId(session_id)
 
     def claim_new_id(self, answer: Answer) -> None:
         """From the head of the answer on the id is in use upstream, whatever the body will say."""
         session_id = self.new_session_id(answer)
         if session_id is not None:
-            self._services.table.claim_upstream_id(UpstreamSessionId(session_id), None)
+            self._table.claim_upstream_id(UpstreamSessionId(session_id), None)
 
     def learn(self, message: Message, answer: Answer) -> None:
         """Look at one message of the answer."""
@@ -103,7 +110,7 @@ class Recorder:
         if request.method == "tools/list":
             is_first_page = request.cursor is None
             session.safe_tools = updated_tools(session.safe_tools, result, is_first_page=is_first_page)
-        if self._services.heals and self._services.policy.compare_lists and request.method is not None:
+        if self._compares and request.method is not None:
             session.lists = session.lists or SeenLists()
             session.lists.see(request.method, request.cursor, result, self.generation)
 
@@ -117,4 +124,4 @@ class Recorder:
         self.shown_id(session_id)
         assert self._ids is not None
         client_id, upstream_id = self._ids
-        self._services.table.open(client_id, self._call.principal, handshake, upstream_id)
+        self._table.open(client_id, self._call.principal, handshake, upstream_id)

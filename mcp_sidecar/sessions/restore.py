@@ -9,12 +9,12 @@ from typing import Any, TypeVar
 from mcp_sidecar.facts import Emit, RestoreRefused
 from mcp_sidecar.healing.client_state import RestoreRequest
 from mcp_sidecar.healing.session import UpstreamSessionId
-from mcp_sidecar.sessions.judge import judged_head
+from mcp_sidecar.sessions.judge import see
 from mcp_sidecar.sessions.own_requests import OwnRequests, read_rpc_answer
-from mcp_sidecar.upstream.answer import Answer, decoded_body, is_event_stream, is_json
+from mcp_sidecar.upstream.answer import Answer, is_event_stream, is_json
 from mcp_sidecar.upstream.connection import UpstreamFault
-from mcp_sidecar.verdicts.classify import PEEK_BYTES, ProbeVerdict, judge_probe
 from mcp_sidecar.verdicts.classify import Answer as JudgedAnswer
+from mcp_sidecar.verdicts.classify import ProbeVerdict, judge_probe
 from mcp_sidecar.verdicts.probes import StepVerdict, judge_step
 from mcp_sidecar.verdicts.signatures import Signature
 from mcp_sidecar.wire.faults import Fault
@@ -77,15 +77,12 @@ class Restore:
     async def judge(self, method: str, answer: Answer) -> StepVerdict:
         """Judge an answer in the new session. Only what may speak of it is read: a success does so in JSON alone."""
         is_read = is_json(answer) if 200 <= answer.status < 300 else not is_event_stream(answer)
-        body = await decoded_body(answer, PEEK_BYTES) if is_read else b""
-        judged = JudgedAnswer(judged_head(answer), body, complete=answer.whole)
-        return judge_step(method, judged, self._signatures)
+        return judge_step(method, await see(answer, is_read=is_read), self._signatures)
 
     async def ping(self, original: JudgedAnswer, upstream_id: UpstreamSessionId | None) -> ProbeVerdict:
         """What a ``ping`` in the session shows about an ambiguous answer."""
         async with await self._own.post(PING_BODY, upstream_id) as answer:
-            body = b"" if is_event_stream(answer) else await decoded_body(answer, PEEK_BYTES)
-            ping = JudgedAnswer(judged_head(answer), body, complete=answer.whole)
+            ping = await see(answer, is_read=not is_event_stream(answer))
         return judge_probe(original, ping, self._signatures)
 
     async def _ask(self, request: RestoreRequest, own_id: str, upstream_id: UpstreamSessionId) -> StepVerdict:
@@ -94,7 +91,7 @@ class Restore:
             if verdict is StepVerdict.TAKEN:
                 message = await read_rpc_answer(answer, own_id, self._max_answer_bytes)
                 return StepVerdict.REFUSED if message is None or message.error is not None else verdict
-            original = JudgedAnswer(judged_head(answer), answer.peeked, complete=answer.whole)
+            original = await see(answer, is_read=False)
         if verdict is not StepVerdict.DOUBTFUL:
             return verdict
         return _AFTER_PING.get(await self.ping(original, upstream_id), StepVerdict.REFUSED)

@@ -106,7 +106,7 @@ class EventRelay:
         resumed: Answer | None = None
         try:
             while True:
-                with self._services.upstream_streams.holding(self._call.session, resumed or answer):
+                with self._services.streams.upstream.holding(self._call.session, resumed or answer):
                     ending = await self._relay_in_time(resumed or answer)
                 has_advanced = self._watch.blocks > blocks_before
                 after = after_end(
@@ -167,7 +167,7 @@ class EventRelay:
         session = self._call.session
         if self._give_up_at is not None and asyncio.get_running_loop().time() >= self._give_up_at:
             return False
-        if session is None or session.displaced or not self._services.heals:
+        if session is None or session.displaced or not self._services.policy.heals:
             return False
         if not can_be_sent_back(self._watch.last_event_id or ""):
             return False

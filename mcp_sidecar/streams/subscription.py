@@ -13,8 +13,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from mcp_sidecar.healing.position import Position
 from mcp_sidecar.healing.session import Session, UpstreamSessionId
 from mcp_sidecar.sessions.call import Call
-from mcp_sidecar.sessions.services import Services
+from mcp_sidecar.sessions.open_streams import OpenStreams
 from mcp_sidecar.upstream.answer import Answer, is_event_stream
+from mcp_sidecar.upstream.upstream import Upstream
 from mcp_sidecar.waiting.slots import HEAD_PATIENCE_S
 from mcp_sidecar.wire import headers
 from mcp_sidecar.wire.headers import Pair
@@ -31,14 +32,16 @@ class Subscription:
         "_call",
         "_may_open_ahead",
         "_position",
-        "_services",
+        "_streams",
+        "_upstream",
         "_waiting",
         "_waits_under",
     )
 
-    def __init__(self, services: Services, call: Call, position: Position) -> None:
+    def __init__(self, upstream: Upstream, streams: OpenStreams, call: Call, position: Position) -> None:
         """Nothing is open yet."""
-        self._services = services
+        self._upstream = upstream
+        self._streams = streams
         self._call = call
         self._position = position
         self._ahead: Ahead | None = None
@@ -68,10 +71,8 @@ class Subscription:
     async def _send(self, generation: int, *, comes_back: bool) -> Answer:
         async with AsyncExitStack() as stack:
             if comes_back:
-                await stack.enter_async_context(self._services.get_streams.returning.place())
-            return await self._services.upstream.send(
-                "GET", self._call.target, self._headers(generation), may_idle=True
-            )
+                await stack.enter_async_context(self._streams.listening.returning.place())
+            return await self._upstream.send("GET", self._call.target, self._headers(generation), may_idle=True)
 
     def _headers(self, generation: int) -> list[Pair]:
         pairs = self._call.upstream_headers(without=_REPLACED)
@@ -83,16 +84,16 @@ class Subscription:
     def attach(self, answer: Answer, generation: int) -> None:
         """From now on, until ``detach``, the answer is what the client listens to."""
         self._attached = answer, generation
-        self._services.upstream_streams.add(self._owner, answer)
+        self._streams.upstream.add(self._owner, answer)
 
     def detach(self, answer: Answer) -> None:
         """Its stream is over."""
         self._attached = None
-        self._services.upstream_streams.discard(self._owner, answer)
+        self._streams.upstream.discard(self._owner, answer)
 
     @property
     def _owner(self) -> Session | None:
-        return self._call.session if not self._services.observes else None
+        return self._call.session
 
     # -- heals --------------------------------------------------------------------------------------------------------
 
@@ -102,7 +103,7 @@ class Subscription:
             return
         pairs = [pair for pair in self._call.pairs if pair[0].lower() not in _REPLACED]
         pairs += [(headers.SESSION_ID, upstream_id), ("Accept-Encoding", "identity")]
-        send = self._services.upstream.send("GET", self._call.target, pairs, may_idle=True)
+        send = self._upstream.send("GET", self._call.target, pairs, may_idle=True)
         ahead = Ahead(asyncio.create_task(send), generation)
         self.let_go()
         self._ahead = ahead

@@ -55,6 +55,11 @@ class Availability:
         self._lost_at: float | None = None
         self._back: asyncio.Future[None] | None = None
         self._prober: asyncio.Task[None] | None = None
+        self.has_worked = False  # what stands behind the connects has done its work once
+
+    def note_worked(self) -> None:
+        """Somebody has got what was asked for."""
+        self.has_worked = True
 
     @property
     def is_up(self) -> bool:

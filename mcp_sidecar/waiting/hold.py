@@ -1,25 +1,22 @@
 """Requests that wait: for the upstream, for a route, or for a heal. Bounded in number, bytes and time.
 
-Whoever waits here can be released early: by the client's ``notifications/cancelled`` or DELETE, or by the drain of the
-sidecar. A client that leaves cancels its task, and the ``with`` block gives its place back. When the upstream is back they go
-on in turns.
+Whoever waits here can be released early: by a name of its own, by the end of what it belongs to, or by the drain of the
+sidecar. What those are is not known here. A client that leaves cancels its task, and the ``with`` block gives its place back.
+When the upstream is back they go on in turns.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TypeVar
 
 from mcp_sidecar.facts import Emit, HoldOverflowed
-from mcp_sidecar.healing.principal import Principal
-from mcp_sidecar.healing.session import ClientSessionId, Session
 from mcp_sidecar.waiting.availability import Availability, Route
 from mcp_sidecar.waiting.slots import SlotRequest, Slots
-from mcp_sidecar.wire.jsonrpc import JsonRpcId
 
 T = TypeVar("T")
 
@@ -27,8 +24,8 @@ GO_ON_AT_A_TIME, HEAD_PATIENCE_S = 32, 0.050
 """A server that has just come back is not met by a thousand requests on a thousand new connections: each waits until one
 before it has its answer, or has waited so long for one that it must be slow work."""
 
-CancelKey = tuple[ClientSessionId, Principal, JsonRpcId]
-"""A request by the session id that its client knows, whether the sidecar knows it or not, and by whose it is."""
+CancelKey = Hashable
+"""By what a request is named that is to be released; its parts are its owner's business."""
 
 
 class Waited(Enum):
@@ -37,15 +34,15 @@ class Waited(Enum):
     BACK = "back"
     EXPIRED = "expired"  # the deadline, the bounds, or the drain
     CANCELLED = "cancelled"
-    ENDED = "ended"  # the session, by the client's DELETE
+    ENDED = "ended"  # what the request belongs to
 
 
 @dataclass(eq=False, slots=True)
 class HeldRequest:
     """One request that may have to wait.
 
-    ``size`` in bytes; ``deadline`` is set when the first wait begins; ``cancel_keys`` are what the client's
-    ``notifications/cancelled`` would name, one for each request of a batch; ``session`` is the one whose end is its end.
+    ``size`` in bytes; ``deadline`` is set when the first wait begins; ``cancel_keys`` name its parts, all of which must be
+    cancelled to release it; ``owner`` is what it belongs to, whose end is its end.
     ``is_stream``: it is no request but a stream that can wait, and takes no request's place. ``released`` is how somebody
     else ended the present wait; ``turn`` is its place among those who go on.
     """
@@ -53,7 +50,7 @@ class HeldRequest:
     size: int
     timeout_s: float
     cancel_keys: frozenset[CancelKey] = frozenset()
-    session: Session | None = None
+    owner: Hashable | None = None
     is_stream: bool = False
     deadline: float | None = None
     has_waited: bool = False
@@ -71,31 +68,40 @@ class HeldRequest:
 class Holds:
     """Everything that waits."""
 
-    def __init__(self, *, max_requests: int, max_bytes: int, emit: Emit, clock: Callable[[], float]) -> None:
-        """``clock`` gives monotonic seconds."""
+    def __init__(
+        self,
+        *,
+        max_requests: int,
+        max_bytes: int,
+        can_connect: Callable[[], Awaitable[bool]],
+        emit: Emit,
+        clock: Callable[[], float],
+    ) -> None:
+        """``clock`` gives monotonic seconds; ``can_connect`` tries whether the upstream is there."""
         self._max_requests = max_requests
         self._max_bytes = max_bytes
         self._emit = emit
         self._clock = clock
         self._held: set[HeldRequest] = set()
         self._by_request: dict[CancelKey, HeldRequest] = {}
-        self._by_session: dict[Session, set[HeldRequest]] = {}
+        self._by_owner: dict[Hashable, set[HeldRequest]] = {}
         self._streams = 0
         self._bytes = 0
         self._draining = False
         self._turns = Slots(GO_ON_AT_A_TIME, HEAD_PATIENCE_S)
         self.route = Route(clock)
+        self.availability = Availability(can_connect, emit, clock, self.waiting)
 
     def __len__(self) -> int:
         """How many requests are held."""
         return len(self._held)
 
-    async def for_connect(self, held: HeldRequest, availability: Availability) -> Waited:
+    async def for_connect(self, held: HeldRequest) -> Waited:
         """Wait until the upstream accepts connections."""
         with self._room_for(held) as there_is:
             if not there_is:
                 return Waited.EXPIRED
-            ended, _ = await self._wait(held, availability.back())
+            ended, _ = await self._wait(held, self.availability.back())
             return await self._in_turn(held) if ended is Waited.BACK else ended
 
     async def for_route(self, held: HeldRequest) -> Waited:
@@ -136,11 +142,11 @@ class Holds:
         """The exchange is over: give back the scout's role, if it had it."""
         self.route.resign(held)
 
-    async def for_stream(self, availability: Availability) -> None:
+    async def for_stream(self) -> None:
         """Wait as an idle stream does: without a bound, and without taking a request's place."""
         self._streams += 1
         try:
-            await asyncio.wait({availability.back()})
+            await asyncio.wait({self.availability.back()})
         finally:
             self._streams -= 1
 
@@ -159,9 +165,9 @@ class Holds:
         _release(held, Waited.CANCELLED)
         return True
 
-    def end_of(self, session: Session) -> None:
-        """Release everything that waits in a session that is over: it must not be sent any more."""
-        for held in self._by_session.get(session, ()):
+    def end_of(self, owner: Hashable) -> None:
+        """Release everything that belongs to what is over: it must not be sent any more."""
+        for held in self._by_owner.get(owner, ()):
             _release(held, Waited.ENDED)
 
     def drain(self) -> None:
@@ -243,8 +249,8 @@ class Holds:
             self._held.add(held)
         self._bytes += held.size
         self._by_request.update(dict.fromkeys(held.cancel_keys, held))
-        if held.session is not None:
-            self._by_session.setdefault(held.session, set()).add(held)
+        if held.owner is not None:
+            self._by_owner.setdefault(held.owner, set()).add(held)
         try:
             yield True
         finally:
@@ -254,14 +260,14 @@ class Holds:
             for key in held.cancel_keys:
                 if self._by_request.get(key) is held:
                     del self._by_request[key]
-            self._forget_of_session(held)
+            self._forget_of_owner(held)
 
-    def _forget_of_session(self, held: HeldRequest) -> None:
-        if held.session is not None:
-            others = self._by_session[held.session]
+    def _forget_of_owner(self, held: HeldRequest) -> None:
+        if held.owner is not None:
+            others = self._by_owner[held.owner]
             others.discard(held)
             if not others:
-                del self._by_session[held.session]
+                del self._by_owner[held.owner]
 
 
 def _release(held: HeldRequest, how: Waited) -> None:

@@ -64,7 +64,7 @@ async def test_a_2xx_passes_and_the_id_is_ended(status: int) -> None:
         assert (await client.delete()).status == status
         assert upstream.sessions == {}
         assert [fact.reason for fact in sidecar.of(SessionEnded)] == [SessionEnd.TERMINATED]
-        assert len(sidecar.services.table) == 0
+        assert len(sidecar.services.sessions.table) == 0
         await assert_ended(client, upstream)
 
 
@@ -169,7 +169,7 @@ async def test_any_other_answer_passes_and_the_session_stays(answer: Answer) -> 
         for name, value in answer.headers:
             assert got.headers[name] == value
         assert (await client.tool("echo", text="on")).text == "on"
-        assert len(sidecar.services.table) == 1
+        assert len(sidecar.services.sessions.table) == 1
 
 
 @pytest.mark.parametrize("router", Router, ids=lambda router: router.name.lower())
@@ -180,7 +180,7 @@ async def test_a_404_that_no_server_signs_ends_the_id(router: Router) -> None:
         answer = await client.delete()
         assert (answer.status, answer.body) == (200, b"")
         assert upstream.ledger.count("DELETE") == 1
-        assert len(sidecar.services.table) == 0
+        assert len(sidecar.services.sessions.table) == 0
         await assert_ended(client, upstream)
 
 
@@ -208,7 +208,7 @@ async def test_a_delete_outside_a_known_session_is_passed(session_id: str | None
         assert len(sidecar.of(AnswerRewritten)) == (session_id is not None)
         await upstream.stop()
         assert (await client.delete()).status == (503 if session_id is None else 200)
-        assert len(sidecar.services.table) == 1
+        assert len(sidecar.services.sessions.table) == 1
 
 
 async def test_another_principal_ends_nothing() -> None:
@@ -217,14 +217,14 @@ async def test_another_principal_ends_nothing() -> None:
         got = await client.delete(headers={"Authorization": "Bearer other"})
         assert (got.status, got.body) == (404, NOT_FOUND)
         assert (await client.tool("echo", text="on")).text == "on"
-        assert len(sidecar.services.table) == 1
+        assert len(sidecar.services.sessions.table) == 1
 
 
 async def test_an_expired_id_gets_404() -> None:
     """Its session is forgotten; the client starts over."""
     async with scene(sessions__idle_ttl=1000) as (upstream, sidecar, client):
-        now = sidecar.services.table._clock
-        sidecar.services.table._clock = lambda: now() + 1001
+        now = sidecar.services.sessions.table._clock
+        sidecar.services.sessions.table._clock = lambda: now() + 1001
         await assert_ended(client, upstream)
         assert [fact.reason for fact in sidecar.of(SessionEnded)] == [SessionEnd.EXPIRED]
 
@@ -275,7 +275,7 @@ async def test_a_delete_ends_the_sessions_open_stream() -> None:
         assert (await client.delete()).status == 200
         assert [event async for event in stream.rest()] == []
         await upstream.ledger.wait_for(lambda ledger: ledger.arrived(http_method="GET")[0].client_left)
-        assert sidecar.services.open.get_streams == 0
+        assert sidecar.services.streams.open.get_streams == 0
 
 
 async def test_a_delete_that_a_heal_overtakes_ends_the_new_session_too() -> None:

@@ -78,7 +78,7 @@ def told(sidecar: WatchedSidecar) -> list[Fact]:
 async def test_a_session_with_a_running_exchange_is_in_use(mode: Mode) -> None:
     """However long that takes, and the time that it may be idle begins when it is over."""
     async with connected(mode, answers=Answers.SSE) as (upstream, sidecar, client):
-        store, now = sidecar.services.table, sidecar.services.table._clock
+        store, now = sidecar.services.sessions.table, sidecar.services.sessions.table._clock
         call = asyncio.create_task(client.tool("slow"))
         await upstream.ledger.wait_for(lambda ledger: len(ledger.executions("slow")) == 1)
         store._clock = lambda: now() + 86_401
@@ -195,7 +195,7 @@ async def test_observe_passes_every_answer_as_it_came(dialect: str, answers: Ans
         connected("observe", dialect=dialect, answers=answers) as (upstream, sidecar, client),
         McpClient(upstream.url, session_id=client.session_id) as direct,
     ):
-        assert len(sidecar.services.table) == 1
+        assert len(sidecar.services.sessions.table) == 1
         await upstream.restart()
         seen = len(upstream.ledger.arrivals)
         through, without = await client.call("ping", id=1), await direct.call("ping", id=1)
@@ -271,10 +271,10 @@ async def test_observe_counts_open_streams_as_every_mode_does() -> None:
     """The gauges tell what is open, whoever looks after it."""
     async with connected("observe", answers=Answers.SSE) as (upstream, sidecar, client):
         call = asyncio.create_task(client.tool("slow"))
-        await eventually(lambda: sidecar.services.open.post_streams == 1)
+        await eventually(lambda: sidecar.services.streams.open.post_streams == 1)
         upstream.slow_gate.set()
         assert (await call).text == "at last"
-        await eventually(lambda: sidecar.services.open.post_streams == 0)
+        await eventually(lambda: sidecar.services.streams.open.post_streams == 0)
 
 
 async def test_observe_counts_in_one_metric_only() -> None:

@@ -199,8 +199,8 @@ async def test_events_of_the_older_transport_arrive_one_by_one() -> None:
             async with http.post(f"http://{sidecar.address}/messages", data=b"{}") as accepted:
                 assert (accepted.status, await accepted.read()) == (202, b"Accepted")
             assert await events.content.readany() == b'data: {"id":1}\n\n'
-            assert sidecar.services.open.get_streams == 1
-        await eventually(lambda: sidecar.services.open.get_streams == 0)
+            assert sidecar.services.streams.open.get_streams == 1
+        await eventually(lambda: sidecar.services.streams.open.get_streams == 0)
 
 
 @pytest.mark.parametrize("idle_timeout", [0.1])
@@ -278,6 +278,6 @@ async def test_a_stream_of_the_older_transport_ends_cleanly_at_drain() -> None:
 
     async with RawUpstream(stream) as upstream, running_sidecar(upstream.url) as sidecar:
         reading = asyncio.create_task(raw_exchange(sidecar.port, get("/sse")))
-        await eventually(lambda: sidecar.services.open.get_streams)
+        await eventually(lambda: sidecar.services.streams.open.get_streams)
         await sidecar.drain()
         assert (await reading).data.endswith(b"0\r\n\r\n")

@@ -117,7 +117,7 @@ async def test_a_cancellation_reaches_the_retry() -> None:
         await client.notify("notifications/cancelled", {"requestId": 9})
         answer = await call
         assert (answer.error["message"], answer.response["id"]) == ("Request cancelled", 9)
-        assert not sidecar.services.renumbered
+        assert not any(session.progress.new_ids for session in sidecar.services.sessions.table)
 
 
 async def test_ids_of_strangers_are_not_mixed_up() -> None:

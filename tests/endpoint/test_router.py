@@ -180,8 +180,8 @@ class Broken:
         pytest.param("upstream", "server/discover", 502, b"The sidecar failed", id="sessionless"),
         pytest.param("upstream", "GET /x", 502, b"The sidecar failed", id="other-path"),
         pytest.param("upstream", "DELETE /mcp", 502, b"The sidecar failed", id="delete"),
-        pytest.param("get_streams", "GET /mcp", 502, b"The sidecar failed", id="get"),
-        pytest.param("table", "tools/call", 200, b'"id":7', id="table"),
+        pytest.param("streams", "GET /mcp", 502, b"The sidecar failed", id="get"),
+        pytest.param("sessions", "tools/call", 200, b'"id":7', id="sessions"),
     ],
 )
 async def test_a_bug_is_contained(part: str, request_line: str, status: int, content: bytes) -> None:

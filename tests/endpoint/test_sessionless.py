@@ -98,7 +98,7 @@ async def test_a_method_of_older_revisions_is_theirs(version: str | None) -> Non
     async with FakeUpstream(modern=True) as upstream, running_sidecar(upstream.url) as sidecar:
         async with McpClient(sidecar.url) as client:
             await client.initialize(headers={"MCP-Protocol-Version": version} if version else {})
-        assert len(sidecar.services.table) == 1
+        assert len(sidecar.services.sessions.table) == 1
 
 
 async def test_a_large_request_passes_with_its_length() -> None:
@@ -308,9 +308,9 @@ async def test_its_streams_are_counted() -> None:
         client.headers = HEADERS
         stream = Stream(await client._send("POST", LISTEN, bare=True))
         assert stream.status == 200
-        await eventually(lambda: sidecar.services.open.post_streams == 1)
+        await eventually(lambda: sidecar.services.streams.open.post_streams == 1)
         stream.close()
-        await eventually(lambda: sidecar.services.open.post_streams == 0)
+        await eventually(lambda: sidecar.services.streams.open.post_streams == 0)
 
 
 async def test_an_upstream_that_refuses_all_is_probed_once_for_all() -> None:

@@ -495,7 +495,7 @@ async def test_a_client_that_leaves_is_followed_at_once(pieces: tuple[bytes, ...
             await left.wait()
         await eventually(lambda: it.served()[-1] == ("tools/call", 499))
         assert it.sidecar._ingress._under_way == 0
-        (session,) = it.sidecar.services.table
+        (session,) = it.sidecar.services.sessions.table
         assert (session.exchanges, session.posts) == (0, 0)
 
 
@@ -589,7 +589,7 @@ async def test_what_the_lane_passed_is_not_kept() -> None:
             assert RESULT in await line.ask(post())
         assert (it.express.trips, it.upstream.connections) == (20, 1)
         assert it.served()[1:] == [("tools/call", 200)] * 20
-        (session,) = it.sidecar.services.table
+        (session,) = it.sidecar.services.sessions.table
         assert (session.exchanges, session.posts, it.sidecar._ingress._under_way) == (0, 0, 0)
 
 
@@ -628,7 +628,7 @@ async def test_a_healed_session_takes_the_lane(given: bytes, is_passed: bool) ->
     lost = answer(LOST, status="404 Not Found")
     async with scene(lost) as it, it.line() as line:
         assert RESULT in await line.ask(post())
-        (session,) = it.sidecar.services.table
+        (session,) = it.sidecar.services.sessions.table
         assert session.generation == 2
         it.upstream.answer_with(given)
         trips = it.express.trips
@@ -688,7 +688,7 @@ async def test_a_client_that_leaves_between_the_two_ways_counts_once() -> None:
         await way.request(asked, handed_over)
         client, gate = way._client, way.sidecar._ingress
         client.data_received(asked)
-        (session,) = gate.services.table
+        (session,) = gate.services.sessions.table
         assert (session.posts, session.exchanges, gate._under_way) == (1, 1, 1)
         way._upstream.data_received(handed_over)
         client.connection_lost(None)

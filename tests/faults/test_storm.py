@@ -91,9 +91,9 @@ def _left_over(sidecar: WatchedSidecar) -> dict[str, int]:
     services = sidecar.services
     return {
         "held": len(services.holds),
-        "flights": len(services.healer._flights),
-        "renumbered": len(services.renumbered),
-        "GET streams": services.open.get_streams,
-        "POST streams": services.open.post_streams,
+        "flights": len(services.sessions.healer._flights),
+        "renumbered": sum(len(session.progress.new_ids) for session in services.sessions.table),
+        "GET streams": services.streams.open.get_streams,
+        "POST streams": services.streams.open.post_streams,
         "under way": sidecar._ingress._under_way,
     }

@@ -11,9 +11,10 @@ from typing import Any, Final
 
 import pytest
 
-from mcp_sidecar.facts import ObservedAction, ReplayCause
+from mcp_sidecar.facts import ReplayCause
 from mcp_sidecar.healing import replies
 from mcp_sidecar.healing.exchange import (
+    MAX_HEALS,
     MAX_RESENDS_IN_DOUBT,
     Awaited,
     Exchange,
@@ -125,7 +126,6 @@ PING_FIRST: Final = Heal("bare-404", confirm=True)
 PING_UNPROVEN: Final = Heal("weak-session-id", confirm=True)
 ACCEPTED: Final = Give(replies.ACCEPTED)
 DROPPED: Final = Give(replies.ACCEPTED, drops=True)
-BAD_GATEWAY: Final = Give(replies.BAD_GATEWAY)
 UNAVAILABLE_503: Final = Give(replies.unavailable(1), reason=Reason.UPSTREAM_UNAVAILABLE)
 UNAVAILABLE_IN_DOUBT: Final = Give(replies.unavailable(1, may_have_run=True), reason=Reason.UPSTREAM_UNAVAILABLE)
 
@@ -148,6 +148,9 @@ GIVEN_UP: Final = error(Reason.CANCELLED)
 
 ROUTE_JUST_BACK: Final[Story] = [(answered(BARE_404), PING_FIRST), (unhealed(Unhealed.ALIVE), IN_DOUBT)]
 
+LOST_AND_HEALED: Final[Story] = [(answered(PROVEN), HEAL), (healed, AFTER_LOSS)]
+GIVEN_AWAY: Final[Story] = [(displaced, HEAL_DISPLACED), (healed, Send())]
+
 LOSS: Final[dict[str, tuple[Exchange, Story]]] = {
     "healed and sent again, an unsafe call too": (
         exchange(),
@@ -161,13 +164,13 @@ LOSS: Final[dict[str, tuple[Exchange, Story]]] = {
         exchange(LIST),
         [FIRST, (answered(UNPROVEN), HEAL_UNPROVEN), (healed, AFTER_LOSS)],
     ),
-    "lost again after the heal: no second heal": (
+    "lost again after each heal: no third one": (
         exchange(),
-        [FIRST, (answered(PROVEN), HEAL), (healed, AFTER_LOSS), (answered(PROVEN, 400), not_found(400))],
+        [FIRST, *LOST_AND_HEALED * MAX_HEALS, (answered(PROVEN, 400), not_found(400))],
     ),
-    "ambiguous after the heal: no second heal": (
+    "ambiguous after the last heal: nobody asks": (
         exchange(),
-        [FIRST, (answered(PROVEN), HEAL), (healed, AFTER_LOSS), (answered(BARE_404), Pass())],
+        [FIRST, *LOST_AND_HEALED * MAX_HEALS, (answered(BARE_404), Pass())],
     ),
     "not restored": (
         exchange(),
@@ -387,9 +390,9 @@ DISPLACED: Final[dict[str, tuple[Exchange, Story]]] = {
             (healed, Send(ReplayCause.SESSION_LOST, renumber=True)),
         ],
     ),
-    "given away again after the heal: no second heal": (
+    "given away again after each heal: no third one": (
         exchange(),
-        [FIRST, (displaced, HEAL_DISPLACED), (healed, Send()), (displaced, not_found(None))],
+        [FIRST, *GIVEN_AWAY * MAX_HEALS, (displaced, not_found(None))],
     ),
     "not restored: 404, and nothing was rewritten": (
         exchange(),
@@ -585,13 +588,12 @@ TRIPS: Final = [
 
 @pytest.mark.parametrize(("trip", "story"), TRIPS)
 def test_trip(trip: Exchange, story: Story) -> None:
-    """Each report is followed by exactly this step; in heal and rewrite nothing is merely observed."""
+    """Each report is followed by exactly this step."""
     trip = copy.deepcopy(trip)
     assert [report(trip) for report, _ in story] == [step for _, step in story]
-    assert trip.observed == []
 
 
-@pytest.mark.parametrize("mode", Mode)
+@pytest.mark.parametrize("mode", [Mode.HEAL, Mode.REWRITE])
 @pytest.mark.parametrize("session", SessionKnowledge)
 @pytest.mark.parametrize("judgement", NEVER, ids=["ok", "other", "auth", "a server's own 503"])
 def test_an_answer_that_says_nothing_of_a_loss_passes(
@@ -600,39 +602,6 @@ def test_an_answer_that_says_nothing_of_a_loss_passes(
     """Success, real 401s and 403s, and whatever an MCP server itself has written are the client's."""
     trip = exchange(mode=mode, session=session, endpoint_worked=True)
     assert [trip.begin(), trip.judged(judgement, 401)] == [Send(), Pass()]
-
-
-@pytest.mark.parametrize(
-    ("facts", "report", "step", "action"),
-    [
-        pytest.param({}, answered(PROVEN), Pass(), ObservedAction.HEAL, id="lost"),
-        pytest.param(
-            {"session": SessionKnowledge.UNKNOWN}, answered(PROVEN), Pass(), ObservedAction.REWRITE, id="unknown id"
-        ),
-        pytest.param({}, answered(BARE_404), Pass(), ObservedAction.HEAL, id="perhaps lost: nobody asks"),
-        pytest.param({}, answered(PAGE, 502), Pass(), ObservedAction.REFUSE, id="an ingress page, unsafe"),
-        pytest.param({"message": LIST}, answered(PAGE, 502), Pass(), ObservedAction.REPLAY, id="an ingress page, safe"),
-        pytest.param({"trust_503": True}, answered(PAGE, 503), Pass(), ObservedAction.REPLAY, id="a trusted 503"),
-        pytest.param(
-            {"session": SessionKnowledge.NONE, "endpoint_worked": True},
-            answered(ROUTE_404),
-            Pass(),
-            ObservedAction.REFUSE,
-            id="a route's 404",
-        ),
-        pytest.param({}, REFUSED, BAD_GATEWAY, ObservedAction.REPLAY, id="refused"),
-        pytest.param({}, RESET, BAD_GATEWAY, ObservedAction.REFUSE, id="reset, unsafe"),
-        pytest.param({"message": LIST}, RESET, BAD_GATEWAY, ObservedAction.REPLAY, id="reset, safe"),
-        pytest.param({"message": INITIALIZE}, REFUSED, BAD_GATEWAY, ObservedAction.REPLAY, id="initialize"),
-    ],
-)
-def test_observe_changes_nothing(
-    facts: dict[str, Any], report: Report, step: Step, action: ObservedAction | None
-) -> None:
-    """Mode observe passes what comes, answers as a plain proxy would, and says what heal would have done."""
-    trip = exchange(mode=Mode.OBSERVE, **facts)
-    assert [trip.begin(), report(trip)] == [Send(), step]
-    assert trip.observed == ([action] if action is not None else [])
 
 
 def test_a_loss_without_a_row_has_a_name() -> None:
@@ -668,7 +637,6 @@ def test_hints_count_where_it_was_sent_and_where_it_would_go(
         pytest.param(LIST, {}, True, id="safe"),
         pytest.param(CALL, {}, False, id="unsafe"),
         pytest.param(LIST, {"mode": Mode.REWRITE}, False, id="rewrite"),
-        pytest.param(LIST, {"mode": Mode.OBSERVE}, False, id="observe"),
     ],
 )
 def test_what_may_be_begun_anew(message: Message, facts: dict[str, Any], may: bool) -> None:

@@ -45,7 +45,7 @@ def open_sessions(sidecar: WatchedSidecar, count: int) -> list[str]:
     handshake = Handshake.of(PARAMS, RESULT)
     names = [ClientSessionId(f"client-{number}") for number in range(count)]
     for name in names:
-        sidecar.services.table.open(name, ANONYMOUS, handshake)
+        sidecar.services.sessions.table.open(name, ANONYMOUS, handshake)
     return list(names)
 
 
@@ -134,6 +134,10 @@ class InstantUpstream:
         return InstantAnswer(200, json.dumps(message).encode(), f"upstream-{len(self.initializes)}")
 
 
+async def _never() -> bool:
+    return False
+
+
 def test_ten_thousand_sessions_are_not_healed_in_the_same_second() -> None:
     """All notice the loss in one moment, and the server could serve all: still they come in turn, and all come."""
 
@@ -141,7 +145,7 @@ def test_ten_thousand_sessions_are_not_healed_in_the_same_second() -> None:
         facts: list[Fact] = []
         upstream, clock, policy = InstantUpstream(), virtual_time.now, Policy()
         store = SessionTable(SessionLimits(), facts.append, salt=b"s", clock=clock, new_tag=lambda: "t")
-        holding = Holds(max_requests=10_000, max_bytes=10_000, emit=facts.append, clock=clock)
+        holding = Holds(max_requests=10_000, max_bytes=10_000, can_connect=_never, emit=facts.append, clock=clock)
         streams = GetStreams()
         telling = Notifier(streams, facts.append)
         tools = HealServices(cast(Upstream, upstream), store, telling, policy, 1024, facts.append, clock, streams)

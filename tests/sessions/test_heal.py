@@ -518,7 +518,7 @@ async def test_a_delete_during_a_heal_wins(stalls: str) -> None:
         assert is_not_found(await client.tool("charge"))
         upstream.release()
         await eventually(lambda: outcomes(sidecar) == [HealOutcome.REFUSED])
-        await eventually(lambda: (len(upstream.sessions), len(sidecar.services.table)) == (0, 0))
+        await eventually(lambda: (len(upstream.sessions), len(sidecar.services.sessions.table)) == (0, 0))
 
 
 async def test_the_clients_own_initialized_is_not_said_twice() -> None:

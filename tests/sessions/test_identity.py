@@ -348,9 +348,9 @@ async def test_a_session_that_ends_in_its_heal(first: int, again: bool, counting
             count_anew(counting, int(begun.removeprefix("session-")))
             assert (await new.initialize()).session_id == begun
         upstream.release()
-        await eventually(lambda: not sidecar.services.healer._flights)
+        await eventually(lambda: not sidecar.services.sessions.healer._flights)
         assert list(upstream.sessions) == [begun] * again
-        assert len(sidecar.services.table._by_upstream_id) == again
+        assert len(sidecar.services.sessions.table._by_upstream_id) == again
         assert sidecar.of(SidecarFault) == []
 
 

@@ -33,7 +33,7 @@ def compared(upstream: FakeUpstream) -> list[Arrival]:
 
 async def is_over(upstream: FakeUpstream, sidecar: WatchedSidecar, requests: int) -> None:
     """So many requests of the sidecar's own have come, and everything that follows from them is done."""
-    await eventually(lambda: len(compared(upstream)) == requests and not len(sidecar.services.list_check))
+    await eventually(lambda: len(compared(upstream)) == requests and not len(sidecar.services.sessions.list_check))
 
 
 async def next_but_marker(upstream: FakeUpstream, stream: Stream) -> list[str]:
@@ -136,7 +136,7 @@ async def test_what_the_client_never_saw_is_not_looked_at() -> None:
         await client.tool("echo", text="again")
         await client.call("ping")
         assert compared(upstream) == []
-        assert len(sidecar.services.list_check) == 0
+        assert len(sidecar.services.sessions.list_check) == 0
         assert told(sidecar) == []
 
 
@@ -153,7 +153,7 @@ async def test_the_comparison_can_be_switched_off() -> None:
         await client.tool("echo", text="again")
         await client.call("ping")
         assert compared(upstream) == []
-        assert [session.lists for session in sidecar.services.table] == [None]
+        assert [session.lists for session in sidecar.services.sessions.table] == [None]
 
 
 @ANSWERS

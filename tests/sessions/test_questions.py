@@ -270,7 +270,7 @@ async def test_no_server_can_ask_without_end() -> None:
             message = await stream.next_message()
             assert message is not None
             assert message["id"] == n
-        (session,) = sidecar.services.table
+        (session,) = sidecar.services.sessions.table
         assert len(session.client_state.questions) == MAX_QUESTIONS
         await upstream.restart()
         await client.call("ping")

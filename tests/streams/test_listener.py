@@ -32,8 +32,8 @@ async def test_a_stream_is_relayed_event_by_event() -> None:
             upstream.notify(f"notifications/{name}")
             assert await next_method(stream) == f"notifications/{name}"
         assert upstream.ledger.count("GET") == 1
-        assert sidecar.services.open.get_streams == 1
-        assert [session.streams for session in sidecar.services.table] == [1]
+        assert sidecar.services.streams.open.get_streams == 1
+        assert [session.streams for session in sidecar.services.sessions.table] == [1]
 
 
 async def test_a_silent_stream_is_commented_on() -> None:
@@ -51,8 +51,8 @@ async def test_a_client_that_leaves_ends_the_upstream_stream() -> None:
         await attached(upstream)
         stream.close()
         await upstream.ledger.wait_for(lambda ledger: ledger.arrived(http_method="GET")[0].client_left)
-        await eventually(lambda: sidecar.services.open.get_streams == 0)
-        assert [session.streams for session in sidecar.services.table] == [0]
+        await eventually(lambda: sidecar.services.streams.open.get_streams == 0)
+        assert [session.streams for session in sidecar.services.sessions.table] == [0]
         async with await client.get_stream() as again:
             assert again.status == 200
 
@@ -67,7 +67,7 @@ async def test_a_second_stream_replaces_the_first() -> None:
             await attached(upstream)
             upstream.notify("notifications/one")
             assert await next_method(second) == "notifications/one"
-            assert sidecar.services.open.get_streams == 1
+            assert sidecar.services.streams.open.get_streams == 1
 
 
 async def test_the_upstream_sees_the_clients_headers_and_its_own_id() -> None:
@@ -182,7 +182,7 @@ async def test_a_stream_survives_a_restart() -> None:
         assert len(sidecar.of(HealEnded)) == 1
         assert (await client.tool("echo", text="x")).text == "x"
         assert len(upstream.ledger.initializes) == 2
-        assert sidecar.services.open.get_streams == 1
+        assert sidecar.services.streams.open.get_streams == 1
 
 
 async def test_event_ids_of_two_servers_are_told_apart() -> None:
@@ -361,7 +361,7 @@ async def test_a_drain_ends_streams_cleanly_at_once() -> None:
         request = "GET /mcp HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n"
         request += f"Mcp-Session-Id: {client.session_id}\r\n\r\n"
         listening = asyncio.create_task(raw_exchange(sidecar.port, request.encode()))
-        await eventually(lambda: any(session.streams for session in sidecar.services.table))
+        await eventually(lambda: any(session.streams for session in sidecar.services.sessions.table))
         await sidecar.drain()
         answer = await listening
         assert answer.data.endswith(b"0\r\n\r\n")

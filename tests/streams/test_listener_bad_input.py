@@ -131,7 +131,7 @@ async def test_an_endless_event_is_bounded(part: bytes) -> None:
             await upstream.stop()
             with pytest.raises(aiohttp.ClientPayloadError):
                 await stream._response.content.readany()
-        await eventually(lambda: sidecar.services.open.get_streams == 0)
+        await eventually(lambda: sidecar.services.streams.open.get_streams == 0)
 
 
 # -- answers ----------------------------------------------------------------------------------------------------------
@@ -165,7 +165,7 @@ HOSTILE = ["{tag}.1.x", "{tag}.2.x", "{tag}.3.x", "{tag}.", "{tag}", ".2.", "0.2
 async def test_an_upstreams_id_of_our_own_shape_comes_back_as_it_is_or_not_at_all(generation: int, shape: str) -> None:
     """Whoever could guess the session's tag gains nothing: an id reaches the upstream that minted it, or none."""
     async with scene(listen__comment_interval=60) as (upstream, sidecar, client):
-        [session] = sidecar.services.table
+        [session] = sidecar.services.sessions.table
         minted = shape.format(tag=session.tag)
         if generation == 2:
             await upstream.restart()
@@ -187,7 +187,7 @@ async def test_a_clients_made_up_id_reaches_no_other_session(shape: str) -> None
     async with scene() as (upstream, sidecar, client):
         await upstream.restart()
         await client.tool("echo", text="on")
-        [session] = sidecar.services.table
+        [session] = sidecar.services.sessions.table
         sent = shape.format(tag=session.tag)
         async with await client.get_stream(last_event_id=sent) as stream:
             assert stream.status in (200, 405)
@@ -252,4 +252,4 @@ async def test_a_flood_of_events_reaches_a_slow_client_bounded() -> None:
             await asyncio.sleep(0.3)
             assert upstream.ledger.count("GET") == 1
             assert (await client.tool("echo", text="x")).text == "x"
-        await eventually(lambda: sidecar.services.open.get_streams == 0)
+        await eventually(lambda: sidecar.services.streams.open.get_streams == 0)

@@ -163,7 +163,7 @@ async def test_a_listener_that_leaves_takes_its_get_with_it() -> None:
         calling = asyncio.create_task(client.tool("echo", text="x"))
         await upstream.ledger.wait_for(lambda ledger: ledger.count("notifications/initialized") == 2)
         stream.close()
-        await eventually(lambda: sidecar.services.open.get_streams == 0)
+        await eventually(lambda: sidecar.services.streams.open.get_streams == 0)
         upstream.release()
         assert (await calling).text == "x"
         await eventually(lambda: not any(s.get_streams_open for s in upstream.sessions.values()))
@@ -233,7 +233,7 @@ async def test_a_resume_that_is_refused_is_no_end(status: int) -> None:
             assert await next_method(stream) == "notifications/two"
         assert [a.header("last-event-id") for a in upstream.ledger.arrived(http_method="GET")] == [None, "get-0", None]
         assert sidecar.of(HealEnded) == []
-        assert not next(iter(sidecar.services.table)).refuses_get
+        assert not next(iter(sidecar.services.sessions.table)).refuses_get
 
 
 async def test_a_stream_ended_in_order_to_be_polled_is_resumed() -> None:
@@ -255,18 +255,18 @@ OURS = encode_event('{"jsonrpc":"2.0","method":"notifications/ours"}')
 async def test_our_own_events_come_on_the_stream() -> None:
     """Attached or while the upstream is away; where the client has left, nobody can be told."""
     async with scene() as (upstream, sidecar, client):
-        [session] = sidecar.services.table
-        assert sidecar.services.get_streams.listener_of(session) is None
+        [session] = sidecar.services.sessions.table
+        assert sidecar.services.streams.listening.listener_of(session) is None
         async with await client.get_stream() as stream:
             await attached(upstream)
-            listener = sidecar.services.get_streams.listener_of(session)
+            listener = sidecar.services.streams.listening.listener_of(session)
             assert listener is not None
             assert await listener.tell(OURS)
             assert await next_method(stream) == "notifications/ours"
             await upstream.stop()
             assert await listener.tell(OURS)
             assert await next_method(stream) == "notifications/ours"
-        await eventually(lambda: sidecar.services.get_streams.listener_of(session) is None)
+        await eventually(lambda: sidecar.services.streams.listening.listener_of(session) is None)
         assert not await listener.tell(OURS)
 
 
@@ -276,8 +276,8 @@ async def test_a_stream_without_an_answer_cannot_be_told() -> None:
         upstream.inject(Stall(), http_method="GET")
         opening = asyncio.create_task(client.get_stream())
         await upstream.ledger.wait_for(partial(_has_gets, 1))
-        [session] = sidecar.services.table
-        listener = sidecar.services.get_streams.listener_of(session)
+        [session] = sidecar.services.sessions.table
+        listener = sidecar.services.streams.listening.listener_of(session)
         assert listener is not None
         assert not await listener.tell(OURS)
         upstream.release()
@@ -292,9 +292,9 @@ async def test_our_own_events_wait_for_the_end_of_a_large_one(is_whole: bool) ->
     async with scene(limits__max_request_body=1024) as (upstream, sidecar, client):
         upstream.inject(Says((large, b"", end, b"" if is_whole else b"x")), http_method="GET")
         async with await client.get_stream() as stream:
-            [session] = sidecar.services.table
+            [session] = sidecar.services.sessions.table
             assert len(await stream._response.content.readany()) > 1000
-            listener = sidecar.services.get_streams.listener_of(session)
+            listener = sidecar.services.streams.listening.listener_of(session)
             assert listener is not None
             telling = asyncio.create_task(listener.tell(OURS))
             await asyncio.wait({telling}, timeout=0.1)

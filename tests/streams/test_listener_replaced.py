@@ -25,7 +25,7 @@ async def test_of_ten_streams_at_once_one_survives() -> None:
     async with scene() as (upstream, sidecar, client), asyncio.timeout(10):
         streams = await asyncio.gather(*(client.get_stream() for _ in range(10)))
         assert {stream.status for stream in streams} == {200}
-        await eventually(lambda: sidecar.services.open.get_streams == 1)
+        await eventually(lambda: sidecar.services.streams.open.get_streams == 1)
         await attached(upstream)
         upstream.notify("notifications/one")
         upstream.notify("notifications/two")
@@ -37,7 +37,7 @@ async def test_of_ten_streams_at_once_one_survives() -> None:
         survivor = next(stream for stream, message in zip(streams, heard, strict=True) if message is not None)
         assert await next_method(survivor) == "notifications/two"
         assert upstream.sessions[client.session_id or ""].get_streams_open == 1
-        assert [session.streams for session in sidecar.services.table] == [1]
+        assert [session.streams for session in sidecar.services.sessions.table] == [1]
         for stream in streams:
             stream.close()
 
@@ -56,7 +56,7 @@ async def test_streams_that_follow_one_another_all_end() -> None:
             await ends_cleanly(former)
             former = stream
         await attached(upstream)
-        assert sidecar.services.open.get_streams == 1
+        assert sidecar.services.streams.open.get_streams == 1
         former.close()
 
 
@@ -70,7 +70,7 @@ async def test_a_stream_that_waits_for_the_upstream_is_replaced() -> None:
             await attached(upstream)
             upstream.notify("notifications/one")
             assert await next_method(second) == "notifications/one"
-            assert sidecar.services.open.get_streams == 1
+            assert sidecar.services.streams.open.get_streams == 1
 
 
 async def test_the_former_is_closed_before_the_next_is_opened() -> None:
@@ -105,7 +105,7 @@ async def test_a_resume_leaves_the_listening_stream_alone() -> None:
         first, _ = await event_with_id(stream), await event_with_id(stream)
         async with await client.get_stream(last_event_id=first.event_id) as resumed:
             assert await next_method(resumed) == "notifications/x"
-            assert sidecar.services.open.get_streams == 2
+            assert sidecar.services.streams.open.get_streams == 2
 
 
 async def test_a_resume_behind_the_last_event_replaces() -> None:
@@ -118,7 +118,7 @@ async def test_a_resume_behind_the_last_event_replaces() -> None:
             await ends_cleanly(stream)
             upstream.notify("notifications/y")
             assert await next_method(resumed) == "notifications/y"
-            assert sidecar.services.open.get_streams == 1
+            assert sidecar.services.streams.open.get_streams == 1
 
 
 async def test_a_resume_behind_an_event_of_an_earlier_server_replaces() -> None:
@@ -137,7 +137,7 @@ async def test_a_resume_behind_an_event_of_an_earlier_server_replaces() -> None:
             await attached(upstream)
             upstream.notify("notifications/y")
             assert await next_method(resumed) == "notifications/y"
-            assert sidecar.services.open.get_streams == 1
+            assert sidecar.services.streams.open.get_streams == 1
 
 
 @pytest.mark.parametrize("mode", ["rewrite", "observe"])
@@ -162,4 +162,4 @@ async def test_a_drain_ends_a_stream_that_has_replaced_one() -> None:
         await attached(upstream)
         await sidecar.drain()
         await ends_cleanly(second)
-        assert len(sidecar.services.get_streams) == 0
+        assert len(sidecar.services.streams.listening) == 0

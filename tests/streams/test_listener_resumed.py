@@ -24,7 +24,7 @@ async def cut_call(client: McpClient, sidecar: WatchedSidecar) -> list[Event]:
     stream = await client.open_call("tools/call", PROGRESS, id="mine")
     events = [await _with_id(stream) for _ in range(2)]
     stream.close()
-    await eventually(lambda: sidecar.services.open.post_streams == 0)
+    await eventually(lambda: sidecar.services.streams.open.post_streams == 0)
     return events
 
 
@@ -87,7 +87,7 @@ async def test_a_resume_that_is_cut_itself_can_be_resumed() -> None:
         stream = await client.get_stream(last_event_id=events[0].event_id)
         again = await _with_id(stream)
         stream.close()
-        await eventually(lambda: sidecar.services.open.get_streams == 0)
+        await eventually(lambda: sidecar.services.streams.open.get_streams == 0)
         await upstream.restart()
         async with await client.get_stream(last_event_id=again.event_id) as resumed:
             await assert_told(resumed)
@@ -199,7 +199,7 @@ async def test_an_unknown_event_of_an_earlier_server_is_a_new_beginning() -> Non
 async def test_what_is_remembered_of_streams_is_bounded() -> None:
     """Per session: the oldest are forgotten first, and answered calls leave nothing."""
     async with scene({"event_store": True}) as (upstream, sidecar, client):
-        [session] = sidecar.services.table
+        [session] = sidecar.services.sessions.table
         assert (await client.tool("charge")).text == "charged 1"
         assert session._polled is None
         upstream.inject(EndStream(1, event_ids=True), tool="charge", times=None)

@@ -172,7 +172,7 @@ async def test_idle_streams_take_no_place_of_a_waiting_call() -> None:
 
 
 def _healing(sidecar: WatchedSidecar) -> int:
-    sessions = cast("list[Session]", list(sidecar.services.table))
+    sessions = cast("list[Session]", list(sidecar.services.sessions.table))
     return sum(session.state == "healing" for session in sessions)
 
 

@@ -107,7 +107,7 @@ async def test_an_open_stream_is_small() -> None:
             size, _ = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
-        assert sidecar.services.open.get_streams == number + 1
+        assert sidecar.services.streams.open.get_streams == number + 1
     assert size / number < 18 * KIB
 
 
@@ -130,9 +130,9 @@ async def test_what_follows_a_stream_is_read_as_it_was_sent(before: list[bytes])
         way = await way_with_session(sidecar)
         await way.listen(*before)
         await asyncio.sleep(0)
-        assert sidecar.services.open.get_streams == 1
+        assert sidecar.services.streams.open.get_streams == 1
         way.end_stream(RESULT)
-        await eventually(lambda: sidecar.services.open.get_streams == 0)
+        await eventually(lambda: sidecar.services.streams.open.get_streams == 0)
         way.say(CALL)
         await eventually(lambda: b'"id":7' in way.written)
         stream, _, rest = way.written.partition(LAST_CHUNK)
@@ -160,7 +160,7 @@ async def test_what_comes_while_a_stream_is_open_is_never_read(before: list[byte
         await way.listen(*before)
         await asyncio.sleep(0)
         way.end_stream(RESULT)
-        await eventually(lambda: sidecar.services.open.get_streams == 0)
+        await eventually(lambda: sidecar.services.streams.open.get_streams == 0)
         for piece in after:
             way.say(piece)
         await asyncio.sleep(0)

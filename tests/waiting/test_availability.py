@@ -42,7 +42,7 @@ class Waiting:
     async def hold(self, timeout_s: float = 60.0, *, answer_s: float = 0.0, log: list[float] | None = None) -> Waited:
         """Wait, go on, and have an answer after ``answer_s``; ``log`` gets the time of going on."""
         held = HeldRequest(10, timeout_s)
-        waited = await self.holds.for_connect(held, self.availability)
+        waited = await self.holds.for_connect(held)
         if waited is Waited.BACK:
             if log is not None:
                 log.append(virtual_time.now())
@@ -54,9 +54,14 @@ class Waiting:
 def waiting(up_at: float) -> Waiting:
     facts: list[Fact] = []
     server = Server(up_at)
-    holding = Holds(max_requests=10_000, max_bytes=1_000_000, emit=facts.append, clock=virtual_time.now)
-    availability = Availability(server.can_connect, facts.append, virtual_time.now, holding.waiting)
-    return Waiting(server, facts, holding, availability)
+    holding = Holds(
+        max_requests=10_000,
+        max_bytes=1_000_000,
+        can_connect=server.can_connect,
+        emit=facts.append,
+        clock=virtual_time.now,
+    )
+    return Waiting(server, facts, holding, holding.availability)
 
 
 def test_one_prober_tries_for_a_thousand() -> None:
@@ -110,7 +115,7 @@ def test_a_stream_waits_without_a_bound() -> None:
 
     async def outage() -> None:
         place = waiting(up_at=300.0)
-        await place.holds.for_stream(place.availability)
+        await place.holds.for_stream()
         assert 300.0 <= virtual_time.now() < 300.5
         assert len(place.holds) == 0
 
@@ -170,7 +175,7 @@ def test_who_leaves_the_queue_takes_no_place() -> None:
         late = [asyncio.create_task(place.hold(timeout_s=0.51, log=log)) for _ in range(GO_ON_AT_A_TIME)]
         gone = [asyncio.create_task(place.hold(log=log)) for _ in range(GO_ON_AT_A_TIME)]
         named = HeldRequest(10, 60.0, frozenset({KEY}))
-        cancelled = asyncio.create_task(place.holds.for_connect(named, place.availability))
+        cancelled = asyncio.create_task(place.holds.for_connect(named))
         last = [asyncio.create_task(place.hold(answer_s=0.010, log=log)) for _ in range(2 * GO_ON_AT_A_TIME)]
         await asyncio.sleep(0.515)
         assert len(log) == 2 * GO_ON_AT_A_TIME
@@ -205,7 +210,7 @@ def test_a_turn_that_came_to_nothing_keeps_no_place() -> None:
         place = waiting(up_at=0.0)
         again = HeldRequest(10, 60.0)
         for _ in range(2 * GO_ON_AT_A_TIME):
-            assert await place.holds.for_connect(again, place.availability) is Waited.BACK
+            assert await place.holds.for_connect(again) is Waited.BACK
         log = list[float]()
         await asyncio.gather(*(place.hold(answer_s=120.0, log=log) for _ in range(GO_ON_AT_A_TIME + 1)))
         assert len(log) == GO_ON_AT_A_TIME + 1

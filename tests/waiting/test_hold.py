@@ -64,7 +64,7 @@ async def test_what_was_held_is_sent_when_the_upstream_is_back() -> None:
         calls = [asyncio.create_task(client.tool("charge", amount=n)) for n in range(5)]
         calls += [asyncio.create_task(client.notify("notifications/roots/list_changed"))]
         await held(sidecar, 6)
-        assert not sidecar.services.availability.is_up
+        assert not sidecar.services.holds.availability.is_up
         await upstream.clear()
         answers = await asyncio.gather(*calls)
         assert [answer.text for answer in answers[:5]] == [f"charged {n}" for n in range(5)]
@@ -73,7 +73,7 @@ async def test_what_was_held_is_sent_when_the_upstream_is_back() -> None:
         assert len(upstream.ledger.initializes) == 1
         assert {fact.cause for fact in sidecar.of(RequestReplayed)} == {ReplayCause.NOT_SENT}
         assert (len(sidecar.of(UpstreamLost)), [fact.held for fact in sidecar.of(UpstreamBack)]) == (1, [6])
-        assert sidecar.services.availability.is_up
+        assert sidecar.services.holds.availability.is_up
 
 
 async def test_a_first_connect_is_held_too() -> None:
