@@ -191,6 +191,7 @@ class Sidecar:
     async def drain(self) -> None:
         """Stop accepting, end GET streams, release what is held, and wait for the POST exchanges."""
         self._is_accepting = False
+        self._server.announce_end()
         self._server.stop_accepting()
         self.services.holds.drain()
         self.services.streams.listening.end_all()

@@ -38,9 +38,9 @@ class Limits:
     """Sizes in bytes; the time in seconds that a client may be silent in its turn, or take nothing of its answer."""
 
     max_request_body: int = 16 * MIB
+    client_timeout_s: float = 30.0
     max_buffered_answer: int = MIB
     max_header_bytes: int = 64 * 1024
-    client_timeout_s: float = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

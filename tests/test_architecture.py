@@ -289,7 +289,7 @@ MAX_MUTABLE_ATTRIBUTES: Final = 12
 # Classes that may have more, and why.
 MANY_PARAMETERS: Final[dict[str, str]] = {}
 MANY_ATTRIBUTES: Final = {
-    "mcp_sidecar.downstream.connection.ClientProtocol": "derives from a class of aiohttp, whose attributes these mostly are",
+    "mcp_sidecar.downstream.connection.ClientConnection": "one object, since there is one for each of thousands of streams",
     "mcp_sidecar.healing.session.Session": "what outlives the process and what does not is not taken apart yet",
     "mcp_sidecar.ops.metrics.Metrics": "one attribute for each metric, made by the helpers of the constructor and kept",
     "mcp_sidecar.upstream.connection.Connection": "parser, upload and timer of a connection that must be small",

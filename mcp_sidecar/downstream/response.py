@@ -63,7 +63,6 @@ class Responder:
     __slots__ = (
         "_client",
         "_clock",
-        "_has_ended",
         "_has_length",
         "_is_bodiless",
         "_is_chunked",
@@ -92,7 +91,6 @@ class Responder:
         self._has_length = False
         self._is_bodiless = False
         self._is_cut = False
-        self._has_ended = False
         self.status = 0
         self.keep_alive = request.keep_alive
         self.is_event_stream = False
@@ -164,13 +162,11 @@ class Responder:
         if self._is_cut:
             raise ConnectionResetError("cut")
         assert self.status, "an exchange ended without an answer"
-        if not self._has_ended:
-            self._has_ended = True
-            if self._is_chunked:
-                self._pending.append(framing.LAST_CHUNK)
-            self._flush()
-            if self._client is not None and self._client.is_slow:
-                await self._client.drained()
+        if self._is_chunked:
+            self._pending.append(framing.LAST_CHUNK)
+        self._flush()
+        if self._client is not None and self._client.is_slow:
+            await self._client.drained()
 
     def let_go(self) -> None:
         """The exchange is over."""

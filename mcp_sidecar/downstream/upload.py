@@ -11,8 +11,6 @@ CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 MAX_UNREAD_BYTES = 128 * 1024
 """So much of a body waits for whoever reads it; beyond it the client is not read from."""
 
-RESUMED_BELOW_BYTES = 64 * 1024
-
 
 class BrokenBody(Exception):
     """The client's framing of the body is wrong, or it ends, or falls silent, before the body does."""

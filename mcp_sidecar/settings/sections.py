@@ -330,6 +330,11 @@ class LimitsSection(_Section):
         description="The largest body on the MCP endpoint; 413 beyond it. Other paths have no limit. An event up to this "
         "size is passed on whole.",
     )
+    client_timeout: SecondsAboveZero = Field(
+        30.0,
+        description="A client that sends no byte of a head or body that it has begun, or takes none of an answer, for so "
+        "long is given up. Event streams get three times listen.comment_interval.",
+    )
     max_buffered_answer: SizeAboveZero = Field(
         1024**2, description="A JSON answer up to this size is passed on whole, so that a cut one can be told."
     )

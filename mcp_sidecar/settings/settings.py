@@ -151,6 +151,7 @@ class Settings(BaseSettings):
         limits = self.limits
         return Limits(
             max_request_body=limits.max_request_body,
+            client_timeout_s=limits.client_timeout,
             max_buffered_answer=limits.max_buffered_answer,
             max_header_bytes=limits.max_header_bytes,
         )
