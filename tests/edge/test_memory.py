@@ -12,15 +12,15 @@ import pytest
 
 from mcp_sidecar.downstream.request import Request
 from mcp_sidecar.downstream.response import Responder
+from mcp_sidecar.downstream.upload import Upload
+from mcp_sidecar.endpoint.post import Post
+from mcp_sidecar.healing.exchange import Exchange
 from tests.edge.echo import Echo, settle
 from tests.edge.readers import answers_in
+from tests.support import in_memory
 
 BODY = b"a" * 50_000
 SIZED = b"POST /A HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%b" % (len(BODY), BODY)
-
-
-class Held(bytes):
-    """A body that can be watched."""
 
 
 @contextmanager
@@ -110,3 +110,36 @@ async def test_a_refused_connection_keeps_nothing() -> None:
         del protocol
         assert seen() is None
     await echo.server.close()
+
+
+CALL = b'{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"echo","arguments":{"text":"a"}}}'
+RESULT = b'{"jsonrpc":"2.0","id":7,"result":{"content":[]}}'
+ERROR = b'{"jsonrpc":"2.0","id":7,"error":{"code":-32602,"message":"no such tool"}}'
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        pytest.param(in_memory.answered(RESULT), id="JSON"),
+        pytest.param(in_memory.answered(ERROR), id="an error"),
+        pytest.param(in_memory.answered(b"data: %b\n\n" % RESULT, "text/event-stream"), id="a stream"),
+        pytest.param(in_memory.answered(b"id: 1\ndata: %b\n\n" % RESULT, "text/event-stream"), id="a stream with ids"),
+    ],
+)
+async def test_nothing_of_a_call_stays_behind_its_answer(given: bytes) -> None:
+    """On the whole way: a body of a MiB that waits for a collection is a MiB, and collections are rare."""
+    async with in_memory.through() as way:
+        asked = in_memory.posted(CALL)
+        for _ in range(3):  # what is learned once
+            await way.request(asked, given)
+        with without_collector():
+            before = len(_of_exchanges())
+            for _ in range(10):
+                await way.request(asked, given)
+            await settle()
+            assert len(_of_exchanges()) <= before + 1
+
+
+def _of_exchanges() -> list[object]:
+    """What an exchange consists of, as far as it is alive."""
+    return [each for each in gc.get_objects() if isinstance(each, Post | Exchange | Request | Responder | Upload)]
