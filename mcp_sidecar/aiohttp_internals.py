@@ -6,17 +6,12 @@ aiohttp is pinned to its minor version for the sake of this file (docs/decisions
 from __future__ import annotations
 
 import asyncio
-from typing import TypeVar
 
-from aiohttp import HttpVersion11, StreamReader
-from aiohttp.http import HttpRequestParser, RawRequestMessage, RawResponseMessage
+from aiohttp.http import HttpRequestParser, RawRequestMessage
 from multidict import CIMultiDict, CIMultiDictProxy
 
-T = TypeVar("T")
-
 NO_HEADERS: CIMultiDictProxy[str] = CIMultiDictProxy(CIMultiDict())
-NO_ANSWER = RawResponseMessage(HttpVersion11, 200, "", NO_HEADERS, (), False, None, False, False)
-"""In place of a head that nobody will ask for again."""
+"""In place of those that nobody will ask for again."""
 
 
 class RequestHeads:
@@ -54,22 +49,3 @@ class RequestHeads:
             response_with_body=False,
             auto_decompress=False,
         )
-
-
-class Few(list[T]):
-    """A queue for a handful of things: a deque takes 700 bytes for none."""
-
-    __slots__ = ()
-
-    def popleft(self) -> T:
-        """Take the first."""
-        return self.pop(0)
-
-    def appendleft(self, item: T) -> None:
-        """Put one before the others."""
-        self.insert(0, item)
-
-
-def lighten_reader(content: StreamReader) -> None:
-    """Take the queue of what has come for the short one that it is in a stream."""
-    content._buffer = Few(content._buffer)  # type: ignore[assignment]

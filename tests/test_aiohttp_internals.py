@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from aiohttp import StreamReader
-from aiohttp.base_protocol import BaseProtocol
 from aiohttp.http_exceptions import HttpProcessingError
 
-from mcp_sidecar.aiohttp_internals import NO_ANSWER, NO_HEADERS, Few, RequestHeads, lighten_reader
+from mcp_sidecar.aiohttp_internals import NO_HEADERS, RequestHeads
 
 HEAD = b"POST /a HTTP/1.1\r\nHost: a\r\nX-Mark: %b\r\n%b\r\n"
 
@@ -47,18 +45,6 @@ async def test_a_parser_that_has_met_an_error_is_not_used_again() -> None:
     assert it.read(HEAD % (b"1", b"")).path == "/a"
 
 
-async def test_a_reader_queue_can_be_a_list() -> None:
-    """``StreamReader._buffer`` is a deque of which nothing is asked but these."""
-    reader = StreamReader(BaseProtocol(asyncio.get_running_loop()), 1024)
-    reader.feed_data(b"ab")
-    lighten_reader(reader)
-    reader.feed_data(b"cd")
-    assert isinstance(reader._buffer, Few)
-    assert await reader.read(1) == b"a"
-    assert await reader.readany() == b"bcd"
-
-
-def test_nothing_is_in_what_stands_for_a_forgotten_head() -> None:
-    """``RawResponseMessage`` takes its fields in this order."""
+def test_headers_that_are_forgotten_can_be_asked_for() -> None:
+    """There are none."""
     assert len(NO_HEADERS) == 0
-    assert (NO_ANSWER.code, NO_ANSWER.reason, NO_ANSWER.raw_headers, NO_ANSWER.chunked) == (200, "", (), False)

@@ -181,6 +181,7 @@ class ClientConnection(asyncio.Protocol):
     def _take(self, head: bytes, behind: bytes) -> None:
         """A head is whole: have its request served."""
         request, framing = self._common.heads.read(head, self.peer)
+        request.connection = self
         self._framing = framing
         if framing is not None:
             awaits_continue = not request.is_http10 and request.headers.get(hdrs.EXPECT, "").lower() == "100-continue"

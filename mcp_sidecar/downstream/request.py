@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Hashable
 from enum import Enum
 
 from aiohttp import HttpVersion10, hdrs
@@ -45,6 +46,7 @@ class Request:
     """One request of a client. ``in_flight`` is what the fast path has handed over with it, if it has."""
 
     __slots__ = (
+        "connection",
         "headers",
         "in_flight",
         "is_http10",
@@ -59,7 +61,10 @@ class Request:
     )
 
     def __init__(self, message: RawRequestMessage, peer: str | None) -> None:
-        """``upload`` and ``length`` are set where a body follows; the length is ``None`` where it is not told."""
+        """``connection`` is what it came on, for whoever must tell one from another.
+
+        ``upload`` and ``length`` are set where a body follows; the length is ``None`` where it is not told.
+        """
         url = message.url
         self.method = message.method
         self.url = url.relative() if url.absolute else url
@@ -70,6 +75,7 @@ class Request:
         self.is_http10 = message.version == HttpVersion10
         self.keep_alive = not message.should_close
         self.peer = peer
+        self.connection: Hashable | None = None
         self.upload: Upload | None = None
         self.length: int | None = None
         self.in_flight: object | None = None

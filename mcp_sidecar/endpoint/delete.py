@@ -62,7 +62,9 @@ class Delete:
                 assert_never(step)
 
     async def _send(self) -> Answer:
-        return await self._services.upstream.send("DELETE", self._call.target, self._call.upstream_headers())
+        return await self._services.upstream.send(
+            "DELETE", self._call.target, self._call.upstream_headers(), owner=self._call.owner
+        )
 
     async def _end_successor(self, session: Session) -> None:
         """A heal was quicker than the upstream's answer: what the client ended by now is another upstream session."""

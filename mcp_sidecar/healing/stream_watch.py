@@ -65,7 +65,7 @@ class StreamWatch:
         self.blocks += 1
         if isinstance(piece, Fragment):
             return self._relay_fragment(piece), None
-        event = parse_event(piece.raw)
+        event = piece.event
         self._note_fields(event)
         message = _message_in(event.data)
         mapped = self._for_client(message) if message is not None else None

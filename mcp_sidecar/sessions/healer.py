@@ -126,7 +126,7 @@ class Healer:
 
     async def _fly(self, session: Session, loss: Loss, trigger: Trigger, turn: SlotRequest) -> HealEnd:
         started = self._tools.clock()
-        if session.failed_heals >= QUICK_TRIES:
+        if session.heals.failed >= QUICK_TRIES:
             await asyncio.sleep(SLOW_PACE_S)
         queued = await self._turns.take(turn)
         try:

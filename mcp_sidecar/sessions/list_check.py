@@ -54,7 +54,7 @@ class ListCheck:
         """A request that was sent under ``generation`` has its answer; ``trigger`` is this request."""
         if not session.list_check_due or generation != session.generation:
             return
-        session.list_check_due = False
+        session.list_check_begins()
         stale = list(session.lists.stale(generation)) if session.lists is not None else []
         if not stale or not self._tools.policy.compare_lists:
             return

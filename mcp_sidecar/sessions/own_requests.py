@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -11,12 +12,13 @@ from mcp_sidecar.healing.principal import Principal
 from mcp_sidecar.healing.session import Session, UpstreamSessionId
 from mcp_sidecar.upstream.answer import Answer, decoded_body, is_event_stream
 from mcp_sidecar.upstream.connection import UpstreamFault
+from mcp_sidecar.upstream.events import event_batches
 from mcp_sidecar.upstream.upstream import Upstream
 from mcp_sidecar.wire import headers
 from mcp_sidecar.wire.headers import Pair
 from mcp_sidecar.wire.jsonrpc import JsonRpcId, Kind, Message, NotJson, parse
 from mcp_sidecar.wire.revisions import PROTOCOL_VERSION_HEADER, sends_version_header
-from mcp_sidecar.wire.sse import Block, EventSplitter, parse_event
+from mcp_sidecar.wire.sse import Block, EventSplitter
 
 DISCARD_TIMEOUT_S = 2.0
 """How long the end of a session that nobody wants is waited for."""
@@ -37,6 +39,7 @@ class Trigger:
     target: str
     headers: list[Pair] = field(repr=False)
     credential: Principal = field(repr=False)
+    owner: Hashable | None = field(default=None, repr=False)
 
     def own_headers(self) -> list[Pair]:
         """Headers for a request of ours: the client's own and its credentials, without what is about its message."""
@@ -57,6 +60,7 @@ class OwnRequests:
         self._upstream = upstream
         self._target = trigger.target
         self._headers = trigger.own_headers()
+        self._owner = trigger.owner
 
     async def post(self, body: bytes, upstream_id: UpstreamSessionId | None, *, in_session: bool = False) -> Answer:
         """Send a message; ``in_session`` also where the upstream minted no id. Raises ``UpstreamFault``."""
@@ -80,7 +84,7 @@ class OwnRequests:
             pairs.append((headers.SESSION_ID, upstream_id))
         if in_session and sends_version_header(version):
             pairs.append((PROTOCOL_VERSION_HEADER, version))
-        return await self._upstream.send(method, self._target, pairs, body)
+        return await self._upstream.send(method, self._target, pairs, body, owner=self._owner)
 
 
 @lru_cache(maxsize=256)
@@ -102,11 +106,11 @@ async def read_rpc_answer(answer: Answer, request_id: JsonRpcId, limit: int) -> 
 async def _read_from_events(answer: Answer, request_id: JsonRpcId, limit: int) -> Message | None:
     splitter = EventSplitter(limit)
     size = 0
-    async for chunk in answer.chunks():
-        size += len(chunk)
-        for piece in splitter.feed(chunk):
-            event = parse_event(piece.raw) if isinstance(piece, Block) else None
-            message = _response_in((event.data or "").encode("utf-8", "replace"), request_id) if event else None
+    async for batch in event_batches(answer, splitter):
+        for piece in batch:
+            size += len(piece.raw)
+            data = piece.event.data if isinstance(piece, Block) else None
+            message = _response_in(data.encode("utf-8", "replace"), request_id) if data else None
             if message is not None:
                 return message
         if size > limit:

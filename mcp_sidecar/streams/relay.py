@@ -16,11 +16,12 @@ from mcp_sidecar.sessions.call import Call
 from mcp_sidecar.sessions.services import Services
 from mcp_sidecar.upstream.answer import Answer, is_event_stream, is_json
 from mcp_sidecar.upstream.connection import UpstreamFault
+from mcp_sidecar.upstream.events import batches, event_batches
 from mcp_sidecar.wire import headers
 from mcp_sidecar.wire.faults import Fault
 from mcp_sidecar.wire.headers import Pair
 from mcp_sidecar.wire.jsonrpc import Message, NotJson, parse
-from mcp_sidecar.wire.sse import BOM, Block, EventSplitter, parse_event
+from mcp_sidecar.wire.sse import BOM, Block, EventSplitter, Fragment
 
 RESUME_HOLDS = 4
 """How many times ``hold_timeout`` a resumed stream may be silent about the request: a minute by default, which is what
@@ -40,11 +41,12 @@ class Overhearing:
         self._splitter = EventSplitter(limit) if is_event_stream(answer) else None
         self._body = bytearray() if is_json(answer) else None
 
-    def hear(self, chunk: bytes) -> None:
+    async def hear(self, chunk: bytes) -> None:
         """A part of the body has come."""
-        for piece in self._splitter.feed(chunk) if self._splitter is not None else ():
-            if isinstance(piece, Block):
-                self._tell((parse_event(piece.raw).data or "").encode())
+        if self._splitter is not None:
+            async for batch in batches(self._splitter, chunk):
+                for piece in batch:
+                    self._tell((piece.event.data or "").encode() if isinstance(piece, Block) else b"")
         if self._body is not None:
             self._body += chunk
             if len(self._body) > self._limit:
@@ -73,7 +75,7 @@ async def relay_rest(answer: Answer, responder: Responder, overhearing: Overhear
     try:
         async for chunk in answer.chunks():
             if overhearing is not None:
-                overhearing.hear(chunk)
+                await overhearing.hear(chunk)
             await responder.write(chunk)
     except UpstreamFault:
         responder.cut()
@@ -144,24 +146,27 @@ class EventRelay:
         heard_before = self._watch.heard
         splitter = splitter_for(self._services.limits)
         try:
-            async for chunk in answer.chunks():
-                for piece in splitter.feed(chunk):
-                    data, message = self._watch.relay(piece)
-                    if message is not None:
-                        self._learn(message, answer)
-                    if deadline is not None and self._give_up_at is not None and self._watch.heard > heard_before:
-                        self._give_up_at = None
-                        deadline.reschedule(None)
-                    self._responder.may_comment = not self._watch.in_fragment
-                    if data == BOM and self._has_begun:
-                        continue  # in the middle of a stream it would be part of a field's name, and an event be lost
-                    self._has_begun = True
-                    await self._responder.write(data)
+            async for batch in event_batches(answer, splitter):
+                data = b"".join([self._pass(piece, answer) for piece in batch])
+                if deadline is not None and self._give_up_at is not None and self._watch.heard > heard_before:
+                    self._give_up_at = None
+                    deadline.reschedule(None)
+                self._responder.may_comment = not self._watch.in_fragment
+                await self._responder.write(data)
         except UpstreamFault:
             return Ending.BROKEN
         if not self._watch.unanswered:
             await self._responder.write(splitter.pending)
         return Ending.CLEAN
+
+    def _pass(self, piece: Block | Fragment, answer: Answer) -> bytes:
+        data, message = self._watch.relay(piece)
+        if message is not None:
+            self._learn(message, answer)
+        if data == BOM and self._has_begun:
+            return b""  # in the middle of a stream it would be part of a field's name, and an event be lost
+        self._has_begun = True
+        return data
 
     def _may_resume(self) -> bool:
         session = self._call.session
@@ -195,8 +200,8 @@ class EventRelay:
     async def _get(self, pairs: list[Pair]) -> Answer:
         """A server that ends a stream may close its connection right behind it, and a GET that meets that is sent again."""
         try:
-            return await self._services.upstream.send("GET", self._call.target, pairs)
+            return await self._services.upstream.send("GET", self._call.target, pairs, owner=self._call.owner)
         except UpstreamFault as fault:
             if fault.fault is not Fault.BROKEN:
                 raise
-        return await self._services.upstream.send("GET", self._call.target, pairs)
+        return await self._services.upstream.send("GET", self._call.target, pairs, owner=self._call.owner)

@@ -233,7 +233,7 @@ def is_initialize_result(message: Message) -> bool:
 
 
 def _member(value: Any) -> Message:
-    if not isinstance(value, dict):
+    if not value or not isinstance(value, dict):
         return Message(Kind.OTHER, value=value)
     method = _string_or_none(value.get("method"))
     message_id = valid_id(value.get("id"))

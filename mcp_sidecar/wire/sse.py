@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from enum import Enum, auto
+from typing import NamedTuple
 
 BOM = b"\xef\xbb\xbf"
 KEEP_ALIVE = b": keep-alive\n\n"
 
 _NEWLINE = re.compile(rb"\r\n?|\n")
+_BETWEEN = re.compile(rb"(?:[\r\n]++|:[^\r\n]*+[\r\n])*+")
+"""Blank lines, and comments with their newlines, of which a line feed may be the next blank line as well."""
+_WHOLE_EVENT = re.compile(rb"[^:\r\n][^\r\n]*+(?>\r\n?|\n)(?:[^\r\n]++(?>\r\n?|\n))*+(?>\r\n?|\n)")
 _SINGLE_FIELDS = {
     b"event": re.compile(rb".*", re.DOTALL),
     b"id": re.compile(rb"[^\0]*"),
@@ -24,29 +27,34 @@ _LONG_BYTES = 4096
 """From here on a search is faster than a look at every byte."""
 
 
-@dataclass(frozen=True, slots=True)
-class Block:
-    """One whole event with its blank line; or comments, blank lines or a byte order mark between events."""
-
-    raw: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Fragment:
-    """A piece of an event over the limit."""
-
-    raw: bytes
-    last: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(NamedTuple):
     """The fields of one event; None where a field is missing. ``retry`` is in milliseconds."""
 
     event: str | None = None
     data: str | None = None
     id: str | None = None
     retry: int | None = None
+
+
+NO_FIELDS = Event()
+
+
+class Block(NamedTuple):
+    """One whole event with its blank line; or comments, blank lines or a byte order mark between events."""
+
+    raw: bytes
+
+    @property
+    def event(self) -> Event:
+        """Its fields. What stands between events is told by its first byte, and a million blank lines are one look."""
+        return NO_FIELDS if self.raw[:1] in (b"\n", b"\r", b":") else parse_event(self.raw)
+
+
+class Fragment(NamedTuple):
+    """A piece of an event over the limit."""
+
+    raw: bytes
+    last: bool
 
 
 # -- framing -------------------------------------------------------------------------------------------------------
@@ -115,26 +123,10 @@ class EventSplitter:
         """Takes the next bytes, returns what can be passed on."""
         if self._head is not None:
             chunk = self._without_bom(chunk)
-        if self._is_one_event(chunk):
-            self._pieces.append(Block(chunk))
-        elif chunk:
+        if chunk:
             self._split(chunk)
         pieces, self._pieces = self._pieces, []
         return pieces
-
-    def _is_one_event(self, chunk: bytes) -> bool:
-        """Whether the chunk is one event and nothing else, which is how most servers write and most chunks come."""
-        blank = b"\n\n" if chunk.endswith(b"\n\n") else b"\r\n\r\n"
-        return (
-            chunk.endswith(blank)
-            and len(chunk) <= self._limit_bytes
-            and chunk.find(blank) == len(chunk) - len(blank)
-            and chunk.count(b"\r") == (0 if blank == b"\n\n" else chunk.count(b"\r\n"))
-            and (blank == b"\n\n" or chunk.count(b"\r\n") == chunk.count(b"\n"))
-            and chunk[0] not in b":\r\n"
-            and not (self._held or self._after_cr or self._in_event or self._is_mid_fragment)
-            and self._line is _Line.EMPTY
-        )
 
     def _without_bom(self, chunk: bytes) -> bytes:
         head = (self._head or b"") + chunk
@@ -150,15 +142,40 @@ class EventSplitter:
     def _split(self, chunk: bytes) -> None:
         released = 0  # up to here the chunk has been passed on
         line_start = 1 if self._after_cr and chunk.startswith(b"\n") else 0
+        while True:
+            if not (self._in_event or self._held or self._is_mid_fragment):
+                released, line_start = self._release_whole(chunk, released, line_start)
+            after_piece = self._look_at_lines(chunk, released, line_start)
+            if after_piece is None:
+                break
+            released = line_start = after_piece
+        self._after_cr = chunk.endswith(b"\r")
+
+    def _release_whole(self, chunk: bytes, released: int, at: int) -> tuple[int, int]:
+        """What is there from its first byte to its last, at the price of a search; and where a line begins behind it."""
+        while True:
+            between = _BETWEEN.match(chunk, at)
+            start = between.end() if between is not None else at
+            event = _WHOLE_EVENT.match(chunk, start)
+            if event is None:
+                return released, start
+            self._release_between(chunk, released, start)
+            end = event.end()
+            measured_end = end - chunk.endswith(b"\r\n", start, end)
+            at = released = self._release(chunk, start, measured_end, end)
+
+    def _look_at_lines(self, chunk: bytes, released: int, line_start: int) -> int | None:
+        """Line by line to the end of what has begun, and where that is; ``None`` if it is not in this chunk."""
         for line_end, next_start in _newlines(chunk, line_start):
             released = self._look_at_line(chunk, released, line_start, line_end)
-            if self._ends_piece():
-                released = self._release(chunk, released, line_end + 1, next_start)
+            ends = self._ends_piece()
             self._line = _Line.EMPTY
+            if ends:
+                return self._release(chunk, released, line_end + 1, next_start)
             line_start = next_start
-        self._after_cr = chunk.endswith(b"\r")
         released = self._look_at_line(chunk, released, line_start, len(chunk))
         self._hold(chunk, released, line_start)
+        return None
 
     def _look_at_line(self, chunk: bytes, released: int, start: int, end: int) -> int:
         """Tells what line begins here, if one does. What stands between two events goes before an event begins."""
