@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from enum import Enum
+from typing import cast
 
 from aiohttp import hdrs
 
@@ -93,8 +94,7 @@ class ClientConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client has come."""
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast("asyncio.Transport", transport)  # uvloop's are no subclasses
         peer = transport.get_extra_info("peername")
         self.peer = str(peer[0]) if isinstance(peer, tuple | list) and peer else str(peer) if peer else None
         self._common.opened(self)
@@ -396,7 +396,8 @@ class ClientConnection(asyncio.Protocol):
         if waiting and self._has_been_stuck(waiting, now):
             self.abort()
             return
-        patience_s = None if waiting and self._phase is Phase.IDLE else self._patience_s()
+        still_takes = waiting and self._phase in (Phase.IDLE, Phase.CLOSING)
+        patience_s = None if still_takes else self._patience_s()
         if patience_s is None:
             self._quiet_since = None
         elif self._quiet_since is None:
@@ -437,7 +438,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _give_up(self) -> None:
         match self._phase:
-            case Phase.IDLE:
+            case Phase.IDLE | Phase.LINGERING:
                 self.close()
             case Phase.HEAD:
                 self._refuse(Fault.HEAD_TOO_SLOW)

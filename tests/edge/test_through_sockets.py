@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from random import Random
+from types import ModuleType
+
+import pytest
 
 from mcp_sidecar.facts import SidecarFault
 from tests.edge.readers import Answer, Read, answers_in, requests_in
 from tests.edge.test_random_streams import SEED, Sent, message, pieces
 from tests.support.raw_upstream import Conversation, RawUpstream
 from tests.support.sidecar import WatchedSidecar, running_sidecar
+
+try:
+    import uvloop as found
+except ImportError:
+    uvloop: ModuleType | None = None
+else:
+    uvloop = found
 
 CLIENTS = 60
 MESSAGES = 12
@@ -103,11 +114,19 @@ async def _run(clients: list[Client]) -> tuple[list[Read], WatchedSidecar]:
         return arrived, sidecar
 
 
-async def test_what_reaches_the_upstream_is_what_h11_reads() -> None:
-    """Of some hundred requests of sixty clients, each with its mark."""
+LOOPS = [
+    pytest.param(asyncio.new_event_loop, id="asyncio"),
+    pytest.param(getattr(uvloop, "new_event_loop", None), id="uvloop", marks=pytest.mark.skipif(not uvloop, reason="")),
+]
+
+
+@pytest.mark.parametrize("factory", LOOPS)
+def test_what_reaches_the_upstream_is_what_h11_reads(factory: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    """Of some hundred requests of sixty clients, each with its mark; on either loop."""
     draw = Random(SEED)
     clients = [Client(draw, number) for number in range(CLIENTS)]
-    arrived, sidecar = await _run(clients)
+    with asyncio.Runner(loop_factory=factory) as runner:
+        arrived, sidecar = runner.run(_run(clients))
     marks = [dict(each.fields)[b"x-mark"] for each in arrived]
     assert len(set(marks)) == len(marks), "sent twice"
     reached = dict(zip(marks, arrived, strict=True))
