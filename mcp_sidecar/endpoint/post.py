@@ -6,6 +6,7 @@ This is the one loop; everything that a step needs done is a method below it, in
 from __future__ import annotations
 
 import secrets
+from functools import partial
 from typing import assert_never
 
 from mcp_sidecar.downstream.response import Responder
@@ -114,18 +115,11 @@ class Post:
             message=self._message,
             session=self._call.knowledge,
             mode=policy.mode,
-            is_safe=self._is_safe,
+            is_safe=partial(_is_safe, self._services, self._call, self._message, self._begun),
             opaque=opaque,
             trust_503=policy.trust_503,
             endpoint_worked=self._services.holds.availability.has_worked,
         )
-
-    def _is_safe(self) -> bool:
-        session = self._call.named_session
-        if session is None or not self._services.policy.trust_annotations:
-            return is_safe_in_doubt(self._message, frozenset())
-        known = self._begun.safe_tools if self._begun is not None else session.safe_tools
-        return is_safe_in_doubt(self._message, known)
 
     def _place(self) -> HeldRequest:
         policy, call = self._services.policy, self._call
@@ -336,3 +330,12 @@ class Post:
 
 def _new_id() -> str:
     return f"mcp-sidecar-{secrets.token_hex(8)}"
+
+
+def _is_safe(services: Services, call: Call, message: Message, begun: InFlight | None) -> bool:
+    """No method: what the exchange holds must not hold the exchange, or both stay until a collection."""
+    session = call.named_session
+    if session is None or not services.policy.trust_annotations:
+        return is_safe_in_doubt(message, frozenset())
+    known = begun.safe_tools if begun is not None and not begun.is_taken else session.safe_tools
+    return is_safe_in_doubt(message, known)

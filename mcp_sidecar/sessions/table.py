@@ -30,14 +30,14 @@ from mcp_sidecar.sessions.keeper import Keeper, Missing, Saving
 Key = tuple[ClientSessionId, Principal]
 
 
-class Found(NamedTuple):
+class FoundSession(NamedTuple):
     """``session`` is the one in which the upstream has accepted the credential; else it may yet do so in ``claimed``."""
 
     session: Session | None = None
     claimed: Session | None = None
 
 
-NOT_FOUND = Found()
+NOT_FOUND = FoundSession()
 
 
 class SessionTable:
@@ -185,25 +185,25 @@ class SessionTable:
             self._touch(session)
         return session
 
-    def look_up(self, client_id: ClientSessionId, identity: Identity) -> Found:
+    def look_up(self, client_id: ClientSessionId, identity: Identity) -> FoundSession:
         """Whose session a request with this id is in. What is only claimed is not used by it."""
         own = self._live(self._by_use.get((client_id, identity.principal)))
         if own is None:
             return self._anothers(client_id, identity)
         if not own.accepted.holds(identity):
-            return Found(claimed=own)
+            return FoundSession(claimed=own)
         self._touch(own)
-        return Found(own)
+        return FoundSession(own)
 
-    def _anothers(self, client_id: ClientSessionId, identity: Identity) -> Found:
+    def _anothers(self, client_id: ClientSessionId, identity: Identity) -> FoundSession:
         """Of those who hold the id, who has adopted this credential; else the one that may, if it is only one."""
         held = [session for session in self._holders.get(client_id, ()) if self._live(session) is not None]
         for session in held:
             if session.accepted.holds(identity):
                 self._touch(session)
-                return Found(session)
+                return FoundSession(session)
         claimable = [session for session in held if self._adopts and session.may_be_claimed_by(identity)]
-        return Found(claimed=claimable[0]) if len(claimable) == 1 else NOT_FOUND
+        return FoundSession(claimed=claimable[0]) if len(claimable) == 1 else NOT_FOUND
 
     def _live(self, session: Session | None) -> Session | None:
         if session is not None and self._is_expired(session, self._clock()):

@@ -21,7 +21,7 @@ from mcp_sidecar.healing.labels import OTHER
 from mcp_sidecar.healing.marked_ids import UNMARKED, Renumbering
 from mcp_sidecar.healing.policy import Mode
 from mcp_sidecar.healing.position import Position, note_unanswered
-from mcp_sidecar.healing.replies import OwnAnswer, Reason
+from mcp_sidecar.healing.replies import Reason
 from mcp_sidecar.healing.session import Session, UpstreamSessionId
 from mcp_sidecar.healing.stream_watch import StreamWatch
 from mcp_sidecar.sessions.call import Call
@@ -38,6 +38,7 @@ from mcp_sidecar.verdicts.classify import Answer as JudgedAnswer
 from mcp_sidecar.waiting.availability import SLOWEST_PACE_S
 from mcp_sidecar.waiting.hold import HeldRequest, Waited
 from mcp_sidecar.wire import headers
+from mcp_sidecar.wire.reply import OwnAnswer
 from mcp_sidecar.wire.sse import Block, EventSplitter, Fragment
 
 

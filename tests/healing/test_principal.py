@@ -10,7 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcp_sidecar.healing.principal import ANONYMOUS, REMEMBERED, Identity, Principal, Principals
+from mcp_sidecar.healing.principal import (
+    ACCEPTED,
+    ANONYMOUS,
+    NOBODY,
+    REMEMBERED,
+    Accepted,
+    Identity,
+    Principal,
+    Principals,
+)
 from mcp_sidecar.wire.headers import Fields, Pair
 from tests.healing import samples
 
@@ -266,3 +275,36 @@ class TestQueryAndCookies:
         one, other = (identity([("Cookie", f"sid={value}")], cookies=("sid",)) for value in "ab")
         assert one.principal != other.principal
         assert other.may_succeed(one)
+
+    def test_a_star_stands_for_any_rest(self) -> None:
+        """Applications number their cookies, or put a name of their own behind a prefix."""
+        one, other = (identity([("Cookie", f"app_{name}=1")], cookies=("app_*",)) for name in "ab")
+        assert one.principal != other.principal != ANONYMOUS
+
+
+class TestAccepted:
+    """Which credentials act on a session: what the upstream has accepted there, and the owner's own."""
+
+    def test_what_anybody_could_write_has_to_be_accepted_first(self) -> None:
+        """A JWT with the owner's claims is the owner's only where the upstream says so; an opaque token speaks for itself."""
+        one, other = identity(alice()), identity(bearer(jwt(ALICE, signature="b3RoZXI")))
+        of_alice = Accepted(one.principal)
+        assert not of_alice.holds(one) and not of_alice.holds(other)
+        assert of_alice.and_also(one).holds(one) and not of_alice.and_also(one).holds(other)
+        opaque = identity(bearer("opaque"))
+        assert Accepted(opaque.principal).holds(opaque) and Accepted(ANONYMOUS).holds(NOBODY)
+
+    def test_a_subject_once_told_binds_those_that_come_later(self) -> None:
+        """Opaque tokens may stand for anybody; what one JWT says the next must not contradict."""
+        accepted = Accepted(identity(bearer("a")).principal).and_also(identity(bearer("a"))).and_also(identity(alice()))
+        assert accepted.may_be_followed_by(identity(bearer("b")))
+        assert not accepted.may_be_followed_by(identity(alice(sub="bob")))
+        assert not Accepted(ANONYMOUS).may_be_followed_by(identity(bearer("b")))
+
+    def test_the_number_is_bounded(self) -> None:
+        """The first stays, as it says what the others may be; of the rest the latest."""
+        tokens = [identity(bearer(f"t{number}")) for number in range(3 * ACCEPTED)]
+        accepted = Accepted(Principal(b"owner"))
+        for token in tokens:
+            accepted = accepted.and_also(token).and_also(token)
+        assert accepted.identities == (tokens[0], *tokens[1 - ACCEPTED :])

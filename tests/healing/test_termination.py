@@ -12,7 +12,8 @@ from mcp_sidecar.healing.replies import Reason
 from mcp_sidecar.healing.termination import EndSession, PassAnswer, Step
 from mcp_sidecar.verdicts.classify import UNANSWERED, Judgement, SessionKnowledge, Verdict
 
-BOUND, UNKNOWN, NONE = SessionKnowledge.BOUND, SessionKnowledge.UNKNOWN, SessionKnowledge.NONE
+BOUND, CLAIMED = SessionKnowledge.BOUND, SessionKnowledge.CLAIMED
+UNKNOWN, NONE = SessionKnowledge.UNKNOWN, SessionKnowledge.NONE
 LOST: Final = Judgement(Verdict.SESSION_LOST)
 OTHER: Final = Judgement(Verdict.OTHER)
 
@@ -46,13 +47,21 @@ def test_an_answer(judgement: Judgement, status: int, knowledge: SessionKnowledg
 
 
 @pytest.mark.parametrize(
-    ("knowledge", "step"), [(BOUND, EndSession()), (UNKNOWN, EndSession()), (NONE, Give(replies.UNAVAILABLE_PATH))]
+    ("knowledge", "step"),
+    [
+        (BOUND, EndSession()),
+        (UNKNOWN, EndSession()),
+        (CLAIMED, Give(replies.UNAVAILABLE_PATH)),
+        (NONE, Give(replies.UNAVAILABLE_PATH)),
+    ],
 )
 def test_no_answer(knowledge: SessionKnowledge, step: Step) -> None:
-    """While the upstream is away a session that is named is over; without one there is nothing to end."""
+    """While the upstream is away a session that is named is over; not on an unproven claim, and without one there is
+    nothing to end."""
     assert termination.failed(knowledge) == step
 
 
 def test_an_id_that_is_another_sessions() -> None:
-    """It is not asked for upstream, where it would end the other one."""
-    assert termination.displaced() == EndSession()
+    """It is not asked for upstream, where it would end the other one; and it is only ended by whose it is."""
+    assert termination.displaced(BOUND) == EndSession()
+    assert termination.displaced(CLAIMED) == Give(replies.SESSION_NOT_FOUND, reason=Reason.SESSION_LOST)

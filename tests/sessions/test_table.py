@@ -11,10 +11,10 @@ import pytest
 from mcp_sidecar.config import SessionLimits
 from mcp_sidecar.facts import Fact, SessionEnd, SessionEnded, SessionOpened
 from mcp_sidecar.healing.handshake import Handshake
-from mcp_sidecar.healing.principal import ANONYMOUS, Principal
+from mcp_sidecar.healing.principal import ANONYMOUS, Identity, Principal
 from mcp_sidecar.healing.session import ClientSessionId, Session, State, UpstreamSessionId
 from mcp_sidecar.sessions.keeper import Missing, Saving
-from mcp_sidecar.sessions.table import SessionTable
+from mcp_sidecar.sessions.table import NOT_FOUND, FoundSession, SessionTable
 from tests.support.sessions import keeper
 
 ALICE, BOB = Principal(b"alice"), Principal(b"bob")
@@ -69,6 +69,39 @@ def test_a_session_is_found_by_its_own_principal_only() -> None:
     assert place.find("s", ALICE) is session
     assert place.find("s", BOB) is None and place.find("s") is None
     assert place.table.is_held(ClientSessionId("s")) and not place.table.is_held(ClientSessionId("t"))
+
+
+def token(name: str) -> Identity:
+    """An opaque bearer token."""
+    return Identity(Principal(name.encode()), Principal(b"the very " + name.encode()), (("bearer", b"", b""),))
+
+
+def test_a_session_is_claimed_until_the_upstream_has_spoken() -> None:
+    """A newer token is found with the session once it was accepted there; until then it does not keep it from its end."""
+    place, an_id = watched(idle_ttl_s=10.0), ClientSessionId("s")
+    session = place.open("s", token("old").principal)
+    assert place.table.look_up(an_id, token("new")) == NOT_FOUND  # whose token the old one was is not known
+    session.accept(token("old"))
+    assert place.table.look_up(an_id, token("old")) == FoundSession(session)
+    place.now += 6
+    assert place.table.look_up(an_id, token("new")) == FoundSession(claimed=session)
+    session.accept(token("new"))
+    assert place.table.look_up(an_id, token("new")) == FoundSession(session)
+    place.now += 6
+    assert place.table.look_up(an_id, token("newer")) == FoundSession(claimed=session)
+    place.now += 6
+    assert place.table.look_up(an_id, token("newer")) == NOT_FOUND
+    assert place.ends == [SessionEnd.EXPIRED]
+
+
+def test_one_of_several_is_not_guessed() -> None:
+    """Where two hold the id, and the token may be either one's successor, it is nobody's; its own session goes first."""
+    place, an_id = watched(), ClientSessionId("s")
+    for name in ("one", "two"):
+        place.open("s", token(name).principal).accept(token(name))
+    assert place.table.look_up(an_id, token("three")) == NOT_FOUND
+    own = place.table.look_up(an_id, token("two")).session
+    assert own is not None and own.principal == token("two").principal
 
 
 def test_two_principals_hold_the_same_id() -> None:

@@ -20,7 +20,7 @@ from mcp_sidecar.waiting.hold import HeldRequest, Waited
 MAX_HEALS = 2
 
 
-class Proof:
+class CredentialProof:
     """One credential in one session that it claims."""
 
     def __init__(self, services: Services, call: Call) -> None:
