@@ -38,6 +38,7 @@ class Limits:
     """Sizes in bytes."""
 
     max_request_body: int = 16 * MIB
+    max_buffered_bytes: int = 256 * MIB
     max_buffered_answer: int = MIB
     max_header_bytes: int = 64 * 1024
 

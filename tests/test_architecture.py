@@ -66,7 +66,7 @@ LAYERS: Final = (
     Layer(modules=HEALING, parts=(WIRE, VERDICTS, FACTS), banned=IMPURE),
     Layer(modules=WAITING, parts=(FACTS,)),
     Layer(modules=INTERNALS, libraries=AIOHTTP),
-    Layer(modules=UPSTREAM, parts=(WIRE, CONFIG, INTERNALS), libraries=AIOHTTP),
+    Layer(modules=UPSTREAM, parts=(WIRE, WAITING, CONFIG, INTERNALS), libraries=AIOHTTP),
     Layer(
         modules=DOWNSTREAM,
         parts=(WIRE, CONFIG, INTERNALS, HEALING, SESSIONS, FASTPATH, ENDPOINT),

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 
 from aiohttp import HttpVersion11, StreamReader, hdrs, web
 
+from mcp_sidecar.waiting.budget import Claim
 from mcp_sidecar.wire.jsonrpc import NotJson
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -59,8 +60,11 @@ class Upload:
             raise BrokenBody from None
 
 
-async def read_body(request: web.BaseRequest, limit: int) -> bytes:
-    """Read a body of up to ``limit`` bytes. Raises ``BodyTooLarge``, and ``BrokenBody``."""
+async def read_body(request: web.BaseRequest, limit: int, claim: Claim) -> bytes:
+    """Read a body of up to ``limit`` bytes, as far as ``claim`` finds room. Raises ``BodyTooLarge``, and ``BrokenBody``.
+
+    There must be room for all that is announced before any is read; what is not announced is read as room is found.
+    """
     announced = request.content_length
     if announced is not None and announced > limit:
         raise BodyTooLarge
@@ -69,7 +73,10 @@ async def read_body(request: web.BaseRequest, limit: int) -> bytes:
     if whole is not None:
         if len(whole) > limit:
             raise BodyTooLarge
+        claim.count(len(whole))
         return whole
+    if announced is not None:
+        await claim.grow(announced)
     parts: list[bytes] = []
     size = 0
     async for chunk in upload.chunks():
@@ -77,4 +84,6 @@ async def read_body(request: web.BaseRequest, limit: int) -> bytes:
         if size > limit:
             raise BodyTooLarge
         parts.append(chunk)
+        if size > claim.size:
+            await claim.grow(size - claim.size)
     return b"".join(parts)

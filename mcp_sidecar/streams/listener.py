@@ -324,6 +324,7 @@ class Listener:
                     async for batch in batches(splitter, answer.take()):
                         for piece in batch:
                             await self._relay_piece(piece, watch)
+                    await answer.hold_beside(splitter.held_bytes)
             except UpstreamFault:
                 broke = True
             finally:

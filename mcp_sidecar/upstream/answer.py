@@ -16,6 +16,7 @@ from aiohttp.streams import EMPTY_PAYLOAD
 from mcp_sidecar.aiohttp_internals import NO_ANSWER, lighten_reader
 from mcp_sidecar.upstream.connection import Connection, UpstreamFault
 from mcp_sidecar.upstream.pool import Pool
+from mcp_sidecar.waiting.budget import Claim
 from mcp_sidecar.wire.faults import Fault
 from mcp_sidecar.wire.headers import Fields, Pair, media_type
 from mcp_sidecar.wire.jsonrpc import UNREAD, Message, NotJson, parse
@@ -43,8 +44,10 @@ class Answer:
         message: RawResponseMessage,
         content: StreamReader,
         idle_timeout_s: float,
+        claim: Claim,
     ) -> None:
-        """``content`` is a body that has not been touched."""
+        """``content`` is a body that has not been touched; ``claim`` counts what of it is in memory."""
+        self._claim = claim
         self._idle_timeout_s = idle_timeout_s
         self._pool = pool
         self._connection: Connection | None = connection
@@ -95,6 +98,7 @@ class Answer:
                 parts.append(chunk)
                 size += len(chunk)
                 self.whole = not chunk or self._content.at_eof()
+                await self._hold(len(chunk))
         finally:
             self.peeked = parts[0] if len(parts) == 1 else b"".join(parts)  # what came before a break, too
         return self.peeked
@@ -125,6 +129,17 @@ class Answer:
         except (OSError, RuntimeError):  # closed meanwhile
             self._fault = self._fault or Fault.BROKEN
         raise UpstreamFault(self._fault)
+
+    async def hold_beside(self, size: int) -> None:
+        """So many bytes are held of what was read and not peeked, such as the beginning of an event."""
+        await self._claim.resize(size)
+
+    async def _hold(self, size: int) -> None:
+        """What is all that there is waits for nothing, since nothing more is read."""
+        if self.whole:
+            self._claim.count(size)
+        else:
+            await self._claim.grow(size)
 
     def forget_head(self) -> None:
         """Nobody will ask for the headers again, and the body will come slowly."""
@@ -171,6 +186,7 @@ class Answer:
     def close(self) -> None:
         """Let go of the connection: kept if everything was read, closed otherwise."""
         connection, self._connection = self._connection, None
+        self._claim.release()
         if connection is not None:
             if not self._content.at_eof():
                 connection.abort()

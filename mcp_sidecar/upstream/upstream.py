@@ -20,6 +20,7 @@ from mcp_sidecar.config import Limits, UpstreamConfig
 from mcp_sidecar.upstream.answer import Answer
 from mcp_sidecar.upstream.connection import Body, Connection, UpstreamFault
 from mcp_sidecar.upstream.pool import Pool, is_connected_to_itself
+from mcp_sidecar.waiting.budget import Budget
 from mcp_sidecar.wire.faults import Fault
 from mcp_sidecar.wire.headers import Pair, encoded_head
 
@@ -31,7 +32,11 @@ class Upstream:
     """The one server behind the sidecar."""
 
     def __init__(self, config: UpstreamConfig, limits: Limits, on_connect: Callable[[bool], None]) -> None:
-        """``on_connect`` hears of every request: whether a connection could be had."""
+        """``on_connect`` hears of every request: whether a connection could be had.
+
+        ``budget`` counts what is held of requests and answers.
+        """
+        self.budget = Budget(limits.max_buffered_bytes)
         self._config = config
         self._limits = limits
         self._on_connect = on_connect
@@ -103,7 +108,9 @@ class Upstream:
         if message.code == _SWITCHING_PROTOCOLS or _head_bytes(message) > self._limits.max_header_bytes:
             connection.abort()
             raise UpstreamFault(Fault.GARBLED)
-        return Answer(self._pool, connection, message, content, self._config.idle_timeout_s)
+        return Answer(
+            self._pool, connection, message, content, self._config.idle_timeout_s, self.budget.answers.claim()
+        )
 
     def _lines(self, method: str, target: str, headers: Iterable[Pair], body: Body) -> tuple[list[str], bool]:
         """The lines of the head, and whether the body has to be sent in chunks."""
