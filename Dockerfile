@@ -1,12 +1,17 @@
-# Stage one builds a virtual environment from hash-pinned requirements, stage two holds nothing else.
+# Stage one builds the wheel and a virtual environment from hash-pinned requirements, stage two holds nothing but that. Nothing is
+# resolved: what is not in a lock is not installed.
 FROM python:3.13-slim AS build
 WORKDIR /src
-RUN python -m venv /opt/mcp-sidecar
-COPY requirements.txt ./
-RUN /opt/mcp-sidecar/bin/pip install --no-cache-dir --require-hashes -r requirements.txt
+COPY requirements.txt tools/requirements/build.txt ./
+RUN python -m venv /opt/build \
+    && /opt/build/bin/pip install --no-cache-dir --no-deps --require-hashes --only-binary :all: -r build.txt \
+    && python -m venv --without-pip /opt/mcp-sidecar \
+    && pip --python /opt/mcp-sidecar/bin/python install --no-cache-dir --no-deps --require-hashes --only-binary :all: -r requirements.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY mcp_sidecar ./mcp_sidecar
-RUN /opt/mcp-sidecar/bin/pip install --no-cache-dir --no-deps .
+RUN /opt/build/bin/pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /dist . \
+    && pip --python /opt/mcp-sidecar/bin/python install --no-cache-dir --no-deps --no-index /dist/*.whl \
+    && pip --python /opt/mcp-sidecar/bin/python check
 
 FROM python:3.13-slim
 COPY --from=build /opt/mcp-sidecar /opt/mcp-sidecar

@@ -3,74 +3,88 @@
 PYTHON ?= python3
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+LOCK_ARGS ?=
+MATRIX_ARGS ?=
 
-VENV := .venv
-BIN := $(VENV)/bin
-READY := $(VENV)/.ready
-LOCK_VENV := .venvs/lock
-PIP_TOOLS := pip-tools==7.6.2
-LOCK := $(LOCK_VENV)/bin/pip-compile --quiet --generate-hashes --strip-extras --allow-unsafe \
-	--no-emit-index-url --no-emit-find-links --no-emit-trusted-host
+BIN := .venv/bin
+DEMO := .venvs/demo
+RELEASE := .venvs/release
+MAKE_ENVIRONMENT := $(PYTHON) -m tools.environments
+# Two at a time: tests that wait leave the core to others.
+PARALLEL := -n 2 --dist worksteal
+NOT_ALONE := not interop and not cargo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test interop lint format types cover bench bench-full bench-setup lock clean
+.PHONY: help setup demo check test matrix next interop lint format types cover bench bench-full bench-setup lock installs dist release clean
 
 help:  ## list the verbs
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
 
-$(READY): requirements-dev.txt pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.13 ...")'
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
-	@touch $@
+setup:  ## .venv, as requirements-dev.txt says; the other verbs do it by themselves
+	@$(MAKE_ENVIRONMENT) .venv requirements-dev.txt --editable
 
-demo: $(READY)  ## kill and restart a server under a client, without the sidecar and with it
-	$(BIN)/mcp-sidecar demo
+demo:  ## kill and restart a server under a client, without the sidecar and with it
+	@$(MAKE_ENVIRONMENT) $(DEMO) requirements-demo.txt
+	@$(DEMO)/bin/python -m mcp_sidecar demo
 
-test: $(READY)  ## every test that needs only Python and Node
-	$(BIN)/python tools/interop_env.py python node
+check: lint types  ## for daily work: lint, types, and the tests of the core and the proxy, in about a minute
+	$(BIN)/python -m pytest $(PARALLEL) --hypothesis-profile quick -m "$(NOT_ALONE) and not load" tests/test_architecture.py \
+		tests/wire tests/verdicts tests/healing tests/waiting tests/downstream tests/endpoint tests/streams tests/upstream tests/fastpath tests/sessions $(PYTEST_ARGS)
+
+test: setup  ## every test that needs only Python and Node
+	$(BIN)/python -m tools.interop_env python node
 	$(BIN)/python -m pytest -m "not cargo and not interop_full" $(PYTEST_ARGS)
 
+matrix:  ## the tests without interop, on each Python that the package promises and this machine has
+	$(PYTHON) -m tools.matrix $(MATRIX_ARGS) -- -m "$(NOT_ALONE)" $(PYTEST_ARGS)
+
+next:  ## the tests of the proxy with the next minor version of aiohttp; warns and does not fail
+	$(PYTHON) -m tools.next_minor aiohttp -- -m "$(NOT_ALONE)" tests/downstream tests/endpoint tests/streams tests/upstream tests/sessions $(PYTEST_ARGS)
+
 # 5 is pytest's status for "nothing to run".
-interop: $(READY)  ## servers that need cargo, where it is reachable, and the official conformance suite
-	$(BIN)/python tools/interop_env.py all
+interop: setup  ## servers that need cargo, where it is reachable, and the official conformance suite
+	$(BIN)/python -m tools.interop_env all
 	$(BIN)/python -m pytest tests/interop -m "cargo or interop_full" $(PYTEST_ARGS) || test $$? -eq 5
 
-lint: $(READY)  ## ruff: rules and format
+lint: setup  ## ruff: rules and format; vulture: code that nobody uses
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/vulture
 
-format: $(READY)  ## let ruff repair what it can
+format: setup  ## let ruff repair what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-types: $(READY)  ## mypy --strict
+types: setup  ## mypy --strict
 	$(BIN)/mypy
 
-cover: $(READY)  ## line and branch coverage, without the interop suite
-	$(BIN)/python -m pytest -m "not interop and not cargo" --cov --cov-report=term-missing $(PYTEST_ARGS)
+cover: setup  ## line and branch coverage, without the interop suite
+	$(BIN)/python -m pytest -m "$(NOT_ALONE)" --cov --cov-report=term-missing $(PYTEST_ARGS)
 
-bench: $(READY)  ## what the sidecar costs beside nginx, in about three minutes; needs bench-setup once
+bench: setup  ## what the sidecar costs beside nginx, in about three minutes; needs bench-setup once
 	$(BIN)/python -m bench quick $(BENCH_ARGS)
 
-bench-full: $(READY)  ## the same at length, with the MCP proxies of today beside it
+bench-full: setup  ## the same at length, with the MCP proxies of today beside it
 	$(BIN)/python -m bench full $(BENCH_ARGS)
 
-bench-setup: $(READY)  ## install what the benchmark needs: nginx, wrk, and proxies to compare with
+bench-setup: setup  ## install what the benchmark needs: nginx, wrk, and proxies to compare with
 	$(BIN)/python -m bench setup
 
-lock: $(LOCK_VENV)/.ready  ## resolve the pinned requirements anew
-	CUSTOM_COMPILE_COMMAND="make lock" $(LOCK) --output-file requirements.txt pyproject.toml
-	CUSTOM_COMPILE_COMMAND="make lock" $(LOCK) --constraint requirements.txt --extra demo --extra dev \
-		--output-file requirements-dev.txt pyproject.toml
+lock:  ## resolve every lock anew; LOCK_ARGS="--keep project" after a change in pyproject.toml
+	$(PYTHON) -m tools.locks $(LOCK_ARGS)
 
-$(LOCK_VENV)/.ready: Makefile
-	$(PYTHON) -m venv $(LOCK_VENV)
-	$(LOCK_VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_TOOLS)
-	@touch $@
+installs:  ## install the locks with the pip that the oldest releases brought, and with the one that this Python brings
+	$(PYTHON) -m tools.installs
+
+dist:  ## wheel, sdist and SBOM in dist/, made reproducibly and checked
+	@$(MAKE_ENVIRONMENT) $(RELEASE) tools/requirements/release.txt
+	$(RELEASE)/bin/python -m tools.release dist
+
+release:  ## date the changelog, commit, tag, and make what is released
+	@$(MAKE_ENVIRONMENT) $(RELEASE) tools/requirements/release.txt
+	$(RELEASE)/bin/python -m tools.release release
 
 clean:  ## remove everything that make and the tools have made
-	rm -rf $(VENV) .venvs .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage build dist
+	rm -rf .venv .venvs .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage build dist
 	rm -rf bench/node/node_modules tests/interop/node/node_modules tests/interop/node/conformance/node_modules tests/interop/rust/target
 	find mcp_sidecar tests tools bench -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from bench import nginx, processes, work
-from bench.environments import FASTMCP, MCP_PROXY, ROOT, SUPERGATEWAY, TOOLS
+from bench.environments import FASTMCP, MCP_PROXY, ROOT, SUPERGATEWAY
 from bench.machine import Cores, on_core
 from bench.processes import Running
 
@@ -235,4 +235,3 @@ ALL: Final = (
         max_sessions=16,
     ),
 )
-TOOLS_PYTHON: Final = TOOLS.program("python")

@@ -14,6 +14,7 @@ PURE: Final = tuple(Path(__file__).parent / name for name in ("wire", "healing")
 # How long one example takes says something about the machine only.
 settings.register_profile("no-deadline", deadline=None)
 settings.load_profile("no-deadline")
+settings.register_profile("quick", deadline=None, max_examples=15)  # `make check`
 
 
 class _NoSocket:

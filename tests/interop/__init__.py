@@ -1,6 +1,6 @@
 """Real SDK servers, killed and restarted under real SDK clients, through the sidecar.
 
-    python tools/interop_env.py python node          # what `make test` runs; `all` adds rust and conformance
+    python -m tools.interop_env python node          # what `make test` runs; `all` adds rust and conformance
     pytest tests/interop -m "not cargo"
     INTEROP_DIRECT=1 pytest tests/interop            # the same without the sidecar; records, judges nothing
     python -m tests.interop.table                    # both, side by side

@@ -125,7 +125,7 @@ def _missing(needs: tuple[Path, ...], installed_by: str) -> str | None:
         return None
     tool = {"node": "node", "rust": "cargo", "conformance": "node"}.get(installed_by, sys.executable)
     without = "" if shutil.which(tool) else f" ({tool} is not on this machine)"
-    return f"{absent[0].relative_to(ROOT)} is not there; `python tools/interop_env.py {installed_by}` makes it{without}"
+    return f"{absent[0].relative_to(ROOT)} is not there; `python -m tools.interop_env {installed_by}` makes it{without}"
 
 
 def _python_server(name: str, flavour: str, loses_sessions_with: str, *, sessionless: bool = False) -> ServerSpec:

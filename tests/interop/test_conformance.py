@@ -16,6 +16,6 @@ def test_no_scenario_is_worse_through_the_sidecar(spec: ServerSpec) -> None:
     if reason := spec.missing:
         pytest.skip(reason)
     if not PROGRAM.exists():
-        pytest.skip("the conformance suite is not installed; `python tools/interop_env.py conformance` does it")
+        pytest.skip("the conformance suite is not installed; `python -m tools.interop_env conformance` does it")
     _, found = compare(spec)
     assert [str(difference) for difference in found if difference.worse] == []

@@ -12,7 +12,7 @@ import signal
 import sys
 from typing import Final
 
-from mcp_sidecar.commands.demo.report import Style, introduction, progress, result
+from mcp_sidecar.commands.demo.report import Style, introduction, own_server, progress, result
 from mcp_sidecar.commands.demo.story import Story, tell
 from mcp_sidecar.commands.processes import ChildFailed, SidecarCommand, sidecar_command
 
@@ -39,7 +39,10 @@ def run(sidecar: SidecarCommand = sidecar_command) -> int:
     except ChildFailed as failure:
         return _failed(str(failure))
     _show(result(story, style))
-    return 0 if story.healed else 1
+    if not story.healed:
+        return 1
+    _show(own_server(style))
+    return 0
 
 
 async def _bounded(sidecar: SidecarCommand, style: Style) -> Story:

@@ -6,9 +6,11 @@ The rule of this file: it only formats. Colours are for terminals, and never whe
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import zip_longest
+from pathlib import Path
 from typing import Final, TextIO
 
 from mcp_sidecar.commands.demo.client import Call
@@ -118,6 +120,20 @@ def _meaning(story: Story, style: Style) -> Iterator[str]:
     yield f"         The first call after the restart took {_ms(healed.seconds)}, an ordinary one {_ms(ordinary.seconds)};"
     yield f"         {_heal_time(story.heal_s)}."
     yield "         The new process has an empty cart: the session is restored, the server's memory is not."
+
+
+def own_server(style: Style) -> str:
+    """Say how to go on from here: the line that puts the sidecar in front of the reader's own server."""
+    line = f"{_invocation(Path(sys.argv[0]), Path(sys.executable))} --upstream http://127.0.0.1:9000/mcp"
+    return "\n".join(("", "In front of a server of your own, here one on port 9000:", f"    {style.heading(line)}"))
+
+
+def _invocation(program: Path, python: Path) -> str:
+    """Return what starts the sidecar where the demo was started so, as short as it can be typed in this folder."""
+    if program.name != "__main__.py":
+        return program.name if str(program.parent) in os.get_exec_path() else str(program)
+    here = Path.cwd()
+    return f"{python.relative_to(here) if python.is_relative_to(here) else python} -m mcp_sidecar"
 
 
 def _direct_meaning(story: Story) -> str:

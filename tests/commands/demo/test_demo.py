@@ -63,6 +63,7 @@ def test_it_shows_a_heal() -> None:
     assert done.stderr == ""
     assert "ERROR Session terminated" in done.stdout
     assert "the heal itself took" in done.stdout
+    assert done.stdout.splitlines()[-1].endswith(" -m mcp_sidecar --upstream http://127.0.0.1:9000/mcp")
     assert "\x1b" not in done.stdout
     assert left_behind(mark) == []
 

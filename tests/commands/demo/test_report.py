@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import io
+import os
+from pathlib import Path
 
 import pytest
 
 pytest.importorskip("mcp", reason="the extra `demo` is not installed")
 
 from mcp_sidecar.commands.demo.client import Call
-from mcp_sidecar.commands.demo.report import Style, introduction, result
+from mcp_sidecar.commands.demo.report import Style, introduction, own_server, result
 from mcp_sidecar.commands.demo.story import Half, Story
 
 PLAIN = Style(coloured=False)
@@ -90,6 +92,27 @@ def test_a_long_error_does_not_break_the_table() -> None:
     ]
     assert len(rows) == 1
     assert len(rows[0]) <= 100
+
+
+@pytest.mark.parametrize(
+    ("program", "python", "line"),
+    [
+        pytest.param("/on/path/mcp-sidecar", "/python", "mcp-sidecar", id="a program on PATH"),
+        pytest.param("/else/mcp-sidecar", "/python", "/else/mcp-sidecar", id="a program elsewhere"),
+        pytest.param(
+            "/src/__main__.py", "{here}/.venvs/demo/bin/python", ".venvs/demo/bin/python -m mcp_sidecar", id="make"
+        ),
+        pytest.param(
+            "/src/__main__.py", "/usr/bin/python3", "/usr/bin/python3 -m mcp_sidecar", id="a Python elsewhere"
+        ),
+    ],
+)
+def test_the_last_line_can_be_typed(program: str, python: str, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The demo ends with what starts the sidecar from where the reader is, the way the demo was started."""
+    monkeypatch.setenv("PATH", os.pathsep.join(("/bin", "/on/path")))
+    monkeypatch.setattr("sys.argv", [program])
+    monkeypatch.setattr("sys.executable", python.format(here=Path.cwd()))
+    assert own_server(PLAIN).splitlines()[-1].strip() == f"{line} --upstream http://127.0.0.1:9000/mcp"
 
 
 class Terminal(io.StringIO):

@@ -1,0 +1,226 @@
+"""Environments made from locks, without resolving anything: what a lock does not name is not installed.
+
+    python -m tools.environments FOLDER LOCK... [--editable]
+
+The rule of this file: no install command may choose a version. Python: every distribution with its hash, wheels only (a build
+would resolve what it needs), then ``pip check``. npm: ``ci``, without install scripts (they would fetch more). Cargo:
+``--locked``. An environment whose pins have not changed is left alone.
+
+Python environments are filled by the pip of ``tools/requirements/pip.txt``, which whatever pip the Python has puts there: it
+needs a third of the time of those that Python 3.11 and 3.12 bring. The locks work with those, too (``tools/installs.py``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+VENVS: Final = ROOT / ".venvs"
+PROJECT: Final = ROOT / "pyproject.toml"
+PIP_LOCK: Final = ROOT / "tools" / "requirements" / "pip.txt"
+INSTALL_TIMEOUT_S: Final = 900
+AT_A_TIME: Final = 3
+
+PIP: Final = ("-m", "pip", "--disable-pip-version-check")
+FROM_LOCK: Final = ("install", "--quiet", "--no-compile", "--no-deps", "--require-hashes", "--only-binary", ":all:")
+EDITABLE: Final = ("install", "--quiet", "--no-deps", "--no-build-isolation", "--editable", str(ROOT))
+NPM_CI: Final = ("npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error")
+CARGO_BUILD: Final = ("cargo", "build", "--quiet", "--locked")
+
+Command = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Environment:
+    """One thing to install: its pins decide whether it is up to date, ``stamp`` remembers them."""
+
+    name: str
+    pins: tuple[bytes, ...]
+    stamp: Path
+    programs: Path
+    commands: tuple[Command, ...]
+    folder: Path = ROOT
+    needs: tuple[str, ...] = ()
+    """Programs without which it cannot be made."""
+    fresh: Path | None = None
+    """Removed before an installation."""
+
+    def program(self, name: str) -> Path:
+        """Return where a program of it is, whether it is installed or not."""
+        return self.programs / name
+
+    @property
+    def fingerprint(self) -> str:
+        """Name the state that the pins ask for; another Python or another command is another state."""
+        digest = hashlib.sha256(repr((sys.version, self.commands)).encode())
+        for pin in self.pins:
+            digest.update(hashlib.sha256(pin).digest())
+        return digest.hexdigest()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it is installed as its pins say."""
+        return self.stamp.is_file() and self.stamp.read_text(encoding="utf-8") == self.fingerprint
+
+    @property
+    def lacking(self) -> list[str]:
+        """The programs that it needs and that this machine does not have."""
+        return [program for program in self.needs if shutil.which(program) is None]
+
+
+def python(folder: Path, *locks: Path, editable: bool = False, pip: Path | None = PIP_LOCK) -> Environment:
+    """Return the virtual environment of these locks.
+
+    ``editable`` adds the project, which the locks must be able to build. ``pip`` is the lock of the pip that fills it; None
+    is the one that this Python brings.
+    """
+    inside = str(folder / "bin" / "python")
+    files = tuple(word for lock in locks for word in ("-r", str(lock)))
+    made, by_pip = _with_pip(folder, inside, pip)
+    return Environment(
+        name=folder.name.removeprefix("."),
+        pins=(
+            *(lock.read_bytes() for lock in (*locks, *((pip,) if pip else ()))),
+            *((_project(),) if editable else ()),
+        ),
+        stamp=folder / ".pins",
+        programs=folder / "bin",
+        commands=(
+            *made,
+            (*by_pip, *FROM_LOCK, *files),
+            *(((*by_pip, *EDITABLE),) if editable else ()),
+            (*by_pip, "check"),
+        ),
+        fresh=folder,
+    )
+
+
+def _with_pip(folder: Path, inside: str, pip: Path | None) -> tuple[tuple[Command, ...], Command]:
+    """Return what makes the folder, and the words that a pip which fills it is called with.
+
+    Where the Python that runs this has a pip (Debian's may have none), that one does the first step from outside: copying it
+    would take longer than all the rest.
+    """
+    can_lend = importlib.util.find_spec("pip") is not None
+    venv = (sys.executable, "-m", "venv", *(("--without-pip",) if can_lend else ()), str(folder))
+    brought = (sys.executable, *PIP, "--python", inside) if can_lend else (inside, *PIP)
+    if pip is None:
+        return (venv,), brought
+    return (venv, (*brought, *FROM_LOCK, "-r", str(pip))), (inside, *PIP)
+
+
+def _project() -> bytes:
+    """Return what an editable installation is made from: the metadata, and not how the tools are configured."""
+    tables = tomllib.loads(PROJECT.read_text(encoding="utf-8"))
+    return json.dumps([tables["build-system"], tables["project"]], sort_keys=True).encode()
+
+
+def npm(name: str, folder: Path) -> Environment:
+    """Return the ``node_modules`` of a folder."""
+    return Environment(
+        name=name,
+        needs=("node", "npm"),
+        pins=((folder / "package.json").read_bytes(), (folder / "package-lock.json").read_bytes()),
+        stamp=folder / "node_modules" / ".pins",
+        programs=folder / "node_modules" / ".bin",
+        commands=(NPM_CI,),
+        folder=folder,
+    )
+
+
+def cargo(name: str, workspace: Path) -> Environment:
+    """Return the debug build of a cargo workspace."""
+    sources = (workspace / "Cargo.lock", *sorted(workspace.rglob("*.rs")), *sorted(workspace.glob("**/Cargo.toml")))
+    return Environment(
+        name=name,
+        needs=("cargo",),
+        pins=tuple(source.read_bytes() for source in sources),
+        stamp=workspace / "target" / ".pins",
+        programs=workspace / "target" / "debug",
+        commands=(CARGO_BUILD,),
+        folder=workspace,
+    )
+
+
+def install(environment: Environment) -> str | None:
+    """Bring one environment up to date; return what went wrong, or None."""
+    if environment.is_ready:
+        return None
+    print(f"{environment.name}: installing", flush=True)
+    environment.stamp.unlink(missing_ok=True)
+    if environment.fresh is not None:
+        shutil.rmtree(environment.fresh, ignore_errors=True)
+    for command in environment.commands:
+        if trouble := run(command, environment.folder):
+            return f"{environment.name}: {trouble}"
+    environment.stamp.write_text(environment.fingerprint, encoding="utf-8")
+    return None
+
+
+def install_all(environments: Iterable[Environment]) -> list[str]:
+    """Bring them up to date, some at a time; return what went wrong."""
+    with ThreadPoolExecutor(max_workers=AT_A_TIME) as pool:
+        return [trouble for trouble in pool.map(install, environments) if trouble]
+
+
+def install_debian(packages: Mapping[str, str], say: Callable[[str], None]) -> bool:
+    """Install what is missing of these programs, each with Debian's package that has it; return whether all are there.
+
+    Where there is no ``apt-get``, or no right to use it, the line that says what to install is all that happens.
+    """
+    missing = [package for program, package in packages.items() if shutil.which(program) is None]
+    if not missing:
+        return True
+    by_hand = f"install {' and '.join(missing)} by hand, then run this again"
+    if shutil.which("apt-get") is None:
+        say(f"no apt-get here: {by_hand}")
+        return False
+    before = ("sudo", "-n") if os.getuid() != 0 and shutil.which("sudo") else ()
+    for arguments in (("update", "-qq"), ("install", "-y", "-qq", "--no-install-recommends", *missing)):
+        if trouble := run((*before, "apt-get", *arguments), ROOT):
+            say(f"{trouble}\n{by_hand}")
+            return False
+    return all(shutil.which(program) for program in packages)
+
+
+def run(command: Command, folder: Path) -> str | None:
+    """Run a package manager quietly; return what it said if it failed, or None."""
+    environ = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    try:
+        done = subprocess.run(
+            command, check=False, cwd=folder, capture_output=True, text=True, timeout=INSTALL_TIMEOUT_S, env=environ
+        )
+    except (subprocess.TimeoutExpired, OSError) as trouble:
+        return f"{command[0]}: {trouble}"
+    return None if done.returncode == 0 else f"{' '.join(command)} failed:\n{(done.stdout + done.stderr)[-3000:]}"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Make one virtual environment; exit status 1 if that failed."""
+    parser = argparse.ArgumentParser(prog="python -m tools.environments", description="Make an environment from locks.")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("locks", type=Path, nargs="+")
+    parser.add_argument("--editable", action="store_true", help="add the project itself, as it is in this checkout")
+    given = parser.parse_args(arguments)
+    locks = [lock.resolve() for lock in given.locks]
+    trouble = install(python(given.folder.absolute(), *locks, editable=given.editable))
+    if trouble:
+        print(trouble, file=sys.stderr)
+    return 1 if trouble else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
