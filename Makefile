@@ -24,7 +24,7 @@ setup:  ## .venv, as requirements-dev.txt says; the other verbs do it by themsel
 	@$(MAKE_ENVIRONMENT) .venv requirements-dev.txt --editable
 
 demo:  ## kill and restart a server under a client, without the sidecar and with it
-	@$(MAKE_ENVIRONMENT) $(DEMO) requirements-demo.txt
+	@$(MAKE_ENVIRONMENT) $(DEMO) requirements-demo.txt --no-compile
 	@$(DEMO)/bin/python -m mcp_sidecar demo
 
 check: lint types  ## for daily work: lint, types, and the tests of the core and the proxy, in about a minute

@@ -7,16 +7,14 @@ from __future__ import annotations
 
 from typing import Protocol, TypeVar, cast
 
-from aiohttp import HttpVersion11, StreamReader, web
-from aiohttp.http import RawResponseMessage
+from aiohttp import web
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
 T = TypeVar("T")
 
 NO_HEADERS: CIMultiDictProxy[str] = CIMultiDictProxy(CIMultiDict())
-NO_ANSWER = RawResponseMessage(HttpVersion11, 200, "", NO_HEADERS, (), False, None, False, False)
-"""In place of a head that nobody will ask for again."""
+"""In place of those that nobody will ask for again."""
 
 
 class Few(list[T]):
@@ -50,8 +48,3 @@ def lighten_request(request: web.BaseRequest) -> None:
     request._headers = NO_HEADERS
     request._rel_url = URL()
     cast("Light", request.protocol).lighten()
-
-
-def lighten_reader(content: StreamReader) -> None:
-    """Take the queue of what has come for the short one that it is in a stream."""
-    content._buffer = Few(content._buffer)  # type: ignore[assignment]

@@ -1,18 +1,14 @@
 """The composition root: build the services, listen, drain, stop.
 
 Admin starts first and stops last, so that readiness tells the truth throughout. Nothing below this module has seen the
-settings; they arrive there as small frozen values.
+settings; they arrive there as small frozen values. The process around it is ``process``'s business.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import gc
 import secrets
-import signal
 import ssl
-import sys
 import time
 from collections.abc import Callable
 
@@ -21,6 +17,7 @@ from aiohttp import web
 from mcp_sidecar.config import ListenConfig
 from mcp_sidecar.downstream.connection import make_server
 from mcp_sidecar.downstream.keepalive import Keepalive
+from mcp_sidecar.downstream.tls import ServerTls
 from mcp_sidecar.endpoint.router import Router
 from mcp_sidecar.facts import Emit, Fact
 from mcp_sidecar.healing.labels import RPC_METHODS
@@ -30,133 +27,43 @@ from mcp_sidecar.ops.admin import Admin
 from mcp_sidecar.ops.metrics import Metrics
 from mcp_sidecar.sessions.heal import HealServices
 from mcp_sidecar.sessions.healer import Healer
+from mcp_sidecar.sessions.keeper import Keeper
 from mcp_sidecar.sessions.list_check import ListCheck
 from mcp_sidecar.sessions.notifier import Notifier
 from mcp_sidecar.sessions.open_streams import OpenStreams
 from mcp_sidecar.sessions.services import Services
 from mcp_sidecar.sessions.sessions import Sessions
+from mcp_sidecar.sessions.stores.by_url import store_at
+from mcp_sidecar.sessions.stores.store import Times
 from mcp_sidecar.sessions.table import SessionTable
 from mcp_sidecar.settings import Settings
 from mcp_sidecar.upstream.upstream import Upstream
 from mcp_sidecar.verdicts.signatures import TABLE
 from mcp_sidecar.waiting.hold import Holds
 
-COULD_NOT_LISTEN = 1
-DESCRIPTORS_PER_STREAM = 2
-"""An open stream is a connection of the client and one to the upstream."""
-SPARE_DESCRIPTORS = 64
-COLLECT_AFTER = (20_000, 20, 20)
-"""New objects before a collection, and collections before one of the next older generation."""
 SWEEP_INTERVAL_S = 30.0
+STORE_TIMEOUT_S = 0.250
+"""How long anybody waits for the store of sessions."""
 NO_WAIT_S = 0.001
 """The server's own wait for open exchanges is ``drain``; to aiohttp 0 would mean to wait for ever."""
-
-
-def run(settings: Settings) -> int:
-    """Serve until SIGTERM or SIGINT; the exit status. 1 if an address cannot be listened on."""
-    _collect_rarely()
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        return runner.run(_serve(settings))
-
-
-def _collect_rarely() -> None:
-    """Nearly everything here is freed at once; looking for more took a tenth of the time, under a restart a quarter."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*COLLECT_AFTER)
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop where it is installed, which is where it can be (docs/decisions/0006); else asyncio's own."""
-    try:
-        import uvloop
-    except ImportError:
-        return None
-    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
-    return factory
-
-
-def _raise_descriptor_limit() -> int | None:
-    """Take all the descriptors that this process may have; how many that are, ``None`` where there is no limit."""
-    try:
-        import resource
-    except ImportError:  # not on every platform
-        return None
-    limit, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):  # where the hard limit is more than the system takes
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        limit = hard
-    return limit if limit != resource.RLIM_INFINITY else None
-
-
-def _tell_low_limit(limit: int | None, max_sessions: int) -> None:
-    """Say so where the descriptors are too few for an open stream of every session."""
-    needed = DESCRIPTORS_PER_STREAM * max_sessions + SPARE_DESCRIPTORS
-    if limit is not None and limit < needed:
-        streams = max(0, limit - SPARE_DESCRIPTORS) // DESCRIPTORS_PER_STREAM
-        logs.log().warning(
-            "descriptor_limit_low", limit=limit, needed=needed, streams=streams, max_sessions=max_sessions
-        )
-
-
-async def _serve(settings: Settings) -> int:
-    limit = _raise_descriptor_limit()
-    sidecar = Sidecar(settings)
-    first, second = _stop_signals()
-    try:
-        await sidecar.start()
-    except OSError as error:
-        sys.stderr.write(f"{sidecar.starting}: {error.strerror or error}\n")
-        await sidecar.stop()
-        return COULD_NOT_LISTEN
-    logs.log().info(
-        "listening", address=sidecar.address, admin=sidecar.admin_address, mode=settings.policy().mode.value
-    )
-    _tell_low_limit(limit, settings.session_limits().max_sessions)
-    await first.wait()
-    await _stop(sidecar, second)
-    logs.log().info("stopped")
-    return 0
-
-
-def _stop_signals() -> tuple[asyncio.Event, asyncio.Event]:
-    """Set by the first and by the second signal to stop; before anybody is told that the process listens."""
-    first, second = asyncio.Event(), asyncio.Event()
-
-    def on_signal() -> None:
-        (second if first.is_set() else first).set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, on_signal)
-    return first, second
-
-
-async def _stop(sidecar: Sidecar, second: asyncio.Event) -> None:
-    logs.log().info("draining")
-    drain = asyncio.create_task(sidecar.drain())
-    cut = asyncio.create_task(second.wait())
-    await asyncio.wait({drain, cut}, return_when=asyncio.FIRST_COMPLETED)
-    for task in (drain, cut):
-        task.cancel()
-    await asyncio.gather(drain, cut, return_exceptions=True)
-    await sidecar.stop()
 
 
 class Sidecar:
     """The running proxy: one main listener, one admin listener, one upstream."""
 
-    def __init__(self, settings: Settings) -> None:
-        """Needs a running event loop."""
+    def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
+        """Needs a running event loop. ``clock`` gives monotonic seconds."""
         self._settings = settings
         self._listen = settings.listen_config()
         self._is_accepting = False
         self._metrics = Metrics(
             signatures=[row.name for row in (*settings.policy().signatures, *TABLE)], rpc_methods=RPC_METHODS
         )
-        self.services = build_services(settings, self._emit)
+        self.services = build_services(settings, self._emit, clock)
         self._keepalive = Keepalive(self._listen.comment_interval_s, self.services.clock)
         self._ingress = Router(self.services, self._keepalive, self._listen, settings.upstream_config())
         self._server = make_server(self._ingress)
+        self._tls: ServerTls | None = None
         self._runner: web.ServerRunner | None = None
         self._site: web.TCPSite | None = None
         self._admin = Admin(
@@ -167,6 +74,7 @@ class Sidecar:
         )
         self._sweeper: asyncio.Task[None] | None = None
         self.address = ""
+        self.client_url = ""
         self.admin_address: str | None = None
         self.starting = ""
         self._bind_gauges()
@@ -181,13 +89,14 @@ class Sidecar:
         self.starting = f"listen.address {_shown(self._listen.host, self._listen.port)}"
         self._runner = web.ServerRunner(self._server, shutdown_timeout=NO_WAIT_S)
         await self._runner.setup()
-        self._site = web.TCPSite(
-            self._runner, self._listen.host, self._listen.port, ssl_context=_tls_context(self._listen)
-        )
+        self._tls = _server_tls(self._listen)
+        context = None if self._tls is None else self._tls.context
+        self._site = web.TCPSite(self._runner, self._listen.host, self._listen.port, ssl_context=context)
         await self._site.start()
         host, port = self._runner.addresses[0][:2]
         self._ingress.bound_to(host, port)
         self.address = _shown(host, port)
+        self.client_url = self._client_url(host, port)
         self._sweeper = asyncio.create_task(self._sweep())
         self._is_accepting = True
 
@@ -215,6 +124,30 @@ class Sidecar:
         await self.services.upstream.close()
         await self._admin.stop()
 
+    def read_files_again(self) -> None:
+        """Serve new connections with what the TLS files hold now; files that cannot be used change nothing."""
+        if self._tls is None:
+            return
+        try:
+            self._tls.read_again()
+        except OSError as error:
+            reason = error.reason if isinstance(error, ssl.SSLError) else error.strerror
+            logs.log().warning("tls_files_unusable", key="listen.tls_certificate", reason=reason)
+        else:
+            logs.log().info("tls_files_read", key="listen.tls_certificate")
+
+    @property
+    def open_streams(self) -> int:
+        """Event streams to clients, GET and POST."""
+        return self.services.streams.open.get_streams + self.services.streams.open.post_streams
+
+    def _client_url(self, host: str, port: int) -> str:
+        """What a client on this machine, or behind the edge of ``listen.public_url``, is to be given."""
+        near = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared with, not bound
+        scheme = "http" if self._tls is None else "https"
+        origin = self._listen.public_url or f"{scheme}://{_shown(near, port)}"
+        return origin + self._settings.upstream_config().endpoint
+
     def _emit(self, fact: Fact) -> None:
         self._metrics.record(fact)
         logs.log_fact(fact)
@@ -222,7 +155,10 @@ class Sidecar:
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(SWEEP_INTERVAL_S)
+            self.services.sessions.table.sweep_old()
             self.services.sessions.table.sweep()
+            if self._tls is not None and self._tls.has_changed():
+                self.read_files_again()
 
     def _bind_gauges(self) -> None:
         services = self.services
@@ -232,6 +168,7 @@ class Sidecar:
             get_streams=lambda: services.streams.open.get_streams,
             post_streams=lambda: services.streams.open.post_streams,
             upstream_up=lambda: services.holds.availability.is_up,
+            log_lines_dropped=logs.dropped,
         )
 
     def _sessions_view(self) -> list[dict[str, object]]:
@@ -239,7 +176,7 @@ class Sidecar:
         return [
             {
                 "session": session.label,
-                "age_seconds": round(now - session.created_at, 3),
+                "age_seconds": round(now - session.opened_at, 3),
                 "idle_seconds": round(now - session.last_used_at, 3),
                 "generation": session.generation,
                 "state": session.state.value,
@@ -250,9 +187,9 @@ class Sidecar:
         ]
 
 
-def build_services(settings: Settings, emit: Emit) -> Services:
+def build_services(settings: Settings, emit: Emit, clock: Callable[[], float]) -> Services:
     """Put together what every exchange works with. Needs a running event loop."""
-    policy, limits, clock = settings.policy(), settings.limits_config(), time.monotonic
+    policy, limits = settings.policy(), settings.limits_config()
     streams = OpenStreams()
     table = SessionTable(
         settings.session_limits(),
@@ -260,9 +197,14 @@ def build_services(settings: Settings, emit: Emit) -> Services:
         salt=secrets.token_bytes(16),
         clock=clock,
         new_tag=_new_tag,
+        keeper=_keeper(settings, clock),
         on_displaced=streams.upstream.break_off,
     )
-    upstream = Upstream(settings.upstream_config(), limits, lambda connected: holds.availability.note(connected))  # noqa: PLW0108 - made below
+
+    def note_connect(connected: bool, why: str) -> None:
+        holds.availability.note(connected, why)
+
+    upstream = Upstream(settings.upstream_config(), limits, note_connect)
     holds = Holds(
         max_requests=policy.max_held_requests,
         max_bytes=policy.max_held_bytes,
@@ -288,6 +230,18 @@ def build_services(settings: Settings, emit: Emit) -> Services:
     )
 
 
+def _keeper(settings: Settings, clock: Callable[[], float]) -> Keeper:
+    limits, times = settings.session_limits(), Times(time.time, clock)
+    return Keeper(
+        store_at("memory:", limits, times),
+        limits,
+        instance=settings.upstream_config().origin,
+        index_key=secrets.token_bytes(32),
+        times=times,
+        timeout_s=STORE_TIMEOUT_S,
+    )
+
+
 def _new_tag() -> str:
     return secrets.token_hex(6)
 
@@ -296,9 +250,7 @@ def _shown(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _tls_context(listen: ListenConfig) -> ssl.SSLContext | None:
-    if listen.tls_certificate is None:
+def _server_tls(listen: ListenConfig) -> ServerTls | None:
+    if listen.tls_certificate is None or listen.tls_key is None:
         return None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(listen.tls_certificate, listen.tls_key)
-    return context
+    return ServerTls(listen.tls_certificate, listen.tls_key)

@@ -6,12 +6,14 @@ Exit status 0: done; 1: could not run; 2: a mistake in the arguments or settings
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 from mcp_sidecar import __version__
+from mcp_sidecar.ops import standard_streams
 from mcp_sidecar.settings import Loaded, Mistakes, effective, load
 
 PROGRAM = "mcp-sidecar"
@@ -30,6 +32,8 @@ _OPTIONS = (
     ("log-level", "LEVEL", "debug, info (default), warning or error"),
 )
 _COMMANDS = f"""\
+`{PROGRAM} http://127.0.0.1:9000/mcp` is all that is needed: the URL by itself means --upstream.
+
 commands:
   {SERVE}         stand in front of the MCP server (default)
   {DEMO}          show a heal, end to end; needs no server
@@ -62,6 +66,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line (by default the process's) and return the exit status."""
+    standard_streams.repair()
     try:
         command, options = _parsed(argv)
         return _RUN[command](options)
@@ -69,6 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return leaving.code if isinstance(leaving.code, int) else 0
     except KeyboardInterrupt:
         return INTERRUPTED
+    finally:
+        standard_streams.flush()
 
 
 def _parsed(argv: Sequence[str] | None) -> tuple[str, dict[str, list[str]]]:
@@ -78,23 +85,31 @@ def _parsed(argv: Sequence[str] | None) -> tuple[str, dict[str, list[str]]]:
         # Before the command: the value of a misspelt option looks like one.
         options = [word.partition("=")[0] for word in unknown if word.startswith("-")]
         built.error(f"unknown option: {' '.join(options or unknown)}")
-    command = " ".join(arguments.command) or SERVE
+    words, urls = _apart(arguments.command)
+    command = " ".join(words) or SERVE
     if command not in _RUN:
         built.error(f"unknown command: {command}; there are {', '.join(_RUN)}")
-    return command, {name: getattr(arguments, name.replace("-", "_")) for name, _, _ in _OPTIONS}
+    given: dict[str, list[str]] = {name: getattr(arguments, name.replace("-", "_")) for name, _, _ in _OPTIONS}
+    return command, given | {"upstream": [*given["upstream"], *urls]}
+
+
+def _apart(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Tell the command from the upstream's URL, which may stand by itself."""
+    urls = [word for word in words if "://" in word]
+    return [word for word in words if word not in urls], urls
 
 
 def _serve(options: Mapping[str, Sequence[str]]) -> int:
     loaded = _loaded(options)
     if loaded is None:
         return MISTAKE
-    from mcp_sidecar import app
+    from mcp_sidecar import process
     from mcp_sidecar.ops import logs
 
     logs.configure(loaded.settings.log_format, loaded.settings.log_level, colours=not os.environ.get("NO_COLOR"))
     for warning in loaded.warnings:
         logs.log().warning("setting_ignored", detail=warning)
-    return app.run(loaded.settings)
+    return process.run(loaded.settings)
 
 
 def _check_config(options: Mapping[str, Sequence[str]]) -> int:
@@ -103,7 +118,12 @@ def _check_config(options: Mapping[str, Sequence[str]]) -> int:
         return MISTAKE
     for warning in loaded.warnings:
         _complain(f"warning: {warning}")
-    sys.stdout.write(effective(loaded.settings))
+    try:
+        sys.stdout.write(effective(loaded.settings))
+        sys.stdout.flush()
+    except OSError as error:
+        _complain(f"{CHECK_CONFIG}: stdout cannot be written: {error.strerror}")
+        return COULD_NOT_RUN
     return 0
 
 
@@ -135,4 +155,5 @@ def _loaded(options: Mapping[str, Sequence[str]]) -> Loaded | None:
 
 
 def _complain(line: str) -> None:
-    sys.stderr.write(f"{line}\n")
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"{line}\n")

@@ -6,16 +6,35 @@ from dataclasses import dataclass
 
 MIB = 1024 * 1024
 
+AFFINITY_COOKIES = (
+    "AWSALB*",
+    "GCLB",
+    "ARRAffinity*",
+    "INGRESSCOOKIE",
+    "SERVERID",
+    "route",
+    "BIGipServer*",
+)
+"""By which AWS, Google, Azure, ingress-nginx, HAProxy, nginx and F5 find the same server again."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpstreamConfig:
-    """The one MCP server behind the sidecar. ``origin`` is ``scheme://host[:port]`` without a trailing slash."""
+    """The one MCP server behind the sidecar. ``origin`` is ``scheme://host[:port]`` without a trailing slash.
+
+    ``host_header`` is ``auto``, ``client``, or the host to name. ``affinity_cookies`` are names, perhaps with a ``*`` at
+    the end. ``keep_alive_s`` is how long a free connection is kept: less than the five seconds after which uvicorn and Node
+    close theirs, since a request sent into a closing connection could not be told from one that was executed.
+    """
 
     origin: str
     endpoint: str = "/mcp"
     ca_file: str | None = None
     connect_timeout_s: float = 5.0
     idle_timeout_s: float = 600.0
+    keep_alive_s: float = 4.0
+    host_header: str = "auto"
+    affinity_cookies: tuple[str, ...] = AFFINITY_COOKIES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,10 +54,11 @@ class ListenConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Sizes in bytes."""
+    """How much is held in memory, in bytes, and how long a client is waited for, in seconds."""
 
     max_request_body: int = 16 * MIB
     max_buffered_bytes: int = 256 * MIB
+    client_timeout_s: float = 30.0
     max_buffered_answer: int = MIB
     max_header_bytes: int = 64 * 1024
 

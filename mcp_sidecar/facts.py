@@ -202,7 +202,10 @@ class ActionObserved:
 
 @dataclass(frozen=True, slots=True)
 class UpstreamLost:
-    """A connect failed where the one before had succeeded. ``fault`` is a fixed phrase."""
+    """A connect failed where the one before had succeeded, or fails in another way now.
+
+    ``fault`` is a fixed phrase, or what the TLS library says of the upstream's certificate.
+    """
 
     fault: str
 

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final, NoReturn
 
 import pytest
 from hypothesis import settings
 
+from tests.support.unhurried import PACKAGES, UnhurriedLoop
+
 PURE: Final = tuple(Path(__file__).parent / name for name in ("wire", "healing"))
+ALONE: Final = tuple(Path(__file__).parent / name for name in PACKAGES)
 
 # How long one example takes says something about the machine only.
 settings.register_profile("no-deadline", deadline=None)
 settings.load_profile("no-deadline")
 settings.register_profile("quick", deadline=None, max_examples=15)  # `make check`
+
+
+def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """No timer runs out because the machine is slow, wherever that can be had."""
+    is_alone = any(item.path.is_relative_to(package) for package in ALONE)
+    return {"unhurried": UnhurriedLoop} if is_alone else {"real": asyncio.new_event_loop}
 
 
 class _NoSocket:

@@ -6,6 +6,7 @@ A row of the table is the whole truth about a package: what is not named there m
 from __future__ import annotations
 
 import ast
+import re
 import sys
 import warnings
 from collections.abc import Iterator
@@ -66,12 +67,14 @@ LAYERS: Final = (
     Layer(modules=HEALING, parts=(WIRE, VERDICTS, FACTS), banned=IMPURE),
     Layer(modules=WAITING, parts=(FACTS,)),
     Layer(modules=INTERNALS, libraries=AIOHTTP),
-    Layer(modules=UPSTREAM, parts=(WIRE, WAITING, CONFIG, INTERNALS), libraries=AIOHTTP),
+    Layer(modules=UPSTREAM, parts=(WIRE, WAITING, CONFIG), libraries=("aiohappyeyeballs", "yarl")),
     Layer(
         modules=DOWNSTREAM,
         parts=(WIRE, CONFIG, INTERNALS, HEALING, SESSIONS, FASTPATH, ENDPOINT),
         libraries=AIOHTTP,
     ),
+    # Bytes under hashes: a store knows no session, and only what is sealed knows what a record is made of.
+    Layer(modules=f"{SESSIONS}.stores", parts=(HEALING, CONFIG), libraries=("cryptography",)),
     Layer(
         modules=SESSIONS,
         parts=(WIRE, VERDICTS, HEALING, WAITING, UPSTREAM, FACTS, CONFIG),
@@ -90,7 +93,9 @@ LAYERS: Final = (
         modules=FASTPATH,
         parts=(WIRE, VERDICTS, HEALING, UPSTREAM, SESSIONS, FACTS, CONFIG),
     ),
-    Layer(modules=f"{OPS}.logs", parts=(FACTS,), libraries=("structlog",)),
+    Layer(modules=f"{OPS}.logs", parts=(FACTS, f"{OPS}.log_writer"), libraries=("structlog",)),
+    Layer(modules=f"{OPS}.log_writer"),
+    Layer(modules=f"{OPS}.standard_streams"),
     Layer(modules=f"{OPS}.metrics", parts=(FACTS,), libraries=("prometheus_client",)),
     Layer(modules=f"{OPS}.admin", parts=(f"{OPS}.metrics", FACTS), libraries=("aiohttp",)),
     Layer(
@@ -105,11 +110,15 @@ LAYERS: Final = (
             *("mcp_sidecar.__version__", WIRE, VERDICTS, HEALING, WAITING, UPSTREAM, DOWNSTREAM, SESSIONS, STREAMS),
             *(ENDPOINT, FASTPATH, OPS, SETTINGS, FACTS, CONFIG),
         ),
-        libraries=("aiohttp", "uvloop"),
+        libraries=("aiohttp",),
     ),
+    Layer(modules="mcp_sidecar.process", parts=("mcp_sidecar.app", f"{OPS}.logs", SETTINGS), libraries=("uvloop",)),
     Layer(
         modules="mcp_sidecar.cli",
-        parts=("mcp_sidecar.__version__", SETTINGS, f"{OPS}.logs", "mcp_sidecar.app", "mcp_sidecar.commands"),
+        parts=(
+            *("mcp_sidecar.__version__", SETTINGS, f"{OPS}.logs", f"{OPS}.standard_streams"),
+            *("mcp_sidecar.process", "mcp_sidecar.commands"),
+        ),
     ),
     Layer(modules="mcp_sidecar.__main__", parts=("mcp_sidecar.cli",)),
     # Users of the sidecar: they start one and never reach into it.
@@ -283,6 +292,72 @@ def test_sizes_are_told() -> None:
         warnings.warn("large: " + "; ".join(oversized), stacklevel=1)
 
 
+# -- names ------------------------------------------------------------------------------------------------------------
+
+PARTICIPLES: Final = {
+    "healing": "the product's own noun",
+    "waiting": "what it is about; 'wait' would be a verb",
+    "asking": "the noun of what settles a refusal",
+    "framing": "HTTP's noun for where a message ends",
+}
+"""Files and packages that look like participles and are none, with the reason."""
+
+
+def test_no_file_is_named_by_a_participle() -> None:
+    """A file is called after what it holds; "holding" and "learned" leave open who does what to whom."""
+    stems = {part for module in MODULES for part in module.split(".")}
+    assert {stem for stem in stems if stem.endswith(("ing", "ed"))} <= PARTICIPLES.keys()
+
+
+PACKAGES: Final = {
+    file.parent.name: (ast.get_docstring(TREES[module]) or "").replace("``", "`")
+    for module, file in MODULES.items()
+    if file.name == "__init__.py" and file.parent.parent == PACKAGE
+}
+"""The packages of the proxy, and what each says of itself."""
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_package_says_its_one_rule(package: str) -> None:
+    """One paragraph that fits into a row, so that one knows what belongs there and what does not."""
+    assert PACKAGES[package].endswith(".") and "\n" not in PACKAGES[package]
+
+
+def test_the_page_about_architecture_gives_the_same_rules() -> None:
+    """Its table of packages has a row for each, in the package's own words."""
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    table = page.partition("| package | its one rule |")[2].partition("\n\n")[0]
+    assert dict(re.findall(r"^\| `(\w+)` \| (.+) \|$", table, re.MULTILINE)) == PACKAGES
+
+
+# -- clocks -----------------------------------------------------------------------------------------------------------
+
+CLOCKS: Final = {
+    "mcp_sidecar.app": "hands the clock down to everything that decides or remembers by time",
+    "mcp_sidecar.ops.logs": "keeps floods of a line back",
+    "mcp_sidecar.downstream.connection": "closes idle connections",
+    "mcp_sidecar.endpoint.early_stream": "opens a long hold's answer early",
+    "mcp_sidecar.sessions.restore": "shares one deadline among its steps",
+    "mcp_sidecar.streams.relay": "gives up a stream that nobody continues",
+    "mcp_sidecar.streams.subscription": "wakes who waits for an answer",
+    "mcp_sidecar.upstream.connection": "gives up a server that is silent",
+    "mcp_sidecar.upstream.pool": "lets go of connections that nobody used",
+}
+"""Who reads a clock, and what for; the demo apart, which is a user of the sidecar."""
+
+
+def _reads_a_clock(tree: ast.AST) -> bool:
+    return any(isinstance(node, ast.Attribute) and node.attr in {"time", "monotonic"} for node in ast.walk(tree))
+
+
+def test_a_clock_is_read_by_few() -> None:
+    """Time is handed down, so that a test can be its master; a module that reads it by itself says what it times."""
+    reading = {module for module, tree in TREES.items() if _reads_a_clock(tree)}
+    assert {module for module in reading if not _below(module, "mcp_sidecar.commands")} <= CLOCKS.keys()
+
+
+# -- bags ----------------------------------------------------------------------------------------------------------------
+
 MAX_PARAMETERS: Final = 8
 MAX_MUTABLE_ATTRIBUTES: Final = 12
 
@@ -290,9 +365,7 @@ MAX_MUTABLE_ATTRIBUTES: Final = 12
 MANY_PARAMETERS: Final[dict[str, str]] = {}
 MANY_ATTRIBUTES: Final = {
     "mcp_sidecar.downstream.connection.ClientProtocol": "derives from a class of aiohttp, whose attributes these mostly are",
-    "mcp_sidecar.healing.session.Session": "what outlives the process and what does not is not taken apart yet",
     "mcp_sidecar.ops.metrics.Metrics": "one attribute for each metric, made by the helpers of the constructor and kept",
-    "mcp_sidecar.upstream.connection.Connection": "parser, upload and timer of a connection that must be small",
 }
 
 

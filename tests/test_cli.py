@@ -27,14 +27,14 @@ def _bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
-    """Stands in for the app: what it was asked to run. It exits with 7."""
+    """Stands in for the process: what it was asked to run. It exits with 7."""
     asked: list[Settings] = []
 
     def run(settings: Settings) -> int:
         asked.append(settings)
         return 7
 
-    _stand_in(monkeypatch, "app", run)
+    _stand_in(monkeypatch, "process", run)
     return asked
 
 
@@ -52,10 +52,13 @@ def _stand_in(monkeypatch: pytest.MonkeyPatch, name: str, run: Callable[..., int
         pytest.param(("serve", *UPSTREAM), id="command-first"),
         pytest.param((*UPSTREAM, "serve"), id="command-last"),
         pytest.param(("--upstream=http://127.0.0.1:9000/mcp",), id="equals-sign"),
+        pytest.param(("http://127.0.0.1:9000/mcp",), id="url-alone"),
+        pytest.param(("serve", "http://127.0.0.1:9000/mcp"), id="url-behind-the-command"),
+        pytest.param(("http://127.0.0.1:9000/mcp", *UPSTREAM), id="url-twice"),
     ],
 )
 def test_serving_is_what_it_does_by_default(served: list[Settings], argv: tuple[str, ...]) -> None:
-    """Without a command it serves, and the app's exit status is the process's."""
+    """Without a command it serves, and the sidecar's exit status is the process's."""
     assert main(argv) == 7
     assert [settings.upstream_config().origin for settings in served] == ["http://127.0.0.1:9000"]
 
@@ -102,6 +105,9 @@ def test_unknown_variables_become_log_lines(
         pytest.param(("--upstrem", "x"), ["unknown option: --upstrem (see mcp-sidecar --help)"], id="option"),
         pytest.param(("--upstream",), ["argument --upstream: expected one argument (see mcp-sidecar --help)"], id="no-value"),
         pytest.param(("--up", "x"), ["unknown option: --up (see mcp-sidecar --help)"], id="abbreviated"),
+        pytest.param(
+            (*UPSTREAM, "http://127.0.0.1:9001/mcp"), ["upstream.url: two --upstream give different values"], id="two-upstreams"
+        ),
         pytest.param(("demo", "--mode", "heal"), ["demo takes no options (see mcp-sidecar --help)"], id="demo-with-options"),
         pytest.param(
             (*UPSTREAM, "--mode", "heal", "--mode", "observe"), ["healing.mode: two --mode give different values"], id="twice"

@@ -133,7 +133,8 @@ def _parses(line: str) -> bool:
             command = parser().parse_intermixed_args(words).command
         except SystemExit as leaving:
             return leaving.code == 0
-    return not command or " ".join(command) in {SERVE, DEMO, CHECK_CONFIG}
+    words = [word for word in command if "://" not in word]
+    return not words or " ".join(words) in {SERVE, DEMO, CHECK_CONFIG}
 
 
 def _known_variable(name: str) -> bool:

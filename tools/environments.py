@@ -1,6 +1,6 @@
 """Environments made from locks, without resolving anything: what a lock does not name is not installed.
 
-    python -m tools.environments FOLDER LOCK... [--editable]
+    python -m tools.environments FOLDER LOCK... [--editable] [--no-compile]
 
 The rule of this file: no install command may choose a version. Python: every distribution with its hash, wheels only (a build
 would resolve what it needs), then ``pip check``. npm: ``ci``, without install scripts (they would fetch more). Cargo:
@@ -35,7 +35,8 @@ INSTALL_TIMEOUT_S: Final = 900
 AT_A_TIME: Final = 3
 
 PIP: Final = ("-m", "pip", "--disable-pip-version-check")
-FROM_LOCK: Final = ("install", "--quiet", "--no-compile", "--no-deps", "--require-hashes", "--only-binary", ":all:")
+FROM_LOCK: Final = ("install", "--quiet", "--no-deps", "--require-hashes", "--only-binary", ":all:")
+NO_COMPILE: Final = "--no-compile"
 EDITABLE: Final = ("install", "--quiet", "--no-deps", "--no-build-isolation", "--editable", str(ROOT))
 NPM_CI: Final = ("npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error")
 CARGO_BUILD: Final = ("cargo", "build", "--quiet", "--locked")
@@ -81,11 +82,14 @@ class Environment:
         return [program for program in self.needs if shutil.which(program) is None]
 
 
-def python(folder: Path, *locks: Path, editable: bool = False, pip: Path | None = PIP_LOCK) -> Environment:
+def python(
+    folder: Path, *locks: Path, editable: bool = False, compiled: bool = True, pip: Path | None = PIP_LOCK
+) -> Environment:
     """Return the virtual environment of these locks.
 
-    ``editable`` adds the project, which the locks must be able to build. ``pip`` is the lock of the pip that fills it; None
-    is the one that this Python brings.
+    ``editable`` adds the project, which the locks must be able to build. What is not ``compiled`` here is compiled when it is
+    first used: less work where little of it is, but a slow first start. ``pip`` is the lock of the pip that fills it, None
+    the one that this Python brings.
     """
     inside = str(folder / "bin" / "python")
     files = tuple(word for lock in locks for word in ("-r", str(lock)))
@@ -100,7 +104,7 @@ def python(folder: Path, *locks: Path, editable: bool = False, pip: Path | None 
         programs=folder / "bin",
         commands=(
             *made,
-            (*by_pip, *FROM_LOCK, *files),
+            (*by_pip, *FROM_LOCK, *(() if compiled else (NO_COMPILE,)), *files),
             *(((*by_pip, *EDITABLE),) if editable else ()),
             (*by_pip, "check"),
         ),
@@ -119,7 +123,7 @@ def _with_pip(folder: Path, inside: str, pip: Path | None) -> tuple[tuple[Comman
     brought = (sys.executable, *PIP, "--python", inside) if can_lend else (inside, *PIP)
     if pip is None:
         return (venv,), brought
-    return (venv, (*brought, *FROM_LOCK, "-r", str(pip))), (inside, *PIP)
+    return (venv, (*brought, *FROM_LOCK, NO_COMPILE, "-r", str(pip))), (inside, *PIP)
 
 
 def _project() -> bytes:
@@ -214,9 +218,11 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("locks", type=Path, nargs="+")
     parser.add_argument("--editable", action="store_true", help="add the project itself, as it is in this checkout")
+    parser.add_argument(NO_COMPILE, action="store_true", help="leave compiling to the first use")
     given = parser.parse_args(arguments)
     locks = [lock.resolve() for lock in given.locks]
-    trouble = install(python(given.folder.absolute(), *locks, editable=given.editable))
+    environment = python(given.folder.absolute(), *locks, editable=given.editable, compiled=not given.no_compile)
+    trouble = install(environment)
     if trouble:
         print(trouble, file=sys.stderr)
     return 1 if trouble else 0

@@ -45,3 +45,24 @@ diagram
 
 # A string annotation names it.
 ResponseHandler
+
+# Keys of the settings that are handed down by their names, all at once; test_loader.py sees to it that each arrives.
+_.connect_timeout
+_.idle_timeout
+_.drain_timeout
+_.comment_interval
+_.hold_timeout
+_.connect_hold_timeout
+_.early_stream_after
+_.idle_ttl
+_.max_lifetime
+_.client_timeout
+
+# Read by the edge and by whatever holds bytes.
+_.max_buffered_bytes
+_.client_timeout_s
+keeper.unsaved  # a gauge, once there is a store that outlives the process
+keys.new_key  # for the command of this name
+keys.read_keys  # for sessions.key_file
+sealed.Sealer  # for sessions.store = "sealed:"
+sealer.seal  # the same

@@ -1,1 +1,1 @@
-"""One file per HTTP method of the MCP endpoint, and what passes beside it: carries out what the pure core decides."""
+"""One file per HTTP method of the MCP endpoint, and one for mode ``observe``: carries out what the pure core decides."""

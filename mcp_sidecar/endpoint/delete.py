@@ -16,7 +16,7 @@ from mcp_sidecar.sessions.judge import judge
 from mcp_sidecar.sessions.services import Services
 from mcp_sidecar.streams.relay import relay_rest
 from mcp_sidecar.upstream.answer import Answer
-from mcp_sidecar.upstream.connection import UpstreamFault
+from mcp_sidecar.upstream.content import UpstreamFault
 
 
 class Delete:
@@ -62,7 +62,9 @@ class Delete:
                 assert_never(step)
 
     async def _send(self) -> Answer:
-        return await self._services.upstream.send("DELETE", self._call.target, self._call.upstream_headers())
+        return await self._services.upstream.send(
+            "DELETE", self._call.target, self._call.upstream_headers(), owner=self._call.owner
+        )
 
     async def _end_successor(self, session: Session) -> None:
         """A heal was quicker than the upstream's answer: what the client ended by now is another upstream session."""

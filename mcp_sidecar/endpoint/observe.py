@@ -19,7 +19,7 @@ from mcp_sidecar.sessions.recorder import Recorder
 from mcp_sidecar.sessions.services import Services
 from mcp_sidecar.streams.relay import Overhearing, relay_rest
 from mcp_sidecar.upstream.answer import Answer, is_event_stream
-from mcp_sidecar.upstream.connection import UpstreamFault
+from mcp_sidecar.upstream.content import UpstreamFault
 from mcp_sidecar.verdicts.classify import Judgement, SessionKnowledge, Verdict
 from mcp_sidecar.wire.headers import Pair
 from mcp_sidecar.wire.jsonrpc import Message
@@ -124,19 +124,21 @@ class Observe:
     async def _send(self, method: str, body: bytes | None = None, *, may_idle: bool = False) -> Answer:
         pairs: list[Pair] = self._call.upstream_headers(without={"accept-encoding"})
         pairs.append(("Accept-Encoding", "identity"))  # what is to be understood must not be compressed
-        return await self._services.upstream.send(method, self._call.target, pairs, body, may_idle=may_idle)
+        return await self._services.upstream.send(
+            method, self._call.target, pairs, body, may_idle=may_idle, owner=self._call.owner
+        )
 
     async def _listen(self, answer: Answer) -> None:
         session, opened = self._call.session, self._services.streams.open
         opened.get_streams += 1
         try:
             if session is not None:
-                session.streams += 1
+                session.stream_opens()
             await self._pass(answer)
         finally:
             opened.get_streams -= 1
             if session is not None:
-                session.streams -= 1
+                session.stream_ends()
 
     async def _pass(self, answer: Answer, overhearing: Overhearing | None = None) -> None:
         await self._responder.start(answer.status, answer.reason, self._call.move.headers(answer.client_headers()))

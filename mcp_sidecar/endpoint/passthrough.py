@@ -6,7 +6,8 @@ stream that breaks is cut, and the client sends a new request with a new id (202
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Hashable
+from functools import partial
 from http import HTTPStatus
 
 from mcp_sidecar.downstream.response import Responder
@@ -18,7 +19,7 @@ from mcp_sidecar.healing.replies import OwnAnswer
 from mcp_sidecar.sessions.services import Services
 from mcp_sidecar.streams.relay import relay_rest
 from mcp_sidecar.upstream.answer import EVENT_STREAM, Answer, is_event_stream
-from mcp_sidecar.upstream.connection import UpstreamFault
+from mcp_sidecar.upstream.content import UpstreamFault
 from mcp_sidecar.upstream.events import event_batches
 from mcp_sidecar.verdicts.classify import NO_SIGNATURE
 from mcp_sidecar.waiting.hold import HeldRequest, Waited
@@ -27,6 +28,9 @@ from mcp_sidecar.wire.headers import Pair, media_type
 from mcp_sidecar.wire.jsonrpc import Message
 from mcp_sidecar.wire.origins import Move
 from mcp_sidecar.wire.sse import Block, EventSplitter, parse_event, with_data
+
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+"""RFC 9110 §9.2.1; TRACE is nobody's."""
 
 
 class Passthrough:
@@ -42,10 +46,11 @@ class Passthrough:
         pairs: list[Pair],
         move: Move,
         without: frozenset[str] = frozenset(),
+        owner: Hashable | None = None,
     ) -> None:
         """``move`` takes URLs on the upstream's origin to where the client reaches the sidecar.
 
-        ``without`` are headers (lower case) that the client must not see.
+        ``without`` are headers (lower case) that the client must not see; ``owner`` is the connection it came on.
         """
         self._services = services
         self._responder = responder
@@ -54,6 +59,7 @@ class Passthrough:
         self._pairs = pairs
         self._move = move
         self._without = without
+        self._owner = owner
 
     async def other_path(self, upload: Upload | None) -> None:
         """A path that is not the MCP endpoint: streamed both ways, 503 at once while the upstream is away.
@@ -61,11 +67,8 @@ class Passthrough:
         Raises ``BrokenBody`` where it was the client that broke off.
         """
         may_idle = self._method == "GET" and EVENT_STREAM in (headers.value(self._pairs, "accept") or "").lower()
-        body = _streamed(upload) if upload is not None else None
         try:
-            answer = await self._services.upstream.send(
-                self._method, self._target, self._pairs, body, may_idle=may_idle
-            )
+            answer = await self._send(upload, may_idle=may_idle)
         except UpstreamFault as fault:
             if upload is not None and upload.is_broken:
                 raise BrokenBody from None
@@ -77,6 +80,16 @@ class Passthrough:
                 answer.let_idle(media_type(answer.header("Content-Type")) == EVENT_STREAM)
             await self._relay(answer)
 
+    async def _send(self, upload: Upload | None, *, may_idle: bool) -> Answer:
+        """Once more where the connection had been closed before it was used again, and the request can only have read."""
+        send = partial(self._services.upstream.send, self._method, self._target, self._pairs, owner=self._owner)
+        try:
+            return await send(_streamed(upload) if upload is not None else None, may_idle=may_idle)
+        except UpstreamFault as fault:
+            if not fault.was_stale or self._method not in SAFE_METHODS or upload is not None:
+                raise
+        return await send(may_idle=may_idle, fresh=True)
+
     async def sessionless(self, message: Message, body: bytes) -> None:
         """A request of 2026-07-28."""
         policy = self._services.policy
@@ -85,7 +98,9 @@ class Passthrough:
         while True:
             try:
                 try:
-                    answer = await self._services.upstream.send("POST", self._target, self._pairs, body)
+                    answer = await self._services.upstream.send(
+                        "POST", self._target, self._pairs, body, owner=self._owner
+                    )
                 finally:
                     self._services.holds.went_on(held)
             except UpstreamFault as fault:

@@ -23,7 +23,7 @@ from mcp_sidecar.facts import (
 from mcp_sidecar.healing import outbound, replies
 from mcp_sidecar.healing.exchange import Awaited, Exchange, Give, Heal, Hold, Pass, Send, Step
 from mcp_sidecar.healing.labels import rpc_label
-from mcp_sidecar.healing.marked_ids import FIRST, Mark, Renumbering
+from mcp_sidecar.healing.marked_ids import FIRST, UNMARKED, Mark, Renumbering
 from mcp_sidecar.healing.policy import Mode, Policy
 from mcp_sidecar.healing.replay import is_safe_in_doubt
 from mcp_sidecar.healing.replies import Reason
@@ -35,7 +35,7 @@ from mcp_sidecar.sessions.judge import judge
 from mcp_sidecar.sessions.recorder import Recorder
 from mcp_sidecar.sessions.services import Services
 from mcp_sidecar.upstream.answer import Answer, KeptAnswer, WholeJson, is_json, may_be_kept
-from mcp_sidecar.upstream.connection import UpstreamFault
+from mcp_sidecar.upstream.content import UpstreamFault
 from mcp_sidecar.verdicts.classify import Answer as JudgedAnswer
 from mcp_sidecar.verdicts.classify import Verdict
 from mcp_sidecar.waiting.hold import HeldRequest, Waited
@@ -80,8 +80,8 @@ class Post:
     async def run(self) -> None:
         """Take the exchange to its end."""
         if self._call.session is not None:
-            self._call.session.posts += 1
-            self._call.session.client_state.answered(self._message)
+            self._call.session.post_begins(self._message)
+            self._call.session.answered(self._message)
         self._reply.progress.forget(self._message)
         try:
             step: Step | None = self._exchange.begin()
@@ -131,7 +131,7 @@ class Post:
         self._services.holds.leave(self._held)
         session = self._call.session
         if session is not None:
-            session.posts -= 1
+            session.post_ends()
             for old in self._renumbering.ids.values():
                 session.progress.new_ids.pop(old, None)
 
@@ -161,7 +161,9 @@ class Post:
             self._services.emit(RequestReplayed(self._label, step.cause, rpc_label(self._message)))
         try:
             try:
-                self._answer = await self._services.upstream.send("POST", self._call.target, self._headers(), outgoing)
+                self._answer = await self._services.upstream.send(
+                    "POST", self._call.target, self._headers(), outgoing, owner=self._call.owner
+                )
             finally:
                 self._services.holds.went_on(self._held)
             self._recorder.claim_new_id(self._answer)
@@ -175,7 +177,7 @@ class Post:
         self._generation = self._recorder.generation = begun.generation
         begun.is_taken = True
         try:
-            self._answer = await self._services.upstream.take_up(begun.connection)
+            self._answer = await self._services.upstream.take_up(begun.connection, self._call.owner)
             return await self._judge(self._answer)
         except UpstreamFault as fault:
             return self._exchange.failed(fault.fault)
@@ -310,7 +312,7 @@ class Post:
     @property
     def _mark(self) -> Mark:
         session = self._call.session
-        return Mark(session.tag, self._generation) if session is not None else Mark("", 1)
+        return session.mark_of(self._generation) if session is not None else UNMARKED
 
     @property
     def _label(self) -> str:

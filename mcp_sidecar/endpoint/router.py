@@ -37,7 +37,7 @@ from mcp_sidecar.facts import RequestRejected, RequestServed, SidecarFault
 from mcp_sidecar.healing import replies
 from mcp_sidecar.healing.labels import NO_METHOD, OTHER, http_label, rpc_label
 from mcp_sidecar.healing.replies import Reason
-from mcp_sidecar.sessions.call import BadSessionId, Call, RequestLine, read_call
+from mcp_sidecar.sessions.call import BadSessionId, Call, RequestLine, load_session, may_be_loaded, read_call
 from mcp_sidecar.sessions.in_flight import BEGUN, InFlight
 from mcp_sidecar.sessions.services import Services
 from mcp_sidecar.streams.listener import Listener
@@ -73,6 +73,7 @@ class Incoming:
         self.message: Message | None = None
         self.in_session = False
         self.begun: InFlight | None = request.get(BEGUN)
+        self.owner = request.protocol
 
     def forget_head(self) -> None:
         """From now on only the answer counts."""
@@ -230,6 +231,15 @@ class Router:
         call = self._call(incoming)
         if self.services.policy.observes:
             return self._observed(incoming, call)
+        is_elsewhere = may_be_loaded(self.services.sessions, call)
+        return self._loaded_first(incoming, call) if is_elsewhere else self._bodiless(incoming, call)
+
+    async def _loaded_first(self, incoming: Incoming, call: Call) -> None:
+        await load_session(self.services.sessions, call)
+        await self._bodiless(incoming, call)
+
+    def _bodiless(self, incoming: Incoming, call: Call) -> Awaitable[None]:
+        """A GET or DELETE of the endpoint."""
         if call.client_id is not None and self._is_over(call):
             return incoming.responder.give(replies.SESSION_NOT_FOUND)
         if incoming.method == "DELETE":
@@ -274,6 +284,8 @@ class Router:
         if begun is not None:  # whatever has become of its session since it was sent
             call.session, call.is_foreign = begun.session, False
             begun.release()
+        elif may_be_loaded(self.services.sessions, call):
+            await load_session(self.services.sessions, call)
         if self._is_over(call):
             await incoming.responder.give(replies.SESSION_NOT_FOUND)
         elif self._is_for_a_held_request(call, message) or self._was_said_by_heal(call, message):
@@ -309,7 +321,7 @@ class Router:
 
     def _call(self, incoming: Incoming, *, drop_session: bool = False) -> Call:
         session_ids = () if drop_session else incoming.headers.getall(headers.SESSION_ID, ())
-        asked = RequestLine(incoming.method, incoming.target, incoming.fields, tuple(session_ids))
+        asked = RequestLine(incoming.method, incoming.target, incoming.fields, tuple(session_ids), incoming.owner)
         pairs = self._upstream_pairs(incoming, without=_FOR_THE_SESSION)
         return read_call(self.services.sessions, asked, pairs, self._move(incoming))
 
@@ -343,6 +355,7 @@ class Router:
             pairs=pairs,
             move=self._move(incoming),
             without=self._hidden(incoming),
+            owner=incoming.owner,
         )
 
     def _hidden(self, incoming: Incoming) -> frozenset[str]:

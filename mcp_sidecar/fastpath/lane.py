@@ -190,7 +190,7 @@ class Express:
         if not _is_short(message, values):
             return None
         outgoing = self._outgoing(request, session, client.peer, body)
-        connection = services.upstream.express()
+        connection = services.upstream.express(client)
         if connection is None:
             return None
         trip = Trip(self, client, session, message, connection, request=data, started_at=started_at)
@@ -287,7 +287,7 @@ class Trip:
         self._overdue: asyncio.TimerHandle | None = None  # of a stream
         express.gate.enter()
         express.services.sessions.table.begin_use(session)
-        session.posts += 1
+        session.post_begins(message)
         session.progress.forget(message)
 
     # -- what the upstream's connection tells -------------------------------------------------------------------------
@@ -405,7 +405,7 @@ class Trip:
 
     def _leave(self) -> None:
         session = self._session
-        session.posts -= 1
+        session.post_ends()
         session.progress.forget(self._message)
         self._express.services.sessions.table.end_use(session)
         self._express.gate.leave()

@@ -1,1 +1,1 @@
-"""What an answer means for a session and what to do about it. Pure; standard library and ``wire`` only."""
+"""Decides and does nothing: what becomes of a request, as typed steps. Pure; imports ``wire`` and ``verdicts`` only."""

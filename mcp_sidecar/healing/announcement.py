@@ -31,7 +31,8 @@ class Announcement:
         if not self.calls or session.told_restart or generation != session.generation:
             return None
         announced = with_block(answer, self.calls)
-        session.told_restart = announced is not None
+        if announced is not None:
+            session.note_told_restart()
         return announced
 
 

@@ -134,7 +134,7 @@ class Attachment:
         self._conflicts_left = CONFLICTS
         self.is_open = True
         if self._session is not None:
-            self._session.refuses_get = False
+            self._session.note_get(is_refused=False)
         return Relay()
 
     def moved(self) -> Step:
@@ -150,7 +150,7 @@ class Attachment:
     def refused(self, judgement: Judgement, status: int) -> Step:
         """The upstream answered with something else than a stream."""
         if status == METHOD_NOT_ALLOWED and self._session is not None and self._position.last_seen is None:
-            self._session.refuses_get = True
+            self._session.note_get(is_refused=True)
         if judgement.verdict in (Verdict.SESSION_LOST, Verdict.AMBIGUOUS):
             return self._lost(judgement, status)
         if judgement.verdict is Verdict.UNAVAILABLE and not judgement.jsonrpc_body and self.may_outlive:

@@ -7,7 +7,7 @@ everything else of an item does.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, Self
@@ -116,6 +116,16 @@ class SeenLists:
         for method, whole in list(self._whole.items()):
             if whole.generation < generation:
                 yield LISTINGS[method]
+
+    @classmethod
+    def of(cls, digests: Iterable[tuple[str, int]], generation: int) -> Self:
+        """What a record remembers, as seen under ``generation``."""
+        return cls({method: _Whole(digest, generation) for method, digest in digests if method in LISTINGS})
+
+    @property
+    def digests(self) -> tuple[tuple[str, int], ...]:
+        """What a record is to remember: the digest of each list that was seen whole, by method."""
+        return tuple((method, whole.digest) for method, whole in self._whole.items())
 
     def differs(self, listing: Listing, digest: int, generation: int) -> bool:
         """Whether what the client saw, still under an earlier generation, is not the list of this digest."""

@@ -3,15 +3,17 @@
 A restarted server counts from zero again: its question 1 is not the question 1 of before, and its event ids repeat.
 Both must be unique in a client's session (transports, "Resumability and Redelivery"; basic, "Requests"), and so must the
 tokens under which a question hears of its progress (basic/utilities/progress). From the second generation on, the client
-sees such ids and tokens with a mark of the session and the generation in front; on the way in the mark is
-taken off, and whatever bears another generation goes nowhere. The first generation passes untouched. The mark starts with
-the session's random ``tag``, which no upstream can guess.
+sees such ids and tokens with a mark in front: the session's random ``tag``, which no upstream can guess, and a random *word*
+of the upstream session, since several processes may have one behind the same client session and no count could be agreed on
+between them. On the way in the mark is taken off, and whatever bears another goes nowhere. Only what the upstream session of
+the client's own ``initialize`` says passes untouched.
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import Any
 
 from mcp_sidecar.wire import jsonrpc
@@ -19,18 +21,25 @@ from mcp_sidecar.wire.jsonrpc import DECODER, JsonRpcId, Kind, Message, dump, va
 from mcp_sidecar.wire.sse import Event, with_data, with_id
 
 FIRST = 1
+"""The generation of the client's own ``initialize``, and of nothing else: it alone is unmarked."""
+
+WORD_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """The generation that something belongs to, and the tag of its session."""
+    """The generation that something belongs to, the tag of its session, and the word of the upstream session.
+
+    Generations are this process's own order; what the client sees is told apart by the word.
+    """
 
     tag: str
     generation: int
+    word: str
 
     def on_text(self, text: str) -> str:
         """An id of this generation as the client sees it."""
-        return text if self.generation == FIRST else f"{self.tag}.{self.generation}.{text}"
+        return text if self.generation == FIRST else f"{self.tag}.{self.word}.{text}"
 
     def on_id(self, request_id: JsonRpcId) -> JsonRpcId:
         """A JSON-RPC id of this generation as the client sees it; its type is kept inside the mark."""
@@ -41,7 +50,7 @@ class Mark:
         prefix = f"{self.tag}."
         if self.generation == FIRST:
             return None if seen.startswith(prefix) else seen
-        own = f"{prefix}{self.generation}."
+        own = f"{prefix}{self.word}."
         return seen[len(own) :] if seen.startswith(own) else None
 
     def off_id(self, seen: JsonRpcId) -> tuple[bool, JsonRpcId]:
@@ -55,6 +64,34 @@ class Mark:
     def is_on_another(self, seen: JsonRpcId) -> bool:
         """Whether an id bears this session's mark, but of another generation."""
         return isinstance(seen, str) and seen.startswith(f"{self.tag}.") and self.off_text(seen) is None
+
+
+UNMARKED = Mark("", FIRST, "")
+"""Of what belongs to no session that is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """The marks of one live session, of every generation that it has had or will have.
+
+    ``seed`` is random and this process's own, so that no two processes ever make the same word. ``stored_word`` is what a
+    store knew of the upstream session that stood here when the session was loaded, as its second generation.
+    """
+
+    tag: str
+    seed: str
+    stored_word: str = ""
+
+    def of(self, generation: int) -> Mark:
+        """The mark of one generation."""
+        return Mark(self.tag, generation, self._word(generation))
+
+    def _word(self, generation: int) -> str:
+        if generation == FIRST:
+            return ""
+        if generation == FIRST + 1 and self.stored_word:
+            return self.stored_word
+        return blake2b(b"%d" % generation, key=self.seed.encode(), digest_size=WORD_BYTES).hexdigest()
 
 
 def _id_in(text: str) -> JsonRpcId:

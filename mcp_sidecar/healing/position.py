@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from mcp_sidecar.healing.marked_ids import Mark
 from mcp_sidecar.healing.session import Session
 from mcp_sidecar.healing.stream_watch import StreamWatch
 from mcp_sidecar.wire.jsonrpc import JsonRpcId
@@ -41,7 +40,7 @@ class Position:
         """The last event id as the upstream minted it; ``None`` where there is none, or it is of another generation."""
         if self.last_seen is None or self._session is None:
             return self.last_seen
-        return Mark(self._session.tag, generation).off_text(self.last_seen)
+        return self._session.mark_of(generation).off_text(self.last_seen)
 
     def is_stranded(self, generation: int) -> bool:
         """Whether the client waits for answers that an upstream session of this generation will never give."""

@@ -1,35 +1,36 @@
-"""One client session across upstream sessions.
+"""One client session across upstream sessions, as it lives in this process.
 
 The law of this file: the client-visible id never changes; the upstream id behind it changes only by ``repoint``, which
-is the one place that raises the generation. A *generation* is the n-th upstream session behind one client session.
-Whoever sends a request remembers the generation that it was sent under: a loss reported by an older generation is no
-news. States change only along ``TRANSITIONS``; the diagram in the documentation is drawn from the same table.
+is the one place that raises the generation. A *generation* is the n-th upstream session behind one client session, as this
+process counts them; the first is that of the client's own ``initialize``, and no other. Whoever sends a request remembers
+the generation that it was sent under: a loss reported by an older generation is no news. States change only along
+``TRANSITIONS``; the diagram in the documentation is drawn from the same table.
+
+What must outlive the process is the ``record``, a frozen value that methods of this class replace; everything else here is
+gone with the process, and nothing that a client could miss.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import NewType
+from typing import Any, Final
 
 from mcp_sidecar.healing.client_state import ClientState
 from mcp_sidecar.healing.handshake import Handshake
-from mcp_sidecar.healing.hints import Hint
+from mcp_sidecar.healing.hints import Hint, question_cancelled, resource_updated
 from mcp_sidecar.healing.lists import SeenLists
+from mcp_sidecar.healing.marked_ids import FIRST, Mark, Marks
+from mcp_sidecar.healing.polled_streams import PolledStreams
 from mcp_sidecar.healing.principal import Principal
 from mcp_sidecar.healing.progress import Progress
-from mcp_sidecar.wire.jsonrpc import JsonRpcId
+from mcp_sidecar.healing.questions import Questions
+from mcp_sidecar.healing.record import ClientSessionId, Instance, SessionRecord, UpstreamSessionId
+from mcp_sidecar.healing.replay import updated as updated_tools
+from mcp_sidecar.wire.jsonrpc import JsonRpcId, Message
 
-ClientSessionId = NewType("ClientSessionId", str)
-UpstreamSessionId = NewType("UpstreamSessionId", str)
-
-
-MAX_POLLED_STREAMS = 100
-"""How many streams that are to be polled are remembered per session."""
-
-MAX_POLLED_IDS, MAX_POLLED_ID_CHARS = 100, 1_024
-"""A stream of more requests, or of longer ids, is not remembered."""
+__all__ = ["ClientSessionId", "Event", "InvalidTransition", "Session", "State", "UpstreamSessionId", "diagram"]
 
 
 class State(StrEnum):
@@ -85,49 +86,130 @@ class InvalidTransition(Exception):
     """A bug of the sidecar: an event that cannot happen in this state."""
 
 
-@dataclass(slots=True, eq=False)
-class Session:
-    """A client session and the upstream session that stands behind it now.
+@dataclass(slots=True)
+class Activity:
+    """What goes on in a session at this moment.
 
-    ``label`` is the short salted hash that logs and the admin page show. ``tag`` makes ids of later generations
-    distinguishable from any id an upstream may mint (see ``healing.generations``). Times are seconds of a monotonic
-    clock that the owner reads. ``streams`` are the client's open GET streams, ``posts`` its POSTs under way, ``exchanges``
-    all its requests that are not at their end yet. ``failed_heals`` counts those in a row that did not restore the session;
-    ``told_lost`` is the latest generation whose loss was told. ``hints`` wait for an answer that can carry them.
-    ``lists`` are those that the client has seen; ``list_check_due`` from a heal until somebody has begun to compare them.
-    ``told_restart``: the model knows of the latest heal.
+    ``posts`` are the client's POSTs under way, ``streams`` its open GET streams, ``exchanges`` all its requests that are not
+    at their end yet. ``refuses_get``: the upstream's latest answer to a GET was a 405.
     """
 
-    client_id: ClientSessionId
-    principal: Principal
-    handshake: Handshake
-    label: str
-    tag: str
-    created_at: float
-    last_used_at: float
-    upstream_id: UpstreamSessionId | None = field(init=False)
-    generation: int = 1
-    state: State = State.ESTABLISHED
-    displaced: bool = False
-    safe_tools: frozenset[str] = frozenset()
-    refuses_get: bool = False
+    posts: int = 0
     streams: int = 0
     exchanges: int = 0
-    recent_heals: tuple[float, ...] = ()
-    failed_heals: int = 0
+    refuses_get: bool = False
+
+
+@dataclass(slots=True)
+class HealBudget:
+    """The heals of one session. ``failed`` counts those in a row that did not restore it.
+
+    ``recent`` are the times at which one was charged, ``told_lost`` is the latest generation whose loss was told.
+    """
+
+    recent: tuple[float, ...] = ()
+    failed: int = 0
     told_lost: int = 0
-    client_state: ClientState = field(default_factory=ClientState)
+
+
+@dataclass(slots=True)
+class Talk:
+    """What was said in a session and is not settled yet.
+
+    ``hints`` wait for an answer that can carry them. ``lists`` are those that the client has seen; ``list_check_due`` from a
+    heal until somebody has begun to compare them. ``told_restart``: the model knows of the latest heal.
+    """
+
+    questions: Questions | None = None
+    progress: Progress = field(default_factory=Progress)
+    polled: PolledStreams = field(default_factory=PolledStreams)
     hints: tuple[Hint, ...] = ()
     lists: SeenLists | None = None
     list_check_due: bool = False
     told_restart: bool = True
-    posts: int = 0
-    progress: Progress = field(default_factory=Progress)
-    _polled: dict[str, tuple[JsonRpcId, ...]] | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Session:
+    """A client session and the upstream session that stands behind it now.
+
+    ``label`` is the short salted hash that logs and the admin page show. ``instance`` is the key of this process's upstream
+    in the record. Times are seconds of a monotonic clock that the owner reads. ``displaced``: nothing stands behind it here,
+    since its upstream id has become another session's, or none was ever minted at this instance; it is healed before its
+    next request.
+    """
+
+    client_id: Final[ClientSessionId]
+    record: SessionRecord
+    label: Final[str]
+    instance: Final[str]
+    marks: Final[Marks]
+    opened_at: Final[float]
+    last_used_at: float
+    upstream_id: UpstreamSessionId | None = field(init=False)
+    generation: int = field(init=False, default=FIRST)
+    state: State = field(init=False, default=State.ESTABLISHED)
+    displaced: bool = field(init=False, default=False)
+    activity: Final[Activity] = field(init=False, default_factory=Activity)
+    heals: Final[HealBudget] = field(init=False, default_factory=HealBudget)
+    talk: Final[Talk] = field(init=False, default_factory=Talk)
 
     def __post_init__(self) -> None:
-        """The first upstream id is the client-visible one."""
-        self.upstream_id = UpstreamSessionId(self.client_id)
+        """Stand where the record says, if it says anything of this instance.
+
+        Only the upstream session of the original ``initialize`` is unmarked, and hence of the first generation.
+        """
+        here = self.record.at(self.instance)
+        self.upstream_id = here.upstream_id if here is not None else None
+        if here is None:
+            self.state, self.displaced = State.LOST, True
+        if here is None or here.word:
+            self.generation = FIRST + 1
+        if self.record.lists:
+            self.talk.lists = SeenLists.of(self.record.lists, self.generation)
+
+    # -- what outlives the process ------------------------------------------------------------------------------------
+
+    @property
+    def handshake(self) -> Handshake:
+        """The client's ``initialize``."""
+        return self.record.handshake
+
+    @property
+    def principal(self) -> Principal:
+        """Whose session it is."""
+        return self.record.principal
+
+    @property
+    def client_state(self) -> ClientState:
+        """What a new upstream session must be told."""
+        return self.record.client_state
+
+    @property
+    def safe_tools(self) -> frozenset[str]:
+        """The tools that may be called again in doubt, as far as their server has said so."""
+        return self.record.safe_tools
+
+    def learnt(self, request: Message) -> None:
+        """The server has taken what the next one must be told."""
+        state = self.record.client_state.learnt(request)
+        if state is not self.record.client_state:
+            self.record = replace(self.record, client_state=state)
+
+    def learnt_tools(self, result: Mapping[str, Any], *, is_first_page: bool) -> None:
+        """The client is given one page of ``tools/list``."""
+        tools = updated_tools(self.safe_tools, result, is_first_page=is_first_page)
+        if tools != self.safe_tools:
+            self.record = replace(self.record, safe_tools=tools)
+
+    def learnt_list(self, method: str, cursor: str | None, result: Mapping[str, Any], generation: int) -> None:
+        """The client is given one page of a list that is to be compared after a heal."""
+        self.talk.lists = self.talk.lists or SeenLists()
+        self.talk.lists.see(method, cursor, result, generation)
+        if self.talk.lists.digests != self.record.lists:
+            self.record = replace(self.record, lists=self.talk.lists.digests)
+
+    # -- states and generations ---------------------------------------------------------------------------------------
 
     def fire(self, event: Event) -> None:
         """Take one transition. Nothing changes where the table has no row."""
@@ -143,42 +225,164 @@ class Session:
             return
         self.upstream_id = upstream_id
         self.generation += 1
-        self.failed_heals = 0
         self.displaced = False
-        self.list_check_due = True
-        self.told_restart = False
-        if not tools_still_hold:
-            self.safe_tools = frozenset()
-
-    def note_polled(self, seen_event_id: str, waiting: Iterable[JsonRpcId]) -> None:
-        """The upstream ended the stream of these requests in order to be polled for the rest, from this event on."""
-        ids = tuple(waiting)
-        if len(ids) > MAX_POLLED_IDS or any(isinstance(one, str) and len(one) > MAX_POLLED_ID_CHARS for one in ids):
-            return
-        self._polled = self._polled or {}
-        self._polled[seen_event_id] = ids
-        if len(self._polled) > MAX_POLLED_STREAMS:
-            del self._polled[next(iter(self._polled))]
-
-    def polled_from(self, seen_event_id: str | None) -> tuple[JsonRpcId, ...]:
-        """The requests that a client which resumes behind this event still waits for."""
-        return (self._polled or {}).get(seen_event_id or "", ())
+        self.heals.failed = 0
+        self.talk.list_check_due = True
+        self.talk.told_restart = False
+        word = self.mark_of(self.generation).word
+        healed = self.record.standing_at(Instance(self.instance, upstream_id, word))
+        self.record = healed if tools_still_hold else replace(healed, safe_tools=frozenset())
 
     def displace(self) -> None:
-        """The upstream has given this session's id to another one: it must not be used again."""
+        """The upstream has given this session's id to another one: it must not be used again, here or in a later process."""
         self.fire(Event.DISPLACED)
         self.displaced = True
+        self.record = self.record.not_at(self.instance)
+
+    def mark_of(self, generation: int) -> Mark:
+        """What ids of this generation bear, as the client sees them."""
+        return self.marks.of(generation)
 
     @property
     def is_ended(self) -> bool:
         """Whether the client ended it, or it expired, or was given up."""
         return self.state is State.ENDED
 
+    # -- the heals ----------------------------------------------------------------------------------------------------
+
     def heals_within(self, seconds: float, now: float) -> int:
         """How many heals were tried in the last ``seconds``; forgets the older ones."""
-        self.recent_heals = tuple(at for at in self.recent_heals if now - at < seconds)
-        return len(self.recent_heals)
+        self.heals.recent = tuple(at for at in self.heals.recent if now - at < seconds)
+        return len(self.heals.recent)
 
     def note_heal(self, now: float) -> None:
         """Count one heal against the budget."""
-        self.recent_heals = (*self.recent_heals, now)
+        self.heals.recent = (*self.heals.recent, now)
+
+    def not_healed(self, *, is_counted: bool) -> None:
+        """A heal has ended without success. ``is_counted``: a server may have taken its ``initialize``."""
+        self.heals.failed += is_counted
+        self.fire(Event.NOT_HEALED)
+
+    def note_told_lost(self, generation: int) -> bool:
+        """The loss of this generation is about to be told: whether that is news."""
+        is_news = self.heals.told_lost < generation
+        if is_news:
+            self.heals.told_lost = generation
+        return is_news
+
+    # -- what goes on -------------------------------------------------------------------------------------------------
+
+    @property
+    def posts(self) -> int:
+        """The client's POSTs under way."""
+        return self.activity.posts
+
+    @property
+    def streams(self) -> int:
+        """The client's open GET streams."""
+        return self.activity.streams
+
+    @property
+    def exchanges(self) -> int:
+        """All requests of the client that are not at their end yet."""
+        return self.activity.exchanges
+
+    @property
+    def refuses_get(self) -> bool:
+        """Whether the upstream's latest answer to a GET was a 405."""
+        return self.activity.refuses_get
+
+    def post_begins(self, message: Message) -> None:
+        """A POST of the client is under way, until ``post_ends``."""
+        self.activity.posts += 1
+        if not self.record.is_used and any(request.method == "tools/call" for request in message.requests):
+            self.record = replace(self.record, is_used=True)
+
+    def post_ends(self) -> None:
+        """It is not any more."""
+        self.activity.posts -= 1
+
+    def stream_opens(self) -> None:
+        """The client listens on one GET stream more, until ``stream_ends``."""
+        self.activity.streams += 1
+
+    def stream_ends(self) -> None:
+        """It does not any more."""
+        self.activity.streams -= 1
+
+    def note_get(self, *, is_refused: bool) -> None:
+        """What the upstream makes of a GET: refused for good with a 405, or answered."""
+        self.activity.refuses_get = is_refused
+
+    # -- what was said ------------------------------------------------------------------------------------------------
+
+    @property
+    def hints(self) -> tuple[Hint, ...]:
+        """What the client is to be told and could not be yet."""
+        return self.talk.hints
+
+    def keep_hints(self, hints: tuple[Hint, ...]) -> None:
+        """These wait from now on, and no others."""
+        self.talk.hints = hints
+
+    def take_hints(self) -> tuple[Hint, ...]:
+        """What waits, which somebody is about to tell."""
+        hints, self.talk.hints = self.talk.hints, ()
+        return hints
+
+    def hints_after_heal(self) -> list[Hint]:
+        """What to tell the client of a heal: its dead questions, and the resources to be read again.
+
+        A subscription that was not restored is among them: the client's own reading then meets what is wrong.
+        """
+        questions = self.talk.questions
+        dead = questions.take_dead(self.generation) if questions is not None else ()
+        return [*map(question_cancelled, dead), *map(resource_updated, self.client_state.subscriptions)]
+
+    def heard(self, message: Message, mark: Mark) -> None:
+        """A message of the server goes to the client."""
+        if self.talk.questions is None:
+            self.talk.questions = Questions()
+        self.talk.questions.heard(message, mark)
+
+    def answered(self, message: Message) -> None:
+        """A message of the client has come; it may answer questions."""
+        if self.talk.questions is not None:
+            self.talk.questions.answered(message)
+
+    @property
+    def progress(self) -> Progress:
+        """What the client has seen of the progress of its calls."""
+        return self.talk.progress
+
+    @property
+    def lists(self) -> SeenLists | None:
+        """The lists that the client has seen."""
+        return self.talk.lists
+
+    @property
+    def list_check_due(self) -> bool:
+        """Whether nobody has begun to compare the lists since the latest heal."""
+        return self.talk.list_check_due
+
+    def list_check_begins(self) -> None:
+        """Somebody compares them now."""
+        self.talk.list_check_due = False
+
+    @property
+    def told_restart(self) -> bool:
+        """Whether the model knows of the latest heal."""
+        return self.talk.told_restart
+
+    def note_told_restart(self) -> None:
+        """It does now."""
+        self.talk.told_restart = True
+
+    def note_polled(self, seen_event_id: str, waiting: Iterable[JsonRpcId]) -> None:
+        """The upstream ended the stream of these requests in order to be polled for the rest, from this event on."""
+        self.talk.polled.note(seen_event_id, waiting)
+
+    def polled_from(self, seen_event_id: str | None) -> tuple[JsonRpcId, ...]:
+        """The requests that a client which resumes behind this event still waits for."""
+        return self.talk.polled.behind(seen_event_id)

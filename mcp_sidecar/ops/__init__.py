@@ -1,1 +1,1 @@
-"""Watching it: logs, metrics and the admin listener."""
+"""Watching it: logs, metrics and the admin listener; nobody waits for it."""

@@ -7,6 +7,7 @@ stumbled over, and that may be a token.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import time
@@ -19,6 +20,7 @@ import structlog
 from structlog.typing import FilteringBoundLogger, Processor
 
 from mcp_sidecar import facts
+from mcp_sidecar.ops.log_writer import LogWriter
 
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 QUIET_SECONDS = 1.0
@@ -76,10 +78,11 @@ def configure(log_format: str | None, level: str, *, stream: TextIO | None = Non
     """Set up logging for the process: to stderr unless ``stream`` says otherwise.
 
     ``log_format`` is ``console``, ``json``, or None for what suits the stream; ``level`` a key of LEVELS. Colours are used
-    on a terminal only. May be called again.
+    on a terminal only. May be called again. Nobody who logs waits for a stream that is a file, a terminal or a pipe.
     """
     out = sys.stderr if stream is None else stream
     terminal = out.isatty()
+    _target.open(out)
     console = log_format == "console" or (log_format is None and terminal)
     structlog.configure(
         processors=[
@@ -88,7 +91,7 @@ def configure(log_format: str | None, level: str, *, stream: TextIO | None = Non
             _renderer(console=console, colours=colours and terminal),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
-        logger_factory=structlog.WriteLoggerFactory(file=cast("TextIO", _Unbreakable(out))),
+        logger_factory=structlog.WriteLoggerFactory(file=cast("TextIO", _target)),
         cache_logger_on_first_use=False,
     )
     _facts.minimum, _facts.last_written, _facts.logger = LEVELS[level], {}, log().bind()
@@ -99,23 +102,60 @@ def _renderer(*, console: bool, colours: bool) -> Processor:
     return structlog.dev.ConsoleRenderer(colors=colours) if console else structlog.processors.JSONRenderer()
 
 
-@dataclass(frozen=True, slots=True, weakref_slot=True)
-class _Unbreakable:
-    """A stream that loses a line rather than raise: whoever read the log may have left, and the proxy goes on."""
+def say(text: str) -> None:
+    """Write one line for people, as it is."""
+    _target.write(f"{text}\n")
 
-    stream: TextIO
+
+def dropped() -> int:
+    """How many lines could not be written since ``configure``."""
+    return _target.dropped
+
+
+def close(timeout_s: float) -> None:
+    """Let what was logged be written, for so many seconds at most. Lines after it are lost."""
+    _target.close(timeout_s)
+
+
+class _Target:
+    """Where lines go: through a queue to a descriptor, or straight to a stream that has none, such as a test's.
+
+    It loses a line rather than raise or wait: whoever read the log may have left, and the proxy goes on.
+    """
+
+    def __init__(self) -> None:
+        self._writer: LogWriter | None = None
+        self._stream: TextIO | None = None
+
+    def open(self, stream: TextIO) -> None:
+        self.close(0.0)
+        try:
+            self._writer = LogWriter(stream.fileno(), _tell_dropped)
+        except (OSError, ValueError):
+            self._stream = stream
+
+    @property
+    def dropped(self) -> int:
+        return 0 if self._writer is None else self._writer.dropped
 
     def write(self, text: str) -> None:
-        try:
-            self.stream.write(text)
-        except (OSError, ValueError):
-            return
+        if self._writer is not None:
+            self._writer.write(text)
+        elif self._stream is not None:
+            with contextlib.suppress(OSError, ValueError):
+                self._stream.write(text)
 
     def flush(self) -> None:
-        try:
-            self.stream.flush()
-        except (OSError, ValueError):
-            return
+        """Do nothing: see ``LogWriter``."""
+
+    def close(self, timeout_s: float) -> None:
+        if self._writer is not None:
+            self._writer.close(timeout_s)
+        self._writer = self._stream = None
+
+
+def _tell_dropped(lines: int) -> None:
+    log().warning("log_lines_dropped", lines=lines)
 
 
 def log_fact(fact: facts.Fact) -> None:
@@ -185,6 +225,7 @@ def _plain(value: object) -> object:
 
 
 _facts = FactLog()
+_target = _Target()
 
 
 class _FixedPart(logging.Handler):

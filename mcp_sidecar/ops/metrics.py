@@ -81,6 +81,18 @@ class Served(Collector):
         yield seconds
 
 
+class CountedElsewhere(Collector):
+    """A counter without labels that somebody else keeps; ``reading`` is called on each scrape."""
+
+    def __init__(self, name: str, documentation: str) -> None:
+        self._name, self._documentation = name, documentation
+        self.reading: Reading = lambda: 0
+
+    def collect(self) -> Iterator[Metric]:
+        """The counter as it stands."""
+        yield CounterMetricFamily(self._name, self._documentation, value=self.reading())
+
+
 class Metrics:
     """All counts of one sidecar, in a registry of its own.
 
@@ -147,6 +159,10 @@ class Metrics:
         self._observed = self._counter("observed", "What mode heal would have done (mode observe).", "action")
 
     def _make_gauges(self) -> None:
+        self._log_lines_dropped = CountedElsewhere(
+            "mcp_sidecar_log_lines_dropped", "Log lines that could not be written."
+        )
+        self.registry.register(self._log_lines_dropped)
         self._sessions = self._gauge("sessions", "Sessions that are remembered.")
         self._held = self._gauge("held_requests", "Requests that wait for the upstream.")
         self._upstream_up = self._gauge("upstream_up", "1 until a connect to the upstream fails, 0 until one succeeds.")
@@ -184,6 +200,7 @@ class Metrics:
         get_streams: Reading,
         post_streams: Reading,
         upstream_up: Reading,
+        log_lines_dropped: Reading,
     ) -> None:
         """Say where the gauges are read; they are 0 before, ``upstream_up`` 1. The functions are called on each scrape."""
         self._sessions.set_function(sessions)
@@ -191,6 +208,7 @@ class Metrics:
         self._upstream_up.set_function(upstream_up)
         for kind, reading in zip(STREAM_KINDS, (get_streams, post_streams), strict=True):
             self._streams.labels(kind).set_function(reading)
+        self._log_lines_dropped.reading = log_lines_dropped
 
     def record(self, fact: facts.Fact) -> None:
         """Count a fact; one that no metric tells is let pass."""

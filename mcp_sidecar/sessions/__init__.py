@@ -1,1 +1,1 @@
-"""Everything that outlives a request, and the only one that speaks in a client's name."""
+"""Everything that outlives a request; the one reader of answers, and the only one that speaks in a client's name."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 
 from mcp_sidecar.healing.principal import Principal
 from mcp_sidecar.healing.session import ClientSessionId, Session, UpstreamSessionId
+from mcp_sidecar.sessions.keeper import Missing
 from mcp_sidecar.sessions.own_requests import Trigger
 from mcp_sidecar.sessions.sessions import Sessions
 from mcp_sidecar.sessions.table import SessionTable
@@ -28,7 +29,7 @@ class Call:
     """A request of a client of an older revision.
 
     ``pairs`` are the headers as the upstream gets them, the session id apart. ``session`` is set where this principal
-    opened the session through this sidecar; ``is_foreign`` where another one did.
+    opened the session through this sidecar; ``is_foreign`` where another one did. ``owner`` is the connection it came on.
     """
 
     http_method: str
@@ -41,6 +42,7 @@ class Call:
     _table: SessionTable = field(repr=False)
     session: Session | None = None
     is_foreign: bool = False
+    owner: Hashable | None = field(default=None, repr=False)
 
     @property
     def pairs(self) -> list[Pair]:
@@ -66,7 +68,7 @@ class Call:
     @property
     def trigger(self) -> Trigger:
         """The request as the reason for a heal."""
-        return Trigger(self.target, self.pairs, self.credential)
+        return Trigger(self.target, self.pairs, self.credential, self.owner)
 
     def facts(self, rpc_method: str | None) -> RequestFacts:
         """What the classifier wants to know."""
@@ -107,12 +109,16 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class RequestLine:
-    """What a client asks for, as it came. ``session_ids`` are the values of that header that count."""
+    """What a client asks for, as it came, and on which connection: ``owner``.
+
+    ``session_ids`` are the values of that header that count.
+    """
 
     http_method: str
     target: str
     fields: Fields = field(repr=False)
     session_ids: tuple[str, ...] = field(repr=False)
+    owner: Hashable | None = field(default=None, repr=False)
 
 
 def read_call(sessions: Sessions, asked: RequestLine, pairs: list[Pair], move: Move) -> Call:
@@ -125,8 +131,33 @@ def read_call(sessions: Sessions, asked: RequestLine, pairs: list[Pair], move: M
     session, is_foreign = sessions.find(client_id, principal)
     table = sessions.table
     return Call(
-        asked.http_method, asked.target, pairs, client_id, principal, credential, move, table, session, is_foreign
+        asked.http_method,
+        asked.target,
+        pairs,
+        client_id,
+        principal,
+        credential,
+        move,
+        table,
+        session,
+        is_foreign,
+        asked.owner,
     )
+
+
+def may_be_loaded(sessions: Sessions, call: Call) -> bool:
+    """Whether the request names a session that is not in memory and that a store may know."""
+    if call.client_id is None or call.session is not None:
+        return False
+    return sessions.table.may_be_loaded(call.client_id, call.principal)
+
+
+async def load_session(sessions: Sessions, call: Call) -> None:
+    """Ask the store whose session a request is in; to be called where ``may_be_loaded``."""
+    assert call.client_id is not None, "without an id there is nothing to load"
+    found = await sessions.table.load(call.client_id, call.principal)
+    call.session = found if isinstance(found, Session) else None
+    call.is_foreign = call.is_foreign or found is Missing.FOREIGN
 
 
 def _session_id(found: tuple[str, ...]) -> ClientSessionId | None:

@@ -22,7 +22,7 @@ from mcp_sidecar.sessions.own_requests import OwnRequests, Trigger, read_rpc_ans
 from mcp_sidecar.sessions.restore import Restore, in_time
 from mcp_sidecar.sessions.table import SessionTable
 from mcp_sidecar.upstream.answer import Answer, KeptAnswer, decoded_body, kept
-from mcp_sidecar.upstream.connection import UpstreamFault
+from mcp_sidecar.upstream.content import UpstreamFault
 from mcp_sidecar.upstream.upstream import Upstream
 from mcp_sidecar.verdicts.classify import PEEK_BYTES, InitializeVerdict, ProbeVerdict, judge_initialize_status
 from mcp_sidecar.verdicts.classify import Answer as JudgedAnswer
@@ -102,8 +102,7 @@ class HealAttempt:
         """Whatever happened, the session is not left in the middle."""
         self._tools.streams.heal_ended(self._session)
         if self._session.state is State.HEALING:
-            self._session.failed_heals += self._is_counted
-            self._session.fire(Event.NOT_HEALED)
+            self._session.not_healed(is_counted=self._is_counted)
         if self._session.is_ended or not self._is_whole:
             self._tools.table.release_upstream_id(self._claimed_id, self._session)
         if self._session.is_ended:
@@ -266,7 +265,7 @@ class HealAttempt:
     def _tell_client(self) -> None:
         """Whatever died with the old upstream session, and whatever may have been missed."""
         session = self._session
-        hints = session.client_state.take_hints(session.generation)
+        hints = session.hints_after_heal()
         hints += restarted(self._tools.policy.announce, session.client_state.log_level)
         self._tools.notifier.tell(session, hints, may_wait=True)
 
@@ -276,7 +275,7 @@ class HealAttempt:
 
     def _end_unavailable(self, reason: str) -> None:
         """A loss that nobody could confirm is not told: most likely the upstream is just away."""
-        if self._session.told_lost == self._loss.generation:
+        if self._session.heals.told_lost == self._loss.generation:
             self._end(HealOutcome.UNAVAILABLE, reason)
 
     def _end(self, outcome: HealOutcome, reason: str) -> None:
@@ -287,8 +286,7 @@ class HealAttempt:
 
 def tell_loss(session: Session, loss: Loss, emit: Emit) -> None:
     """Say that a session is lost, unless that was said of this generation before."""
-    if session.told_lost < loss.generation:
-        session.told_lost = loss.generation
+    if session.note_told_lost(loss.generation):
         emit(SessionLost(session.label, loss.signature, loss.status, loss.generation))
 
 

@@ -17,7 +17,7 @@ from mcp_sidecar.healing.principal import Principal
 from mcp_sidecar.healing.session import Event, Session
 from mcp_sidecar.sessions.heal import HEALED, HealAttempt, HealEnd, HealServices, Loss, tell_loss
 from mcp_sidecar.sessions.own_requests import Trigger
-from mcp_sidecar.upstream.connection import UpstreamFault
+from mcp_sidecar.upstream.content import UpstreamFault
 from mcp_sidecar.waiting.hold import HeldRequest, Holds, Waited
 from mcp_sidecar.waiting.slots import SlotRequest, Slots
 from mcp_sidecar.wire.faults import Fault
@@ -126,7 +126,7 @@ class Healer:
 
     async def _fly(self, session: Session, loss: Loss, trigger: Trigger, turn: SlotRequest) -> HealEnd:
         started = self._tools.clock()
-        if session.failed_heals >= QUICK_TRIES:
+        if session.heals.failed >= QUICK_TRIES:
             await asyncio.sleep(SLOW_PACE_S)
         queued = await self._turns.take(turn)
         try:

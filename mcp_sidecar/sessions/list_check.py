@@ -16,7 +16,7 @@ from mcp_sidecar.healing.policy import OnServerChange
 from mcp_sidecar.healing.session import Session, State
 from mcp_sidecar.sessions.heal import HealServices
 from mcp_sidecar.sessions.own_requests import OwnRequests, Trigger, read_rpc_answer
-from mcp_sidecar.upstream.connection import UpstreamFault
+from mcp_sidecar.upstream.content import UpstreamFault
 from mcp_sidecar.wire.jsonrpc import Message, dump
 
 MAX_AT_A_TIME = 8
@@ -54,7 +54,7 @@ class ListCheck:
         """A request that was sent under ``generation`` has its answer; ``trigger`` is this request."""
         if not session.list_check_due or generation != session.generation:
             return
-        session.list_check_due = False
+        session.list_check_begins()
         stale = list(session.lists.stale(generation)) if session.lists is not None else []
         if not stale or not self._tools.policy.compare_lists:
             return

@@ -43,19 +43,17 @@ class Notifier:
     def tell_waiting(self, session: Session) -> None:
         """Perhaps the client listens by now."""
         if session.hints and self._begin(session, session.hints, may_wait=True):
-            session.hints = ()
+            session.take_hints()
 
     def take_waiting(self, session: Session) -> bytes:
         """The events to send ahead of an answer that is a stream."""
-        hints, session.hints = session.hints, ()
-        return _events(hints)
+        return _events(session.take_hints())
 
     def give_up_waiting(self, session: Session) -> None:
         """The answer was no stream: nobody can be told, unless a batch is under way to one that they will follow."""
         if session in self._under_way:
             return
-        hints, session.hints = session.hints, ()
-        self._drop(session, hints)
+        self._drop(session, session.take_hints())
 
     async def stop(self) -> None:
         """Tell nobody any more."""
@@ -89,7 +87,7 @@ class Notifier:
 
     def _keep(self, session: Session, batch: Sequence[Hint]) -> None:
         waiting = tuple(dict.fromkeys((*session.hints, *batch)))
-        session.hints = waiting[-MAX_WAITING:]
+        session.keep_hints(waiting[-MAX_WAITING:])
         self._drop(session, waiting[:-MAX_WAITING])
 
     def _drop(self, session: Session, hints: Iterable[Hint]) -> None:

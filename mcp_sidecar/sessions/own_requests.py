@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from functools import lru_cache
 
 from mcp_sidecar.healing.principal import Principal
 from mcp_sidecar.healing.session import Session, UpstreamSessionId
 from mcp_sidecar.upstream.answer import Answer, decoded_body, is_event_stream
-from mcp_sidecar.upstream.connection import UpstreamFault
+from mcp_sidecar.upstream.content import UpstreamFault
 from mcp_sidecar.upstream.events import event_batches
 from mcp_sidecar.upstream.upstream import Upstream
 from mcp_sidecar.wire import headers
@@ -38,6 +39,7 @@ class Trigger:
     target: str
     headers: list[Pair] = field(repr=False)
     credential: Principal = field(repr=False)
+    owner: Hashable | None = field(default=None, repr=False)
 
     def own_headers(self) -> list[Pair]:
         """Headers for a request of ours: the client's own and its credentials, without what is about its message."""
@@ -58,6 +60,7 @@ class OwnRequests:
         self._upstream = upstream
         self._target = trigger.target
         self._headers = trigger.own_headers()
+        self._owner = trigger.owner
 
     async def post(self, body: bytes, upstream_id: UpstreamSessionId | None, *, in_session: bool = False) -> Answer:
         """Send a message; ``in_session`` also where the upstream minted no id. Raises ``UpstreamFault``."""
@@ -81,7 +84,7 @@ class OwnRequests:
             pairs.append((headers.SESSION_ID, upstream_id))
         if in_session and sends_version_header(version):
             pairs.append((PROTOCOL_VERSION_HEADER, version))
-        return await self._upstream.send(method, self._target, pairs, body)
+        return await self._upstream.send(method, self._target, pairs, body, owner=self._owner)
 
 
 @lru_cache(maxsize=256)

@@ -10,10 +10,9 @@ from typing import Any
 
 from mcp_sidecar.healing.client_state import LEARNT
 from mcp_sidecar.healing.handshake import Handshake
-from mcp_sidecar.healing.lists import LISTINGS, SeenLists
-from mcp_sidecar.healing.marked_ids import Mark, Renumbering
+from mcp_sidecar.healing.lists import LISTINGS
+from mcp_sidecar.healing.marked_ids import Renumbering
 from mcp_sidecar.healing.policy import Policy
-from mcp_sidecar.healing.replay import updated as updated_tools
 from mcp_sidecar.healing.session import ClientSessionId, Session, UpstreamSessionId
 from mcp_sidecar.sessions.call import Call
 from mcp_sidecar.sessions.table import SessionTable
@@ -87,10 +86,10 @@ class Recorder:
         session = self._call.session
         if session is None:
             return
-        session.client_state.heard(message, Mark(session.tag, self.generation))
+        session.heard(message, session.mark_of(self.generation))
         for request, result in self._succeeded(message):
             if request.method not in LISTINGS:  # what a server has taken, the next one must be told
-                session.client_state.learn(request)
+                session.learnt(request)
             elif self.generation == session.generation:
                 self._learn_list(session, request, result)
 
@@ -108,11 +107,9 @@ class Recorder:
     def _learn_list(self, session: Session, request: Message, result: Mapping[str, Any]) -> None:
         """One page of a list: which tools are safe, and what the client has seen of the server."""
         if request.method == "tools/list":
-            is_first_page = request.cursor is None
-            session.safe_tools = updated_tools(session.safe_tools, result, is_first_page=is_first_page)
+            session.learnt_tools(result, is_first_page=request.cursor is None)
         if self._compares and request.method is not None:
-            session.lists = session.lists or SeenLists()
-            session.lists.see(request.method, request.cursor, result, self.generation)
+            session.learnt_list(request.method, request.cursor, result, self.generation)
 
     def _learn_session(self, message: Message, answer: Answer) -> None:
         session_id = self.new_session_id(answer)

@@ -1,23 +1,28 @@
-"""Sessions by client session id: memory, with O(1) expiry.
+"""Sessions by client session id: those in memory are found at once, those that only a store knows are loaded.
 
 A session is found only together with its principal: two principals may hold the same id, and neither ever gets the
 other's session. Ended ids are remembered as keyed hashes with the principals whose they were, a bounded
-number of them.
+number of them. What outlives the process is the ``keeper``'s business; a session that is in memory never waits for it.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from weakref import WeakValueDictionary
 
 from mcp_sidecar.config import SessionLimits
 from mcp_sidecar.facts import Emit, SessionEnd, SessionEnded, SessionOpened
 from mcp_sidecar.healing.handshake import Handshake
+from mcp_sidecar.healing.marked_ids import Marks
 from mcp_sidecar.healing.principal import Principal
+from mcp_sidecar.healing.record import Instance, SessionRecord
 from mcp_sidecar.healing.session import ClientSessionId, Event, Session, State, UpstreamSessionId
+from mcp_sidecar.sessions.ended_ids import EndedIds
+from mcp_sidecar.sessions.keeper import Keeper, Missing, Saving
 
 Key = tuple[ClientSessionId, Principal]
 
@@ -33,6 +38,7 @@ class SessionTable:
         salt: bytes,
         clock: Callable[[], float],
         new_tag: Callable[[], str],
+        keeper: Keeper,
         on_displaced: Callable[[Session], None] = lambda _: None,
     ) -> None:
         """``clock`` gives monotonic seconds, ``new_tag`` a short unguessable text.
@@ -44,13 +50,12 @@ class SessionTable:
         self._salt = salt
         self._clock = clock
         self._new_tag = new_tag
+        self._keeper = keeper
         self._on_displaced = on_displaced
         self._by_use: OrderedDict[Key, Session] = OrderedDict()
-        self._by_age: OrderedDict[Key, Session] = OrderedDict()
         self._holders: dict[ClientSessionId, int] = {}
         self._by_upstream_id: dict[UpstreamSessionId, Session] = {}
-        self._ended: OrderedDict[tuple[bytes, Principal], None] = OrderedDict()
-        self._ended_of: Counter[bytes] = Counter()
+        self._ended = EndedIds(salt, limits.max_sessions)
         self._handshakes: WeakValueDictionary[bytes, Handshake] = WeakValueDictionary()
 
     def __len__(self) -> int:
@@ -87,27 +92,75 @@ class SessionTable:
 
         ``upstream_id`` is what the upstream calls it, where that is not the client's id.
         """
-        now = self._clock()
-        key = (client_id, principal)
-        if (old := self._by_use.get(key)) is not None:
-            self._remove(key, old, SessionEnd.REPLACED)
-        self._forget_ended(client_id, principal)
-        session = Session(
-            client_id=client_id,
-            principal=principal,
+        if (old := self._by_use.get((client_id, principal))) is not None:
+            self._remove(old, SessionEnd.REPLACED)
+        self._ended.forget(client_id, principal)
+        wall, tag = self._keeper.wall(), self._new_tag()
+        minted = upstream_id or UpstreamSessionId(client_id)
+        record = SessionRecord(
             handshake=self._shared(handshake),
-            label=self.label(client_id),
-            tag=self._new_tag(),
-            created_at=now,
-            last_used_at=now,
+            principal=principal,
+            tag=tag,
+            created_at=wall,
+            last_used_at=wall,
+            instances=(Instance(self._keeper.instance, minted, ""),),
         )
-        session.upstream_id = upstream_id or session.upstream_id
-        self._by_use[key] = self._by_age[key] = session
-        self._holders[client_id] = self._holders.get(client_id, 0) + 1
-        self.claim_upstream_id(session.upstream_id, session)
+        session = self._enter(client_id, record, Marks(tag, self._new_tag()))
+        self._keeper.opened(session)
         self._emit(SessionOpened(session.label, handshake.protocol_version))
         self.sweep()
         return session
+
+    def _enter(self, client_id: ClientSessionId, record: SessionRecord, marks: Marks) -> Session:
+        """From now on the session of this record is in memory. Of its age only the time in the record tells."""
+        now = self._clock()
+        age = max(0.0, self._keeper.wall() - record.created_at)
+        session = Session(client_id, record, self.label(client_id), self._keeper.instance, marks, now - age, now)
+        self._by_use[client_id, record.principal] = session
+        self._holders[client_id] = self._holders.get(client_id, 0) + 1
+        if not session.displaced:
+            self.claim_upstream_id(session.upstream_id, session)
+        return session
+
+    async def load(self, client_id: ClientSessionId, principal: Principal) -> Session | Missing:
+        """The principal's own session, from the store if it is not in memory; it is in use from now on."""
+        found = self.find(client_id, principal)
+        if found is not None:
+            return found
+        if not self.may_be_loaded(client_id, principal):
+            return Missing.ENDED if self.is_ended(client_id, principal) else Missing.UNKNOWN
+        record = await self._keeper.load(client_id, principal)
+        return self.find(client_id, principal) or self._loaded(client_id, principal, record)
+
+    def may_be_loaded(self, client_id: ClientSessionId, principal: Principal) -> bool:
+        """Whether a session that is not in memory is worth asking the store for."""
+        return self._keeper.outlives_process and not self.is_ended(client_id, principal)
+
+    def _loaded(
+        self, client_id: ClientSessionId, principal: Principal, record: SessionRecord | Missing
+    ) -> Session | Missing:
+        if self.is_ended(client_id, principal):  # meanwhile
+            return Missing.ENDED
+        if record is Missing.ENDED:
+            self._ended.remember(client_id, principal)
+        if isinstance(record, Missing):
+            return record
+        if record.principal != principal:  # what stands there is not what its place says
+            return Missing.UNKNOWN
+        if self._keeper.wall() - record.created_at >= self._limits.max_lifetime_s:
+            self._ended.remember(client_id, principal)
+            return Missing.ENDED
+        record = replace(record, handshake=self._shared(record.handshake))
+        here = record.at(self._keeper.instance)
+        marks = Marks(record.tag, self._new_tag(), here.word if here is not None else "")
+        session = self._enter(client_id, record, marks)
+        self._keeper.loaded(session)
+        self.sweep()
+        return session
+
+    async def save(self, session: Session) -> Saving:
+        """Have the store know what the session knows; waits for it no longer than a store may take."""
+        return await self._keeper.save(session)
 
     def find(self, client_id: ClientSessionId, principal: Principal) -> Session | None:
         """The principal's own session, and note that it is in use."""
@@ -116,9 +169,9 @@ class SessionTable:
         if session is None:
             return None
         if self._is_expired(session, self._clock()):
-            self._remove(key, session, SessionEnd.EXPIRED)
+            self._remove(session, SessionEnd.EXPIRED)
             return None
-        self._touch(key, session)
+        self._touch(session)
         return session
 
     @contextmanager
@@ -133,15 +186,15 @@ class SessionTable:
     def begin_use(self, session: Session | None) -> None:
         """The session is in use from now on, until ``end_use``."""
         if session is not None:
-            session.exchanges += 1
+            session.activity.exchanges += 1
 
     def end_use(self, session: Session | None) -> None:
         """One use of it is over."""
         if session is not None:
-            session.exchanges -= 1
-            key = (session.client_id, session.principal)
-            if self._by_use.get(key) is session:
-                self._touch(key, session)
+            session.activity.exchanges -= 1
+            if self._is_in_memory(session):
+                self._touch(session)
+                self._keeper.note(session)
 
     def is_held(self, client_id: ClientSessionId) -> bool:
         """Whether anybody has a session with this id."""
@@ -152,8 +205,9 @@ class SessionTable:
 
         What is another's session by now must not be reached under an id that was one's own once.
         """
-        hashed = self._hash(client_id)
-        return (hashed, principal) in self._ended or (hashed in self._ended_of and client_id not in self._holders)
+        if self._ended.is_of(client_id, principal):
+            return True
+        return client_id not in self._holders and self._ended.is_anybodys(client_id)
 
     def claim_upstream_id(self, upstream_id: UpstreamSessionId | None, claimant: Session | None) -> None:
         """The upstream has just minted this id: whoever else stood on it stands on nothing any more.
@@ -187,39 +241,37 @@ class SessionTable:
 
     def end(self, session: Session, reason: SessionEnd) -> None:
         """The session is over; its id will be answered 404."""
-        key = (session.client_id, session.principal)
-        if self._by_use.get(key) is session:
-            self._remove(key, session, reason)
+        if self._is_in_memory(session):
+            self._remove(session, reason)
+
+    def _is_in_memory(self, session: Session) -> bool:
+        return self._by_use.get((session.client_id, session.principal)) is session
+
+    def sweep_old(self) -> None:
+        """Remove what has outlived its lifetime; looks at all sessions, for those that were loaded come in any order."""
+        oldest = self._clock() - self._limits.max_lifetime_s
+        for session in [session for session in self._by_use.values() if session.opened_at <= oldest]:
+            self._remove(session, SessionEnd.EXPIRED)
 
     def sweep(self) -> None:
-        """Remove what has expired and what is too many; looks only at sessions that it removes, and one more."""
-        now = self._clock()
-        self._sweep_old(now)
-        self._sweep_idle(now)
+        """Remove what is idle and what is too many; looks only at sessions that it removes, and one more."""
+        self._sweep_idle(self._clock())
         while len(self._by_use) > self._limits.max_sessions:
-            key, session = next(iter(self._by_use.items()))
-            self._remove(key, session, SessionEnd.EVICTED)
-
-    def _sweep_old(self, now: float) -> None:
-        while self._by_age:
-            key, session = next(iter(self._by_age.items()))
-            if not self._is_too_old(session, now):
-                return
-            self._remove(key, session, SessionEnd.EXPIRED)
+            self._remove(next(iter(self._by_use.values())), SessionEnd.EVICTED)
 
     def _sweep_idle(self, now: float) -> None:
         while self._by_use:
-            key, session = next(iter(self._by_use.items()))
+            session = next(iter(self._by_use.values()))
             if not self._is_unused(session, now):
                 return
             if session.exchanges:
-                self._touch(key, session)
+                self._touch(session)
             else:
-                self._remove(key, session, SessionEnd.EXPIRED)
+                self._remove(session, SessionEnd.EXPIRED)
 
-    def _touch(self, key: Key, session: Session) -> None:
+    def _touch(self, session: Session) -> None:
         session.last_used_at = self._clock()
-        self._by_use.move_to_end(key)
+        self._by_use.move_to_end((session.client_id, session.principal))
 
     def _is_expired(self, session: Session, now: float) -> bool:
         return self._is_too_old(session, now) or (self._is_unused(session, now) and not session.exchanges)
@@ -228,45 +280,28 @@ class SessionTable:
         return now - session.last_used_at >= self._limits.idle_ttl_s
 
     def _is_too_old(self, session: Session, now: float) -> bool:
-        return now - session.created_at >= self._limits.max_lifetime_s
+        return now - session.opened_at >= self._limits.max_lifetime_s
 
-    def _remove(self, key: Key, session: Session, reason: SessionEnd) -> None:
-        del self._by_use[key]
-        del self._by_age[key]
+    def _remove(self, session: Session, reason: SessionEnd) -> None:
+        del self._by_use[session.client_id, session.principal]
+        self._keeper.forget(session)
         if session.state is not State.HEALING:  # the heal may have been given the very same id, and looks after it
             self.release_upstream_id(session.upstream_id, session)
         self._holders[session.client_id] -= 1
         if not self._holders[session.client_id]:
             del self._holders[session.client_id]
         session.fire(Event.ENDED)
-        if reason is not SessionEnd.EVICTED:
-            self._remember_ended(session.client_id, session.principal)
+        if self._is_over_for_all(reason):
+            self._ended.remember(session.client_id, session.principal)
+            if reason is not SessionEnd.REPLACED:
+                self._keeper.note_ended(session.client_id, session.principal)
         self._emit(SessionEnded(session.label, reason))
 
-    def _remember_ended(self, client_id: ClientSessionId, principal: Principal) -> None:
-        self._forget_ended(client_id, principal)  # to be remembered as the latest
-        hashed = self._hash(client_id)
-        self._ended[hashed, principal] = None
-        self._ended_of[hashed] += 1
-        while len(self._ended) > self._limits.max_sessions:
-            (oldest, _), _ = self._ended.popitem(last=False)
-            self._count_down(oldest)
-
-    def _forget_ended(self, client_id: ClientSessionId, principal: Principal) -> None:
-        hashed = self._hash(client_id)
-        if (hashed, principal) in self._ended:
-            del self._ended[hashed, principal]
-            self._count_down(hashed)
-
-    def _count_down(self, hashed: bytes) -> None:
-        self._ended_of[hashed] -= 1
-        if not self._ended_of[hashed]:
-            del self._ended_of[hashed]
+    def _is_over_for_all(self, reason: SessionEnd) -> bool:
+        """Not what was only put out of memory; of what is idle here a store knows whether it is used elsewhere."""
+        return reason is not SessionEnd.EVICTED and not (reason is SessionEnd.EXPIRED and self._keeper.outlives_process)
 
     def _shared(self, handshake: Handshake) -> Handshake:
         """The same client against the same server says the same thousands of times: keep it once."""
         digest = hashlib.blake2b(handshake.params + b"\0" + handshake.result, digest_size=16).digest()
         return self._handshakes.setdefault(digest, handshake)
-
-    def _hash(self, client_id: ClientSessionId) -> bytes:
-        return hashlib.blake2b(client_id.encode(), key=self._salt, digest_size=16).digest()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 
 from mcp_sidecar.settings import sources
 from mcp_sidecar.settings.settings import Misfit, Settings
+from mcp_sidecar.settings.values import shown
 
 KEYS: sources.Keys = {
     section: frozenset(field.annotation.model_fields)  # type: ignore[union-attr]
@@ -23,7 +25,16 @@ _SENTENCES = {
     "missing": "is required",
     "model_type": "must be a table",
     "model_attributes_type": "must be a table",
+    "bool_type": "must be true or false, not {shown}",
+    "bool_parsing": "must be true or false, not {shown}",
+    "int_type": "must be a whole number, not {shown}",
+    "int_parsing": "must be a whole number, not {shown}",
+    "int_parsing_size": "must be a whole number, not {shown}",
+    "int_from_float": "must be a whole number, not {shown}",
+    "greater_than_equal": "must be at least {ge}, not {shown}",
+    "enum": "must be {expected}, not {shown}",
 }
+"""What pydantic's kinds of mistakes are in words. They are told as they are where none stands here: never with a value."""
 
 
 class Mistakes(Exception):
@@ -80,20 +91,25 @@ def _validated(given: Sequence[sources.Level], *, complete: bool) -> tuple[Setti
     except ValidationError as error:
         # Nobody can tell what a file that cannot be read would have held.
         wrong = [item for item in error.errors() if complete or item["type"] != "missing"]
-        return None, [_line(item["loc"], item["type"], item.get("ctx", {}), item["msg"], given) for item in wrong]
+        return None, [_line(item, given) for item in wrong]
 
 
-def _line(
-    where: tuple[int | str, ...], kind: str, context: Mapping[str, Any], message: str, given: Sequence[sources.Level]
-) -> str:
+def _line(mistake: ErrorDetails, given: Sequence[sources.Level]) -> str:
+    where, kind, context = mistake["loc"], mistake["type"], mistake.get("ctx", {})
     cause = context.get("error")
     if isinstance(cause, Misfit):
         where = (*where, cause.key)
     path = _path(where)
-    sentence = str(cause) if isinstance(cause, ValueError) else _SENTENCES.get(kind, message)
-    if kind == "missing":
-        sentence = _REQUIRED.get(path, sentence)
     givers = [level.givers[where[:2]] for level in given if where[:2] in level.givers]  # type: ignore[index]
+    if isinstance(cause, ValueError):
+        sentence = str(cause)
+    elif kind == "missing" and path in _REQUIRED:
+        sentence = _REQUIRED[path]
+    elif kind in _SENTENCES:
+        words = {name: str(value).replace("'", "") for name, value in context.items()}
+        sentence = _SENTENCES[kind].format(shown=shown(mistake["input"]), **words)
+    else:
+        sentence = mistake["msg"]
     return f"{path}: {sentence} ({givers[0]})" if givers else f"{path}: {sentence}"
 
 

@@ -64,9 +64,9 @@ def _authorities(path: str) -> str:
 
 _URL_WRITTEN = PlainSerializer(str, return_type=str)
 _ADDRESS_OR_OFF_WRITTEN = PlainSerializer(lambda address: str(address or "off"), return_type=str)
-Boolean = Annotated[bool, BeforeValidator(values.boolean)]
-Count = Annotated[int, BeforeValidator(values.count(0))]
-CountAboveZero = Annotated[int, BeforeValidator(values.count(1))]
+AnyCase = BeforeValidator(values.lower)
+Count = Annotated[int, BeforeValidator(values.number), Field(ge=0)]
+CountAboveZero = Annotated[int, BeforeValidator(values.number), Field(ge=1)]
 _SECONDS_WRITTEN = PlainSerializer(values.seconds_text)
 Seconds = Annotated[float, BeforeValidator(values.seconds(zero=True)), _SECONDS_WRITTEN]
 SecondsAboveZero = Annotated[float, BeforeValidator(values.seconds(zero=False)), _SECONDS_WRITTEN]
@@ -135,7 +135,8 @@ class ListenSection(_Section):
 
     address: Annotated[values.Address, BeforeValidator(values.address), _URL_WRITTEN] = Field(
         values.Address("127.0.0.1", 8080),
-        description="HOST:PORT to accept clients on. Port 0 picks a free one; the address bound is logged.",
+        description="HOST:PORT to accept clients on; 8080 is on loopback, :8080 on all addresses. Port 0 picks a free one; "
+        "the address bound is logged.",
     )
     allowed_origins: Origins = Field(
         (),
@@ -208,7 +209,7 @@ class SignatureRow(_Section):
     status: CountAboveZero
     text: Text
     methods: Words = ()
-    may_have_run: Boolean = True
+    may_have_run: bool = True
 
     @model_validator(mode="after")
     def _meant(self) -> SignatureRow:
@@ -229,7 +230,7 @@ class SignatureRow(_Section):
 class HealingSection(_Section):
     """What to do about a lost session."""
 
-    mode: Annotated[Mode, BeforeValidator(values.choice(Mode))] = Field(
+    mode: Annotated[Mode, AnyCase] = Field(
         Mode.HEAL,
         description="heal: make the upstream know the session again and replay; rewrite: only answer with the 404 that makes "
         "clients start over; observe: change nothing, only count.",
@@ -247,30 +248,30 @@ class HealingSection(_Section):
     max_held_bytes: Size = Field(64 * 1024**2, description="The same for the bytes of their bodies together.")
     max_concurrent_heals: CountAboveZero = Field(64, description="Heals under way at once, over all sessions.")
     max_heals_per_minute: CountAboveZero = Field(60, description="Heals of one session in one minute.")
-    trust_annotations: Boolean = Field(
+    trust_annotations: bool = Field(
         True,
         description="Tools whose readOnlyHint or idempotentHint is true may be replayed although the first try may have run.",
     )
-    trust_503: Boolean = Field(
+    trust_503: bool = Field(
         False,
         description="A 503 that no MCP server wrote proves that nothing ran. Envoy sends it after a reset, too, hence false.",
     )
-    bind_principal: Boolean = Field(True, description="Only the principal that initialized a session can heal it.")
+    bind_principal: bool = Field(True, description="Only the principal that initialized a session can heal it.")
     principal_headers: HeaderNames = Field(
         ("Authorization", "X-API-Key"),
         description="The headers that a principal is told by. A JWT bearer counts by issuer, subject and client.",
     )
-    on_server_change: Annotated[OnServerChange, BeforeValidator(values.choice(OnServerChange))] = Field(
+    on_server_change: Annotated[OnServerChange, AnyCase] = Field(
         OnServerChange.ADAPT,
         description="adapt heals although capabilities, instructions or the server's version differ. reset answers 404 where "
         "a capability is gone, the instructions differ, or another version has lists whose changes it does not announce. "
         "Another protocol version or server name is 404 in both.",
     )
-    compare_lists: Boolean = Field(
+    compare_lists: bool = Field(
         True,
         description="After a heal, look whether the lists that the client has seen changed, and tell it if so.",
     )
-    announce: Annotated[Announce, BeforeValidator(values.choice(Announce))] = Field(
+    announce: Annotated[Announce, AnyCase] = Field(
         Announce.LOG,
         description="Whether the client is told after a heal that the server's in-memory state is new: off; log: a message "
         "where the client set a log level; result: also a text block in the next tool result.",
@@ -283,7 +284,8 @@ class HealingSection(_Section):
     signatures: Annotated[tuple[SignatureRow, ...], BeforeValidator(values.items)] = Field(
         (),
         description="More ways in which the upstream says that a session is lost: the status, a regular expression tried at "
-        "the start of the message, optionally a name, the methods it answers, and whether the request may have run.",
+        "the start of the message (of all of it for 401 and 403), optionally a name, the methods it answers, and whether the "
+        "request may have run.",
         examples=[
             [
                 {
@@ -323,12 +325,22 @@ class SessionsSection(_Section):
 
 
 class LimitsSection(_Section):
-    """Sizes, in bytes or as 64KiB, 16MiB, 1GiB."""
+    """How much is held in memory, and for how long a client is waited for."""
 
     max_request_body: SizeAboveZero = Field(
         16 * 1024**2,
         description="The largest body on the MCP endpoint; 413 beyond it. Other paths have no limit. An event up to this "
         "size is passed on whole.",
+    )
+    max_buffered_bytes: SizeAboveZero = Field(
+        256 * 1024**2,
+        description="All bodies, answers and events in memory at a time, whoever they belong to. Beyond it the reading of "
+        "further ones waits.",
+    )
+    client_timeout: SecondsAboveZero = Field(
+        30.0,
+        description="A client that sends no byte of a head or body that it has begun, or takes none of an answer, for so "
+        "long is given up. Event streams get three times listen.comment_interval.",
     )
     max_buffered_answer: SizeAboveZero = Field(
         1024**2, description="A JSON answer up to this size is passed on whole, so that a cut one can be told."
@@ -343,11 +355,11 @@ class LimitsSection(_Section):
 class LogSection(_Section):
     """What is written to stderr."""
 
-    format: Annotated[LogFormat, BeforeValidator(values.choice(LogFormat))] | None = Field(
+    format: Annotated[LogFormat, AnyCase] | None = Field(
         None,
         description="console or json. console on a terminal and json elsewhere where it is not set.",
         examples=["json"],
     )
-    level: Annotated[LogLevel, BeforeValidator(values.choice(LogLevel))] = Field(
+    level: Annotated[LogLevel, AnyCase] = Field(
         LogLevel.INFO, description="debug, info, warning or error. Single requests appear at debug only."
     )

@@ -6,8 +6,10 @@ The law of this file: nothing below ``app`` sees ``Settings``; it gets the small
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
+from typing import TypeVar
 
-from pydantic import ValidationInfo, field_validator
+from pydantic import BaseModel, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from mcp_sidecar.config import Limits, ListenConfig, SessionLimits, UpstreamConfig
@@ -28,6 +30,7 @@ _ALL_INTERFACES = {"0.0.0.0", "::"}  # noqa: S104 - compared with, not bound
 _LOOPBACK_NAMES = {"localhost", "127.0.0.1"}
 
 Level = Mapping[str, Mapping[str, object]]
+Value = TypeVar("Value")
 
 
 class Settings(BaseSettings):
@@ -57,7 +60,7 @@ class Settings(BaseSettings):
         settings_cls: type[BaseSettings],
         init_settings: PydanticBaseSettingsSource,
         env_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - pydantic gives it
-        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - pydantic gives it  # noqa: ARG003 - pydantic gives it
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - pydantic gives it
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - pydantic gives it
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Read the given levels in their order and nothing else: pydantic's own sources stop at their first mistake."""
@@ -95,25 +98,18 @@ class Settings(BaseSettings):
         """``debug``, ``info``, ``warning`` or ``error``."""
         return self.log.level.value
 
+    @property
+    def has_chosen_max_sessions(self) -> bool:
+        """Whether somebody asked for so many sessions, rather than the default."""
+        return "max_sessions" in self.sessions.model_fields_set
+
     def policy(self) -> Policy:
         """Hand down what to do about a lost session."""
         healing = self.healing
-        return Policy(
-            mode=healing.mode,
-            hold_timeout_s=healing.hold_timeout,
-            connect_hold_timeout_s=healing.connect_hold_timeout,
-            max_held_requests=healing.max_held_requests,
-            max_held_bytes=healing.max_held_bytes,
-            max_concurrent_heals=healing.max_concurrent_heals,
-            max_heals_per_minute=healing.max_heals_per_minute,
-            trust_annotations=healing.trust_annotations,
-            trust_503=healing.trust_503,
-            bind_principal=healing.bind_principal,
+        return _handed_down(
+            Policy,
+            healing,
             principal_headers=tuple(dict.fromkeys(name.lower() for name in healing.principal_headers)),
-            on_server_change=healing.on_server_change,
-            compare_lists=healing.compare_lists,
-            announce=healing.announce,
-            early_stream_after_s=healing.early_stream_after,
             signatures=tuple(
                 row.signature(f"operator-{place}") for place, row in enumerate(healing.signatures, start=1)
             ),
@@ -121,48 +117,28 @@ class Settings(BaseSettings):
 
     def upstream_config(self) -> UpstreamConfig:
         """Hand down where the upstream is and how long to wait for it."""
-        upstream = self.upstream
-        path = upstream.url.path if upstream.url.path not in ("", "/") else DEFAULT_ENDPOINT
-        return UpstreamConfig(
-            origin=upstream.url.origin,
-            endpoint=upstream.endpoint or path,
-            ca_file=upstream.ca_file,
-            connect_timeout_s=upstream.connect_timeout,
-            idle_timeout_s=upstream.idle_timeout,
-        )
+        url = self.upstream.url
+        path = url.path if url.path not in ("", "/") else DEFAULT_ENDPOINT
+        return _handed_down(UpstreamConfig, self.upstream, origin=url.origin, endpoint=self.upstream.endpoint or path)
 
     def listen_config(self) -> ListenConfig:
         """Hand down where and for whom to listen."""
-        listen = self.listen
-        return ListenConfig(
-            host=listen.address.host,
-            port=listen.address.port,
-            allowed_origins=listen.allowed_origins,
-            allowed_hosts=listen.allowed_hosts,
-            public_url=listen.public_url,
-            drain_timeout_s=listen.drain_timeout,
-            comment_interval_s=listen.comment_interval,
-            tls_certificate=listen.tls_certificate,
-            tls_key=listen.tls_key,
-        )
+        address = self.listen.address
+        return _handed_down(ListenConfig, self.listen, host=address.host, port=address.port)
 
     def limits_config(self) -> Limits:
         """Hand down the sizes."""
-        limits = self.limits
-        return Limits(
-            max_request_body=limits.max_request_body,
-            max_buffered_answer=limits.max_buffered_answer,
-            max_header_bytes=limits.max_header_bytes,
-        )
+        return _handed_down(Limits, self.limits)
 
     def session_limits(self) -> SessionLimits:
         """Hand down how long and how many sessions are remembered."""
-        sessions = self.sessions
-        return SessionLimits(
-            idle_ttl_s=sessions.idle_ttl,
-            max_lifetime_s=sessions.max_lifetime,
-            max_sessions=sessions.max_sessions,
-        )
+        return _handed_down(SessionLimits, self.sessions)
+
+
+def _handed_down(kind: type[Value], section: BaseModel, **made: object) -> Value:
+    """A record of the values in ``section`` whose keys are its fields' names, ``_s`` for seconds aside, and of ``made``."""
+    names = {field.name for field in fields(kind)} - made.keys()  # type: ignore[arg-type]
+    return kind(**{name: getattr(section, name.removesuffix("_s")) for name in names}, **made)
 
 
 class Misfit(ValueError):

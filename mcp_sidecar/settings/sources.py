@@ -7,6 +7,7 @@ line for the operator, and it goes on. The process's environment and the file sy
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,12 @@ SHORT_NAMES: Mapping[str, tuple[str, str]] = {
 
 _SHORT_VARIABLES = {PREFIX + name.upper().replace("-", "_"): key for name, key in SHORT_NAMES.items()}
 _CONFIG_VARIABLE = PREFIX + CONFIG_OPTION.upper()
+
+# What Kubernetes sets in every pod of a namespace that has a Service named mcp-sidecar, or mcp-sidecar-something.
+_OF_A_SERVICE = re.compile(
+    r"(?:\w+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT(?:_[0-9]+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)?)",
+    re.ASCII,
+)
 
 Keys = Mapping[str, frozenset[str]]
 Same = Callable[[tuple[str, str], object, object], bool]
@@ -84,6 +91,8 @@ def from_environment(environment: Mapping[str, str], keys: Keys, means_the_same:
 
 def _long_name(variable: str, keys: Keys, level: Level) -> tuple[str, str] | None:
     section, nested, key = variable.removeprefix(PREFIX).partition("__")
+    if not nested and _OF_A_SERVICE.fullmatch(section):
+        return None
     if not nested or section.lower() not in keys:
         names = [*_SHORT_VARIABLES, _CONFIG_VARIABLE, *(_variable(*each) for each in _flat(keys))]
         level.warnings.append(f"{variable}: unknown environment variable{_hint(variable, names, PREFIX)}")

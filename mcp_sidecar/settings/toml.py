@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from mcp_sidecar.settings.settings import Settings
+from mcp_sidecar.settings.values import masked
 
 _WIDTH = 110
 _EXAMPLE_URL = "http://127.0.0.1:9000/mcp"
@@ -18,16 +18,7 @@ _HEAD = """\
 Settings of mcp-sidecar: every key with its default. Lines that begin with # and no blank are settings to uncomment.
 Each key can also be given in the environment, as MCP_SIDECAR_<SECTION>__<KEY>; lists then comma-separated or as JSON.
 Precedence: command line, environment, this file, defaults; of a value that is overridden only the key is checked.
-Durations are numbers of seconds."""
-
-# A password in a URL, and a parameter whose name says that it is one.
-_USER_INFO = re.compile(r"(?<=://)[^/?#\s]*@")
-_SECRET_PARAMETER = re.compile(r"(?i)(?<=[?&])([^=&#\s]*(?:password|passwd|secret|token|key)[^=&#\s]*)=[^&#\s]*")
-
-
-def masked(text: str) -> str:
-    """Hide credentials that a URL may hold: user info, and parameters named like a secret."""
-    return _SECRET_PARAMETER.sub(r"\1=***", _USER_INFO.sub("***@", text))
+Durations are numbers of seconds, or such as "500ms", "15s", "2m", "1h"; sizes are bytes, or such as "16MiB"."""
 
 
 def effective(settings: Settings) -> str:

@@ -13,32 +13,30 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import StrEnum
-from typing import TypeVar
 from urllib.parse import SplitResult, urlsplit
 
-_NUMBER = re.compile(r"[+-]?[0-9]{1,18}(\.[0-9]{1,18})?([eE][+-]?[0-9]{1,3})?", re.ASCII)
-_WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,18}", re.ASCII)
+_DURATION = re.compile(r"([+-]?[0-9]{1,18}(?:\.[0-9]{1,18})?(?:[eE][+-]?[0-9]{1,3})?)\s*(ms|s|m|h)?", re.ASCII)
+_SECONDS_PER = {"ms": 0.001, "s": 1.0, None: 1.0, "m": 60.0, "h": 3600.0}
 _SIZE = re.compile(r"([0-9]{1,15})\s*(B|KiB|MiB|GiB)?", re.ASCII | re.IGNORECASE)
 _UNITS = {"b": 1, "kib": 1024, "mib": 1024**2, "gib": 1024**3}
 _HOST_NAME = re.compile(
     r"(?=.{1,253}\Z)[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*\.?", re.ASCII
 )
+# A password in a URL, and a parameter whose name says that it is one.
+_USER_INFO = re.compile(r"(?<=://)[^/?#\s]*@")
+_SECRET_PARAMETER = re.compile(r"(?i)(?<=[?&])([^=&#\s]*(?:password|passwd|secret|token|key)[^=&#\s]*)=[^&#\s]*")
 _PATH = re.compile(r"(/([A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})*)+", re.ASCII)
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", re.ASCII)
 _ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://([^/?#@\\]+)", re.ASCII)
-_BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _LAST_PORT = 65_535
+_LOOPBACK, _ALL = "127.0.0.1", "0.0.0.0"  # noqa: S104 - what `:8080` asks for
 
-_WHOLE = "must be a whole number"
-_SECONDS = "must be a number of seconds, such as 15 or 0.5"
+_SECONDS = "must be a number of seconds or a duration in ms, s, m or h, such as 0.5 or 2m"
 _BYTES = "must be a number of bytes or a size in KiB, MiB or GiB, such as 16MiB"
-_HOST_PORT = "must be HOST:PORT, such as 127.0.0.1:8080 or [::1]:8080"
+_HOST_PORT = "must be HOST:PORT, such as 127.0.0.1:8080 or [::1]:8080, or a port"
 _ORIGINS = "must hold origins without a path, such as https://app.example.com"
 _ORIGIN_FORM = "must be an origin without a path, such as https://mcp.example.com"
-
-Choice = TypeVar("Choice", bound=StrEnum)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,49 +68,27 @@ class HttpUrl:
         return self.origin + self.path
 
 
+def masked(text: str) -> str:
+    """Hide credentials that a URL may hold: user info, and parameters named like a secret."""
+    return _SECRET_PARAMETER.sub(r"\1=***", _USER_INFO.sub("***@", text))
+
+
 def shown(value: object) -> str:
-    """Quote a wrong value in a message: one line, at most 40 characters of it."""
-    text = repr(value)
+    """Quote a wrong value in a message: one line, at most 40 characters of it, credentials hidden."""
+    text = masked(repr(value))
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 
-def boolean(value: object) -> bool:
-    """Read true or false; the environment may also say yes, on, 1 and their opposites."""
+def lower(value: object) -> object:
+    """Let a word be written in any case."""
+    return value.strip().lower() if isinstance(value, str) else value
+
+
+def number(value: object) -> object:
+    """Refuse what Python takes for a number and people do not."""
     if isinstance(value, bool):
-        return value
-    known = _BOOLEANS.get(value.strip().lower()) if isinstance(value, str) else None
-    if known is None:
-        raise ValueError(f"must be true or false, not {shown(value)}")
-    return known
-
-
-def choice(kind: type[Choice]) -> Callable[[object], Choice]:
-    """Make a parser of one of a few words, in any case."""
-    words = [member.value for member in kind]
-    wanted = f"must be {', '.join(words[:-1])} or {words[-1]}"
-
-    def parse(value: object) -> Choice:
-        word = value.strip().lower() if isinstance(value, str) else None
-        if word not in words:
-            raise ValueError(f"{wanted}, not {shown(value)}")
-        return kind(word)
-
-    return parse
-
-
-def count(minimum: int) -> Callable[[object], int]:
-    """Make a parser of a whole number that is at least ``minimum``."""
-
-    def parse(value: object) -> int:
-        if isinstance(value, str) and _WHOLE_NUMBER.fullmatch(value.strip()):
-            value = int(value)
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise ValueError(f"{_WHOLE}, not {shown(value)}")  # noqa: TRY004 - one kind of error for every mistake
-        if value < minimum:
-            raise ValueError(f"{_WHOLE} of at least {minimum}, not {shown(value)}")
-        return value
-
-    return parse
+        raise ValueError(f"must be a whole number, not {value}")  # noqa: TRY004 - one kind of error for every mistake
+    return value
 
 
 def seconds(*, zero: bool) -> Callable[[object], float]:
@@ -120,7 +96,7 @@ def seconds(*, zero: bool) -> Callable[[object], float]:
     bound = "not negative" if zero else "more than 0"
 
     def parse(value: object) -> float:
-        number = _float(value)
+        number = _seconds(value)
         if number is None or not math.isfinite(number):
             raise ValueError(f"{_SECONDS}, not {shown(value)}")
         if number < 0 or (number == 0 and not zero):
@@ -130,9 +106,10 @@ def seconds(*, zero: bool) -> Callable[[object], float]:
     return parse
 
 
-def _float(value: object) -> float | None:
+def _seconds(value: object) -> float | None:
     if isinstance(value, str):
-        return float(value) if _NUMBER.fullmatch(value.strip()) else None
+        match = _DURATION.fullmatch(value.strip())
+        return float(match[1]) * _SECONDS_PER[match[2]] if match else None
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
@@ -183,7 +160,7 @@ def items(value: object) -> list[object]:
     if isinstance(value, list | tuple):
         return list(value)
     if not isinstance(value, str):
-        raise ValueError(f"must be a list, not {shown(value)}")  # noqa: TRY004 - see count()
+        raise ValueError(f"must be a list, not {shown(value)}")  # noqa: TRY004 - see number()
     if value.lstrip().startswith("["):
         return _json_array(value)
     return [item.strip() for item in value.split(",") if item.strip()]
@@ -212,7 +189,7 @@ def words(parse: Callable[[str], str]) -> Callable[[object], str]:
 
     def parse_text(value: object) -> str:
         if not isinstance(value, str):
-            raise ValueError(f"must be a string, not {shown(value)}")  # noqa: TRY004 - see count()
+            raise ValueError(f"must be a string, not {shown(value)}")  # noqa: TRY004 - see number()
         return parse(value.strip())
 
     return parse_text
@@ -313,12 +290,20 @@ def _authority(host: str, port: int | None, default_port: int | None) -> str:
 
 
 def address(value: object) -> Address:
-    """Read ``HOST:PORT``; an IPv6 host stands in brackets. Port 0 lets the system pick one."""
+    """Read ``HOST:PORT``; an IPv6 host stands in brackets. Port 0 lets the system pick one.
+
+    A port alone is on loopback, one behind a colon on all IPv4 addresses.
+    """
     if isinstance(value, Address):
         return value
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
     text = words(str)(value)
     if text.count(":") > 1 and not text.startswith("["):
         raise ValueError(f"{_HOST_PORT}; an IPv6 host stands in brackets")
+    if text.isdigit() or text.startswith(":"):
+        port_alone = text.removeprefix(":")
+        return Address(_LOOPBACK if text == port_alone else _ALL, _port(port_alone, f"{_HOST_PORT}, not {shown(text)}"))
     host, port = _host_and_port(text, f"{_HOST_PORT}, not {shown(text)}")
     if port is None:
         raise ValueError(f"{_HOST_PORT}, not {shown(text)}")

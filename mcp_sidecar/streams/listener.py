@@ -18,7 +18,7 @@ from mcp_sidecar.healing import replies
 from mcp_sidecar.healing.attachment import Attachment, End, Ended, Get, GoOn, Last, Relay, Step, Tell, Until, Wait
 from mcp_sidecar.healing.exchange import Give, Heal, Pass
 from mcp_sidecar.healing.labels import OTHER
-from mcp_sidecar.healing.marked_ids import FIRST, Mark, Renumbering
+from mcp_sidecar.healing.marked_ids import UNMARKED, Renumbering
 from mcp_sidecar.healing.policy import Mode
 from mcp_sidecar.healing.position import Position, note_unanswered
 from mcp_sidecar.healing.replies import OwnAnswer, Reason
@@ -32,7 +32,7 @@ from mcp_sidecar.streams.client_stream import ClientStream
 from mcp_sidecar.streams.relay import relay_rest, splitter_for
 from mcp_sidecar.streams.subscription import Subscription
 from mcp_sidecar.upstream.answer import Answer, KeptAnswer, is_event_stream
-from mcp_sidecar.upstream.connection import UpstreamFault
+from mcp_sidecar.upstream.content import UpstreamFault
 from mcp_sidecar.upstream.events import batches
 from mcp_sidecar.verdicts.classify import Answer as JudgedAnswer
 from mcp_sidecar.waiting.availability import SLOWEST_PACE_S
@@ -140,7 +140,7 @@ class Listener:
             self._services.streams.listening.leaves(self._session, self)
             note_unanswered(self._session, self._watch, self._position.polled)
             if self._is_counted:
-                self._session.streams -= 1
+                self._session.stream_ends()
         self._services.streams.listening.leave()
         self._keepalive.discard(self._responder)
         self._services.sessions.table.end_use(self._session)
@@ -265,7 +265,7 @@ class Listener:
 
     def _count(self) -> None:
         if self._session is not None:
-            self._session.streams += 1
+            self._session.stream_opens()
             self._is_counted = True
 
     def _look_after(self) -> None:
@@ -336,7 +336,7 @@ class Listener:
     async def _relay_piece(self, piece: Block | Fragment, watch: StreamWatch) -> None:
         data, message = watch.relay(piece)
         if message is not None and self._session is not None:
-            self._session.client_state.heard(message, watch.mark)
+            self._session.heard(message, watch.mark)
         await self._stream.relay(data, in_event=watch.in_fragment)
 
     def _watch_events(self) -> tuple[StreamWatch, EventSplitter]:
@@ -369,6 +369,6 @@ class Listener:
 def _watch(session: Session | None, generation: int) -> StreamWatch:
     """A call that was sent again reports its progress under a token of ours, and some servers do so here."""
     if session is None:
-        return StreamWatch(Mark("", FIRST))
+        return StreamWatch(UNMARKED)
     renumbering = Renumbering(tokens=session.progress.renewed)
-    return StreamWatch(Mark(session.tag, generation), renumbering, progress=session.progress)
+    return StreamWatch(session.mark_of(generation), renumbering, progress=session.progress)

@@ -72,7 +72,9 @@ class Subscription:
         async with AsyncExitStack() as stack:
             if comes_back:
                 await stack.enter_async_context(self._streams.listening.returning.place())
-            return await self._upstream.send("GET", self._call.target, self._headers(generation), may_idle=True)
+            return await self._upstream.send(
+                "GET", self._call.target, self._headers(generation), may_idle=True, owner=self._call.owner
+            )
 
     def _headers(self, generation: int) -> list[Pair]:
         pairs = self._call.upstream_headers(without=_REPLACED)
@@ -103,7 +105,7 @@ class Subscription:
             return
         pairs = [pair for pair in self._call.pairs if pair[0].lower() not in _REPLACED]
         pairs += [(headers.SESSION_ID, upstream_id), ("Accept-Encoding", "identity")]
-        send = self._upstream.send("GET", self._call.target, pairs, may_idle=True)
+        send = self._upstream.send("GET", self._call.target, pairs, may_idle=True, owner=self._call.owner)
         ahead = Ahead(asyncio.create_task(send), generation)
         self.let_go()
         self._ahead = ahead

@@ -9,17 +9,15 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from aiohttp import StreamReader, hdrs
-from aiohttp.http import RawResponseMessage
-from aiohttp.streams import EMPTY_PAYLOAD
-
-from mcp_sidecar.aiohttp_internals import NO_ANSWER, lighten_reader
-from mcp_sidecar.upstream.connection import Connection, UpstreamFault
+from mcp_sidecar.upstream.connection import Connection
+from mcp_sidecar.upstream.content import Content, UpstreamFault
 from mcp_sidecar.upstream.pool import Pool
 from mcp_sidecar.waiting.budget import Claim
 from mcp_sidecar.wire.faults import Fault
 from mcp_sidecar.wire.headers import Fields, Pair, media_type
+from mcp_sidecar.wire.json_end import JsonEnd
 from mcp_sidecar.wire.jsonrpc import UNREAD, Message, NotJson, parse
+from mcp_sidecar.wire.response import ResponseHead
 
 EVENT_STREAM = "text/event-stream"
 JSON = "application/json"
@@ -28,6 +26,10 @@ ERROR_BODY_TIMEOUT_S = 2.0
 """How long the body of an error is waited for altogether, however it drips: its status alone says most."""
 
 _ANY_DEFLATE = {"gzip": zlib.MAX_WBITS | 16, "x-gzip": zlib.MAX_WBITS | 16, "deflate": zlib.MAX_WBITS}
+
+
+_NO_FIELDS = Fields(())
+_URL_NAMES = frozenset({"location", "content-location"})
 
 
 class Answer:
@@ -41,52 +43,53 @@ class Answer:
         self,
         pool: Pool,
         connection: Connection,
-        message: RawResponseMessage,
-        content: StreamReader,
+        head: ResponseHead,
+        content: Content,
         idle_timeout_s: float,
         claim: Claim,
     ) -> None:
-        """``content`` is a body that has not been touched; ``claim`` counts what of it is in memory."""
+        """``content`` is a body of which nothing was taken; ``claim`` counts what of it is in memory."""
         self._claim = claim
         self._idle_timeout_s = idle_timeout_s
         self._pool = pool
         self._connection: Connection | None = connection
-        self._message = message
         self._content = content
-        self.status: int = message.code
-        self.reason: str = message.reason or ""
+        self._fields = head.fields
+        self.status = head.status
+        self.reason = head.reason
         self.peeked = b""
-        self.whole = content is EMPTY_PAYLOAD
+        self.whole = content.is_read
         self._fault: Fault | None = None
+        self._json_end = JsonEnd() if head.ends_with_connection and is_json(self) else None
 
     def header(self, name: str) -> str | None:
         """The first value of a header."""
-        return self._message.headers.get(name)
+        return next(iter(self._fields.values(name.lower())), None)
 
     @property
     def names_a_url(self) -> bool:
         """Whether a header says where something is, perhaps on the upstream's origin."""
-        return hdrs.LOCATION in self._message.headers or hdrs.CONTENT_LOCATION in self._message.headers
+        return not _URL_NAMES.isdisjoint(self._fields.names)
 
     @property
     def content_length(self) -> int | None:
         """The length that the upstream announced, in bytes."""
-        announced = self.header(hdrs.CONTENT_LENGTH)
-        return int(announced) if announced is not None and announced.isdecimal() else None
+        announced = self.header("content-length")
+        return int(announced) if announced is not None else None
 
     @property
     def headers(self) -> list[Pair]:
         """All headers, as they came."""
-        return Fields(self._message.raw_headers).pairs
+        return self._fields.pairs
 
     def client_headers(self, without: Iterable[str] = ()) -> list[Pair]:
         """The headers to pass on."""
-        return Fields(self._message.raw_headers).for_client(frozenset(without))
+        return self._fields.for_client(frozenset(without))
 
     @property
     def has_arrived(self) -> bool:
         """Whether all of it is here, to be read without a wait."""
-        return self._content.is_eof()
+        return self._content.has_ended
 
     async def peek(self, limit: int) -> bytes:
         """Read up to ``limit`` bytes ahead; ``whole`` tells whether that was all. Raises ``UpstreamFault``."""
@@ -97,7 +100,6 @@ class Answer:
                 chunk = await self._read()
                 parts.append(chunk)
                 size += len(chunk)
-                self.whole = not chunk or self._content.at_eof()
                 await self._hold(len(chunk))
         finally:
             self.peeked = parts[0] if len(parts) == 1 else b"".join(parts)  # what came before a break, too
@@ -110,25 +112,37 @@ class Answer:
             yield peeked
         while not self.whole:
             chunk = await self._read()
-            self.whole = not chunk or self._content.at_eof()
             if chunk:
                 yield chunk
 
     async def _read(self) -> bytes:
+        if self._fault is None:
+            await self._content.arrival()
+        return self._taken()
+
+    def _taken(self) -> bytes:
+        """What is there; what came before a break is part of the answer, and perhaps all that a client waits for."""
         if self._fault is not None:
             raise UpstreamFault(self._fault)
-        content = self._content
-        # What arrived before a break is part of the answer, perhaps all that a client waits for; aiohttp's reader
-        # raises the break first and would never hand it out.
-        if content._buffer:
-            return content._read_nowait(-1)
-        try:
-            return await content.readany()
-        except UpstreamFault as fault:
-            self._fault = self._fault or fault.fault
-        except (OSError, RuntimeError):  # closed meanwhile
-            self._fault = self._fault or Fault.BROKEN
-        raise UpstreamFault(self._fault)
+        if self._json_end is not None:
+            return self._taken_json(self._content, self._json_end)
+        chunk = self._content.take()
+        self.whole = self._content.is_read
+        return chunk
+
+    def _taken_json(self, content: Content, text: JsonEnd) -> bytes:
+        """A text that only the end of its connection ends: whether that cuts it, the text itself knows best."""
+        if content.fault is Fault.BROKEN and text.has_ended and not content.has_some:
+            self.whole = True
+            return b""
+        chunk = content.take()
+        text.feed(chunk)
+        self.whole = content.is_read and text.may_end_here
+        if content.is_read and not self.whole:
+            self._fault = Fault.BROKEN
+            if not chunk:
+                raise UpstreamFault(self._fault)
+        return chunk
 
     async def hold_beside(self, size: int) -> None:
         """So many bytes are held of what was read and not peeked, such as the beginning of an event."""
@@ -142,35 +156,21 @@ class Answer:
             await self._claim.grow(size)
 
     def forget_head(self) -> None:
-        """Nobody will ask for the headers again, and the body will come slowly."""
-        self._message = NO_ANSWER
-        lighten_reader(self._content)
+        """Nobody will ask for the headers again."""
+        self._fields = _NO_FIELDS
 
     def arrival(self) -> Awaitable[None]:
         """Done when there is something to ``take``: for one who waits long, and for whom a coroutine each is too much."""
-        content = self._content
-        arrived = content._loop.create_future()
-        if self.peeked or content._buffer or content._eof or content._exception or not content._protocol.connected:
+        if self.peeked or self._fault is not None:
+            arrived: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             arrived.set_result(None)
-        else:
-            content._waiter = arrived
-        return arrived
+            return arrived
+        return self._content.arrival()
 
     def take(self) -> bytes:
         """What has come of the body and was not taken yet; ``whole`` tells whether that was all. Raises ``UpstreamFault``."""
         peeked, self.peeked = self.peeked, b""
-        content = self._content
-        if peeked or self.whole:
-            return peeked
-        if self._fault is not None:
-            raise UpstreamFault(self._fault)
-        if not content._buffer and not content._eof:
-            error = content.exception()
-            self._fault = error.fault if isinstance(error, UpstreamFault) else Fault.BROKEN
-            raise UpstreamFault(self._fault)
-        chunk = content._read_nowait(-1)
-        self.whole = content.at_eof()
-        return chunk
+        return peeked if peeked or self.whole else self._taken()
 
     def let_idle(self, may_idle: bool) -> None:
         """Say whether the rest may be silent for ever, now that the head tells what it is."""
@@ -188,7 +188,7 @@ class Answer:
         connection, self._connection = self._connection, None
         self._claim.release()
         if connection is not None:
-            if not self._content.at_eof():
+            if not self._content.is_read:
                 connection.abort()
             self._pool.give_back(connection)
 
@@ -236,29 +236,29 @@ class WholeJson:
 
 def is_event_stream(answer: Answer) -> bool:
     """Whether an answer is a stream of events that can be read."""
-    return media_type(answer.header(hdrs.CONTENT_TYPE)) == EVENT_STREAM and not is_encoded(answer)
+    return media_type(answer.header("content-type")) == EVENT_STREAM and not is_encoded(answer)
 
 
 def is_json(answer: Answer) -> bool:
     """Whether an answer is JSON that can be read."""
-    return media_type(answer.header(hdrs.CONTENT_TYPE)) == JSON and not is_encoded(answer)
+    return media_type(answer.header("content-type")) == JSON and not is_encoded(answer)
 
 
 def may_hold_message(answer: Answer) -> bool:
     """Whether an answer is of a type that can hold a JSON-RPC message, encoded or not."""
-    return media_type(answer.header("Content-Type")) in (EVENT_STREAM, JSON)
+    return media_type(answer.header("content-type")) in (EVENT_STREAM, JSON)
 
 
 def is_encoded(answer: Answer) -> bool:
     """Whether the body is compressed; it is then passed on unread."""
-    encoding = answer.header(hdrs.CONTENT_ENCODING)
+    encoding = answer.header("content-encoding")
     return encoding is not None and encoding.strip().lower() not in ("", "identity")
 
 
 def may_be_kept(answer: Answer, limit: int) -> bool:
     """Whether an answer can be read to its end before any of it is passed on: no stream, and not known as larger."""
     length = answer.content_length
-    return (length is None or length <= limit) and media_type(answer.header(hdrs.CONTENT_TYPE)) != EVENT_STREAM
+    return (length is None or length <= limit) and media_type(answer.header("content-type")) != EVENT_STREAM
 
 
 async def beginning(answer: Answer, limit: int) -> bytes:
@@ -280,7 +280,7 @@ async def decoded_body(answer: Answer, limit: int) -> bytes:
     raw = await beginning(answer, limit)
     if not is_encoded(answer):
         return raw
-    return decoded(raw, answer.header("Content-Encoding") or "", limit)
+    return decoded(raw, answer.header("content-encoding") or "", limit)
 
 
 def decoded(raw: bytes, encoding: str, limit: int) -> bytes:

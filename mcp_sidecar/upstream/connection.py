@@ -1,86 +1,75 @@
 """One connection to the upstream: a request goes out, its answer comes in, and then perhaps the next one.
 
-aiohttp's connector opens it and aiohttp's parser reads from it; what stands here is what lies between: whom an answer is
+Where an answer begins and ends is for ``wire.response`` to say; what stands here is what lies between: whom an answer is
 for, when silence has lasted too long, and whether the connection is fit for another request.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from typing import Protocol
-
-import aiohttp
-from aiohttp import StreamReader, hdrs
-from aiohttp.base_protocol import BaseProtocol
-from aiohttp.http import HttpResponseParser, RawResponseMessage
-from aiohttp.streams import EMPTY_PAYLOAD
+import select
+import ssl
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Protocol, cast
 
 from mcp_sidecar.config import Limits
-from mcp_sidecar.wire import http1
+from mcp_sidecar.upstream.content import CHUNK_BYTES, NO_CONTENT, Content, UpstreamFault
+from mcp_sidecar.upstream.idle_timer import IdleTimer
+from mcp_sidecar.upstream.upload import Body, Flow, Upload
 from mcp_sidecar.wire.faults import Fault
-from mcp_sidecar.wire.framing import Extent
+from mcp_sidecar.wire.response import ResponseHead, ResponseReader
 
-CHUNK_BYTES = 64 * 1024
-MAX_HEADERS = 256
+__all__ = ["CHUNK_BYTES", "Body", "Connection", "Received", "UpstreamFault", "Watcher"]
 
-Body = bytes | AsyncIterator[bytes] | None
-Received = tuple[RawResponseMessage, StreamReader]
+Received = tuple[ResponseHead, Content]
 """The head of an answer and where its body arrives."""
-
-_BODILESS = frozenset({204, 304})
-_SWITCHING_PROTOCOLS = 101
-_CHUNKED, _UNTOLD = -1, -2
-
-
-class UpstreamFault(Exception):
-    """The upstream gave no answer, or no whole one."""
-
-    def __init__(self, fault: Fault) -> None:
-        """``fault`` says whether the request can have arrived."""
-        super().__init__(fault.value)
-        self.fault = fault
-
-
-class Lease(Protocol):
-    """What the connector knows the connection by."""
-
-    def close(self) -> None:
-        """The connection is given up."""
 
 
 class Watcher(Protocol):
-    """Who looks at the bytes of an answer before any parser does."""
+    """Who looks at the bytes of an answer before any reader does."""
 
     def arrived(self, data: bytes) -> None:
         """A part of the answer."""
 
     def broke(self) -> None:
-        """There will be no more. The connection is to be handed to the parser now, which tells the rest."""
+        """There will be no more. The connection is to be handed to the reader now, which tells the rest."""
 
 
-class Connection(BaseProtocol):
-    """A protocol that asks one thing at a time."""
+@dataclass(slots=True)
+class Turn:
+    """One request and its answer. ``waiter`` waits for the head."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, limits: Limits) -> None:
-        """The connector makes it and connects it."""
-        super().__init__(loop)
-        self.lease: Lease | None = None
-        self._limits = limits
-        self._parser: HttpResponseParser = self._new_parser(with_bodies=True)
-        self._waiter: asyncio.Future[Received] | None = None
-        self._content: StreamReader = EMPTY_PAYLOAD
-        self._upload: asyncio.Task[None] | None = None
-        self._is_asked = False
+    reader: ResponseReader
+    content: Content = NO_CONTENT
+    waiter: asyncio.Future[Received] | None = None
+    watcher: Watcher | None = None
+    has_come: bool = False
+    """Some byte of the answer."""
+
+
+class Connection(asyncio.Protocol):
+    """A protocol that asks one thing at a time.
+
+    ``idle_time_s`` is for how long the server keeps the connection without a request, where it has said so.
+    ``bound_to`` is the only client's connection that it may serve; see ``pool``.
+    """
+
+    def __init__(self, limits: Limits, on_lost: Callable[[Connection], None]) -> None:
+        """``on_lost`` is called when it is closed."""
+        self.transport: asyncio.Transport | None = None
+        self.idle_time_s: float | None = None
+        self.bound_to: Hashable | None = None
+        self._max_head_bytes = limits.max_header_bytes
+        self._on_lost = on_lost
+        self._turn: Turn | None = None
+        self._upload: Upload | None = None
+        self._has_served = False
         self._is_spoilt = False
-        self._reads_heads_only = False
-        self._patience_s: float | None = None
-        self._give_up_at: float | None = None  # loop time; while it is the upstream's turn
-        self._timer: asyncio.TimerHandle | None = None
-        self._closed: asyncio.Future[None] | None = None
-        self._watcher: Watcher | None = None
-        self._extent = Extent()  # of the answer, as far as the parser got it
-        self._body_size = 0  # that its head tells
+        self._has_eof = False  # it was the server that has ended it
+        self._ear: select.poll | None = None
+        self._flow = Flow()
+        self._silence = IdleTimer(asyncio.get_running_loop(), self._stalled)
 
     # -- what the owner asks ------------------------------------------------------------------------------------------
 
@@ -92,90 +81,93 @@ class Connection(BaseProtocol):
         ``body`` is sent as it comes, also while the answer is on its way. Raises ``UpstreamFault``. Whatever goes wrong,
         a cancellation included, leaves the connection closed.
         """
-        self._begin(patience_s, is_head=is_head)
-        self._waiter = self._loop.create_future()
+        turn = self._begin(patience_s, is_head=is_head)
+        turn.waiter = asyncio.get_running_loop().create_future()
         try:
             self._send(head, body, is_chunked=is_chunked)
         except BaseException:
             self.abort()
-            self._waiter = None
             raise
         return await self.received()
 
     async def received(self) -> Received:
         """Wait for the head of the answer, as ``request`` does."""
-        assert self._waiter is not None, "a request is under way"
+        turn = self._turn
+        assert turn is not None, "a request is under way"
+        assert turn.waiter is not None, "and its answer is read"
         try:
-            return await self._waiter
+            return await turn.waiter
         except BaseException:
             self.abort()
             raise
         finally:
-            self._waiter = None
+            turn.waiter = None
 
     def ask(self, request: bytes, patience_s: float, watcher: Watcher) -> None:
         """Send a whole request, whose answer goes to ``watcher`` as it comes."""
         assert self.transport is not None
-        self._begin(patience_s, is_head=False)
-        self._watcher = watcher
+        self._begin(patience_s, is_head=False).watcher = watcher
         self.transport.write(request)
-        self._note_life()
+        self._silence.start()
+
+    def note_life(self) -> None:
+        """A part of an answer has come that is watched."""
+        self._silence.start()
 
     def parse(self, *arrived: bytes) -> None:
-        """From now on the answer is parsed, what has ``arrived`` of it included: ``received`` tells its head."""
-        self._watcher = None
-        self._waiter = self._loop.create_future()
+        """From now on the answer is read, what has ``arrived`` of it included: ``received`` tells its head."""
+        turn = self._turn
+        assert turn is not None, "a request is under way"
+        turn.watcher, turn.waiter = None, asyncio.get_running_loop().create_future()
         for piece in filter(None, arrived):
             self.data_received(piece)
 
     def unwatch(self) -> None:
         """The watcher has all of the answer."""
-        self._watcher = None
+        self._turn = None
 
     def abandon(self) -> None:
         """Nobody waits for the answer any more."""
-        self._watcher = None
-        if self._waiter is not None and not self._waiter.cancel():
-            self._waiter.exception()  # told to nobody
+        turn = self._turn
+        if turn is not None:
+            turn.watcher = None
+            if turn.waiter is not None and not turn.waiter.cancel():
+                turn.waiter.exception()  # told to nobody
         self.abort()
 
-    def _begin(self, patience_s: float | None, *, is_head: bool) -> None:
-        self._is_asked, self._patience_s, self._content = True, patience_s, EMPTY_PAYLOAD
-        self._extent, self._body_size = Extent(), 0
-        if is_head or self._reads_heads_only:
-            self._reads_heads_only = is_head
-            self._parser = self._new_parser(with_bodies=not is_head)
+    def _begin(self, patience_s: float | None, *, is_head: bool) -> Turn:
+        self._silence.set_patience(patience_s)
+        self._turn = turn = Turn(ResponseReader(to_head=is_head, max_head_bytes=self._max_head_bytes))
+        return turn
 
     def bear_silence(self, patience_s: float | None) -> None:
         """Let the rest of the answer be silent for so many seconds at a time, or for ever."""
-        self._patience_s, self._give_up_at = patience_s, None
-        if not self._content.is_eof():
-            self._note_life()
+        self._silence.set_patience(patience_s)
+        if self._turn is not None and not self._turn.content.is_over:
+            self._silence.start()
 
     def finish(self) -> bool:
         """The answer is of no more interest: whether the connection can take the next request. Else it is to be closed."""
-        is_whole = self._content.is_eof() and self._upload is None and not self._is_spoilt and self._ended_plainly()
-        self._is_asked = False
-        self._give_up_at = None
-        return is_whole and self.is_connected()
-
-    def _ended_plainly(self) -> bool:
-        """Whether nothing has come behind the answer, not even trailers. True for one that was not parsed here."""
-        extent = self._extent
-        if not extent.size:
-            return True
-        return extent.ends_with_chunks if self._body_size == _CHUNKED else extent.ends_after(self._body_size)
+        turn, self._turn = self._turn, None
+        self._silence.rest()
+        self._has_served = True
+        is_plain = turn is None or turn.reader.may_be_followed
+        return is_plain and self._upload is None and not self._is_spoilt and self.is_connected()
 
     def is_connected(self) -> bool:
         """Whether neither side has closed it yet, as far as is known."""
         return self.transport is not None and not self.transport.is_closing()
+
+    def is_quiet(self) -> bool:
+        """Whether nothing has come on a free connection, not even its end, that the loop did not get to see yet."""
+        return self.is_connected() and not self._is_spoilt and (self._ear is None or not self._ear.poll(0))
 
     def close(self) -> None:
         """Close it; at once where a request is still being sent."""
         if self._upload is not None:
             self.abort()
             return
-        self._let_go()
+        self._silence.stop()
         if self.transport is not None:
             self.transport.close()
 
@@ -187,165 +179,119 @@ class Connection(BaseProtocol):
 
     def break_off(self) -> None:
         """Close it under the eyes of whoever reads the answer."""
-        if not self._content.is_eof():
-            self._content.set_exception(UpstreamFault(Fault.BROKEN))
+        if self._turn is not None:
+            self._turn.content.fail(Fault.BROKEN)
         self.abort()
-
-    # -- what the connector asks --------------------------------------------------------------------------------------
-
-    should_close = True
-    """Nothing is given back to the connector for another use: ``pool`` does that."""
-
-    @property
-    def closed(self) -> asyncio.Future[None] | None:
-        """Done when the connection is closed; ``None`` where it already is."""
-        if self._closed is None and self.transport is not None:
-            self._closed = self._loop.create_future()
-        return self._closed
 
     # -- what the transport tells -------------------------------------------------------------------------------------
 
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The connection is there, for https with its handshake."""
+        self.transport = cast("asyncio.Transport", transport)  # uvloop's are none by name
+        sock = transport.get_extra_info("socket")
+        if sock is not None:
+            self._ear = select.poll()
+            self._ear.register(sock.fileno(), select.POLLIN)
+
     def data_received(self, data: bytes) -> None:
-        """Read on; without data: what the parser has kept back."""
-        if not self._is_asked:
+        """Read on."""
+        turn = self._turn
+        if turn is None:  # nobody has asked for anything
             self._is_spoilt = True
             self.close()
-            return
-        if self._watcher is not None:
-            self._watcher.arrived(data)
-            return
-        self._note_life()
-        self._extent.add(data)
-        try:
-            messages, upgraded, _ = self._parser.feed_data(data)
-        except Exception:  # noqa: BLE001 - whatever aiohttp's parser stumbles over is the upstream's fault
-            self._fail(Fault.GARBLED)
-            return
-        for message, content in messages:
-            self._receive(message, content)
-        if upgraded:
-            self._is_spoilt = True
+        elif turn.watcher is not None:
+            turn.has_come = True
+            turn.watcher.arrived(data)
+        else:
+            turn.has_come = True
+            self._silence.start()
+            self._receive(turn, turn.reader.feed(data))
+            if turn.reader.is_broken:
+                self._fail(Fault.GARBLED)
+
+    def eof_received(self) -> None:
+        """Nothing more will come. The transport closes itself."""
+        self._is_spoilt = True
+        self._has_eof = self.transport is not None and _is_meant(self.transport)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """The end of an answer that ends with its connection; a break for every other one that is under way."""
-        if self._watcher is not None:
-            self._watcher.broke()
+        turn = self._turn
+        if turn is not None and turn.watcher is not None:
+            turn.watcher.broke()
         self._let_go()
-        if not self._content.is_eof():
-            broken = self._content.exception()
-            if broken is None:
-                self._end_content(exc)
-            else:
-                self._content.set_exception(broken)  # again: a reader that the end of a chunk woke meanwhile waits anew
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_exception(UpstreamFault(Fault.BROKEN))
-        if self._closed is not None and not self._closed.done():
-            self._closed.set_result(None)
-        if self.lease is not None:
-            self.lease.close()
-            self.lease = None
-        super().connection_lost(exc)
+        if turn is not None:
+            if exc is None and self._has_eof and turn.reader.ends_with_connection:
+                turn.content.end()
+            turn.content.fail(Fault.BROKEN)
+            self._refuse(turn, Fault.BROKEN)
+        self.transport = None
+        self._on_lost(self)
 
     def pause_reading(self) -> None:
         """Whoever reads is slow; that is not the upstream's silence."""
-        super().pause_reading()
-        self._give_up_at = None
+        self._silence.rest()
+        if self.transport is not None:
+            self.transport.pause_reading()
 
-    def resume_reading(self, resume_parser: bool = True) -> None:
-        """Go on. aiohttp's reader asks for it at the end of every body."""
-        if self._reading_paused:
-            super().resume_reading(resume_parser)
-            if not self._reading_paused and not self._content.is_eof():
-                self._note_life()
+    def resume_reading(self) -> None:
+        """Go on."""
+        if self.transport is not None and not self.transport.is_closing():
+            self.transport.resume_reading()
+            if self._turn is not None and not self._turn.content.is_over:
+                self._silence.start()
+
+    def pause_writing(self) -> None:
+        """The upstream is slow."""
+        self._flow.pause()
+
+    def resume_writing(self) -> None:
+        """Go on."""
+        self._flow.resume()
 
     # -- the answer ---------------------------------------------------------------------------------------------------
 
-    def _receive(self, message: RawResponseMessage, content: StreamReader) -> None:
-        code = message.code
-        if code < 200 and code != _SWITCHING_PROTOCOLS:
+    def _receive(self, turn: Turn, data: bytes) -> None:
+        """A part of the answer was read; ``data`` is what it brought of the body."""
+        reader, head = turn.reader, turn.reader.head
+        if head is None:
             return
-        waiter = self._waiter
-        if waiter is None or waiter.done():  # more than was asked for
-            self._is_spoilt = True
-            return
-        if message.should_close or code == _SWITCHING_PROTOCOLS:
-            self._is_spoilt = True
-        self._content = content
-        self._body_size = 0 if code in _BODILESS or self._reads_heads_only else _body_size(message)
-        content.on_eof(self._note_end)
-        waiter.set_result((message, EMPTY_PAYLOAD if code in _BODILESS else content))
+        if turn.content is NO_CONTENT:
+            if turn.waiter is None or turn.waiter.done():  # nobody waits any more
+                return
+            self.idle_time_s = head.idle_time_s
+            turn.content = Content(self)
+            turn.waiter.set_result((head, turn.content))
+        if data:
+            turn.content.feed(data)
+        if reader.has_ended and not turn.content.is_over:
+            turn.content.end()
+            self._note_end()
 
     def _note_end(self) -> None:
         """All of the answer has come. An upstream that has said everything need not hear the rest of the request."""
-        self._give_up_at = None
-        if self._upload is not None:
-            self._is_spoilt = True
-            self._upload.cancel()
+        self._silence.rest()
+        self._drop_upload()
 
-    def _end_content(self, error: BaseException | None) -> None:
-        try:
-            if error is None:
-                self._parser.feed_eof()
-        except Exception:  # noqa: BLE001, S110 - the framing says that more should have come
-            pass
-        if not self._content.is_eof():
-            self._content.set_exception(UpstreamFault(Fault.BROKEN))
+    def _stalled(self) -> None:
+        self._fail(Fault.STALLED)
 
     def _fail(self, fault: Fault) -> None:
         """Nothing more is to be expected here. A body that has begun is broken, whatever is wrong with it."""
         self._is_spoilt = True
-        if self._watcher is not None:
-            self._watcher.broke()
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_exception(UpstreamFault(fault))
-        elif not self._content.is_eof() and self._content.exception() is None:
-            self._content.set_exception(UpstreamFault(Fault.BROKEN if fault is Fault.GARBLED else fault))
+        turn = self._turn
+        if turn is not None:
+            if turn.watcher is not None:
+                turn.watcher.broke()
+            self._refuse(turn, fault)
+            turn.content.fail(Fault.BROKEN if fault is Fault.GARBLED else fault)
         self.abort()
 
-    def _new_parser(self, *, with_bodies: bool) -> HttpResponseParser:
-        bound = self._limits.max_header_bytes
-        return HttpResponseParser(
-            self,
-            self._loop,
-            CHUNK_BYTES,
-            payload_exception=aiohttp.ClientPayloadError,
-            response_with_body=with_bodies,
-            read_until_eof=True,
-            auto_decompress=False,
-            max_line_size=bound,
-            max_field_size=bound,
-            max_headers=MAX_HEADERS,
-        )
-
-    # -- silence ------------------------------------------------------------------------------------------------------
-
-    def note_life(self) -> None:
-        """A part of an answer has come that is watched."""
-        self._note_life()
-
-    def _note_life(self) -> None:
-        """The upstream's time begins anew. The timer is left as it is, and looks when it fires."""
-        if self._patience_s is not None:
-            self._give_up_at = self._loop.time() + self._patience_s
-            if self._timer is None:
-                self._timer = self._loop.call_at(self._give_up_at, self._look)
-
-    def _look(self) -> None:
-        self._timer = None
-        if self._give_up_at is None:
-            return
-        if self._loop.time() < self._give_up_at:
-            self._timer = self._loop.call_at(self._give_up_at, self._look)
-        else:
-            self._fail(Fault.STALLED)
-
-    def _let_go(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        self._give_up_at = None
-        if self._upload is not None:
-            self._upload.cancel()
+    def _refuse(self, turn: Turn, fault: Fault) -> None:
+        """There will be no head, if one is waited for."""
+        if turn.waiter is not None and not turn.waiter.done():
+            was_stale = fault is Fault.BROKEN and self._has_served and not turn.has_come
+            turn.waiter.set_exception(UpstreamFault(fault, was_stale=was_stale))
 
     # -- the request --------------------------------------------------------------------------------------------------
 
@@ -353,53 +299,43 @@ class Connection(BaseProtocol):
         assert self.transport is not None
         if body is None or (isinstance(body, bytes) and len(body) <= CHUNK_BYTES):
             self.transport.write(head + body if body else head)
-            self._note_life()
+            self._silence.start()
             return
         self.transport.write(head)
-        parts = _in_steps(body) if isinstance(body, bytes) else body
-        self._upload = self._loop.create_task(self._write(parts, is_chunked=is_chunked))
+        self._upload = Upload(self.transport, self._flow, self._note_sent)
+        self._upload.start(body, is_chunked=is_chunked)
 
-    async def _write(self, parts: AsyncIterator[bytes], *, is_chunked: bool) -> None:
-        try:
-            async for part in parts:
-                if part:
-                    await self._write_part(http1.chunk(part) if is_chunked else part)
-            if is_chunked:
-                await self._write_part(http1.LAST_CHUNK)
-        except asyncio.CancelledError:
+    def _note_sent(self, is_whole: bool) -> None:
+        """An answer to half a request may be read to its end where it has begun; else it is not waited for."""
+        self._upload = None
+        turn = self._turn
+        if not is_whole:
             self._is_spoilt = True
-            raise
-        except Exception:  # noqa: BLE001 - the client's body broke, or the connection: half a request is sent
-            self._note_half_sent()
-        else:
-            if not self._content.is_eof() or self._waiter is not None:
-                self._note_life()
-        finally:
-            self._upload = None
+            if turn is not None:
+                self._refuse(turn, Fault.BROKEN)
+        elif turn is not None and not turn.reader.has_ended:
+            self._silence.start()
 
-    def _note_half_sent(self) -> None:
-        """An answer that has begun may be read to its end; one that has not is not waited for."""
-        self._is_spoilt = True
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_exception(UpstreamFault(Fault.BROKEN))
+    def _drop_upload(self) -> None:
+        if self._upload is not None:
+            self._is_spoilt = True
+            self._upload.cancel()
 
-    async def _write_part(self, data: bytes) -> None:
-        if self.transport is None or self.transport.is_closing():
-            raise ConnectionResetError
-        self.transport.write(data)
-        await self._drain_helper()
+    def _let_go(self) -> None:
+        self._silence.stop()
+        self._drop_upload()
+        self._flow.resume()
 
 
-def _body_size(message: RawResponseMessage) -> int:
-    if message.chunked:
-        return _CHUNKED
-    length = message.headers.get(hdrs.CONTENT_LENGTH, "")
-    return int(length) if length.isdecimal() else _UNTOLD
-
-
-async def _in_steps(body: bytes) -> AsyncIterator[bytes]:
-    """A large body is written step by step, so that others have their turn."""
-    for start in range(0, len(body), CHUNK_BYTES):
-        if start:
-            await asyncio.sleep(0)
-        yield body[start : start + CHUNK_BYTES]
+def _is_meant(transport: asyncio.BaseTransport) -> bool:
+    """Whether it is the server that has ended a connection. Over TLS a close_notify says so: anybody can send a FIN."""
+    tls = transport.get_extra_info("ssl_object")
+    if tls is None:
+        return True
+    try:
+        tls.read(1)
+    except ssl.SSLWantReadError:  # it waits for more
+        return False
+    except ssl.SSLError:
+        pass
+    return True

@@ -1,99 +1,148 @@
 """The connections to the upstream: those that are free are used again, for a few seconds.
 
-aiohttp's connector opens new ones (names, both IP families, TLS). It does not keep them: its own pool costs several times
-as much per request as the deque below.
+NTLM and Negotiate sign a connection in, not a request: whoever asks on it next is taken for the same user. A connection
+on which one of them was spoken is therefore *bound*: it serves the client's connection that spoke it, and no other.
 """
 
 from __future__ import annotations
 
 import asyncio
-import ssl
 from collections import deque
-from functools import partial
-from typing import cast
+from collections.abc import Hashable
 
-import aiohttp
-from aiohttp.client_proto import ResponseHandler
-from yarl import URL
-
-from mcp_sidecar.config import Limits, UpstreamConfig
-from mcp_sidecar.upstream.connection import Connection, UpstreamFault
+from mcp_sidecar.config import Limits
+from mcp_sidecar.upstream.connect import Connector
+from mcp_sidecar.upstream.connection import Connection
+from mcp_sidecar.upstream.content import UpstreamFault
 from mcp_sidecar.wire.faults import Fault
 
-KEEP_ALIVE_S = 4.0
-"""Idle connections are closed before the five seconds after which uvicorn and Node close theirs: a request sent into a
-closing connection could not be told from one that was executed."""
+MARGIN_S = 1.0
+"""So much earlier than the server says (``Keep-Alive: timeout``) a connection is given up, or a quarter of its time."""
+
+SWEEPS = 8
+"""How often at most old connections are looked for while a new one would become old."""
+
+
+class _Nobody:
+    """A client's connection that nobody has named."""
+
+
+NOBODY = _Nobody()
 
 
 class Pool:
-    """All connections to one origin."""
+    """All connections to one origin. Those that are free stand with the loop time until which they may be used."""
 
-    def __init__(self, config: UpstreamConfig, limits: Limits, context: ssl.SSLContext | bool) -> None:
-        """Needs a running event loop."""
-        self._loop = asyncio.get_running_loop()
+    def __init__(self, connector: Connector, limits: Limits, keep_alive_s: float) -> None:
+        """``keep_alive_s`` bounds how long a free connection is kept; a server may ask for less."""
+        self._connector = connector
+        self._limits = limits
+        self._keep_alive_s = keep_alive_s
+        self._all: set[Connection] = set()
         self._free: deque[tuple[Connection, float]] = deque()
+        self._bound: dict[Hashable, tuple[Connection, float]] = {}
         self._sweeper: asyncio.TimerHandle | None = None
-        self._connector = aiohttp.TCPConnector(
-            limit=0,  # the default of 100 would stop the 101st open stream
-            use_dns_cache=False,  # a restarted upstream may have another address
-            ssl=context,
-        )
-        self._connector._factory = cast("partial[ResponseHandler]", partial(Connection, self._loop, limits))
-        self._asked = aiohttp.ClientRequest("GET", URL(config.origin), loop=self._loop)
-        self._timeout = aiohttp.ClientTimeout(total=None, connect=None, sock_connect=config.connect_timeout_s)
+        self._emptied: asyncio.Future[None] | None = None
 
-    async def take(self) -> Connection:
-        """A connection for one request. Raises ``UpstreamFault`` where there is none to be had."""
-        return self.take_free() or await self._open()
+    async def take(self, owner: Hashable | None = None, *, fresh: bool = False) -> Connection:
+        """A connection for one request of ``owner``. Raises ``UpstreamFault`` where there is none to be had.
+
+        ``fresh``: one that has not served yet.
+        """
+        free = None if fresh else self._take_bound(owner) or self._take_shared()
+        return free or await self._open()
+
+    def take_free(self, owner: object = None) -> Connection | None:
+        """One that is free at this moment, for a request of ``owner``; ``None`` where one is bound to that."""
+        return self._take_shared() if owner not in self._bound else None
 
     def give_back(self, connection: Connection) -> None:
         """The request is over, one way or the other."""
-        if not connection.finish():
+        is_fit = connection.finish()
+        if not is_fit or connection.bound_to is NOBODY:
             connection.close()
             return
-        self._free.append((connection, self._loop.time()))
+        until = asyncio.get_running_loop().time() + self._patience_s(connection)
+        if connection.bound_to is None:
+            self._free.append((connection, until))
+        else:
+            self.release(connection.bound_to)
+            self._bound[connection.bound_to] = connection, until
         if self._sweeper is None:
-            self._sweeper = self._loop.call_later(KEEP_ALIVE_S, self._sweep)
+            self._sweeper = asyncio.get_running_loop().call_at(until, self._sweep)
+
+    def release(self, owner: Hashable) -> None:
+        """The client's connection is gone, or has another one of its own: nobody may use what is bound to it."""
+        if owner in self._bound:
+            self._bound.pop(owner)[0].close()
 
     async def close(self) -> None:
-        """Close all connections."""
+        """Close all connections, those in use as well."""
         if self._sweeper is not None:
             self._sweeper.cancel()
             self._sweeper = None
         self._free.clear()
-        await self._connector.close(abort_ssl=True)
+        self._bound.clear()
+        for connection in self._all:
+            connection.abort()
+        if self._all:
+            self._emptied = asyncio.get_running_loop().create_future()
+            await self._emptied
 
-    def take_free(self) -> Connection | None:
+    def _patience_s(self, connection: Connection) -> float:
+        told_s = connection.idle_time_s
+        if told_s is None:
+            return self._keep_alive_s
+        return min(self._keep_alive_s, told_s - min(MARGIN_S, told_s / 4))
+
+    def _take_bound(self, owner: Hashable | None) -> Connection | None:
+        found = self._bound.pop(owner, None) if owner is not None else None
+        return _if_fit(*found) if found is not None else None
+
+    def _take_shared(self) -> Connection | None:
         """The one that was used last: what is too many is left to grow old."""
-        oldest = self._loop.time() - KEEP_ALIVE_S
         while self._free:
-            connection, since = self._free.pop()
-            if since >= oldest and connection.is_connected():
+            connection = _if_fit(*self._free.pop())
+            if connection is not None:
                 return connection
-            connection.close()
         return None
 
     async def _open(self) -> Connection:
-        try:
-            lease = await self._connector.connect(self._asked, [], self._timeout)
-        except (TimeoutError, aiohttp.ClientError, OSError):
-            raise UpstreamFault(Fault.UNREACHABLE) from None
-        connection = cast("Connection", lease.protocol)
-        connection.lease = lease
-        if connection.transport is None or is_connected_to_itself(connection.transport):
-            connection.abort()
+        connection = await self._connector.open(lambda: Connection(self._limits, self._lost))
+        if not connection.is_connected():
             raise UpstreamFault(Fault.UNREACHABLE)
+        self._all.add(connection)
         return connection
+
+    def _lost(self, connection: Connection) -> None:
+        self._all.discard(connection)
+        if self._emptied is not None and not self._all and not self._emptied.done():
+            self._emptied.set_result(None)
 
     def _sweep(self) -> None:
         self._sweeper = None
-        oldest = self._loop.time() - KEEP_ALIVE_S
-        while self._free and self._free[0][1] <= oldest:
-            self._free.popleft()[0].close()
-        if self._free:
-            self._sweeper = self._loop.call_at(self._free[0][1] + KEEP_ALIVE_S, self._sweep)
+        now = asyncio.get_running_loop().time()
+        kept = [each for each in self._free if not _is_over(*each, now)]
+        if len(kept) < len(self._free):
+            self._free = deque(kept)
+        for owner in [owner for owner, each in self._bound.items() if _is_over(*each, now)]:
+            del self._bound[owner]
+        left = [until for _, until in (*kept, *self._bound.values())]
+        if left:
+            at = max(min(left), now + self._keep_alive_s / SWEEPS)
+            self._sweeper = asyncio.get_running_loop().call_at(at, self._sweep)
 
 
-def is_connected_to_itself(transport: asyncio.BaseTransport | asyncio.StreamWriter) -> bool:
-    """Whether there is nobody at the other end: connects to a closed port may get that very port as their own."""
-    return bool(transport.get_extra_info("sockname") == transport.get_extra_info("peername"))
+def _if_fit(connection: Connection, until: float) -> Connection | None:
+    """A look before it is used again: whatever is sent into a connection that is closed may, or may not, have run."""
+    if until > asyncio.get_running_loop().time() and connection.is_quiet():
+        return connection
+    connection.close()
+    return None
+
+
+def _is_over(connection: Connection, until: float, now: float) -> bool:
+    if until > now and connection.is_connected():
+        return False
+    connection.close()
+    return True

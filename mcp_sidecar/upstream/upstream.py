@@ -8,69 +8,87 @@ Nothing is sent twice, either; that is decided elsewhere.
 from __future__ import annotations
 
 import asyncio
-import ssl
-from collections.abc import Callable, Iterable
-from itertools import chain
-
-from aiohttp import StreamReader
-from aiohttp.http import RawResponseMessage
-from yarl import URL
+from collections.abc import Callable, Hashable, Iterable
+from typing import cast
 
 from mcp_sidecar.config import Limits, UpstreamConfig
 from mcp_sidecar.upstream.answer import Answer
-from mcp_sidecar.upstream.connection import Body, Connection, UpstreamFault
-from mcp_sidecar.upstream.pool import Pool, is_connected_to_itself
+from mcp_sidecar.upstream.connect import Connector
+from mcp_sidecar.upstream.connection import Connection, Received
+from mcp_sidecar.upstream.content import UpstreamFault
+from mcp_sidecar.upstream.host import PASSED, host_line
+from mcp_sidecar.upstream.pool import NOBODY, Pool
+from mcp_sidecar.upstream.upload import Body
 from mcp_sidecar.waiting.budget import Budget
-from mcp_sidecar.wire.faults import Fault
-from mcp_sidecar.wire.headers import Pair, encoded_head
+from mcp_sidecar.wire.headers import Pair, encoded_head, signs_in_connection
 
-_SWITCHING_PROTOCOLS = 101
 _WITHOUT_BODY = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
+_CREDENTIALS, _CHALLENGE = "authorization", "www-authenticate"
+
+OnConnect = Callable[[bool, str], None]
+"""Hears of each request whether a connection could be had, and if not, why."""
 
 
 class Upstream:
     """The one server behind the sidecar."""
 
-    def __init__(self, config: UpstreamConfig, limits: Limits, on_connect: Callable[[bool], None]) -> None:
-        """``on_connect`` hears of every request: whether a connection could be had.
+    def __init__(self, config: UpstreamConfig, limits: Limits, on_connect: OnConnect) -> None:
+        """``budget`` counts what is held of requests and answers.
 
-        ``budget`` counts what is held of requests and answers.
+        Raises OSError where the certificates of ``config.ca_file`` cannot be read.
         """
         self.budget = Budget(limits.max_buffered_bytes)
         self._config = config
         self._limits = limits
         self._on_connect = on_connect
         self._pool: Pool | None = None
-        self._ssl = _tls_context(config)
-        self._url = URL(config.origin)
-        self.host_line = f"Host: {self._url.host_port_subcomponent}"
+        self._connector = Connector(config)
+        self.host_line = host_line(config)
+        self.passes_host = config.host_header == PASSED
         self.idle_timeout_s = config.idle_timeout_s
 
     async def open(self) -> None:
         """Make the connection pool."""
-        self._pool = Pool(self._config, self._limits, self._ssl)
+        self._pool = Pool(self._connector, self._limits, self._config.keep_alive_s)
 
     async def close(self) -> None:
         """Close all connections."""
         if self._pool is not None:
             await self._pool.close()
 
+    def reload(self) -> None:
+        """Read the certificates anew, for connections from now on. Raises OSError, and goes on with what it had."""
+        if self._connector.trust is not None:
+            self._connector.trust.reload()
+
     async def send(
-        self, method: str, target: str, headers: Iterable[Pair], body: Body = None, *, may_idle: bool = False
+        self,
+        method: str,
+        target: str,
+        headers: Iterable[Pair],
+        body: Body = None,
+        *,
+        may_idle: bool = False,
+        owner: Hashable | None = None,
+        fresh: bool = False,
     ) -> Answer:
         """Send one request and wait for the head of its answer.
 
         ``target`` is path and query as the client sent them. ``may_idle``: a stream that may stay silent for ever,
-        even before its head.
+        even before its head. ``owner`` is the client's connection, which alone may ask again where a user was signed in
+        (see ``pool``). ``fresh``: on a new connection.
         Raises ``UpstreamFault``; its fault says whether the request can have arrived.
         """
         pool = self._pool
         assert pool is not None, "send() before open()"
+        headers = list(headers)
         lines, is_chunked = self._lines(method, target, headers, body)
         head = encoded_head(lines)
         try:
-            connection = await pool.take()
-            message, content = await connection.request(
+            connection = await pool.take(owner, fresh=fresh)
+            if any(len(name) == len(_CREDENTIALS) and _signs_in(name, value) for name, value in headers):
+                connection.bound_to = NOBODY if owner is None else owner
+            received = await connection.request(
                 head,
                 body,
                 is_head=method == "HEAD",
@@ -78,43 +96,47 @@ class Upstream:
                 patience_s=None if may_idle else self._config.idle_timeout_s,
             )
         except UpstreamFault as fault:
-            self._on_connect(fault.fault.may_have_arrived)
+            self._on_connect(fault.fault.may_have_arrived, fault.detail)
             raise
-        return self._answered(connection, message, content)
+        return self._answered(pool, connection, received, owner)
 
-    def express(self) -> Connection | None:
-        """A connection that is free at this moment."""
-        return self._pool.take_free() if self._pool is not None else None
+    def express(self, owner: object = None) -> Connection | None:
+        """A connection that is free at this moment, unless ``owner`` has one of its own."""
+        return self._pool.take_free(owner) if self._pool is not None else None
 
     def served(self, connection: Connection) -> None:
         """A request on a connection of ``express`` has its answer, all of it."""
         assert self._pool is not None
-        self._on_connect(True)
+        self._on_connect(True, "")
         self._pool.give_back(connection)
 
-    async def take_up(self, connection: Connection) -> Answer:
+    async def take_up(self, connection: Connection, owner: Hashable | None = None) -> Answer:
         """Wait for the answer to a request that is under way already. Raises as ``send`` does."""
-        try:
-            message, content = await connection.received()
-        except UpstreamFault as fault:
-            self._on_connect(fault.fault.may_have_arrived)
-            raise
-        return self._answered(connection, message, content)
-
-    def _answered(self, connection: Connection, message: RawResponseMessage, content: StreamReader) -> Answer:
         assert self._pool is not None
-        self._on_connect(True)
-        # aiohttp bounds each header for itself; and nobody asks for 101: Upgrade is not passed on
-        if message.code == _SWITCHING_PROTOCOLS or _head_bytes(message) > self._limits.max_header_bytes:
-            connection.abort()
-            raise UpstreamFault(Fault.GARBLED)
-        return Answer(
-            self._pool, connection, message, content, self._config.idle_timeout_s, self.budget.answers.claim()
-        )
+        try:
+            received = await connection.received()
+        except UpstreamFault as fault:
+            self._on_connect(fault.fault.may_have_arrived, fault.detail)
+            raise
+        return self._answered(self._pool, connection, received, owner)
 
-    def _lines(self, method: str, target: str, headers: Iterable[Pair], body: Body) -> tuple[list[str], bool]:
+    def release(self, owner: Hashable) -> None:
+        """A client's connection is gone: close what nobody else may use."""
+        if self._pool is not None:
+            self._pool.release(owner)
+
+    def _answered(self, pool: Pool, connection: Connection, received: Received, owner: Hashable | None) -> Answer:
+        self._on_connect(True, "")
+        head, content = received
+        if any(map(signs_in_connection, head.fields.values(_CHALLENGE))):
+            connection.bound_to = NOBODY if owner is None else owner
+        return Answer(pool, connection, head, content, self._config.idle_timeout_s, self.budget.answers.claim())
+
+    def _lines(self, method: str, target: str, headers: list[Pair], body: Body) -> tuple[list[str], bool]:
         """The lines of the head, and whether the body has to be sent in chunks."""
-        lines = [f"{method} {target} HTTP/1.1", self.host_line]
+        lines = [f"{method} {target} HTTP/1.1"]
+        if not self.passes_host or not any(name.lower() == "host" for name, _ in headers):
+            lines.append(self.host_line)
         lines += [f"{name}: {value}" for name, value in headers]
         if isinstance(body, bytes):
             lines.append(f"Content-Length: {len(body)}")
@@ -128,22 +150,25 @@ class Upstream:
 
     async def can_connect(self) -> bool:
         """Try one connect, for https with its handshake, and close it again."""
-        context = self._ssl if isinstance(self._ssl, ssl.SSLContext) else None
         try:
-            async with asyncio.timeout(self._config.connect_timeout_s):
-                _, writer = await asyncio.open_connection(self._url.host, self._url.port, ssl=context)
-        except (TimeoutError, OSError):
+            probe = await self._connector.open(_Probe)
+        except UpstreamFault as fault:
+            self._on_connect(False, fault.detail)
             return False
-        is_other = not is_connected_to_itself(writer)
-        writer.transport.abort()
-        return is_other
-
-
-def _head_bytes(message: RawResponseMessage) -> int:
-    return sum(map(len, chain.from_iterable(message.raw_headers))) + 4 * len(message.raw_headers)
-
-
-def _tls_context(config: UpstreamConfig) -> ssl.SSLContext | bool:
-    if not config.origin.startswith("https:"):
+        probe.close()
         return True
-    return ssl.create_default_context(cafile=config.ca_file)
+
+
+class _Probe(asyncio.Protocol):
+    """A connection on which nothing is asked."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+
+    def close(self) -> None:
+        """That was all."""
+        self._transport.abort()
+
+
+def _signs_in(name: str, value: str) -> bool:
+    return name.lower() == _CREDENTIALS and signs_in_connection(value)

@@ -326,7 +326,7 @@ def _row(facts: RequestFacts, head: AnswerHead, content: _Content, extra: tuple[
     if content.is_oauth:
         return None
     # A challenge stays a challenge, unless the table holds a recorded server that sends one by mistake.
-    challenged = head.status == 401 and head.www_authenticate
+    challenged = head.status in (401, 403) and head.www_authenticate
     rows = TABLE if challenged else (*extra, *TABLE)
     row = first_fit(rows, content.wording, facts.http_method, facts.rpc_method)
     return None if row is not None and row.name in ROUTE_ROWS and content.is_jsonrpc else row
@@ -346,7 +346,8 @@ def _verdict(facts: RequestFacts, head: AnswerHead, content: _Content, row: Sign
 
 
 def _auth_verdict(facts: RequestFacts, head: AnswerHead, content: _Content, row: Signature | None) -> Verdict:
-    if head.status == 401 and row is not None and facts.session_at_stake:
+    # Exact literals of the table for 401, an operator's row for 403; there is none for 407.
+    if row is not None and facts.session_at_stake:
         return Verdict.SESSION_LOST
     verbatim = content.wording.verbatim
     if head.status == 401 and facts.session is SessionKnowledge.NONE and any(map(_MISSING_ID_401.fullmatch, verbatim)):

@@ -473,8 +473,9 @@ TABLE: tuple[Signature, ...] = (*_PARTICULAR, *_GENERAL)
 # What a bare 404 is *not*: one whose text some other row knows.
 ROUTE_ROWS = frozenset({"quarkus-404", "bare-404"})
 
-# 403 and 407 are authorization in every revision; a proxy that turned them into 404 would break scope challenges.
-_OPERATOR_STATUSES = frozenset({200, *range(400, 600)}) - {403, 407}
+# 407 is between a proxy and its client. 401 and 403 are authorization's: only whole, exact wordings take them away from it.
+_OPERATOR_STATUSES = frozenset({200, *range(400, 600)}) - {407}
+_AUTHORIZATION = frozenset({401, 403})
 _NAME = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
 
 
@@ -483,10 +484,10 @@ def operator_signature(
 ) -> Signature:
     """Make a row of what an operator knows about the server that they front.
 
-    ``text`` is a regular expression, case-insensitive, tried at the start of the message and of the raw body. For 401 it
-    must cover the whole message: 401 belongs to authorization, and only exact wordings take it away from there. Such a
-    row is asked before the table, so that an operator can also vouch for a wording which the table merely knows. It
-    stays under the same gates as every row, and 401 with ``WWW-Authenticate`` and OAuth errors are never its business.
+    ``text`` is a regular expression, case-insensitive, tried at the start of the message and of the raw body. For 401 and
+    403 it must cover the whole message: they belong to authorization, and only exact wordings take them away from there.
+    Such a row is asked before the table, so that an operator can also vouch for a wording which the table merely knows. It
+    stays under the same gates as every row; a 401 or 403 with ``WWW-Authenticate`` and OAuth errors are never its business.
 
     Raises ValueError, with a sentence for the operator, on a name, status or expression that cannot be meant.
     """
@@ -495,9 +496,7 @@ def operator_signature(
     if any(name == row.name for row in TABLE):
         raise ValueError(f"signature {name!r}: that is the name of a row which mcp-sidecar has already")
     if status not in _OPERATOR_STATUSES:
-        raise ValueError(
-            f"signature {name!r}: status {status} never means a lost session; use 200 or 400-599, not 403 or 407"
-        )
+        raise ValueError(f"signature {name!r}: status {status} never means a lost session; use 200 or 400-599, not 407")
     pattern = _compiled(name, text)
     return Signature(
         name=name,
@@ -505,7 +504,7 @@ def operator_signature(
         statuses=frozenset({status}),
         pattern=pattern,
         part=Part.ANY,
-        whole=status == 401,
+        whole=status in _AUTHORIZATION,
         methods=frozenset(methods) or None,
         proves_not_run=not may_have_run,
         by_operator=True,

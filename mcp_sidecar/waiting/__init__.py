@@ -1,1 +1,1 @@
-"""Bounded waits for what is away or busy."""
+"""Bounded waits for what is away or busy; knows neither HTTP nor MCP."""

@@ -17,6 +17,11 @@ FAST_PERIOD_S = 5.0
 SLOWEST_PACE_S = 0.250
 SLOWING = 1.5
 
+NO_CONNECTION = "no connection"
+
+MAX_TOLD = 4
+"""So many reasons are said in one outage: a server may be down first, and then have the wrong certificate."""
+
 SCOUT_TURN_S = 1.0
 """A scout that has not come back by then is perhaps served, perhaps stuck: another one is sent after it."""
 
@@ -53,6 +58,7 @@ class Availability:
         self._clock = clock
         self._waiting = waiting
         self._lost_at: float | None = None
+        self._told: set[str] = set()  # why it cannot be reached, in this outage
         self._back: asyncio.Future[None] | None = None
         self._prober: asyncio.Task[None] | None = None
         self.has_worked = False  # what stands behind the connects has done its work once
@@ -66,14 +72,20 @@ class Availability:
         """True until a connect fails, false until one succeeds."""
         return self._lost_at is None
 
-    def note(self, connected: bool) -> None:
-        """A request got a connection, or could not get one."""
+    def note(self, connected: bool, why: str = "") -> None:
+        """A request got a connection, or could not get one, and ``why``: a certificate is not trusted, say."""
         if connected:
             if self._lost_at is not None:
                 self._note_back(self._lost_at)
-        elif self._lost_at is None:
+            return
+        if self._lost_at is None:
             self._lost_at = self._clock()
-            self._emit(UpstreamLost("no connection"))
+        elif not why:
+            return
+        why = why or NO_CONNECTION
+        if why not in self._told and len(self._told) < MAX_TOLD:
+            self._told.add(why)
+            self._emit(UpstreamLost(why))
 
     def back(self) -> asyncio.Future[None]:
         """A shared future that is done at the next successful connect; asking for it starts the prober."""
@@ -101,6 +113,7 @@ class Availability:
 
     def _note_back(self, lost_at: float) -> None:
         self._lost_at = None
+        self._told.clear()
         self._emit(UpstreamBack(self._clock() - lost_at, self._waiting()))
         self._release()
 

@@ -41,6 +41,8 @@ NOT_AS_IT_IS = NOT_FOR_UPSTREAM | {"x-forwarded-for"}
 MAX_SESSION_ID_BYTES = 4096
 
 
+_SIGNS_IN_CONNECTION = re.compile(r"(?:\A|,)[ \t]*(?:ntlm|negotiate)(?![^ \t,])", re.IGNORECASE)
+
 _SAYS_NO_NAME = frozenset({"keep-alive", "Keep-Alive"})
 
 
@@ -68,6 +70,14 @@ class Fields:
         self.pairs: list[Pair] = list(zip(shown, texts[1::2], strict=True))
         self.names = "\n".join(shown).lower().split("\n") if raw else []
         self.size = len(text) + 2 * len(raw) + 1
+
+    @classmethod
+    def of(cls, pairs: list[Pair], size: int) -> Fields:
+        """The same of headers that are text already."""
+        made = cls.__new__(cls)
+        made.pairs, made.size = pairs, size
+        made.names = "\n".join([pair[0] for pair in pairs]).lower().split("\n") if pairs else []
+        return made
 
     def for_upstream(self, *, without: frozenset[str], peer: str | None, scheme: str, host: str | None) -> list[Pair]:
         """The client's headers as the upstream gets them, with those of ``forwarding``."""
@@ -162,6 +172,14 @@ def _is_refused(entry: str) -> bool:
     """Whether an entry of ``Accept`` has the weight 0."""
     parameters = [parameter.strip().lower() for parameter in entry.split(";")[1:]]
     return any(re.fullmatch(r"q=0(\.0*)?", parameter) is not None for parameter in parameters)
+
+
+def signs_in_connection(value: str) -> bool:
+    """Whether ``Authorization`` or ``WWW-Authenticate`` names a scheme that holds for the whole connection.
+
+    NTLM and Negotiate do (RFC 4559 §6).
+    """
+    return _SIGNS_IN_CONNECTION.search(value) is not None
 
 
 @lru_cache(maxsize=256)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from mcp_sidecar.wire.headers import Pair
+from mcp_sidecar.wire.headers import Pair, signs_in_connection
 
 END_OF_HEAD = b"\r\n\r\n"
 LAST_CHUNK = b"0\r\n\r\n"
@@ -27,8 +27,9 @@ _BEGUN_SIZE = re.compile(rb"(?:[0-9a-fA-F]{1,7}+\r?+)?+")
 _ONE_EVENT = re.compile(rb"(?:event: message(\r?\n))?data: ([^\r\n]++)(\r?\n)\3")
 
 _STAYS_OPEN = frozenset({None, "keep-alive", "Keep-Alive"})
-_ODD_IN_ANSWER = frozenset({"upgrade", "content-encoding", "trailer", "sec-websocket-key1"})  # the last: to aiohttp
-_ODD_IN_REQUEST = _ODD_IN_ANSWER | {"transfer-encoding", "expect"}
+_ODD = frozenset({"upgrade", "content-encoding", "trailer", "sec-websocket-key1"})  # the last: to aiohttp
+_ODD_IN_ANSWER = _ODD | {"www-authenticate"}
+_ODD_IN_REQUEST = _ODD | {"transfer-encoding", "expect"}
 
 
 @dataclass(slots=True)
@@ -68,6 +69,8 @@ def read_request(data: bytes, targets: Mapping[bytes, str]) -> Request | None:
     if length is None or "host" not in values:
         return None
     if values.get("connection") not in _STAYS_OPEN or not _ODD_IN_REQUEST.isdisjoint(values):
+        return None
+    if signs_in_connection(values.get("authorization", "")):
         return None
     return Request(target, pairs, values, end + 4, end + 4 + length)
 

@@ -12,6 +12,7 @@ import pytest
 pytest.importorskip("mcp", reason="the extra `demo` is not installed")
 
 from mcp_sidecar.commands.processes import ChildFailed, announced_port, bound_address, child, heal_seconds
+from tests.support.waiting import HANG_S
 
 HEALED = '{"event": "heal_ended", "outcome": "healed", "seconds": 0.012, "session": "ab12"}'
 REFUSED = '{"event": "heal_ended", "outcome": "refused", "seconds": 0.012}'
@@ -62,7 +63,7 @@ async def test_a_stubborn_child_ends_too() -> None:
 
     async def run() -> None:
         async with child("stubborn", (sys.executable, "-c", stubborn)) as running:
-            await running.said(announced_port, 20.0)
+            await running.said(announced_port, HANG_S)
             pids.append(running.process.pid)
             ready.set()
             await asyncio.Event().wait()
@@ -70,7 +71,7 @@ async def test_a_stubborn_child_ends_too() -> None:
     running = asyncio.create_task(run())
     await ready.wait()
     running.cancel()
-    await asyncio.wait({running}, timeout=20)
+    await asyncio.wait({running}, timeout=HANG_S)
     with pytest.raises(ProcessLookupError):
         os.kill(pids[0], 0)
 
@@ -79,7 +80,7 @@ async def test_a_child_that_ends_early_is_told_with_its_output() -> None:
     """Nobody waits for a line that cannot come any more."""
     async with child("quitter", (sys.executable, "-c", "print('no luck')")) as quitter:
         with pytest.raises(ChildFailed, match="no luck"):
-            await quitter.said(announced_port, 20.0)
+            await quitter.said(announced_port, HANG_S)
 
 
 async def test_a_silent_child_is_not_waited_for_for_ever() -> None:

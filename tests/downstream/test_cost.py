@@ -17,6 +17,7 @@ from mcp_sidecar.healing.principal import Principal
 from mcp_sidecar.healing.session import ClientSessionId
 from mcp_sidecar.sessions.table import SessionTable
 from tests.support.in_memory import answered, posted, through
+from tests.support.sessions import keeper
 
 CALL = b'{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"echo","arguments":{"text":"%b"}}}'
 RESULT = b'{"jsonrpc":"2.0","id":7,"result":{"content":[{"type":"text","text":"%b"}],"isError":false}}'
@@ -97,7 +98,12 @@ async def test_bodies_are_not_copied_over_and_over(asked_bytes: int, answered_by
 def test_an_idle_session_is_small() -> None:
     """Sessions of the same client and server share what they said of themselves; the rest is below 2 KiB."""
     store = SessionTable(
-        SessionLimits(), lambda _: None, salt=b"s" * 16, clock=lambda: 0.0, new_tag=lambda: "0123456789ab"
+        SessionLimits(),
+        lambda _: None,
+        salt=b"s" * 16,
+        clock=lambda: 0.0,
+        new_tag=lambda: "0123456789ab",
+        keeper=keeper(SessionLimits(), lambda: 0.0),
     )
     params = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "c", "version": "1"}}
     result = {"protocolVersion": "2025-06-18", "capabilities": {}, "serverInfo": {"name": "s", "version": "1"}}

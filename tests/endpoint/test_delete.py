@@ -23,6 +23,7 @@ from tests.support.faults import (
     Router,
     Stall,
 )
+from tests.support.scene import connected
 from tests.support.sidecar import WatchedSidecar, running_sidecar
 from tests.support.waiting import eventually
 
@@ -186,8 +187,7 @@ async def test_a_404_that_no_server_signs_ends_the_id(router: Router) -> None:
 
 async def test_the_upstream_gets_its_own_id() -> None:
     """After a heal another one than the client's."""
-    async with FakeUpstream() as upstream, running_sidecar(upstream.url) as sidecar, McpClient(sidecar.url) as client:
-        await client.initialize()
+    async with connected() as (upstream, _, client):
         await upstream.restart()
         await client.tool("echo")
         [upstream_id] = upstream.sessions
@@ -231,8 +231,7 @@ async def test_an_expired_id_gets_404() -> None:
 
 async def test_an_ended_id_that_is_minted_again_lives_again() -> None:
     """Servers that count their sessions give the same id after a restart."""
-    async with FakeUpstream() as upstream, running_sidecar(upstream.url) as sidecar, McpClient(sidecar.url) as client:
-        await client.initialize()
+    async with connected() as (upstream, _, client):
         session_id = client.session_id or ""
         await client.delete()
         body = b'{"jsonrpc":"2.0","id":1,"result":{"protocolVersion":"2025-06-18","capabilities":{},"serverInfo":{}}}'
@@ -280,8 +279,7 @@ async def test_a_delete_ends_the_sessions_open_stream() -> None:
 
 async def test_a_delete_that_a_heal_overtakes_ends_the_new_session_too() -> None:
     """Nothing is left upstream that nobody will ever end."""
-    async with FakeUpstream() as upstream, running_sidecar(upstream.url) as sidecar, McpClient(sidecar.url) as client:
-        await client.initialize()
+    async with connected() as (upstream, _, client):
         await upstream.restart()
         upstream.inject(Stall(), http_method="DELETE")
         deleting = asyncio.create_task(client.delete())

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 
+import aiohttp
 import pytest
 
 from mcp_sidecar.facts import ActionObserved, HealEnded
 from tests.support.client import new_http, raw_exchange
 from tests.support.endpoint import Outgoing
 from tests.support.fake_upstream import FakeUpstream
-from tests.support.raw_upstream import OK, Conversation, RawUpstream, pass_through
+from tests.support.raw_upstream import OK, Conversation, Play, RawUpstream, pass_through
 from tests.support.sidecar import running_sidecar
 from tests.support.waiting import eventually
 
@@ -281,3 +282,81 @@ async def test_a_stream_of_the_older_transport_ends_cleanly_at_drain() -> None:
         await eventually(lambda: sidecar.services.streams.open.get_streams)
         await sidecar.drain()
         assert (await reading).data.endswith(b"0\r\n\r\n")
+
+
+# -- connections of the upstream --------------------------------------------------------------------------------------
+
+
+def leaves_behind_an_answer(*, tells: bool) -> Play:
+    """Answer the first request on each connection, and end it at the next one, perhaps within the head."""
+
+    async def play(conversation: Conversation) -> None:
+        await conversation.read_body()
+        if conversation.is_first:
+            await conversation.send(OK)
+        else:
+            await conversation.send(b"HTTP/1.1 2" if tells else b"")
+            conversation.close()
+
+    return play
+
+
+@pytest.mark.parametrize(
+    ("method", "body", "tells", "status", "sent"),
+    [
+        pytest.param("GET", b"", False, 200, 2, id="GET"),
+        pytest.param("HEAD", b"", False, 200, 2, id="HEAD"),
+        pytest.param("OPTIONS", b"", False, 200, 2, id="OPTIONS"),
+        pytest.param("GET", b"", True, 502, 1, id="a byte of the answer"),
+        pytest.param("GET", b"ab", False, 502, 1, id="GET with a body"),
+        pytest.param("POST", b"ab", False, 502, 1, id="POST"),
+        pytest.param("DELETE", b"", False, 502, 1, id="DELETE"),
+    ],
+)
+async def test_what_only_reads_is_sent_once_more_where_a_connection_was_stale(
+    method: str, body: bytes, tells: bool, status: int, sent: int
+) -> None:
+    """On a new connection, and only if not a byte had come back: it broke as an idle connection does (RFC 9110 §9.2.2)."""
+    length = b"Content-Length: %d\r\n" % len(body) if body else b""
+    request = b"%b /x HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n%b\r\n%b" % (method.encode(), length, body)
+    async with (
+        RawUpstream(leaves_behind_an_answer(tells=tells)) as upstream,
+        running_sidecar(upstream.url) as sidecar,
+    ):
+        assert (await raw_exchange(sidecar.port, get("/first"))).data.startswith(b"HTTP/1.1 200 ")
+        answer = await raw_exchange(sidecar.port, request)
+        assert answer.data.startswith(b"HTTP/1.1 %d " % status)
+        assert len(upstream.requests) == 1 + sent
+        assert upstream.connections == sent
+
+
+async def test_a_user_of_ntlm_is_nobody_elses() -> None:
+    """A server signs a connection in. The client goes on on it, and another one is asked who it is."""
+    users: dict[int, bytes] = {}
+
+    async def play(conversation: Conversation) -> None:
+        await conversation.read_body()
+        said = conversation.request.values("authorization")
+        if said:
+            users[conversation.number] = said[0].removeprefix(b"NTLM ")
+        user = users.get(conversation.number)
+        if user is None:
+            await conversation.send(b"HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: NTLM\r\nContent-Length: 0\r\n\r\n")
+        else:
+            await conversation.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(user), user))
+
+    async with RawUpstream(play) as upstream, running_sidecar(upstream.url) as sidecar:
+        url = f"http://{sidecar.address}/x"
+        async with new_http() as alice, new_http() as bob:
+
+            async def said_to(http: aiohttp.ClientSession, **headers: str) -> tuple[int, str]:
+                async with http.get(url, headers=headers) as answer:
+                    return answer.status, await answer.text()
+
+            assert await said_to(alice) == (401, "")
+            assert await said_to(alice, Authorization="NTLM alice") == (200, "alice")
+            assert await said_to(bob) == (401, "")
+            assert await said_to(alice) == (200, "alice")
+            assert await said_to(bob, Authorization="NTLM bob") == (200, "bob")
+            assert await said_to(alice) == (200, "alice")
+            assert await said_to(bob) == (200, "bob")

@@ -28,7 +28,9 @@ from tests.support.faults import (
     TruncateJson,
 )
 from tests.support.ledger import Arrival
+from tests.support.scene import connected
 from tests.support.sidecar import running_sidecar
+from tests.support.waiting import eventually
 
 BIG = "x" * 200_000
 
@@ -45,12 +47,7 @@ def sent(arrival: Arrival) -> dict[str, Any]:
 @pytest.mark.parametrize("request_id", [7, "seven"], ids=["number", "text"])
 async def test_a_retry_goes_under_new_ids(answers: Answers, request_id: int | str) -> None:
     """Inside one session no id is used twice: the retry has its own, and the client sees its old one."""
-    async with (
-        FakeUpstream(answers=answers) as upstream,
-        running_sidecar(upstream.url) as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected(answers=answers) as (upstream, _, client):
         await client.call("tools/list")
         upstream.inject(ResetAfterExecution(), times=2, tool="echo")
         answer = await client.call("tools/call", {"name": "echo", "arguments": {"text": "a"}}, id=request_id)
@@ -63,12 +60,7 @@ async def test_a_retry_goes_under_new_ids(answers: Answers, request_id: int | st
 
 async def test_a_harmless_request_is_not_sent_for_ever() -> None:
     """A request that breaks its server is given up after two retries."""
-    async with (
-        FakeUpstream() as upstream,
-        running_sidecar(upstream.url) as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected() as (upstream, _, client):
         upstream.inject(ResetBeforeExecution(), times=None)
         answer = await client.call("ping", id=1)
         assert answer.error["data"] == {"reason": "outcome_unknown"}
@@ -77,12 +69,7 @@ async def test_a_harmless_request_is_not_sent_for_ever() -> None:
 
 async def test_progress_of_a_retry_comes_under_the_old_token() -> None:
     """The retry has a new progress token, too; what it reports is mapped back, and so is its response."""
-    async with (
-        FakeUpstream() as upstream,
-        running_sidecar(upstream.url) as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected() as (upstream, _, client):
         listed = {"tools": [{"name": "progress", "annotations": {"readOnlyHint": True}}]}
         upstream.inject(
             Says(
@@ -104,12 +91,7 @@ async def test_progress_of_a_retry_comes_under_the_old_token() -> None:
 
 async def test_a_cancellation_reaches_the_retry() -> None:
     """``notifications/cancelled`` names the id under which the request is under way now."""
-    async with (
-        FakeUpstream() as upstream,
-        running_sidecar(upstream.url) as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected() as (upstream, sidecar, client):
         await client.call("tools/list")
         upstream.inject(ResetBeforeExecution(), tool="slow_read")
         call = asyncio.create_task(client.call("tools/call", {"name": "slow_read"}, id=9))
@@ -143,12 +125,11 @@ async def test_ids_of_strangers_are_not_mixed_up() -> None:
 async def test_an_answer_that_cannot_be_mapped_back_is_not_passed(headers: dict[str, str]) -> None:
     """The client would wait for ever for an answer that came under the id of the retry."""
     body = json.dumps({"jsonrpc": "2.0", "id": 1, "result": {"text": BIG}}).encode()
-    async with (
-        FakeUpstream() as upstream,
-        running_sidecar(upstream.url, limits__max_buffered_answer="64KiB", limits__max_request_body="64KiB") as sidecar,
-        McpClient(sidecar.url) as client,
+    async with connected(limits__max_buffered_answer="64KiB", limits__max_request_body="64KiB") as (
+        upstream,
+        _,
+        client,
     ):
-        await client.initialize()
         upstream.inject(ResetAfterExecution(), rpc_method="ping")
         upstream.inject(Says(200, (("Content-Type", "application/json"), *headers.items()), body), rpc_method="ping")
         answer = await client.call("ping", id=1)
@@ -164,12 +145,7 @@ async def test_an_answer_that_cannot_be_mapped_back_is_not_passed(headers: dict[
 )
 async def test_a_large_json_answer_that_breaks_is_cut(chunked: bool, told: bool) -> None:
     """Beyond ``max_buffered_answer`` it streams, and a broken one is never ended as if whole."""
-    async with (
-        FakeUpstream(answers=Answers.JSON) as upstream,
-        running_sidecar(upstream.url, limits__max_buffered_answer="64KiB") as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected(answers=Answers.JSON, limits__max_buffered_answer="64KiB") as (upstream, _, client):
         upstream.inject(TruncateJson(100_000, chunked=chunked), tool="big")
         answer = await client.tool("big", bytes=200_000)
         assert (answer.status, answer.broken is None) == (200, told)
@@ -180,12 +156,7 @@ async def test_a_large_json_answer_that_breaks_is_cut(chunked: bool, told: bool)
 @pytest.mark.parametrize("at", [100, 60_000], ids=["early", "late"])
 async def test_a_small_json_answer_that_breaks_is_told(at: int) -> None:
     """Up to ``max_buffered_answer`` a broken answer is a definite error, and nothing of it is shown."""
-    async with (
-        FakeUpstream(answers=Answers.JSON) as upstream,
-        running_sidecar(upstream.url, limits__max_buffered_answer="64KiB") as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected(answers=Answers.JSON, limits__max_buffered_answer="64KiB") as (upstream, _, client):
         upstream.inject(TruncateJson(at, chunked=True), tool="big")
         answer = await client.tool("big", bytes=60_000)
         assert answer.error["data"] == {"reason": "outcome_unknown"}
@@ -195,12 +166,7 @@ async def test_a_small_json_answer_that_breaks_is_told(at: int) -> None:
 @pytest.mark.parametrize("chunked", [False, True], ids=["announced", "chunked"])
 async def test_a_refusal_that_breaks_is_understood_or_passed(dialect: str, chunked: bool) -> None:
     """Half of what a server says about a lost session is not its word: it passes as an error, and nothing runs."""
-    async with (
-        FakeUpstream(dialect=dialect) as upstream,
-        running_sidecar(upstream.url) as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected(dialect=dialect) as (upstream, _, client):
         await upstream.restart()
         upstream.inject(TruncateJson(10, chunked=chunked), tool="charge")
         answer = await client.tool("charge")
@@ -212,12 +178,7 @@ async def test_a_refusal_that_breaks_is_understood_or_passed(dialect: str, chunk
 
 async def test_a_stream_that_stalls_is_told() -> None:
     """No byte for ``upstream.idle_timeout`` is a cut; what had come stays."""
-    async with (
-        FakeUpstream() as upstream,
-        running_sidecar(upstream.url, upstream__idle_timeout=0.1) as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected(upstream__idle_timeout=0.1) as (upstream, _, client):
         params = {"name": "progress", "arguments": {"steps": 1, "wait": True}, "_meta": {"progressToken": 1}}
         answer = await client.call("tools/call", params, id=3)
         assert [message.get("method") for message in answer.messages] == ["notifications/progress", None]
@@ -257,23 +218,13 @@ async def test_a_handshake_that_is_begun_anew_has_one_id() -> None:
 
 async def test_a_large_request_passes() -> None:
     """Up to ``limits.max_request_body`` a request is held whole."""
-    async with (
-        FakeUpstream() as upstream,
-        running_sidecar(upstream.url) as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected() as (_, _, client):
         assert (await client.tool("echo", text=BIG)).text == BIG
 
 
 async def test_a_large_request_of_a_lost_session_is_sent_again() -> None:
     """As any other: it runs once, in the new session."""
-    async with (
-        FakeUpstream() as upstream,
-        running_sidecar(upstream.url) as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected() as (upstream, sidecar, client):
         await upstream.restart()
         assert (await client.tool("charge", note=BIG)).text == "charged 1"
         assert [fact.outcome for fact in sidecar.of(HealEnded)] == [HealOutcome.HEALED]
@@ -282,17 +233,10 @@ async def test_a_large_request_of_a_lost_session_is_sent_again() -> None:
 
 async def test_a_large_request_is_held_while_the_upstream_is_away() -> None:
     """Nothing of it was sent: it is sent once the upstream is back."""
-    async with (
-        FakeUpstream() as upstream,
-        running_sidecar(upstream.url) as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected() as (upstream, sidecar, client):
         await upstream.stop()
         call = asyncio.create_task(client.tool("charge", note=BIG))
-        async with asyncio.timeout(5):
-            while not len(sidecar.services.holds):  # noqa: ASYNC110 - what waits here announces nothing
-                await asyncio.sleep(0.002)
+        await eventually(lambda: len(sidecar.services.holds) == 1)
         await upstream.start()
         assert (await call).text == "charged 1"
         assert len(upstream.ledger.executions("charge")) == 1
@@ -312,12 +256,7 @@ ID_LAST = {"method": "tools/call", "params": {"name": "charge", "arguments": {"n
 )
 async def test_a_large_request_that_breaks_is_told_under_its_id(fault: Fault) -> None:
     """Wherever in the message the id stands: some SDKs write it last."""
-    async with (
-        FakeUpstream() as upstream,
-        running_sidecar(upstream.url) as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected() as (upstream, _, client):
         upstream.inject(fault, tool="charge")
         answer = await client.post(ID_LAST)
         assert (answer.status, answer.response["id"]) == (200, 77)
@@ -331,12 +270,7 @@ DEEP = b'{"jsonrpc":"2.0","id":3,"method":"ping","params":{"a":%b}}' % (b"[" * 6
 
 async def test_a_request_too_deep_to_be_read_passes() -> None:
     """What it is, the server says."""
-    async with (
-        FakeUpstream() as upstream,
-        running_sidecar(upstream.url) as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected() as (upstream, _, client):
         answer = await client.post(DEEP)
         assert upstream.ledger.arrivals[-1].body == DEEP
         assert answer.status == upstream.ledger.arrivals[-1].answer_status
@@ -345,12 +279,7 @@ async def test_a_request_too_deep_to_be_read_passes() -> None:
 @pytest.mark.parametrize("is_healed", [False, True], ids=["lost", "healed before"])
 async def test_a_request_too_deep_to_be_read_is_never_healed(is_healed: bool) -> None:
     """It may be an answer to a question of the session that is gone: the client has to start over."""
-    async with (
-        FakeUpstream() as upstream,
-        running_sidecar(upstream.url) as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected() as (upstream, sidecar, client):
         await upstream.restart()
         if is_healed:
             await client.call("ping")
@@ -362,12 +291,7 @@ async def test_an_answer_too_deep_to_be_read_passes() -> None:
     """The client has it as it came, in JSON and on a stream."""
     body = DEEP.replace(b'"method":"ping","params"', b'"result"')
     stream = b"data: " + body + b"\n\n"
-    async with (
-        FakeUpstream() as upstream,
-        running_sidecar(upstream.url) as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected() as (upstream, sidecar, client):
         await upstream.restart()
         await client.call("ping")
         upstream.inject(Says(200, (("Content-Type", "application/json"),), body), rpc_method="ping")
@@ -388,12 +312,7 @@ async def raw_ping(port: int, client: McpClient) -> bytes:
 async def test_an_encoded_request_passes_unread() -> None:
     """Its bytes arrive as they are, with the header that says how to read them."""
     body = gzip.compress(b'{"jsonrpc":"2.0","id":1,"method":"ping"}')
-    async with (
-        FakeUpstream() as upstream,
-        running_sidecar(upstream.url) as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected() as (upstream, _, client):
         await client.post(body, headers={"Content-Encoding": "gzip"})
         arrival = upstream.ledger.arrivals[-1]
         assert (arrival.body, arrival.header("content-encoding")) == (body, "gzip")
@@ -402,12 +321,7 @@ async def test_an_encoded_request_passes_unread() -> None:
 async def test_an_encoded_request_is_never_sent_twice_in_doubt() -> None:
     """What cannot be read may be unsafe, and its id is not known: 502."""
     body = gzip.compress(b'{"jsonrpc":"2.0","id":1,"method":"ping"}')
-    async with (
-        FakeUpstream() as upstream,
-        running_sidecar(upstream.url) as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected() as (upstream, _, client):
         before = len(upstream.ledger.arrivals)
         upstream.inject(ResetBeforeExecution())
         answer = await client.post(body, headers={"Content-Encoding": "gzip"})
@@ -418,12 +332,7 @@ async def test_an_encoded_request_is_never_sent_twice_in_doubt() -> None:
 async def test_an_encoded_request_of_a_lost_session_is_replayed() -> None:
     """A proof that it did not run needs no look into it."""
     body = gzip.compress(b'{"jsonrpc":"2.0","id":1,"method":"ping"}')
-    async with (
-        FakeUpstream() as upstream,
-        running_sidecar(upstream.url) as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected() as (upstream, _, client):
         await upstream.restart()
         await client.post(body, headers={"Content-Encoding": "gzip"})
         assert [arrival.body == body for arrival in upstream.ledger.arrivals].count(True) == 2
@@ -435,12 +344,7 @@ async def test_an_encoded_request_of_a_lost_session_is_replayed() -> None:
 
 async def test_a_client_that_leaves_closes_its_upstream_request() -> None:
     """The upstream learns at once that nobody waits any more; no cancellation is made up."""
-    async with (
-        FakeUpstream() as upstream,
-        running_sidecar(upstream.url) as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected() as (upstream, _, client):
         call = asyncio.create_task(client.tool("slow"))
         await upstream.ledger.wait_for(lambda ledger: len(ledger.executions("slow")) == 1)
         call.cancel()
@@ -450,12 +354,7 @@ async def test_a_client_that_leaves_closes_its_upstream_request() -> None:
 
 async def test_a_client_that_leaves_its_stream_closes_the_upstreams() -> None:
     """The same in the middle of an event stream."""
-    async with (
-        FakeUpstream() as upstream,
-        running_sidecar(upstream.url) as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected() as (upstream, _, client):
         params = {"name": "progress", "arguments": {"steps": 1, "wait": True}, "_meta": {"progressToken": 1}}
         async with await client.open_call("tools/call", params) as stream:
             assert await stream.next_message() is not None
@@ -467,12 +366,7 @@ async def test_a_client_that_leaves_its_stream_closes_the_upstreams() -> None:
 
 async def test_an_unsafe_notification_that_broke_is_dropped_and_counted() -> None:
     """It may have arrived and must not arrive twice: 202, and the drop is told."""
-    async with (
-        FakeUpstream() as upstream,
-        running_sidecar(upstream.url) as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected() as (upstream, sidecar, client):
         upstream.inject(ResetBeforeExecution())
         answer = await client.notify("notifications/progress", {"progressToken": 1, "progress": 1})
         assert (answer.status, answer.body) == (202, b"")
@@ -493,12 +387,7 @@ class CutsAtOnce:
 
 async def test_a_stream_for_unknown_ids_is_cut_where_it_breaks() -> None:
     """Where nobody knows who waits there is no error to send, but neither is the broken stream ended as if whole."""
-    async with (
-        FakeUpstream() as upstream,
-        running_sidecar(upstream.url) as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected() as (upstream, _, client):
         coded = gzip.compress(json.dumps(client.request("tools/call", {"name": "charge"}, id=5)).encode())
         upstream.inject(CutsAtOnce(), http_method="POST")
         answer = await client.post(coded, headers={"Content-Encoding": "gzip"})
@@ -528,12 +417,7 @@ class HalfAnError:
 @pytest.mark.parametrize("status", [401, 403, 500])
 async def test_an_error_is_passed_with_what_came_of_its_body(status: int, stalls: bool) -> None:
     """Its status and headers are the upstream's word: a challenge is not hidden because its body broke."""
-    async with (
-        FakeUpstream() as upstream,
-        running_sidecar(upstream.url) as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected() as (upstream, _, client):
         upstream.inject(HalfAnError(status, stalls), tool="charge")
         answer = await client.tool("charge")
         assert (answer.status, answer.body, answer.broken) == (status, b'{"error":"in', None)
@@ -544,12 +428,7 @@ async def test_an_error_is_passed_with_what_came_of_its_body(status: int, stalls
 @pytest.mark.parametrize("method", ["POST", "DELETE", "GET"])
 async def test_a_page_that_gets_stuck_is_judged_by_what_came(method: str) -> None:
     """Nobody waits for the rest of an ingress page."""
-    async with (
-        FakeUpstream() as upstream,
-        running_sidecar(upstream.url, upstream__idle_timeout=60) as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected(upstream__idle_timeout=60) as (upstream, _, client):
         upstream.inject(HalfAnError(503, stalls=True), http_method=method)
         async with asyncio.timeout(10):
             if method == "POST":

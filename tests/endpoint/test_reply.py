@@ -17,19 +17,16 @@ from tests.support.fake_upstream import FakeUpstream
 from tests.support.faults import Answer as Says
 from tests.support.faults import Break, CutStream, EndStream, ResetAfterExecution, SlowHeaders
 from tests.support.listening import Says as SaysStream
-from tests.support.sidecar import WatchedSidecar, running_sidecar
+from tests.support.scene import connected
+from tests.support.sidecar import WatchedSidecar
 
 HOWS = pytest.mark.parametrize("how", Break, ids=lambda how: how.value)
 
 
 @asynccontextmanager
-async def connected(**behaviour: Any) -> AsyncIterator[tuple[FakeUpstream, WatchedSidecar, McpClient]]:
-    async with (
-        FakeUpstream(**behaviour) as upstream,
-        running_sidecar(upstream.url) as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+async def learned(**behaviour: Any) -> AsyncIterator[tuple[FakeUpstream, WatchedSidecar, McpClient]]:
+    """A client that has seen which tools are harmless."""
+    async with connected(**behaviour) as (upstream, sidecar, client):
         await client.call("tools/list")
         yield upstream, sidecar, client
 
@@ -54,7 +51,7 @@ def says_json(message: dict[str, Any]) -> Says:
 
 async def test_events_pass_at_once() -> None:
     """An event can be read while the server still works on the next one."""
-    async with connected() as (upstream, _, client), await client.open_call("tools/call", progress(1, wait=True)) as s:
+    async with learned() as (upstream, _, client), await client.open_call("tools/call", progress(1, wait=True)) as s:
         first = await s.next_message()
         assert first is not None
         assert first["method"] == "notifications/progress"
@@ -69,7 +66,7 @@ async def test_events_pass_at_once() -> None:
 async def test_a_stream_passes_byte_for_byte(newline: str) -> None:
     """Nothing of a stream is changed: ids, retry fields, priming events, line ends."""
     async with (
-        connected(event_ids=True, retry_ms=50, newline=newline) as (upstream, _, client),
+        learned(event_ids=True, retry_ms=50, newline=newline) as (upstream, _, client),
         McpClient(upstream.url) as direct,
     ):
         direct.session_id = client.session_id
@@ -84,7 +81,7 @@ async def test_a_stream_passes_byte_for_byte(newline: str) -> None:
 @HOWS
 async def test_what_came_before_a_break_is_passed_on(how: Break) -> None:
     """Events that arrived together with the break reach the client, then the error comes in their order."""
-    async with connected() as (upstream, sidecar, client):
+    async with learned() as (upstream, sidecar, client):
         upstream.inject(CutStream(2, event_ids=False, how=how), tool="progress")
         answer = await client.call("tools/call", progress(3), id=4)
         assert answer.broken is None
@@ -99,7 +96,7 @@ async def test_what_came_before_a_break_is_passed_on(how: Break) -> None:
 @HOWS
 async def test_the_response_itself_may_come_with_the_break(how: Break) -> None:
     """A stream that breaks behind its response was whole for the client."""
-    async with connected() as (upstream, sidecar, client):
+    async with learned() as (upstream, sidecar, client):
         upstream.inject(CutStream(1, event_ids=False, how=how), tool="charge")
         answer = await client.tool("charge")
         assert (answer.text, answer.broken) == ("charged 1", None)
@@ -111,7 +108,7 @@ async def test_the_response_itself_may_come_with_the_break(how: Break) -> None:
 @pytest.mark.parametrize("mid_event", [False, True], ids=["between", "inside"])
 async def test_a_broken_stream_is_continued(how: Break, mid_event: bool) -> None:
     """One GET with the last event id, on the same session with the same credentials; nothing is missing or doubled."""
-    async with connected(event_store=True) as (upstream, _, client):
+    async with learned(event_store=True) as (upstream, _, client):
         client.headers = {"Authorization": "Bearer one"}
         await client.initialize()
         upstream.inject(CutStream(2, event_ids=True, mid_event=mid_event, how=how), tool="progress")
@@ -127,7 +124,7 @@ async def test_a_broken_stream_is_continued(how: Break, mid_event: bool) -> None
 
 async def test_a_stream_may_break_more_than_once() -> None:
     """As long as something new came, it is continued again."""
-    async with connected(event_store=True) as (upstream, _, client):
+    async with learned(event_store=True) as (upstream, _, client):
         upstream.inject(CutStream(1, event_ids=True), times=3)
         answer = await client.call("tools/call", progress(4), id=4)
         assert answer.text == "4 steps"
@@ -136,7 +133,7 @@ async def test_a_stream_may_break_more_than_once() -> None:
 
 async def test_a_stream_that_brings_nothing_new_is_given_up() -> None:
     """A continued stream that breaks at once is not asked for again."""
-    async with connected(event_store=True) as (upstream, _, client):
+    async with learned(event_store=True) as (upstream, _, client):
         upstream.inject(CutStream(1, event_ids=True), tool="progress")
         upstream.inject(CutStream(0, event_ids=True), http_method="GET", times=None)
         answer = await client.call("tools/call", progress(4), id=4)
@@ -147,12 +144,11 @@ async def test_a_stream_that_brings_nothing_new_is_given_up() -> None:
 @pytest.mark.parametrize("talks", [False, True], ids=["silent", "notifies"])
 async def test_a_resumed_stream_that_brings_nothing_of_ours_is_given_up(talks: bool) -> None:
     """A server without an event store takes the GET for a listener: its notifications are no sign of the answer."""
-    async with (
-        FakeUpstream(event_ids=True, resume_status=None, second_get_status=None) as upstream,
-        running_sidecar(upstream.url, healing__hold_timeout=0.3) as sidecar,
-        McpClient(sidecar.url) as client,
+    async with connected(event_ids=True, resume_status=None, second_get_status=None, healing__hold_timeout=0.3) as (
+        upstream,
+        _,
+        client,
     ):
-        await client.initialize()
         upstream.inject(CutStream(1, event_ids=True), tool="progress")
         call = asyncio.create_task(client.call("tools/call", progress(2), id=4))
         await upstream.ledger.wait_for(lambda ledger: ledger.count("GET") == 1)
@@ -168,12 +164,7 @@ async def test_a_resumed_stream_that_brings_nothing_of_ours_is_given_up(talks: b
 
 async def test_a_resumed_stream_that_brought_something_may_take_its_time() -> None:
     """Progress shows that it is the right stream: it is waited for as long as any other."""
-    async with (
-        FakeUpstream(event_store=True) as upstream,
-        running_sidecar(upstream.url, healing__hold_timeout=0.2) as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected(event_store=True, healing__hold_timeout=0.2) as (upstream, _, client):
         upstream.inject(CutStream(1, event_ids=True), tool="progress")
         async with await client.open_call("tools/call", progress(2, wait=True), id=4) as stream:
             for step in (1, 2):
@@ -189,7 +180,7 @@ async def test_a_resumed_stream_that_brought_something_may_take_its_time() -> No
 
 async def test_a_harmless_request_is_begun_anew_where_it_cannot_be_continued() -> None:
     """Without an event store the GET is refused; a harmless request goes again, on the same stream of the client."""
-    async with connected() as (upstream, _, client):
+    async with learned() as (upstream, _, client):
         upstream.inject(CutStream(1, event_ids=True), tool="echo")
         answer = await client.call("tools/call", {"name": "echo", "arguments": {"text": "a"}}, id=4)
         assert (answer.text, answer.response["id"]) == ("a", 4)
@@ -199,7 +190,7 @@ async def test_a_harmless_request_is_begun_anew_where_it_cannot_be_continued() -
 
 async def test_an_answer_that_is_none_ends_the_stream_with_an_error() -> None:
     """On a stream that is open already the client must get a response, whatever the second attempt brought."""
-    async with connected() as (upstream, _, client):
+    async with learned() as (upstream, _, client):
         upstream.inject(CutStream(0, event_ids=False), tool="echo")
         upstream.inject(says_json({"status": "fine"}), tool="echo")
         answer = await client.tool("echo", text="a")
@@ -209,7 +200,7 @@ async def test_an_answer_that_is_none_ends_the_stream_with_an_error() -> None:
 
 async def test_polling_passes() -> None:
     """A clean end behind an event id is the server's wish: the stream ends, and the client comes back with a GET."""
-    async with connected(event_store=True) as (upstream, _, client):
+    async with learned(event_store=True) as (upstream, _, client):
         upstream.inject(EndStream(1, event_ids=True), tool="charge")
         answer = await client.tool("charge")
         [event] = answer.events
@@ -224,7 +215,7 @@ async def test_polling_passes() -> None:
 @pytest.mark.parametrize("healed_by", ["the poll", "another call"])
 async def test_polling_for_a_call_of_a_lost_session_is_told(healed_by: str) -> None:
     """The client polls for a call that died with its server: it gets that call's error, and the stream ends."""
-    async with connected(event_store=True) as (upstream, sidecar, client):
+    async with learned(event_store=True) as (upstream, sidecar, client):
         upstream.inject(EndStream(1, event_ids=True), tool="charge")
         answer = await client.call("tools/call", {"name": "charge", "arguments": {"amount": 5}}, id="mine")
         [event] = answer.events
@@ -243,7 +234,7 @@ async def test_polling_for_a_call_of_a_lost_session_is_told(healed_by: str) -> N
 
 async def test_polling_ends_with_the_answer() -> None:
     """The stream of a client that polled for one call ends with it: it is not the session's listening stream."""
-    async with connected(event_store=True) as (upstream, _, client):
+    async with learned(event_store=True) as (upstream, _, client):
         upstream.inject(EndStream(1, event_ids=True), tool="charge")
         [event] = (await client.tool("charge")).events
         async with await client.get_stream(last_event_id=event.event_id) as stream:
@@ -255,7 +246,7 @@ async def test_polling_ends_with_the_answer() -> None:
 
 async def test_a_second_attempt_is_polled_for_here() -> None:
     """A client would not know the answer to an id of ours: the sidecar fetches it, and maps it back."""
-    async with connected(event_store=True) as (upstream, _, client):
+    async with learned(event_store=True) as (upstream, _, client):
         upstream.inject(ResetAfterExecution(), tool="echo")
         upstream.inject(EndStream(1, event_ids=True), tool="echo")
         answer = await client.call("tools/call", {"name": "echo", "arguments": {"text": "a"}}, id="mine")
@@ -266,7 +257,7 @@ async def test_a_second_attempt_is_polled_for_here() -> None:
 @pytest.mark.parametrize("event_ids", [True, False], ids=["after-an-id", "without-id"])
 async def test_a_second_attempt_owes_nothing_to_the_first(event_ids: bool) -> None:
     """An event id of the first stream does not make a clean end of the second one polling."""
-    async with connected() as (upstream, _, client):
+    async with learned() as (upstream, _, client):
         upstream.inject(CutStream(1 if event_ids else 0, event_ids=event_ids), tool="echo")
         upstream.inject(EndStream(0, event_ids=False), tool="echo", times=None)
         answer = await client.tool("echo", text="a")
@@ -275,7 +266,7 @@ async def test_a_second_attempt_owes_nothing_to_the_first(event_ids: bool) -> No
 
 async def test_a_restart_under_a_stream_is_told() -> None:
     """The server dies in the middle of an unsafe call: its error comes on the open stream, the next call heals."""
-    async with connected() as (upstream, _, client):
+    async with learned() as (upstream, _, client):
         async with await client.open_call("tools/call", progress(1, wait=True), id=6) as stream:
             assert await stream.next_message() is not None
             await upstream.restart()
@@ -290,7 +281,7 @@ async def test_a_restart_under_a_stream_is_told() -> None:
 async def test_a_restart_under_a_harmless_call_is_not_noticed() -> None:
     """A call that only reads is begun anew on the healed session, and its answer comes on the open stream."""
     async with (
-        connected(event_ids=True) as (upstream, _, client),
+        learned(event_ids=True) as (upstream, _, client),
         await client.open_call("tools/call", {"name": "slow_read"}, id=6) as stream,
     ):
         await upstream.ledger.wait_for(lambda ledger: len(ledger.executions("slow_read")) == 1)
@@ -321,7 +312,7 @@ ASK = {"name": "ask", "arguments": {}}
 
 async def test_an_answer_reaches_the_server_that_asked() -> None:
     """Inside the first session nothing is changed: the id is the server's own."""
-    async with connected() as (upstream, _, client), await client.open_call("tools/call", ASK) as stream:
+    async with learned() as (upstream, _, client), await client.open_call("tools/call", ASK) as stream:
         question = await asked(stream)
         assert question["id"] == 0
         assert (await client.respond(question["id"], {"action": "accept"})).status == 202
@@ -331,7 +322,7 @@ async def test_an_answer_reaches_the_server_that_asked() -> None:
 
 async def test_an_old_answer_never_meets_a_new_question() -> None:
     """The new server counts from 0 again: its question has a marked id, and only an answer to that one reaches it."""
-    async with connected() as (upstream, sidecar, client):
+    async with learned() as (upstream, sidecar, client):
         async with await client.open_call("tools/call", ASK) as stream:
             old = await asked(stream)
             await upstream.restart()
@@ -353,12 +344,7 @@ SMALL_LIMITS = {"limits__max_buffered_answer": "64KiB"}
 
 async def test_a_large_answer_belongs_to_its_question() -> None:
     """An old answer meets no new question, however large it is."""
-    async with (
-        FakeUpstream() as upstream,
-        running_sidecar(upstream.url, **SMALL_LIMITS) as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected(**SMALL_LIMITS) as (upstream, sidecar, client):
         async with await client.open_call("tools/call", ASK) as stream:
             old = await asked(stream)
             await upstream.restart()
@@ -375,12 +361,7 @@ async def test_a_large_answer_belongs_to_its_question() -> None:
 
 async def test_a_large_answer_of_the_first_session_passes() -> None:
     """As it is."""
-    async with (
-        FakeUpstream() as upstream,
-        running_sidecar(upstream.url, **SMALL_LIMITS) as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected(**SMALL_LIMITS) as (upstream, _, client):
         async with await client.open_call("tools/call", ASK) as stream:
             question = await asked(stream)
             assert (await client.respond(question["id"], {"a": LARGE})).status == 202
@@ -390,12 +371,7 @@ async def test_a_large_answer_of_the_first_session_passes() -> None:
 @pytest.mark.parametrize("body", [b'{"id":1,"result":{"a":"%b"}', b'[{"a":"%b"},]'], ids=["cut", "no-json"])
 async def test_a_large_answer_that_is_no_json_is_refused(body: bytes) -> None:
     """As any other body."""
-    async with (
-        FakeUpstream() as upstream,
-        running_sidecar(upstream.url, **SMALL_LIMITS) as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected(**SMALL_LIMITS) as (upstream, _, client):
         await upstream.restart()
         await client.call("ping")
         assert (await client.post(body % LARGE.encode())).status == 400
@@ -403,12 +379,7 @@ async def test_a_large_answer_that_is_no_json_is_refused(body: bytes) -> None:
 
 async def test_a_large_question_is_marked() -> None:
     """In a later session a question bears its mark however large it is, and its answer reaches it."""
-    async with (
-        FakeUpstream() as upstream,
-        running_sidecar(upstream.url, **SMALL_LIMITS) as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected(**SMALL_LIMITS) as (upstream, _, client):
         await upstream.restart()
         await client.call("ping")
         async with await client.get_stream() as stream:
@@ -423,12 +394,7 @@ async def test_a_large_question_is_marked() -> None:
 
 async def test_a_large_answer_to_a_second_attempt_bears_the_clients_id() -> None:
     """However large it is, and although the stream has event ids."""
-    async with (
-        FakeUpstream(event_ids=True) as upstream,
-        running_sidecar(upstream.url, **SMALL_LIMITS) as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected(event_ids=True, **SMALL_LIMITS) as (upstream, _, client):
         await client.call("tools/list")
         upstream.inject(ResetAfterExecution(), tool="big")
         answer = await client.call("tools/call", {"name": "big", "arguments": {"bytes": 200_000}}, id=56)
@@ -438,12 +404,7 @@ async def test_a_large_answer_to_a_second_attempt_bears_the_clients_id() -> None
 
 async def test_an_answer_too_large_to_get_its_id_back_is_told() -> None:
     """Beyond the bound it goes by under an id that the client does not know: an error follows, event id or not."""
-    async with (
-        FakeUpstream(event_ids=True) as upstream,
-        running_sidecar(upstream.url, **SMALL_LIMITS, limits__max_request_body="64KiB") as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected(event_ids=True, **SMALL_LIMITS, limits__max_request_body="64KiB") as (upstream, _, client):
         await client.call("tools/list")
         upstream.inject(ResetAfterExecution(), tool="big")
         answer = await client.call("tools/call", {"name": "big", "arguments": {"bytes": 200_000}}, id=56)
@@ -453,7 +414,7 @@ async def test_an_answer_too_large_to_get_its_id_back_is_told() -> None:
 
 async def test_an_answer_that_meets_the_loss_goes_nowhere() -> None:
     """The first that the client sends after the restart is its old answer: 202, and nothing is healed for it."""
-    async with connected() as (upstream, sidecar, client):
+    async with learned() as (upstream, sidecar, client):
         async with await client.open_call("tools/call", ASK) as stream:
             old = await asked(stream)
             await upstream.restart()
@@ -467,7 +428,7 @@ async def test_an_answer_that_meets_the_loss_goes_nowhere() -> None:
 async def test_an_answer_that_cannot_be_read_goes_nowhere_later() -> None:
     """It may be for any question: in the first session it passes, in a newer one the client has to start over."""
     odd = b'{"jsonrpc":"2.0","id":%s,"result":{"n":' + b"1" * 5000 + b"}}"
-    async with connected() as (upstream, _, client):
+    async with learned() as (upstream, _, client):
         await client.post(odd % b"0")
         assert upstream.ledger.arrivals[-1].body == odd % b"0"
         await upstream.restart()
@@ -481,7 +442,7 @@ async def test_an_answer_that_cannot_be_read_goes_nowhere_later() -> None:
 
 async def test_a_question_can_be_taken_back() -> None:
     """A server's ``notifications/cancelled`` names its question as the client saw it."""
-    async with connected() as (upstream, _, client):
+    async with learned() as (upstream, _, client):
         await upstream.restart()
         await client.call("ping")
         async with await client.get_stream() as stream:
@@ -510,7 +471,7 @@ async def test_a_byte_order_mark_passes_at_the_beginning_only() -> None:
     """In the middle it would be part of a field's name, and the event behind it be lost to the client."""
     noted = {"jsonrpc": "2.0", "method": "notifications/noted"}
     done = {"jsonrpc": "2.0", "id": 7, "result": {"content": []}}
-    async with connected() as (upstream, _, client):
+    async with learned() as (upstream, _, client):
         upstream.inject(SaysStream((marked(noted),), is_cut=True), tool="charge")
         upstream.inject(SaysStream((marked(done),)), http_method="GET")
         answer = await client.call("tools/call", {"name": "charge"}, id=7)
@@ -521,12 +482,7 @@ async def test_a_byte_order_mark_passes_at_the_beginning_only() -> None:
 async def test_a_byte_order_mark_behind_something_of_ours(ahead: str) -> None:
     """What the sidecar has said ahead of the answer is the stream's beginning."""
     done = {"jsonrpc": "2.0", "id": 7, "result": {"content": []}}
-    async with (
-        FakeUpstream() as upstream,
-        running_sidecar(upstream.url, healing__early_stream_after=0.01 if ahead == "comments" else 0) as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected(healing__early_stream_after=0.01 if ahead == "comments" else 0) as (upstream, _, client):
         await client.call("resources/subscribe", {"uri": "fake://one"})
         upstream.forget()
         if ahead == "comments":

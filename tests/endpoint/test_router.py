@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from typing import Any, cast
 
@@ -273,7 +272,7 @@ async def test_a_bug_beyond_the_exchange_closes_the_connection(caplog: pytest.Lo
     """Where not even an answer of ours comes out, the client must not wait for one."""
 
     async def without_an_answer(request: web.BaseRequest) -> web.StreamResponse:
-        return cast("web.StreamResponse", Responder(request, time.monotonic))
+        return cast("web.StreamResponse", Responder(request, asyncio.get_running_loop().time))
 
     async with running_sidecar("http://127.0.0.1:9/mcp") as sidecar:
         sidecar._server.request_handler = without_an_answer

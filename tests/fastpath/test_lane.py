@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 
 from mcp_sidecar.facts import RequestServed, SidecarFault
-from mcp_sidecar.fastpath import lane as lane_module
-from mcp_sidecar.fastpath.lane import CLOSED_FOR, IN_VAIN, Express, Trip
+from mcp_sidecar.fastpath.lane import CLOSED_FOR, IN_VAIN, STREAM_PATIENCE_S, Express, Trip
 from tests.support import in_memory
 from tests.support.in_memory import INITIALIZE, INITIALIZED, SESSION, through
 from tests.support.raw_upstream import Conversation, Play, RawUpstream
@@ -226,7 +225,7 @@ def in_pieces(*pieces: bytes, pause_s: float = 0.01) -> Play:
 
 def at_once(*pieces: bytes) -> Play:
     """An answer in several packets, one right after the other."""
-    return in_pieces(*pieces, pause_s=0.001)
+    return in_pieces(*pieces, pause_s=STREAM_PATIENCE_S / 100)
 
 
 def broken_after(data: bytes, *, reset: bool) -> Play:
@@ -356,11 +355,8 @@ BREAKS = [
 
 @pytest.mark.parametrize("body", [pytest.param(CALL, id="unsafe"), pytest.param(SAFE, id="safe")])
 @pytest.mark.parametrize("given", PLAIN)
-async def test_a_plain_answer_passes_as_on_the_ordinary_way(
-    monkeypatch: pytest.MonkeyPatch, given: bytes | Play, body: bytes
-) -> None:
+async def test_a_plain_answer_passes_as_on_the_ordinary_way(given: bytes | Play, body: bytes) -> None:
     """Byte for byte the same, and both requests of the connection take the lane."""
-    monkeypatch.setattr(lane_module, "STREAM_PATIENCE_S", 5.0)
     assert (await same(given, (post(body),), (post(body),))).trips == 2
 
 
@@ -590,15 +586,14 @@ async def test_what_the_lane_passed_is_not_kept() -> None:
         assert (session.exchanges, session.posts, it.sidecar._ingress._under_way) == (0, 0, 0)
 
 
-async def test_a_server_whose_streams_last_is_not_tried_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_server_whose_streams_last_is_not_tried_every_time() -> None:
     """After some trips in vain the lane is closed for a while, and then tried again."""
-    monkeypatch.setattr(lane_module, "STREAM_PATIENCE_S", 0.0005)
 
     async def slow(talk: Conversation) -> None:
         await talk.read_body()
         for piece in events(EVENT % RESULT).partition(b"\r\n\r\n"):
             await talk.send(piece)
-            await asyncio.sleep(0.002)
+            await asyncio.sleep(2 * STREAM_PATIENCE_S)
 
     async with scene(WHOLE) as it, it.line() as line:
         it.upstream.answer_with(slow)
@@ -633,7 +628,7 @@ async def test_a_healed_session_takes_the_lane(given: bytes, is_passed: bool) ->
         assert it.express.trips == trips + 1
         assert (given.partition(b"\r\n\r\n")[2] in seen) is is_passed
         if not is_passed:
-            assert session.tag.encode() in seen
+            assert session.record.tag.encode() in seen
 
 
 async def test_a_client_that_does_not_read_costs_no_memory() -> None:

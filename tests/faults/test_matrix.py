@@ -23,6 +23,7 @@ from tests.support.client import McpClient, NoAnswer, new_http
 from tests.support.fake_upstream import FakeUpstream
 from tests.support.faults import Fault, Stage
 from tests.support.sidecar import WatchedSidecar, running_sidecar
+from tests.support.waiting import eventually
 
 BOUND_S = 5.0
 """No client waits longer than this for a definite answer."""
@@ -87,10 +88,7 @@ class Stood:
         return [problem for problems in await asyncio.gather(*tasks) for problem in problems]
 
     async def _until_all_wait(self, tasks: list[asyncio.Task[list[str]]]) -> None:
-        async with asyncio.timeout(BOUND_S):
-            # What waits in the sidecar announces nothing.
-            while len(self.sidecar.services.holds) + sum(task.done() for task in tasks) < len(tasks):  # noqa: ASYNC110
-                await asyncio.sleep(0.002)
+        await eventually(lambda: len(self.sidecar.services.holds) + sum(task.done() for task in tasks) >= len(tasks))
         if self.case.evidence is Evidence.ROUTE and self.knowledge is Knowledge.BOUND:
             # Every session has learned that not even an ``initialize`` finds the route.
             await self.upstream.ledger.wait_for(

@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 
 from mcp_sidecar.facts import OutcomeUnknown, ReplayCause, RequestReplayed
-from tests.support.client import Answer, McpClient
-from tests.support.fake_upstream import FakeUpstream
+from tests.support.client import Answer
 from tests.support.faults import IngressPage, ResetAfterExecution, ResetBeforeExecution
-from tests.support.sidecar import running_sidecar
+from tests.support.scene import connected
 
 UNKNOWN = {"reason": "outcome_unknown"}
 
@@ -34,12 +33,7 @@ async def test_hints_count_where_they_are_trusted_and_seen(
     trusted: bool, listed: bool, tool: str, goes_again: bool
 ) -> None:
     """A tool that may have run goes again only on a hint that this session saw and the operator trusts."""
-    async with (
-        FakeUpstream() as upstream,
-        running_sidecar(upstream.url, healing__trust_annotations=trusted) as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected(healing__trust_annotations=trusted) as (upstream, sidecar, client):
         if listed:
             await client.call("tools/list")
         upstream.inject(ResetAfterExecution())
@@ -53,12 +47,7 @@ async def test_hints_count_where_they_are_trusted_and_seen(
 
 async def test_hints_are_per_page() -> None:
     """A later page adds to what is known; a tool on a page that was never read is not known."""
-    async with (
-        FakeUpstream(page_size=1) as upstream,
-        running_sidecar(upstream.url) as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected(page_size=1) as (upstream, _, client):
         first = await client.call("tools/list")
         await client.call("tools/list", {"cursor": first.result["nextCursor"]})
         upstream.inject(ResetBeforeExecution(), tool="slow_read")
@@ -79,12 +68,7 @@ async def test_hints_are_per_page() -> None:
 )
 async def test_a_503_is_proof_where_the_operator_says_so(status: int, trusted: bool, goes_again: bool) -> None:
     """An unsafe call goes again after a 503 that no MCP server wrote only under ``trust_503``."""
-    async with (
-        FakeUpstream() as upstream,
-        running_sidecar(upstream.url, healing__trust_503=trusted) as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected(healing__trust_503=trusted) as (upstream, sidecar, client):
         upstream.inject(IngressPage(status))
         answer = await client.tool("charge")
         assert _is_unknown(answer) is not goes_again

@@ -53,7 +53,7 @@ def _fault(rng: random.Random) -> Fault:
 
 @dataclass(slots=True)
 class Weather:
-    """What goes wrong with the upstream, one thing after the other, until cancelled."""
+    """What goes wrong with the upstream, one thing after the other, until the storm is over."""
 
     upstream: FakeUpstream
     rng: random.Random
@@ -71,7 +71,7 @@ class Weather:
             (3, self._ingress_pages),
             (55, self._spoiled_answer),
         )
-        while True:
+        while not self.report.is_over:
             await asyncio.sleep(self.rng.random() * 0.25)
             kind = pick(self.rng, kinds)
             self.report.tally[kind.__name__] += 1

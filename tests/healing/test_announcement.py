@@ -7,16 +7,15 @@ from typing import Any, Final
 import pytest
 
 from mcp_sidecar.healing.announcement import Announcement, calls_in, with_block
-from mcp_sidecar.healing.handshake import Handshake
 from mcp_sidecar.healing.hints import RESTARTED, restarted
 from mcp_sidecar.healing.marked_ids import Mark, Renumbering
 from mcp_sidecar.healing.policy import Announce
-from mcp_sidecar.healing.principal import ANONYMOUS
-from mcp_sidecar.healing.session import ClientSessionId, Event, Session, UpstreamSessionId
+from mcp_sidecar.healing.session import Event, Session, UpstreamSessionId
 from mcp_sidecar.healing.stream_watch import StreamWatch
 from mcp_sidecar.wire.jsonrpc import dump, parse
 from mcp_sidecar.wire.sse import Block, parse_event
 from tests.healing import samples
+from tests.support.sessions import a_session
 
 BLOCK: Final = {"type": "text", "text": RESTARTED}
 TEXT: Final = {"type": "text", "text": "done"}
@@ -27,8 +26,7 @@ def answer(id: Any = 1, **result: Any) -> dict[str, Any]:
 
 
 def healed_session() -> Session:
-    handshake = Handshake.of({}, {"protocolVersion": "2025-06-18", "capabilities": {}, "serverInfo": {}})
-    session = Session(ClientSessionId("s"), ANONYMOUS, handshake, "label", "tag", 0.0, 0.0)
+    session = a_session("s")
     heal(session)
     return session
 
@@ -110,7 +108,7 @@ class TestOncePerHeal:
     def test_not_before_a_heal(self) -> None:
         """A session that was never healed has nothing to tell."""
         session = healed_session()
-        session.told_restart = True
+        session.note_told_restart()
         assert Announcement(session, frozenset({1})).added_to(answer(), 2) is None
 
     def test_not_in_an_older_server_s_result(self) -> None:
@@ -121,14 +119,14 @@ class TestOncePerHeal:
         """A call that was sent again under an id of ours is known by the client's."""
         session = healed_session()
         watch = StreamWatch(
-            Mark("tag", 2), Renumbering({"ours": 1}), {1}, announcement=Announcement(session, frozenset({1}))
+            Mark("tag", 2, "2"), Renumbering({"ours": 1}), {1}, announcement=Announcement(session, frozenset({1}))
         )
         assert watch.answer_whole(parse(dump(answer("ours")))) == answer(1, content=[TEXT, BLOCK])
 
     def test_in_an_event(self) -> None:
         """Only the data of the event changes, and a mapping that is due anyway stays."""
         session = healed_session()
-        watch = StreamWatch(Mark("tag", 2), unanswered={1}, announcement=Announcement(session, frozenset({1})))
+        watch = StreamWatch(Mark("tag", 2, "2"), unanswered={1}, announcement=Announcement(session, frozenset({1})))
         raw = b"id: 7\nevent: message\ndata: " + dump(answer()) + b"\n\n"
         data, _ = watch.relay(Block(raw))
         event = parse_event(data)

@@ -25,7 +25,7 @@ from mcp_sidecar.healing.attachment import (
     Wait,
 )
 from mcp_sidecar.healing.exchange import Give, Heal, Pass, Unhealed
-from mcp_sidecar.healing.marked_ids import FIRST, Mark
+from mcp_sidecar.healing.marked_ids import FIRST, UNMARKED
 from mcp_sidecar.healing.policy import Mode
 from mcp_sidecar.healing.position import Position
 from mcp_sidecar.healing.replies import Reason
@@ -48,10 +48,13 @@ REFUSED_US: Final = Judgement(Verdict.AUTH_FAILURE)
 # -- who listens -----------------------------------------------------------------------------------------------------
 
 
-def listening(mode: Mode = Mode.HEAL, *, resumes: str | None = None, polls: bool = False, **facts: Any) -> Attachment:
+def listening(
+    mode: Mode = Mode.HEAL, *, resumes: str | None = None, polls: bool = False, refuses_get: bool = False, **facts: Any
+) -> Attachment:
     session = session_in()
     if polls:
         session.note_polled("e1", (7,))
+    session.note_get(is_refused=refuses_get)
     for name, value in facts.items():
         setattr(session, name, value)
     return Attachment(mode, session, Position(session, "e1" if polls else resumes))
@@ -106,7 +109,7 @@ def unhealed(why: Unhealed) -> Report:
 
 def over(*, lived_s: float = 60.0, broke: bool = False, in_event: bool = False, retry_ms: int | None = None) -> Report:
     def report(trip: Attachment) -> Step:
-        watch = StreamWatch(Mark("", FIRST), in_fragment=in_event, retry_ms=retry_ms)
+        watch = StreamWatch(UNMARKED, in_fragment=in_event, retry_ms=retry_ms)
         return trip.over(watch, Ended(FIRST, lived_s, broke))
 
     return report

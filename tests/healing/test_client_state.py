@@ -1,36 +1,31 @@
-"""What a session must be told again, what died with its old upstream session, and the bounds of both."""
+"""What a session must be told again, and its bounds."""
 
 from __future__ import annotations
 
+import functools
 import json
 from typing import Any
 
 import pytest
 
-from mcp_sidecar.facts import HintKind, RestoreStep
+from mcp_sidecar.facts import RestoreStep
 from mcp_sidecar.healing.client_state import (
-    MAX_QUESTIONS,
+    MAX_LEVEL_CHARS,
     MAX_SUBSCRIBED_CHARS,
     MAX_SUBSCRIPTIONS,
-    MAX_WORD_CHARS,
     ClientState,
     RestoreRequest,
 )
-from mcp_sidecar.healing.marked_ids import Mark
 from mcp_sidecar.verdicts.classify import Answer, AnswerHead
 from mcp_sidecar.verdicts.probes import StepVerdict, judge_step
 from mcp_sidecar.wire.jsonrpc import Message
-from tests.healing.samples import batch, notification, request, response
+from tests.healing.samples import request
 
 ALL = {"logging": {}, "resources": {"subscribe": True}}
-FIRST, SECOND = Mark("tag", 1), Mark("tag", 2)
 
 
 def remembered(*requests: Message) -> ClientState:
-    memory = ClientState()
-    for one in requests:
-        memory.learn(one)
-    return memory
+    return functools.reduce(ClientState.learnt, requests, ClientState())
 
 
 def level(value: object) -> Message:
@@ -62,7 +57,7 @@ class TestRestoring:
             pytest.param([unsubscribe("a"), subscribe("a")], [(SAID[1], "a")], id="given up before"),
             pytest.param([subscribe("a"), level("info")], [(SAID[0], "info"), (SAID[1], "a")], id="the level first"),
             pytest.param([level(7), subscribe(None), request("ping")], [], id="not what it should be"),
-            pytest.param([level("x" * (MAX_WORD_CHARS + 1))], [], id="no level"),
+            pytest.param([level("x" * (MAX_LEVEL_CHARS + 1))], [], id="no level"),
             pytest.param([subscribe("x" * (MAX_SUBSCRIBED_CHARS + 1))], [], id="too long"),
         ],
     )
@@ -104,70 +99,10 @@ class TestRestoring:
         memory = remembered(*map(subscribe, long))
         assert list(memory.subscriptions) == long[:4]
         for uri in (long[0], long[0], long[1]):
-            memory.learn(unsubscribe(uri))
+            memory = memory.learnt(unsubscribe(uri))
         for uri in long:
-            memory.learn(subscribe(uri))
+            memory = memory.learnt(subscribe(uri))
         assert list(memory.subscriptions) == [*long[2:4], *long[:2]]
-
-
-class TestQuestions:
-    """What the server asked."""
-
-    @pytest.mark.parametrize(
-        ("heard", "answered", "dead"),
-        [
-            pytest.param([request("ping", id=0)], [], [0], id="open"),
-            pytest.param([request("ping", id=0)], [response(0)], [], id="answered"),
-            pytest.param([request("ping", id=0)], [response(0, error={"code": 1, "message": ""})], [], id="refused"),
-            pytest.param([request("ping", id=0)], [response("0")], [0], id="another id"),
-            pytest.param([request("ping", id=0)], [batch(response(9), response(0))], [], id="answered in a batch"),
-            pytest.param([batch(request("ping", id=0), request("ping", id="a"))], [], [0, "a"], id="asked in a batch"),
-            pytest.param(
-                [request("ping", id=0), notification("notifications/cancelled", requestId=0)], [], [], id="given up"
-            ),
-            pytest.param([response(0), notification("notifications/message")], [], [], id="no question"),
-            pytest.param([request("ping", id="x" * (MAX_WORD_CHARS + 1))], [], [], id="an id without end"),
-        ],
-    )
-    def test_which_are_open(self, heard: list[Message], answered: list[Message], dead: list[object]) -> None:
-        """RequestLine, and neither answered nor given up."""
-        memory = ClientState()
-        for message in heard:
-            memory.heard(message, FIRST)
-        for message in answered:
-            memory.answered(message)
-        assert memory.take_dead_questions(1) == []
-        assert memory.take_dead_questions(2) == dead
-        assert memory.take_dead_questions(2) == []
-
-    def test_they_are_known_as_the_client_sees_them(self) -> None:
-        """From the second generation on under a marked id; those of the present generation live."""
-        memory = ClientState()
-        memory.heard(request("ping", id=0), FIRST)
-        memory.heard(request("ping", id=0), SECOND)
-        memory.heard(request("ping", id=1), SECOND)
-        memory.heard(notification("notifications/cancelled", requestId=1), SECOND)
-        assert memory.take_dead_questions(2) == [0]
-        assert memory.take_dead_questions(3) == ["tag.2.0"]
-
-    def test_a_million_questions(self) -> None:
-        """The latest are kept."""
-        memory = ClientState()
-        one = request("ping", id=0)
-        for n in range(1_000_000):
-            memory.heard(Message(one.kind, "ping", n, one.value), FIRST)
-        assert list(memory.questions) == list(range(1_000_000 - MAX_QUESTIONS, 1_000_000))
-
-    def test_hints(self) -> None:
-        """The dead questions, then every resource that is subscribed to."""
-        memory = remembered(subscribe("a"), subscribe("b"), level("info"))
-        memory.heard(request("ping", id=0), FIRST)
-        assert [hint.kind for hint in memory.take_hints(2)] == [
-            HintKind.CANCELLED,
-            HintKind.UPDATED,
-            HintKind.UPDATED,
-        ]
-        assert [hint.kind for hint in memory.take_hints(2)] == [HintKind.UPDATED, HintKind.UPDATED]
 
 
 NOT_FOUND = '{"jsonrpc":"2.0","id":"server-error","error":{"code":-32600,"message":"Session not found"}}'

@@ -9,13 +9,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcp_sidecar.healing.marked_ids import Mark, Renumbering, event_to_client, to_client
+from mcp_sidecar.healing.marked_ids import FIRST as FIRST_GENERATION
+from mcp_sidecar.healing.marked_ids import Mark, Marks, Renumbering, event_to_client, to_client
 from mcp_sidecar.wire.jsonrpc import UNREAD, JsonRpcId, Message, parse
 from mcp_sidecar.wire.sse import parse_event
 from tests.healing import samples
 
 TAG: Final = "t4g"
-FIRST, SECOND, THIRD = (Mark(TAG, generation) for generation in (1, 2, 3))
+
+
+def mark_of(generation: int) -> Mark:
+    """Its word is its number, to be read easily."""
+    return Mark(TAG, generation, str(generation))
+
+
+FIRST, SECOND, THIRD = (mark_of(generation) for generation in (1, 2, 3))
 NONE: Final = Renumbering()
 RENUMBERED: Final = Renumbering(ids={"new": 7}, tokens={"new-token": "old"})
 
@@ -42,7 +50,7 @@ class TestMark:
     @given(samples.ids, st.integers(1, 4), st.integers(1, 4))
     def test_an_id_belongs_to_its_generation_only(self, own: JsonRpcId, one: int, other: int) -> None:
         """Whatever an upstream calls its question, an answer to it reaches no other upstream session."""
-        belongs, back = Mark(TAG, other).off_id(Mark(TAG, one).on_id(own))
+        belongs, back = mark_of(other).off_id(mark_of(one).on_id(own))
         if one == other:
             assert (belongs, back, type(back)) == (True, own, type(own))
         elif one > 1:
@@ -51,7 +59,7 @@ class TestMark:
     @given(st.text(max_size=8), st.integers(1, 4), st.integers(1, 4))
     def test_an_event_id_belongs_to_its_generation_only(self, own: str, one: int, other: int) -> None:
         """A resumption reaches the upstream session that minted the event's id, and no other (transports, "Resumability and Redelivery")."""
-        back = Mark(TAG, other).off_text(Mark(TAG, one).on_text(own))
+        back = mark_of(other).off_text(mark_of(one).on_text(own))
         if one == other:
             assert back == own
         elif other > 1 or one > 1:
@@ -98,8 +106,34 @@ class TestMark:
     def test_any_text_can_be_asked(self, seen: str, generation: int) -> None:
         """No text makes it fail, with our tag in front or without."""
         for text in (seen, f"{TAG}.{seen}", f"{TAG}.{generation}.{seen}"):
-            belongs, own = Mark(TAG, generation).off_id(text)
+            belongs, own = mark_of(generation).off_id(text)
             assert belongs or generation == 1 or own is None
+
+
+class TestMarks:
+    """The marks of one live session."""
+
+    @given(st.integers(2, 1000), st.integers(2, 1000), st.text(min_size=1, max_size=8), st.text(min_size=1, max_size=8))
+    def test_no_two_are_the_same(self, one: int, other: int, seed: str, other_seed: str) -> None:
+        """Each upstream session has a word of its own, whichever process made it; the same is always the same."""
+        first, second = Marks(TAG, seed).of(one), Marks(TAG, other_seed).of(other)
+        assert (first.word == second.word) == ((one, seed) == (other, other_seed))
+        assert Marks(TAG, seed).of(one) == first
+
+    def test_only_the_first_is_unmarked(self) -> None:
+        """What the upstream session of the client's own ``initialize`` says passes untouched."""
+        marks = Marks(TAG, "seed")
+        assert marks.of(FIRST_GENERATION).on_id(1) == 1
+        assert marks.of(FIRST_GENERATION + 1).on_id(1) != 1
+
+    def test_a_stored_word_is_readable_again(self) -> None:
+        """Ids that a former process marked are taken back by the upstream session that still stands; later ones differ."""
+        before = Marks(TAG, "former").of(7)
+        marks = Marks(TAG, "seed", before.word)
+        assert marks.of(2).off_id(before.on_id("a")) == (True, "a")
+        assert marks.of(2).off_text(before.on_text("event")) == "event"
+        assert marks.of(3).off_text(before.on_text("event")) is None
+        assert marks.of(3).is_on_another(before.on_id("a"))
 
 
 PROGRESS: Final = samples.notification("notifications/progress", progressToken="new-token", progress=1)

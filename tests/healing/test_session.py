@@ -11,14 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcp_sidecar.healing.handshake import Handshake
-from mcp_sidecar.healing.principal import ANONYMOUS
+from mcp_sidecar.facts import HintKind
+from mcp_sidecar.healing.polled_streams import MAX_POLLED_ID_CHARS, MAX_POLLED_IDS, MAX_POLLED_STREAMS
+from mcp_sidecar.healing.record import Instance
 from mcp_sidecar.healing.session import (
-    MAX_POLLED_ID_CHARS,
-    MAX_POLLED_IDS,
-    MAX_POLLED_STREAMS,
     TRANSITIONS,
-    ClientSessionId,
     Event,
     InvalidTransition,
     Session,
@@ -26,10 +23,11 @@ from mcp_sidecar.healing.session import (
     UpstreamSessionId,
     diagram,
 )
-from mcp_sidecar.wire.jsonrpc import JsonRpcId
+from mcp_sidecar.wire.jsonrpc import JsonRpcId, Message
+from tests.healing import samples
+from tests.support.sessions import HERE, a_session
 
 ARCHITECTURE: Final = Path(__file__).resolve().parents[2] / "docs" / "architecture.md"
-HANDSHAKE: Final = Handshake(params=b"{}", protocol_version="2025-06-18", result=b"{}")
 PATHS: Final = {
     State.ESTABLISHED: [],
     State.HEALING: [Event.LOSS_SEEN],
@@ -39,15 +37,7 @@ PATHS: Final = {
 
 
 def session_in(state: State = State.ESTABLISHED) -> Session:
-    session = Session(
-        client_id=ClientSessionId("first"),
-        principal=ANONYMOUS,
-        handshake=HANDSHAKE,
-        label="ab12",
-        tag="t",
-        created_at=0.0,
-        last_used_at=0.0,
-    )
+    session = a_session("first")
     for event in PATHS[state]:
         session.fire(event)
     return session
@@ -119,8 +109,8 @@ class TestGenerations:
     def test_repoint(self, upstream_id: str | None, tools_still_hold: bool, safe_tools: set[str]) -> None:
         """A heal changes the upstream's id and raises the generation, and nothing that the client sees."""
         session = session_in(State.HEALING)
-        session.safe_tools = frozenset({"read"})
-        session.displaced = True
+        session.learnt_tools({"tools": [{"name": "read", "annotations": {"readOnlyHint": True}}]}, is_first_page=True)
+        session.displace()
         new = UpstreamSessionId(upstream_id) if upstream_id is not None else None
         session.repoint(new, tools_still_hold=tools_still_hold)
         assert (session.client_id, session.upstream_id, session.generation) == ("first", upstream_id, 2)
@@ -149,6 +139,17 @@ class TestGenerations:
         session.note_polled("event", waiting)
         assert session.polled_from("event") == ()
 
+    def test_hints_after_a_heal(self) -> None:
+        """The dead questions, then every resource that is subscribed to; what is said again by the next heal, once more."""
+        session = session_in(State.HEALING)
+        for uri in ("a", "b"):
+            session.learnt(samples.request("resources/subscribe", uri=uri))
+        session.heard(samples.request("ping", id=0), session.mark_of(session.generation))
+        session.repoint(UpstreamSessionId("second"), tools_still_hold=True)
+        kinds = [HintKind.CANCELLED, HintKind.UPDATED, HintKind.UPDATED]
+        assert [hint.kind for hint in session.hints_after_heal()] == kinds
+        assert [hint.kind for hint in session.hints_after_heal()] == kinds[1:]
+
     def test_an_end_during_the_heal_wins(self) -> None:
         """A heal that comes too late repoints nothing."""
         session = session_in(State.HEALING)
@@ -167,6 +168,63 @@ class TestGenerations:
         assert not session.is_ended
 
 
+class TestRecord:
+    """What is learnt goes to the record, and a session goes on from it."""
+
+    def test_a_session_that_stands_here(self) -> None:
+        """After a restart of the process it goes on in its upstream session, with what was learnt."""
+        session = session_in(State.HEALING)
+        session.learnt(samples.request("logging/setLevel", level="info"))
+        session.learnt_list("tools/list", None, {"tools": [{"name": "a"}]}, session.generation)
+        session.repoint(UpstreamSessionId("second"), tools_still_hold=True)
+        question = session.mark_of(session.generation).on_id(1)
+        again = a_session("first", session.record)
+        assert (again.upstream_id, again.state, again.displaced) == ("second", State.ESTABLISHED, False)
+        assert again.mark_of(again.generation).off_id(question) == (True, 1)
+        assert again.client_state.log_level == "info"
+        assert again.lists is not None and list(again.lists.stale(again.generation + 1))
+        assert not list(again.lists.stale(again.generation))
+
+    def test_a_session_that_was_never_healed(self) -> None:
+        """It is unmarked before a restart of the process and behind it."""
+        again = a_session("first", session_in().record)
+        assert (again.generation, again.upstream_id) == (1, "first")
+        assert again.mark_of(again.generation).on_id(1) == 1
+
+    def test_a_session_that_stands_elsewhere(self) -> None:
+        """An instance that has minted no id for it heals before it sends anything, and marks what comes then."""
+        record = session_in().record.not_at(HERE).standing_at(Instance("elsewhere", UpstreamSessionId("first"), ""))
+        session = a_session("first", record)
+        assert (session.state, session.displaced, session.upstream_id) == (State.LOST, True, None)
+        assert not session.mark_of(session.generation).off_id(1)[0]
+        session.fire(Event.LOSS_SEEN)
+        session.repoint(UpstreamSessionId("here-1"), tools_still_hold=True)
+        assert session.mark_of(session.generation).on_id(1) != 1
+        assert [one.key for one in session.record.instances] == [HERE, "elsewhere"]
+
+    def test_what_was_displaced_is_not_kept(self) -> None:
+        """No later process may use an id that is another session's by now."""
+        session = session_in()
+        session.displace()
+        assert session.record.at(HERE) is None
+
+    @pytest.mark.parametrize(
+        ("message", "is_used"),
+        [
+            pytest.param(samples.call(), True, id="a call"),
+            pytest.param(samples.batch(samples.request("ping"), samples.call()), True, id="a call in a batch"),
+            pytest.param(samples.request("tools/list"), False, id="a look"),
+            pytest.param(samples.notification("notifications/initialized"), False, id="a notification"),
+        ],
+    )
+    def test_used(self, message: Message, is_used: bool) -> None:
+        """Only a call can have left state in the server that a new one lacks."""
+        session = session_in()
+        session.post_begins(message)
+        session.post_ends()
+        assert (session.record.is_used, session.posts) == (is_used, 0)
+
+
 class TestBudget:
     """Heals are counted in a moving window."""
 
@@ -179,4 +237,4 @@ class TestBudget:
         now = max(times, default=0.0) + later_s
         young = [at for at in times if now - at < period_s]
         assert session.heals_within(period_s, now) == len(young)
-        assert len(session.recent_heals) == len(young)
+        assert len(session.heals.recent) == len(young)

@@ -16,7 +16,7 @@ from mcp_sidecar.wire.jsonrpc import UNREAD, Message
 from mcp_sidecar.wire.sse import Block, EventSplitter, Fragment, encode_event
 from tests.healing import samples
 
-FIRST, SECOND = (Mark("t", generation) for generation in (1, 2))
+FIRST, SECOND = (Mark("t", generation, str(generation)) for generation in (1, 2))
 RESULT: Final = samples.response(1)
 LIMIT: Final = 64
 

@@ -28,6 +28,7 @@ CONTRACT = {
     "mcp_sidecar_held_requests": ("gauge", set()),
     "mcp_sidecar_streams": ("gauge", {"kind"}),
     "mcp_sidecar_upstream_up": ("gauge", set()),
+    "mcp_sidecar_log_lines_dropped_total": ("counter", set()),
 }
 
 HEALED = facts.HealEnded("ab12", facts.HealOutcome.HEALED, "python-404", "as before", 1, 0.02)
@@ -151,13 +152,14 @@ def test_gauges_are_read_when_they_are_shown() -> None:
         ("streams", {"kind": "get"}),
         ("streams", {"kind": "post"}),
         ("upstream_up", {}),
+        ("log_lines_dropped_total", {}),
     ]
 
     def read() -> list[float | None]:
         return [value(metrics, f"mcp_sidecar_{name}", **labels) for name, labels in names]
 
-    assert read() == [0, 0, 0, 0, 1]
-    levels = [1, 2, 3, 4, 0]
+    assert read() == [0, 0, 0, 0, 1, 0]
+    levels = [1, 2, 3, 4, 0, 5]
 
     def reading(place: int) -> Callable[[], float]:
         return lambda: levels[place]
@@ -168,8 +170,9 @@ def test_gauges_are_read_when_they_are_shown() -> None:
         get_streams=reading(2),
         post_streams=reading(3),
         upstream_up=reading(4),
+        log_lines_dropped=reading(5),
     )
-    assert read() == [1, 2, 3, 4, 0]
+    assert read() == [1, 2, 3, 4, 0, 5]
     levels[0] = 7
     assert read()[0] == 7
 

@@ -12,6 +12,7 @@ from tests.support.behaviour import Answers
 from tests.support.client import Answer, McpClient
 from tests.support.fake_upstream import FakeUpstream
 from tests.support.faults import ResetAfterExecution
+from tests.support.scene import connected
 from tests.support.sidecar import running_sidecar
 from tests.support.waiting import eventually
 
@@ -42,12 +43,7 @@ async def set_level(client: McpClient, level: str) -> None:
 @pytest.mark.parametrize("announce", ["log", "result"])
 async def test_a_client_that_reads_warnings_is_told_on_its_stream(announce: str) -> None:
     """One message per heal on the open stream, before anything else that the new server says."""
-    async with (
-        FakeUpstream() as upstream,
-        running_sidecar(upstream.url, healing__announce=announce) as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected(healing__announce=announce) as (upstream, sidecar, client):
         await set_level(client, "info")
         async with await client.get_stream() as stream:
             for round_ in (1, 2):
@@ -62,12 +58,7 @@ async def test_a_client_that_reads_warnings_is_told_on_its_stream(announce: str)
 
 async def test_it_goes_ahead_of_a_replayed_answer_that_is_a_stream() -> None:
     """Without a stream of its own the client finds the message in front of its answer; not in the next one."""
-    async with (
-        FakeUpstream(answers=Answers.SSE) as upstream,
-        running_sidecar(upstream.url) as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected(answers=Answers.SSE) as (upstream, sidecar, client):
         await set_level(client, "debug")
         await upstream.restart()
         first, second = await client.tool("echo", text="one"), await client.tool("echo", text="two")
@@ -79,12 +70,7 @@ async def test_it_goes_ahead_of_a_replayed_answer_that_is_a_stream() -> None:
 
 async def test_where_nothing_can_carry_it_it_is_dropped() -> None:
     """A JSON answer holds one message and no other; the drop is counted."""
-    async with (
-        FakeUpstream(answers=Answers.JSON) as upstream,
-        running_sidecar(upstream.url) as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected(answers=Answers.JSON) as (upstream, sidecar, client):
         await set_level(client, "debug")
         await upstream.restart()
         answer = await client.tool("echo", text="one")
@@ -102,12 +88,7 @@ async def test_where_nothing_can_carry_it_it_is_dropped() -> None:
 )
 async def test_who_did_not_ask_is_not_told(announce: str, level: str | None) -> None:
     """Without a level that lets warnings through, and with ``off``, there is no message and nothing to drop."""
-    async with (
-        FakeUpstream() as upstream,
-        running_sidecar(upstream.url, healing__announce=announce) as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected(healing__announce=announce) as (upstream, sidecar, client):
         if level is not None:
             await set_level(client, level)
         async with await client.get_stream() as stream:
@@ -127,12 +108,7 @@ async def test_who_did_not_ask_is_not_told(announce: str, level: str | None) -> 
 @ANSWERS
 async def test_the_first_result_after_each_heal_says_it(answers: Answers) -> None:
     """One block more, once per heal, and only after one."""
-    async with (
-        FakeUpstream(answers=answers) as upstream,
-        running_sidecar(upstream.url, healing__announce="result") as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected(answers=answers, healing__announce="result") as (upstream, _, client):
         assert blocks(await client.tool("echo", text="before")) == []
         for _ in range(2):
             await upstream.restart()
@@ -158,12 +134,7 @@ async def test_anything_else_passes_and_the_next_result_says_it(
     method: str, params: dict[str, Any] | None, answers: Answers
 ) -> None:
     """Never in an error; what cannot carry the block leaves it to the next result."""
-    async with (
-        FakeUpstream(answers=answers) as upstream,
-        running_sidecar(upstream.url, healing__announce="result") as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected(answers=answers, healing__announce="result") as (upstream, sidecar, client):
         await upstream.restart()
         assert TEXT.encode() not in (await client.call(method, params)).body
         assert len(sidecar.of(HealEnded)) == 1
@@ -173,12 +144,11 @@ async def test_anything_else_passes_and_the_next_result_says_it(
 
 async def test_a_result_too_large_to_be_read_passes_untouched() -> None:
     """Beyond ``limits.max_buffered_answer`` nobody looks into an answer; the next one carries the block."""
-    async with (
-        FakeUpstream(answers=Answers.JSON) as upstream,
-        running_sidecar(upstream.url, healing__announce="result", limits__max_buffered_answer="4KiB") as sidecar,
-        McpClient(sidecar.url) as client,
+    async with connected(answers=Answers.JSON, healing__announce="result", limits__max_buffered_answer="4KiB") as (
+        upstream,
+        _,
+        client,
     ):
-        await client.initialize()
         await upstream.restart()
         large = await client.tool("big", bytes=10_000)
         assert large.result["content"] == [{"type": "text", "text": "x" * 10_000}]
@@ -188,12 +158,7 @@ async def test_a_result_too_large_to_be_read_passes_untouched() -> None:
 @ANSWERS
 async def test_one_of_many_results_says_it(answers: Answers) -> None:
     """Twenty calls meet one loss: the model hears of it once."""
-    async with (
-        FakeUpstream(answers=answers) as upstream,
-        running_sidecar(upstream.url, healing__announce="result") as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected(answers=answers, healing__announce="result") as (upstream, _, client):
         await upstream.restart()
         results = await asyncio.gather(*(client.tool("charge", amount=n) for n in range(20)))
         assert sorted(len(blocks(result)) for result in results) == [0] * 19 + [1]
@@ -220,12 +185,7 @@ async def test_a_batch_says_it_once(answers: Answers) -> None:
 @ANSWERS
 async def test_a_call_sent_again_under_another_id_says_it(answers: Answers) -> None:
     """The client finds the block under its own id."""
-    async with (
-        FakeUpstream(answers=answers) as upstream,
-        running_sidecar(upstream.url, healing__announce="result") as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected(answers=answers, healing__announce="result") as (upstream, _, client):
         await client.call("tools/list")
         await upstream.restart()
         await client.call("ping")
@@ -238,12 +198,7 @@ async def test_a_call_sent_again_under_another_id_says_it(answers: Answers) -> N
 @pytest.mark.parametrize("announce", ["off", "log"])
 async def test_results_stay_as_they_are_unless_it_is_asked_for(announce: str) -> None:
     """Opt-in: by default the answer after a heal is the upstream's, to the byte."""
-    async with (
-        FakeUpstream(answers=Answers.JSON) as upstream,
-        running_sidecar(upstream.url, healing__announce=announce) as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected(answers=Answers.JSON, healing__announce=announce) as (upstream, _, client):
         await upstream.restart()
         assert TEXT.encode() not in (await client.tool("echo", text="again")).body
         assert (await client.tool("echo", text="more")).result["content"] == [{"type": "text", "text": "more"}]

@@ -11,6 +11,7 @@ from tests.support.client import McpClient
 from tests.support.fake_upstream import FakeUpstream
 from tests.support.faults import Answer
 from tests.support.refusals import STATUSES, Refused, generated
+from tests.support.scene import connected
 from tests.support.sidecar import running_sidecar
 
 CORPUS = list(generated(seed=20261127))
@@ -70,12 +71,7 @@ async def test_a_living_session_is_left_alone_whatever_is_said(status: int) -> N
 async def test_one_ping_for_all_who_wait() -> None:
     """Twenty unsafe calls that meet one loss cause one ping and one initialize, and each runs once."""
     refused = those(422)[0]
-    async with (
-        FakeUpstream(dialect=refused.dialect) as upstream,
-        running_sidecar(upstream.url) as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected(dialect=refused.dialect) as (upstream, _, client):
         upstream.forget()
         answers = await asyncio.gather(*(client.tool("charge", n=n) for n in range(20)))
         assert all("result" in answer.response for answer in answers)
@@ -87,8 +83,7 @@ async def test_one_ping_for_all_who_wait() -> None:
 async def test_the_same_refusal_of_a_living_session_is_not_asked_about_again() -> None:
     """An application that always says so costs one ping, not one for every call."""
     said = those(409)[0].said.filled(sid="x", rpc_id=1)
-    async with FakeUpstream() as upstream, running_sidecar(upstream.url) as sidecar, McpClient(sidecar.url) as client:
-        await client.initialize()
+    async with connected() as (upstream, _, client):
         upstream.inject(Answer(said.status, tuple(said.headers), said.body, executes=True), tool="charge", times=None)
         for _ in range(10):
             assert (await client.tool("charge")).status == 409

@@ -31,6 +31,7 @@ from tests.support.faults import (
     StallAt,
 )
 from tests.support.own_answers import is_not_found
+from tests.support.scene import connected
 from tests.support.sidecar import WatchedSidecar, running_sidecar
 from tests.support.waiting import eventually
 
@@ -50,12 +51,7 @@ def outcomes(sidecar: WatchedSidecar) -> list[HealOutcome]:
 
 async def test_many_waiting_requests_cost_one_heal() -> None:
     """Twenty calls that meet one loss: one initialize, one loss told, twenty replays."""
-    async with (
-        FakeUpstream() as upstream,
-        running_sidecar(upstream.url) as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected() as (upstream, sidecar, client):
         await upstream.restart()
         answers = await asyncio.gather(*(client.tool("charge", amount=n) for n in range(20)))
         assert [answer.text for answer in answers] == [f"charged {n}" for n in range(20)]
@@ -66,12 +62,7 @@ async def test_many_waiting_requests_cost_one_heal() -> None:
 
 async def test_a_late_loss_of_an_older_generation_is_only_replayed() -> None:
     """A request that was sent before the heal and refused after it goes again, and nothing is healed for it."""
-    async with (
-        FakeUpstream() as upstream,
-        running_sidecar(upstream.url) as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected() as (upstream, sidecar, client):
         upstream.inject(STALLED, tool="echo")
         late = asyncio.create_task(client.tool("echo", text="late"))
         await upstream.ledger.wait_for(lambda ledger: ledger.count(tool="echo") == 1)
@@ -85,12 +76,7 @@ async def test_a_late_loss_of_an_older_generation_is_only_replayed() -> None:
 
 async def test_every_loss_is_healed_anew() -> None:
     """A session outlives any number of restarts under one id, each for one initialize."""
-    async with (
-        FakeUpstream() as upstream,
-        running_sidecar(upstream.url) as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected() as (upstream, _, client):
         for number in range(1, 6):
             await upstream.restart()
             assert (await client.tool("charge")).text == "charged 1"
@@ -130,12 +116,7 @@ async def test_the_handshake_is_repeated_as_it_was_negotiated(version: str, name
 async def test_what_is_about_the_message_stays_with_it() -> None:
     """Headers that describe the client's own message are on the replay and on nothing that the heal sends."""
     about = {"Mcp-Method": "tools/call", "Mcp-Name": "charge", "Mcp-Param-Amount": "1", "Idempotency-Key": "k"}
-    async with (
-        FakeUpstream() as upstream,
-        running_sidecar(upstream.url) as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected() as (upstream, _, client):
         await upstream.restart()
         client.headers = {**about, "Accept-Encoding": "gzip", "X-Tenant": "blue"}
         assert (await client.tool("charge")).text == "charged 1"
@@ -150,12 +131,7 @@ async def test_what_is_about_the_message_stays_with_it() -> None:
 
 async def test_nothing_comes_before_initialized() -> None:
     """A server that drops a session which is used too early keeps it, whoever waits and whoever comes meanwhile."""
-    async with (
-        FakeUpstream(early_request=EarlyRequest.KILLS_SESSION) as upstream,
-        running_sidecar(upstream.url) as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected(early_request=EarlyRequest.KILLS_SESSION) as (upstream, sidecar, client):
         await upstream.restart()
         upstream.inject(STALLED, rpc_method="notifications/initialized")
         early = [asyncio.create_task(client.tool("charge", amount=n)) for n in range(5)]
@@ -172,12 +148,7 @@ async def test_nothing_comes_before_initialized() -> None:
 @pytest.mark.parametrize("form", Form, ids=lambda form: form.value)
 async def test_the_answer_to_initialize_may_have_any_form(form: Form, priming: Priming) -> None:
     """JSON or an event stream, whose first event may be empty, with or without an id."""
-    async with (
-        FakeUpstream(initialize_answers=form, priming=priming) as upstream,
-        running_sidecar(upstream.url) as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected(initialize_answers=form, priming=priming) as (upstream, sidecar, client):
         await upstream.restart()
         assert (await client.tool("charge")).text == "charged 1"
         assert outcomes(sidecar) == [HealOutcome.HEALED]
@@ -185,12 +156,7 @@ async def test_the_answer_to_initialize_may_have_any_form(form: Form, priming: P
 
 async def test_a_server_that_became_stateless_goes_on_without_an_id() -> None:
     """Re-initialize returns no id: the client keeps its own, and none goes upstream."""
-    async with (
-        FakeUpstream() as upstream,
-        running_sidecar(upstream.url) as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected() as (upstream, _, client):
         await upstream.restart(sessions=SessionMode.STATELESS)
         upstream.inject(LOST, tool="charge")
         for _ in range(2):
@@ -225,12 +191,9 @@ async def test_the_server_that_comes_back_is_compared(
     changes: dict[str, Any], adapts: bool, resets: bool, on_server_change: str
 ) -> None:
     """A server too different ends the session: 404 now and without asking ever after, and no orphan is left upstream."""
-    async with (
-        FakeUpstream(capabilities=PROMISED, protocol_versions=("2025-06-18",)) as upstream,
-        running_sidecar(upstream.url, healing__on_server_change=on_server_change) as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected(
+        capabilities=PROMISED, protocol_versions=("2025-06-18",), healing__on_server_change=on_server_change
+    ) as (upstream, sidecar, client):
         await upstream.restart(**changes)
         answer = await client.tool("charge")
         if resets if on_server_change == "reset" else adapts:
@@ -247,12 +210,7 @@ async def test_the_server_that_comes_back_is_compared(
 
 async def test_a_version_change_without_promised_notices_resets() -> None:
     """Strict form: where lists may have changed and the client was not promised to hear of it, 404."""
-    async with (
-        FakeUpstream(capabilities=UNPROMISED) as upstream,
-        running_sidecar(upstream.url, healing__on_server_change="reset") as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected(capabilities=UNPROMISED, healing__on_server_change="reset") as (upstream, _, client):
         await upstream.restart(server_version="2.0")
         assert is_not_found(await client.tool("charge"))
 
@@ -284,12 +242,7 @@ REJECTIONS: list[Any] = [
 @pytest.mark.parametrize("rejection", REJECTIONS)
 async def test_a_rejected_initialize_is_a_404(rejection: Fault) -> None:
     """The client has to start over; nothing is ended, so that a later request may still find the session healed."""
-    async with (
-        FakeUpstream() as upstream,
-        running_sidecar(upstream.url) as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected() as (upstream, sidecar, client):
         await upstream.restart()
         upstream.inject(rejection, rpc_method="initialize")
         assert is_not_found(await client.tool("charge"))
@@ -323,12 +276,7 @@ async def test_a_single_session_server_taken_by_another_is_a_404() -> None:
 )
 async def test_a_session_that_was_not_told_everything_is_not_left_behind(fault: Fault) -> None:
     """`initialized` fails: the new upstream session is ended, and the client gets a definite answer."""
-    async with (
-        FakeUpstream() as upstream,
-        running_sidecar(upstream.url) as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected() as (upstream, _, client):
         await upstream.restart()
         upstream.inject(fault, rpc_method="notifications/initialized")
         answer = await client.tool("charge")
@@ -397,12 +345,7 @@ async def test_refused_credentials_do_not_spend_the_budget() -> None:
 
 async def test_a_session_is_healed_so_often_in_a_minute() -> None:
     """Beyond the budget the client gets the 404 at once; the upstream sees no further initialize."""
-    async with (
-        FakeUpstream() as upstream,
-        running_sidecar(upstream.url, healing__max_heals_per_minute=3) as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected(healing__max_heals_per_minute=3) as (upstream, sidecar, client):
         for _ in range(3):
             upstream.forget()
             assert (await client.tool("charge")).text == "charged 1"
@@ -414,18 +357,13 @@ async def test_a_session_is_healed_so_often_in_a_minute() -> None:
         assert len(upstream.ledger.initializes) == 4
 
 
-async def test_one_request_heals_once() -> None:
-    """A server that loses the session on every request: healed once, then the client is told."""
-    async with (
-        FakeUpstream() as upstream,
-        running_sidecar(upstream.url) as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+async def test_one_request_heals_twice() -> None:
+    """A server that loses the session on every request: healed twice, then the client is told."""
+    async with connected() as (upstream, _, client):
         upstream.inject(LOST, times=None, tool="charge")
         assert is_not_found(await client.tool("charge"))
-        assert len(upstream.ledger.initializes) == 2
-        assert upstream.ledger.count(tool="charge") == 2
+        assert len(upstream.ledger.initializes) == 3
+        assert upstream.ledger.count(tool="charge") == 3
 
 
 @pytest.mark.parametrize(
@@ -441,12 +379,7 @@ async def test_one_request_heals_once() -> None:
 )
 async def test_an_upstream_that_cannot_initialize_sees_no_storm(fault: Fault) -> None:
     """It says that the session is lost and fails on initialize, again and again: a bounded number of tries."""
-    async with (
-        FakeUpstream() as upstream,
-        running_sidecar(upstream.url, healing__max_heals_per_minute=5, healing__hold_timeout=1) as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected(healing__max_heals_per_minute=5, healing__hold_timeout=1) as (upstream, sidecar, client):
         await upstream.restart()
         upstream.inject(fault, times=None, rpc_method="initialize")
         answers = await asyncio.gather(*(client.tool("charge") for _ in range(10)))
@@ -480,12 +413,7 @@ async def test_only_so_many_heals_at_once() -> None:
 
 async def test_a_heal_goes_on_when_its_client_leaves() -> None:
     """`initialize` is not cancelled; the request of the client that left is never replayed."""
-    async with (
-        FakeUpstream() as upstream,
-        running_sidecar(upstream.url) as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected() as (upstream, sidecar, client):
         await upstream.restart()
         upstream.inject(STALLED, rpc_method="initialize")
         call = asyncio.create_task(client.tool("charge"))
@@ -503,12 +431,7 @@ async def test_a_heal_goes_on_when_its_client_leaves() -> None:
 @pytest.mark.parametrize("stalls", ["initialize", "notifications/initialized"])
 async def test_a_delete_during_a_heal_wins(stalls: str) -> None:
     """The session is ended: whoever waits gets the 404, and the upstream session that was being made is ended, too."""
-    async with (
-        FakeUpstream() as upstream,
-        running_sidecar(upstream.url) as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected() as (upstream, sidecar, client):
         await upstream.restart()
         upstream.inject(STALLED, rpc_method=stalls)
         call = asyncio.create_task(client.tool("charge"))
@@ -540,12 +463,7 @@ async def test_the_clients_own_initialized_is_not_said_twice() -> None:
 
 async def test_a_live_session_gets_the_answer_as_it_came() -> None:
     """A bare 404 while the session answers a ping was about that request only: it passes, nothing is healed."""
-    async with (
-        FakeUpstream() as upstream,
-        running_sidecar(upstream.url) as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected() as (upstream, sidecar, client):
         upstream.inject(Answer(404, (("X-Own", "yes"),), b"nothing here"), tool="charge")
         answer = await client.tool("charge")
         assert (answer.status, answer.body, answer.headers["X-Own"]) == (404, b"nothing here", "yes")
@@ -557,12 +475,7 @@ async def test_a_live_session_gets_the_answer_as_it_came() -> None:
 @pytest.mark.parametrize("lost_on", [BARE_404, RoutePage()], ids=["empty", "page"])
 async def test_a_lost_session_is_found_out_by_ping(lost_on: Fault) -> None:
     """A bare 404 for the request and for a ping, and a new session can be opened: it was lost, and nothing had run."""
-    async with (
-        FakeUpstream() as upstream,
-        running_sidecar(upstream.url) as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected() as (upstream, sidecar, client):
         await upstream.restart()
         upstream.inject(lost_on, tool="charge")
         upstream.inject(lost_on, rpc_method="ping")
@@ -573,12 +486,7 @@ async def test_a_lost_session_is_found_out_by_ping(lost_on: Fault) -> None:
 
 async def test_a_ping_that_is_refused_proves_nothing() -> None:
     """401 for the ping: the answer passes as it came, and the session stays as it is."""
-    async with (
-        FakeUpstream() as upstream,
-        running_sidecar(upstream.url) as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected() as (upstream, _, client):
         upstream.inject(Answer(404, (), b"nothing here"), tool="charge")
         upstream.inject(Answer(401, (), b"who are you?"), rpc_method="ping")
         answer = await client.tool("charge")
@@ -597,12 +505,7 @@ PINGS = [
 @pytest.mark.parametrize("ping", PINGS)
 async def test_a_ping_that_breaks_leaves_a_harmless_request_waiting(ping: Fault) -> None:
     """The upstream went away between the answer and the ping: the request is held and settled when it is back."""
-    async with (
-        FakeUpstream() as upstream,
-        running_sidecar(upstream.url) as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected() as (upstream, sidecar, client):
         upstream.inject(BARE_404, rpc_method="tools/list")
         planted = upstream.inject(ping, rpc_method="ping")
         call = asyncio.create_task(client.call("tools/list"))
@@ -616,12 +519,7 @@ async def test_a_ping_that_breaks_leaves_a_harmless_request_waiting(ping: Fault)
 @pytest.mark.parametrize("ping", PINGS)
 async def test_a_ping_that_breaks_does_not_show_that_a_tool_did_not_run(ping: Fault) -> None:
     """A tool may answer 404 itself, after it ran: it is sent again only if a ping is denied in the same way."""
-    async with (
-        FakeUpstream() as upstream,
-        running_sidecar(upstream.url) as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected() as (upstream, _, client):
         upstream.inject(Answer(404, (("Content-Type", "text/plain"),), b"no such order", executes=True), tool="charge")
         upstream.inject(ping, rpc_method="ping")
         assert (await client.tool("charge")).error["data"] == {"reason": "outcome_unknown"}
@@ -630,12 +528,7 @@ async def test_a_ping_that_breaks_does_not_show_that_a_tool_did_not_run(ping: Fa
 
 async def test_a_hint_of_one_server_allows_nothing_on_the_next() -> None:
     """A tool that declared itself harmless runs once on another version, which has declared nothing yet."""
-    async with (
-        FakeUpstream(answers=Form.JSON) as upstream,
-        running_sidecar(upstream.url) as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected(answers=Form.JSON) as (upstream, _, client):
         await client.call("tools/list")
         await upstream.restart(server_version="2.0")
         upstream.inject(ResetAfterExecution(), tool="put", times=None, skip=1)  # the first one meets the loss
@@ -653,12 +546,7 @@ SAID = Answer(400, (("Content-Type", "text/plain"),), b"no such conversation, so
 async def test_an_operators_signature_is_a_row_like_any_other(may_have_run: bool) -> None:
     """It heals the session; an unsafe call goes again only where the operator vouches that it had not run."""
     row = {"name": "my-server", "status": 400, "text": "no such conversation", "may_have_run": may_have_run}
-    async with (
-        FakeUpstream() as upstream,
-        running_sidecar(upstream.url, healing__signatures=json.dumps([row])) as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected(healing__signatures=json.dumps([row])) as (upstream, sidecar, client):
         upstream.inject(SAID, tool="charge")
         answer = await client.tool("charge")
         assert [fact.signature for fact in sidecar.of(SessionLost)] == ["my-server"]
@@ -672,12 +560,7 @@ async def test_an_operators_signature_is_a_row_like_any_other(may_have_run: bool
 
 async def test_what_no_signature_knows_passes() -> None:
     """Without the operator's row the same answer is nobody's business."""
-    async with (
-        FakeUpstream() as upstream,
-        running_sidecar(upstream.url) as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected() as (upstream, _, client):
         upstream.inject(SAID, tool="charge")
         answer = await client.tool("charge")
         assert (answer.status, answer.body) == (400, SAID.body)

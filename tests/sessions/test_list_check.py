@@ -16,6 +16,7 @@ from tests.support.fake_upstream import FakeUpstream
 from tests.support.faults import Answer, Crash, Fault, IngressPage, ResetAfterExecution, Stall, StallAt
 from tests.support.ledger import Arrival
 from tests.support.own_answers import is_not_found
+from tests.support.scene import connected
 from tests.support.sidecar import WatchedSidecar, running_sidecar
 from tests.support.waiting import eventually
 
@@ -63,12 +64,7 @@ async def test_a_list_that_changed_is_told(
     method: str, change: dict[str, Any], kind: ListKind, answers: Answers
 ) -> None:
     """One notification of the right kind on the open stream, of the list that the client has seen."""
-    async with (
-        FakeUpstream(answers=answers) as upstream,
-        running_sidecar(upstream.url) as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected(answers=answers) as (upstream, sidecar, client):
         await client.call(method)
         async with await client.get_stream() as stream:
             await upstream.restart(**change)
@@ -85,12 +81,7 @@ async def test_a_list_that_changed_is_told(
 async def test_a_list_that_is_the_same_is_not_told(answers: Answers) -> None:
     """Every list that the client saw is looked at once, and nothing is said of it."""
     methods = ["tools/list", "prompts/list", "resources/list", "resources/templates/list"]
-    async with (
-        FakeUpstream(answers=answers) as upstream,
-        running_sidecar(upstream.url) as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected(answers=answers) as (upstream, sidecar, client):
         for method in methods:
             await client.call(method)
         async with await client.get_stream() as stream:
@@ -106,12 +97,7 @@ async def test_a_list_that_is_the_same_is_not_told(answers: Answers) -> None:
 
 async def test_several_changes_are_told_once_each() -> None:
     """Templates and resources have one notification together."""
-    async with (
-        FakeUpstream() as upstream,
-        running_sidecar(upstream.url) as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected() as (upstream, sidecar, client):
         for method in ("resources/templates/list", "resources/list", "tools/list"):
             await client.call(method)
         async with await client.get_stream() as stream:
@@ -124,12 +110,7 @@ async def test_several_changes_are_told_once_each() -> None:
 
 async def test_what_the_client_never_saw_is_not_looked_at() -> None:
     """A client that lists nothing costs no request, and hears of nothing."""
-    async with (
-        FakeUpstream(page_size=4) as upstream,
-        running_sidecar(upstream.url) as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected(page_size=4) as (upstream, sidecar, client):
         await client.call(TOOLS)  # one page of three
         await client.tool("echo")
         await upstream.restart(extra_tools=("new",))
@@ -142,12 +123,7 @@ async def test_what_the_client_never_saw_is_not_looked_at() -> None:
 
 async def test_the_comparison_can_be_switched_off() -> None:
     """``healing.compare_lists = false``: nothing is remembered and nothing asked."""
-    async with (
-        FakeUpstream() as upstream,
-        running_sidecar(upstream.url, healing__compare_lists="false") as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected(healing__compare_lists="false") as (upstream, sidecar, client):
         await client.call(TOOLS)
         await upstream.restart(extra_tools=("new",))
         await client.tool("echo", text="again")
@@ -159,12 +135,7 @@ async def test_the_comparison_can_be_switched_off() -> None:
 @ANSWERS
 async def test_pages_are_put_together(answers: Answers) -> None:
     """All pages of the client and all of our own: the same list in pages of another size is the same."""
-    async with (
-        FakeUpstream(answers=answers, page_size=4) as upstream,
-        running_sidecar(upstream.url) as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected(answers=answers, page_size=4) as (upstream, sidecar, client):
         page = await client.call(TOOLS)
         while "nextCursor" in page.result:
             page = await client.call(TOOLS, {"cursor": page.result["nextCursor"]})
@@ -204,12 +175,7 @@ async def test_after_the_replay_and_once_per_heal() -> None:
 
 async def test_without_a_stream_the_hint_is_dropped() -> None:
     """Nobody listens: what would have been told is counted."""
-    async with (
-        FakeUpstream() as upstream,
-        running_sidecar(upstream.url) as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected() as (upstream, sidecar, client):
         await client.call(TOOLS)
         await upstream.restart(extra_tools=("new",))
         assert (await client.tool("echo", text="again")).messages[0]["id"] is not None
@@ -223,12 +189,7 @@ async def test_without_a_stream_the_hint_is_dropped() -> None:
 
 async def test_adapt_keeps_quiet_about_what_was_not_promised() -> None:
     """The notification would be outside of what was negotiated: the client goes on, and the log says it."""
-    async with (
-        FakeUpstream(capabilities=SILENT) as upstream,
-        running_sidecar(upstream.url) as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected(capabilities=SILENT) as (upstream, sidecar, client):
         await client.call(TOOLS)
         async with await client.get_stream() as stream:
             await upstream.restart(extra_tools=("new",))
@@ -241,12 +202,7 @@ async def test_adapt_keeps_quiet_about_what_was_not_promised() -> None:
 
 async def test_the_old_promise_counts_and_not_the_new_server_s() -> None:
     """A capability that was added by the restart is none of this client's."""
-    async with (
-        FakeUpstream(capabilities=SILENT) as upstream,
-        running_sidecar(upstream.url) as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected(capabilities=SILENT) as (upstream, sidecar, client):
         await client.call(TOOLS)
         async with await client.get_stream() as stream:
             await upstream.restart(extra_tools=("new",), capabilities={**SILENT, "tools": {"listChanged": True}})
@@ -258,12 +214,7 @@ async def test_the_old_promise_counts_and_not_the_new_server_s() -> None:
 
 async def test_reset_ends_the_session() -> None:
     """``on_server_change = reset``: the replay is answered, the stream ends cleanly, the next request gets the 404."""
-    async with (
-        FakeUpstream(capabilities=SILENT) as upstream,
-        running_sidecar(upstream.url, healing__on_server_change="reset") as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected(capabilities=SILENT, healing__on_server_change="reset") as (upstream, sidecar, client):
         await client.call(TOOLS)
         async with await client.get_stream() as stream:
             await upstream.restart(extra_tools=("new",))
@@ -277,12 +228,7 @@ async def test_reset_ends_the_session() -> None:
 
 async def test_reset_tells_what_was_promised() -> None:
     """Where the client was promised to hear of it, ``reset`` needs no 404."""
-    async with (
-        FakeUpstream() as upstream,
-        running_sidecar(upstream.url, healing__on_server_change="reset") as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected(healing__on_server_change="reset") as (upstream, _, client):
         await client.call(TOOLS)
         async with await client.get_stream() as stream:
             await upstream.restart(extra_tools=("new",))
@@ -297,12 +243,7 @@ async def test_reset_tells_what_was_promised() -> None:
 
 async def test_a_replayed_list_request_is_what_the_client_has_seen() -> None:
     """The client has the new server's list already: nothing is asked or told."""
-    async with (
-        FakeUpstream() as upstream,
-        running_sidecar(upstream.url) as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected() as (upstream, sidecar, client):
         await client.call(TOOLS)
         await upstream.restart(extra_tools=("new",))
         assert "new" in [tool["name"] for tool in (await client.call(TOOLS)).result["tools"]]
@@ -316,12 +257,7 @@ async def test_a_replayed_list_request_is_what_the_client_has_seen() -> None:
 
 async def test_the_client_asks_while_we_do() -> None:
     """What the client itself learns while the comparison is under way is not told again."""
-    async with (
-        FakeUpstream() as upstream,
-        running_sidecar(upstream.url) as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected() as (upstream, sidecar, client):
         await client.call(TOOLS)
         await upstream.restart(extra_tools=("new",))
         upstream.inject(Stall(StallAt.BEFORE_EXECUTION), rpc_method=TOOLS)
@@ -350,12 +286,7 @@ async def test_a_list_too_large_to_be_read_was_not_seen() -> None:
 
 async def test_a_list_that_the_new_server_does_not_know() -> None:
     """Method not found is an empty list: changed, where the client had seen something."""
-    async with (
-        FakeUpstream() as upstream,
-        running_sidecar(upstream.url) as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected() as (upstream, sidecar, client):
         await client.call("prompts/list")
         await upstream.restart()
         body = {"jsonrpc": "2.0", "id": "mcp-sidecar-list-1", "error": {"code": -32601, "message": "Method not found"}}
@@ -383,12 +314,7 @@ async def test_lists_in_a_batch_are_seen_too(answers: Answers) -> None:
 
 async def test_reset_leaves_alone_what_is_running() -> None:
     """A call that runs on the new server is not cut by the end of its session; only what comes next gets the 404."""
-    async with (
-        FakeUpstream(capabilities=SILENT) as upstream,
-        running_sidecar(upstream.url, healing__on_server_change="reset") as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected(capabilities=SILENT, healing__on_server_change="reset") as (upstream, sidecar, client):
         await client.call(TOOLS)
         await upstream.restart(extra_tools=("new",))
         slow = asyncio.create_task(client.tool("slow"))
@@ -428,12 +354,7 @@ async def test_reset_leaves_alone_what_is_running() -> None:
 )
 async def test_a_comparison_that_fails_is_dropped(fault: Fault) -> None:
     """Nobody hears of it, the client goes on, and the next heal compares again."""
-    async with (
-        FakeUpstream() as upstream,
-        running_sidecar(upstream.url) as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected() as (upstream, sidecar, client):
         await client.call(TOOLS)
         await upstream.restart(extra_tools=("new",))
         upstream.inject(fault, rpc_method=TOOLS)
@@ -449,12 +370,7 @@ async def test_a_comparison_that_fails_is_dropped(fault: Fault) -> None:
 async def test_endless_pages_are_given_up() -> None:
     """A server that always has one page more is asked a bounded number of times."""
     body = b'{"jsonrpc":"2.0","id":"mcp-sidecar-list-%d","result":{"tools":[],"nextCursor":"on"}}'
-    async with (
-        FakeUpstream() as upstream,
-        running_sidecar(upstream.url) as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected() as (upstream, sidecar, client):
         await client.call(TOOLS)
         await upstream.restart()
         for number in range(1, 201):
@@ -466,12 +382,7 @@ async def test_endless_pages_are_given_up() -> None:
 
 async def test_another_heal_overtakes_a_comparison() -> None:
     """What hangs at a server that is gone by now says nothing; the newer heal compares for itself."""
-    async with (
-        FakeUpstream() as upstream,
-        running_sidecar(upstream.url) as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected() as (upstream, sidecar, client):
         await client.call(TOOLS)
         await upstream.restart(extra_tools=("new",))
         upstream.inject(Stall(StallAt.BEFORE_EXECUTION), rpc_method=TOOLS)
@@ -490,12 +401,7 @@ async def test_another_heal_overtakes_a_comparison() -> None:
 
 async def test_a_stream_that_healed_begins_it() -> None:
     """No request is under way: the re-attached stream's own credentials serve, and it brings the news."""
-    async with (
-        FakeUpstream() as upstream,
-        running_sidecar(upstream.url) as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected() as (upstream, _, client):
         await client.call(TOOLS)
         async with await client.get_stream(headers={"X-Of": "the stream"}) as stream:
             await upstream.restart(extra_tools=("new",))
@@ -508,12 +414,7 @@ async def test_a_stream_that_healed_begins_it() -> None:
 
 async def test_a_stream_leaves_it_to_the_request_under_way() -> None:
     """A call is still running on the new server: nothing is looked up before it was answered."""
-    async with (
-        FakeUpstream() as upstream,
-        running_sidecar(upstream.url) as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected() as (upstream, _, client):
         await client.call(TOOLS)
         async with await client.get_stream() as stream:
             upstream.forget()
@@ -557,12 +458,7 @@ async def test_a_client_that_left_leaves_it_to_the_next_request() -> None:
 
 async def test_a_refused_request_begins_nothing() -> None:
     """A 401 is no answer whose credentials would serve; the next request that is let in begins it."""
-    async with (
-        FakeUpstream() as upstream,
-        running_sidecar(upstream.url) as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected() as (upstream, sidecar, client):
         await client.call(TOOLS)
         await upstream.restart(extra_tools=("new",))
         upstream.inject(Answer(401, (("WWW-Authenticate", "Bearer"),)), tool="echo", skip=1)

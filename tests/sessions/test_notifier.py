@@ -6,13 +6,12 @@ import asyncio
 from typing import cast
 
 from mcp_sidecar.facts import Fact, HintDropped
-from mcp_sidecar.healing.handshake import Handshake
 from mcp_sidecar.healing.hints import Hint, resource_updated
-from mcp_sidecar.healing.principal import ANONYMOUS
-from mcp_sidecar.healing.session import ClientSessionId, Session
+from mcp_sidecar.healing.session import Session
 from mcp_sidecar.sessions.notifier import MAX_WAITING, Notifier
 from mcp_sidecar.sessions.open_streams import GetStreams
 from mcp_sidecar.wire.sse import encode_event
+from tests.support.sessions import a_session
 
 ONE, TWO, THREE = (resource_updated(name) for name in ("one", "two", "three"))
 
@@ -48,8 +47,7 @@ class Scene:
         self.facts: list[Fact] = []
         self.streams = Streams()
         self.notifier = Notifier(cast(GetStreams, self.streams), self.facts.append)
-        handshake = Handshake(params=b"{}", protocol_version="2025-06-18", result=b"{}")
-        self.session = Session(ClientSessionId("first"), ANONYMOUS, handshake, "ab12", "t", 0.0, 0.0)
+        self.session = a_session()
 
     def listen(self, *, is_open: bool = True) -> Ear:
         self.streams.ear = ear = Ear()

@@ -6,17 +6,10 @@ import asyncio
 from collections.abc import Awaitable
 from typing import cast
 
-from mcp_sidecar.healing.handshake import Handshake
-from mcp_sidecar.healing.principal import ANONYMOUS
-from mcp_sidecar.healing.session import ClientSessionId, Session
 from mcp_sidecar.sessions.open_streams import GetStreams, ListenerPort
 from mcp_sidecar.streams.subscription import Ahead
 from mcp_sidecar.upstream.answer import Answer
-
-
-def a_session() -> Session:
-    handshake = Handshake(params=b"{}", protocol_version="2025-06-18", result=b"{}")
-    return Session(ClientSessionId("first"), ANONYMOUS, handshake, "ab12", "t", 0.0, 0.0)
+from tests.support.sessions import a_session
 
 
 async def test_who_takes_over_goes_on_when_the_former_are_over() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mcp_sidecar.facts import DroppedKind, HintDropped, MessageDropped, SidecarFault
-from mcp_sidecar.healing.client_state import MAX_QUESTIONS
+from mcp_sidecar.healing.questions import MAX_QUESTIONS
 from tests.support.behaviour import Answers
 from tests.support.client import McpClient, Stream
 from tests.support.fake_upstream import FakeUpstream
@@ -271,9 +271,9 @@ async def test_no_server_can_ask_without_end() -> None:
             assert message is not None
             assert message["id"] == n
         (session,) = sidecar.services.sessions.table
-        assert len(session.client_state.questions) == MAX_QUESTIONS
+        assert len(session.talk.questions or ()) == MAX_QUESTIONS
         await upstream.restart()
         await client.call("ping")
         cancelled = [(await following(stream, CANCELLED))["params"]["requestId"] for _ in range(MAX_QUESTIONS)]
         assert cancelled == list(range(count - MAX_QUESTIONS, count))
-        assert session.client_state.questions == {}
+        assert len(session.talk.questions or ()) == 0

@@ -11,6 +11,7 @@ from tests.support.behaviour import Answers
 from tests.support.client import McpClient
 from tests.support.dialects import DIALECTS
 from tests.support.fake_upstream import FakeUpstream
+from tests.support.scene import connected
 from tests.support.sidecar import running_sidecar
 from tests.support.waiting import eventually
 
@@ -24,12 +25,7 @@ ANSWERS = pytest.mark.parametrize("answers", Answers, ids=lambda answers: answer
 @pytest.mark.parametrize("dialect", sorted(DIALECTS))
 async def test_every_signature_is_healed(dialect: str, answers: Answers) -> None:
     """After a restart the next call succeeds, runs once, under the same id, for one initialize."""
-    async with (
-        FakeUpstream(dialect=dialect, answers=answers) as upstream,
-        running_sidecar(upstream.url) as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected(dialect=dialect, answers=answers) as (upstream, sidecar, client):
         await client.call("tools/list")
         await upstream.restart()
         answer = await client.tool("echo", text="again")
@@ -46,12 +42,7 @@ async def test_every_signature_is_healed(dialect: str, answers: Answers) -> None
 @pytest.mark.parametrize("dialect", sorted(DIALECTS))
 async def test_an_unsafe_call_is_replayed_only_on_proof(dialect: str, answers: Answers) -> None:
     """A call without hints goes again where the signature proves that it did not run, and is told otherwise."""
-    async with (
-        FakeUpstream(dialect=dialect, answers=answers) as upstream,
-        running_sidecar(upstream.url) as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected(dialect=dialect, answers=answers) as (upstream, _, client):
         await upstream.restart()
         first = await client.tool("charge", amount=1)
         second = await client.tool("charge", amount=2)
@@ -65,6 +56,7 @@ async def test_an_unsafe_call_is_replayed_only_on_proof(dialect: str, answers: A
             assert len(upstream.ledger.executions("charge")) == 2
 
 
+@pytest.mark.load
 async def test_a_burst_after_a_restart_costs_one_initialize_per_session() -> None:
     """50 sessions with 20 concurrent calls each: all succeed with 50 initializes."""
     async with FakeUpstream() as upstream, running_sidecar(upstream.url) as sidecar:
@@ -83,12 +75,7 @@ async def test_a_burst_after_a_restart_costs_one_initialize_per_session() -> Non
 
 async def test_calls_during_an_outage_are_held() -> None:
     """Calls sent while the server is down succeed as soon as it accepts again."""
-    async with (
-        FakeUpstream() as upstream,
-        running_sidecar(upstream.url) as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected() as (upstream, sidecar, client):
         await upstream.stop()
         calls = [asyncio.create_task(client.tool("charge", n=n)) for n in range(10)]
         await eventually(lambda: len(sidecar.services.holds) == 10)

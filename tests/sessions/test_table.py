@@ -13,7 +13,9 @@ from mcp_sidecar.facts import Fact, SessionEnd, SessionEnded, SessionOpened
 from mcp_sidecar.healing.handshake import Handshake
 from mcp_sidecar.healing.principal import ANONYMOUS, Principal
 from mcp_sidecar.healing.session import ClientSessionId, Session, State, UpstreamSessionId
+from mcp_sidecar.sessions.keeper import Missing, Saving
 from mcp_sidecar.sessions.table import SessionTable
+from tests.support.sessions import keeper
 
 ALICE, BOB = Principal(b"alice"), Principal(b"bob")
 HANDSHAKE = Handshake.of({"clientInfo": {"name": "c"}}, {"protocolVersion": "2025-06-18", "serverInfo": {"name": "s"}})
@@ -31,8 +33,16 @@ class Watched:
     def __post_init__(self) -> None:
         tags = map(str, itertools.count())
         self.table = SessionTable(
-            self.limits, self.facts.append, salt=b"salt", clock=lambda: self.now, new_tag=lambda: next(tags)
+            self.limits,
+            self.facts.append,
+            salt=b"salt",
+            clock=self.clock,
+            new_tag=lambda: next(tags),
+            keeper=keeper(self.limits, self.clock),
         )
+
+    def clock(self) -> float:
+        return self.now
 
     def open(self, name: str, principal: Principal = ANONYMOUS, handshake: Handshake = HANDSHAKE) -> Session:
         return self.table.open(ClientSessionId(name), principal, handshake)
@@ -79,6 +89,18 @@ def test_a_newcomer_gets_an_id_that_its_principal_does_not_hold() -> None:
     assert given != "s"
     assert given.endswith(".s")
     assert place.table.id_for_newcomer(UpstreamSessionId("s"), BOB) == "s"
+
+
+async def test_without_a_store_nothing_is_loaded() -> None:
+    """What is not in memory is unknown, or ended, at once."""
+    place = watched()
+    session = place.open("s", ALICE)
+    assert await place.table.load(ClientSessionId("s"), ALICE) is session
+    assert not place.table.may_be_loaded(ClientSessionId("s"), BOB)
+    assert await place.table.load(ClientSessionId("s"), BOB) is Missing.UNKNOWN
+    place.table.end(session, SessionEnd.TERMINATED)
+    assert await place.table.load(ClientSessionId("s"), ALICE) is Missing.ENDED
+    assert await place.table.save(session) is Saving.DONE
 
 
 def test_the_same_principal_with_the_same_id_replaces() -> None:
@@ -161,6 +183,8 @@ def test_no_session_outlives_its_lifetime() -> None:
             place.now += 6
             assert place.find("s") is session
         place.now += 1
+        place.table.sweep_old()
+        assert place.ends == [SessionEnd.EXPIRED]
         assert place.find("s") is None
     assert place.ends == [SessionEnd.EXPIRED]
     with place.table.using(None):
@@ -178,6 +202,7 @@ def test_a_sweep_removes_all_that_expired(limits: dict[str, float]) -> None:
         place.open(f"new-{number}")
     place.now += 5
     place.table.sweep()
+    place.table.sweep_old()
     assert {session.client_id for session in place.table} == {f"new-{number}" for number in range(100)}
     assert place.ends == [SessionEnd.EXPIRED] * 100
 
@@ -226,7 +251,7 @@ def test_only_so_many_ended_ids_are_remembered() -> None:
     for number in range(30):
         place.table.end(place.open(f"s{number}"), SessionEnd.TERMINATED)
     assert [number for number in range(30) if place.is_ended(f"s{number}")] == list(range(20, 30))
-    assert not any(b"s29" in hashed for hashed in place.table._ended)
+    assert not any(b"s29" in hashed for hashed, _ in place.table._ended._latest)
 
 
 def test_nothing_is_left_of_sessions_that_are_over() -> None:
@@ -240,7 +265,7 @@ def test_nothing_is_left_of_sessions_that_are_over() -> None:
     place.now += 10
     place.table.sweep()
     store = place.table
-    assert not (store._by_use or store._by_age or store._holders or store._by_upstream_id)
+    assert not (store._by_use or store._holders or store._by_upstream_id)
     assert len(store._ended) <= 50
 
 
@@ -260,7 +285,14 @@ def test_labels_are_salted_hashes() -> None:
     session = place.open("secret-id")
     assert session.label == place.table.label("secret-id")
     assert len(session.label) == 12 and "secret" not in session.label
-    other = SessionTable(SessionLimits(), place.facts.append, salt=b"other", clock=lambda: 0.0, new_tag=lambda: "t")
+    other = SessionTable(
+        SessionLimits(),
+        place.facts.append,
+        salt=b"other",
+        clock=place.clock,
+        new_tag=lambda: "t",
+        keeper=keeper(SessionLimits(), place.clock),
+    )
     assert other.label("secret-id") != session.label
     assert [fact.session for fact in place.facts if isinstance(fact, SessionOpened)] == [session.label]
 
@@ -277,4 +309,4 @@ def test_ended_ids_are_bounded_by_whose_they_were() -> None:
     for name in ("a", "b", "c"):
         place.table.end(place.open(name), SessionEnd.TERMINATED)
     assert not place.is_ended("s", everybody[-1])
-    assert len(place.table._ended_of) == 3
+    assert len(place.table._ended._of) == 3

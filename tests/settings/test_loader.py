@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
 
 from mcp_sidecar.config import Limits, ListenConfig, SessionLimits, UpstreamConfig
 from mcp_sidecar.healing.policy import Announce, Mode, OnServerChange, Policy
-from mcp_sidecar.settings import Loaded, Mistakes, Settings, load
+from mcp_sidecar.settings import KEYS, Loaded, Mistakes, Settings, load, loader, sources
+from tests.support.certificates import make_certificate
 
+ANYTHING = st.one_of(
+    *(st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.binary(), st.lists(st.text())),
+    *(st.just({}), st.lists(st.dictionaries(st.sampled_from(["status", "text", "methods"]), st.text()))),
+)
 URL = {"MCP_SIDECAR_UPSTREAM": "http://127.0.0.1:9000/mcp"}
 
 
@@ -56,9 +62,14 @@ def test_every_key_is_handed_down(toml: Path) -> None:
     toml.write_text("""
         upstream = { url = "https://up.example:444/a/", endpoint = "/b", connect_timeout = 1, idle_timeout = 2 }
         sessions = { idle_ttl = 1, max_lifetime = 2, max_sessions = 3 }
-        limits = { max_request_body = "4KiB", max_buffered_answer = 2, max_header_bytes = "2KiB" }
         log = { format = "json", level = "WARNING" }
         admin = { address = "off" }
+        [limits]
+        max_request_body = "4KiB"
+        max_buffered_answer = 2
+        max_header_bytes = "2KiB"
+        max_buffered_bytes = "1GiB"
+        client_timeout = "1m"
         [listen]
         address = "[::1]:0"
         allowed_origins = ["https://a.example"]
@@ -117,9 +128,37 @@ def test_every_key_is_handed_down(toml: Path) -> None:
         drain_timeout_s=0,
         comment_interval_s=0.5,
     )
-    assert made.limits_config() == Limits(max_request_body=4096, max_buffered_answer=2, max_header_bytes=2048)
+    assert made.limits_config() == Limits(
+        max_request_body=4096,
+        max_buffered_answer=2,
+        max_header_bytes=2048,
+        max_buffered_bytes=1024**3,
+        client_timeout_s=60,
+    )
     assert made.session_limits() == SessionLimits(idle_ttl_s=1, max_lifetime_s=2, max_sessions=3)
     assert (made.admin_address, made.log_format, made.log_level) == (None, "json", "warning")
+
+
+@pytest.mark.parametrize("key", [f"{section}.{key}" for section, keys in KEYS.items() for key in sorted(keys)])
+@examples(max_examples=25)
+@given(value=ANYTHING)
+def test_whatever_is_written_is_read_or_told(key: str, value: object) -> None:
+    """No value of any key makes the reading fail otherwise than with lines, each of which begins with a key."""
+    section, name = key.split(".")
+    level = sources.Level({"upstream": {"url": "http://h"}})
+    level.values.setdefault(section, {})[name] = value
+    made, lines = loader._validated([level], complete=True)
+    assert (made is None) == bool(lines)
+    assert all(line.startswith(key) or "tls_" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [("Yes", True), ("0", False), ("TRUE", True), (" off ", False)],
+)
+def test_true_and_false_have_many_spellings(written: str, meant: bool) -> None:
+    """The environment may say yes, on, 1 and their opposites, in any case."""
+    assert settings({"MCP_SIDECAR_HEALING__TRUST_503": written}).healing.trust_503 is meant
 
 
 @pytest.mark.parametrize(
@@ -197,11 +236,28 @@ def test_signatures_come_as_json() -> None:
 
 def test_unknown_variables_are_warned_about() -> None:
     """A variable that only looks like ours starts nothing and stops nothing; a near miss gets a hint."""
-    found = loaded({"MCP_SIDECAR_PORT": "tcp://10.0.0.1:80", "MCP_SIDECAR_HEALING_MODE": "heal", "OTHER": "x"}).warnings
+    found = loaded({"MCP_SIDECAR_FOO": "1", "MCP_SIDECAR_HEALING_MODE": "heal", "OTHER": "x"}).warnings
     assert found == (
+        "MCP_SIDECAR_FOO: unknown environment variable",
         "MCP_SIDECAR_HEALING_MODE: unknown environment variable; did you mean MCP_SIDECAR_HEALING__MODE?",
-        "MCP_SIDECAR_PORT: unknown environment variable",
     )
+
+
+@pytest.mark.parametrize("service", ["", "CANARY_"])
+def test_variables_of_a_service_are_passed_over(service: str) -> None:
+    """Kubernetes sets them in every pod beside a Service that is named mcp-sidecar, or mcp-sidecar-canary."""
+    tcp = "tcp://10.0.0.1:80"
+    names = {
+        "SERVICE_HOST": "10.0.0.1",
+        "SERVICE_PORT": "80",
+        "SERVICE_PORT_HTTP": "80",
+        "PORT": tcp,
+        "PORT_80_TCP": tcp,
+        "PORT_80_TCP_PROTO": "tcp",
+        "PORT_80_TCP_PORT": "80",
+        "PORT_80_TCP_ADDR": "10.0.0.1",
+    }
+    assert loaded({f"MCP_SIDECAR_{service}{name}": value for name, value in names.items()}).warnings == ()
 
 
 @pytest.mark.parametrize(
@@ -260,6 +316,31 @@ def test_unknown_variables_are_warned_about() -> None:
             {"MCP_SIDECAR_UPSTREAM__IDLE_TIMEOUT": "0"},
             "upstream.idle_timeout: must be a number of seconds that is more than 0, not '0' (MCP_SIDECAR_UPSTREAM__IDLE_TIMEOUT)",
             id="senseless-zero",
+        ),
+        pytest.param(
+            {"MCP_SIDECAR_HEALING__TRUST_503": "maybe"},
+            "healing.trust_503: must be true or false, not 'maybe' (MCP_SIDECAR_HEALING__TRUST_503)",
+            id="boolean",
+        ),
+        pytest.param(
+            {"MCP_SIDECAR_SESSIONS__MAX_SESSIONS": "many"},
+            "sessions.max_sessions: must be a whole number, not 'many' (MCP_SIDECAR_SESSIONS__MAX_SESSIONS)",
+            id="no-number",
+        ),
+        pytest.param(
+            {"MCP_SIDECAR_SESSIONS__MAX_SESSIONS": "1.5"},
+            "sessions.max_sessions: must be a whole number, not '1.5' (MCP_SIDECAR_SESSIONS__MAX_SESSIONS)",
+            id="fraction",
+        ),
+        pytest.param(
+            {"MCP_SIDECAR_SESSIONS__MAX_SESSIONS": "0"},
+            "sessions.max_sessions: must be at least 1, not '0' (MCP_SIDECAR_SESSIONS__MAX_SESSIONS)",
+            id="number-too-small",
+        ),
+        pytest.param(
+            {"MCP_SIDECAR_HEALING__MODE": "healed"},
+            "healing.mode: must be heal, rewrite or observe, not 'healed' (MCP_SIDECAR_HEALING__MODE)",
+            id="choice",
         ),
         pytest.param(
             {"MCP_SIDECAR_LIMITS__MAX_HEADER_BYTES": "10"},
@@ -329,7 +410,7 @@ def test_a_mistake_is_one_line_that_names_the_key(environment: dict[str, str], l
         pytest.param("mode = 'heal'", ["mode: unknown section (FILE)"], id="key-at-the-top"),
         pytest.param("healing = 3", ["healing: must be a section with keys, not 3 (FILE)"], id="no-section"),
         pytest.param('[healing]\n"a\\nb" = 1', ["healing.a\\nb: unknown key (FILE)"], id="newline-in-a-key"),
-        pytest.param("[healing]\nhold_timeout = true", ["healing.hold_timeout: must be a number of seconds, such as 15 or 0.5, not True (FILE)"], id="type"),
+        pytest.param("[healing]\nhold_timeout = true", ["healing.hold_timeout: must be a number of seconds or a duration in ms, s, m or h, such as 0.5 or 2m, not True (FILE)"], id="type"),
         pytest.param("[healing", ["config: FILE: not TOML: Expected ']' at the end of a table declaration (at end of document)"], id="syntax"),
         pytest.param("\xff", ["config: FILE: not UTF-8 text"], id="encoding"),
     ],
@@ -379,14 +460,7 @@ def test_two_values_on_the_command_line_are_a_mistake(option: str) -> None:
 
 def test_a_certificate_with_its_key_is_taken(tmp_path: Path) -> None:
     """The pair is loaded once before anything starts, so that a wrong one is a mistake and not a crash."""
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        pytest.skip("no openssl command to make a certificate with")
-    key, certificate = tmp_path / "k.pem", tmp_path / "c.pem"
-    kind = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-x509", "-subj", "/CN=localhost")
-    subprocess.run(
-        [openssl, "req", *kind, "-keyout", key, "-out", certificate], check=True, capture_output=True, timeout=30
-    )
+    certificate, key = make_certificate(tmp_path)
     made = settings(
         {
             "MCP_SIDECAR_LISTEN__TLS_KEY": str(key),

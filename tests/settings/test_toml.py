@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mcp_sidecar.settings import KEYS, Settings, effective, example, load
-from mcp_sidecar.settings.toml import masked
+from mcp_sidecar.settings.values import masked
 
 EXAMPLE = Path(__file__).parents[2] / "config.example.toml"
 UNCOMMENTED = tuple(f"#{key} = " for keys in KEYS.values() for key in keys)

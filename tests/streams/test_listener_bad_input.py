@@ -157,7 +157,17 @@ async def test_json_instead_of_a_stream_passes_first_and_ends_later(body: bytes)
 # -- event ids --------------------------------------------------------------------------------------------------------
 
 
-HOSTILE = ["{tag}.1.x", "{tag}.2.x", "{tag}.3.x", "{tag}.", "{tag}", ".2.", "0.2.x", "{tag}.2.{tag}.2.x", "{tag}.02.x"]
+HOSTILE = [
+    "{tag}.1.x",
+    "{tag}.2.x",
+    "{tag}.{word}.x",
+    "{tag}.",
+    "{tag}",
+    ".{word}.",
+    "0.{word}.x",
+    "{tag}.{word}.{tag}.{word}.x",
+    "{tag}.0{word}.x",
+]
 
 
 @pytest.mark.parametrize("shape", HOSTILE)
@@ -166,7 +176,7 @@ async def test_an_upstreams_id_of_our_own_shape_comes_back_as_it_is_or_not_at_al
     """Whoever could guess the session's tag gains nothing: an id reaches the upstream that minted it, or none."""
     async with scene(listen__comment_interval=60) as (upstream, sidecar, client):
         [session] = sidecar.services.sessions.table
-        minted = shape.format(tag=session.tag)
+        minted = shape.format(tag=session.record.tag, word=session.mark_of(2).word)
         if generation == 2:
             await upstream.restart()
             await client.tool("echo", text="on")
@@ -174,24 +184,24 @@ async def test_an_upstreams_id_of_our_own_shape_comes_back_as_it_is_or_not_at_al
         async with await client.get_stream() as stream:
             event = await stream.next_event()
             assert event is not None
-            assert event.event_id == (minted if generation == 1 else f"{session.tag}.2.{minted}")
+            assert event.event_id == (minted if generation == 1 else session.mark_of(2).on_text(minted))
             await upstream.ledger.wait_for(partial(_has_gets, 2))
             sent_back = upstream.ledger.arrived(http_method="GET")[1].header("last-event-id")
-            is_mistakable = generation == 1 and minted.startswith(f"{session.tag}.")
+            is_mistakable = generation == 1 and minted.startswith(f"{session.record.tag}.")
             assert sent_back == (None if is_mistakable else minted)
 
 
-@pytest.mark.parametrize("shape", [*HOSTILE, "{tag}.2." + "x" * 20_000, "{tag}.99999999999999999999.x"])
+@pytest.mark.parametrize("shape", [*HOSTILE, "{tag}.{word}." + "x" * 20_000, "{tag}.99999999999999999999.x"])
 async def test_a_clients_made_up_id_reaches_no_other_session(shape: str) -> None:
     """Only what bears the mark of this generation is handed on, without the mark."""
     async with scene() as (upstream, sidecar, client):
         await upstream.restart()
         await client.tool("echo", text="on")
         [session] = sidecar.services.sessions.table
-        sent = shape.format(tag=session.tag)
+        sent = shape.format(tag=session.record.tag, word=session.mark_of(2).word)
         async with await client.get_stream(last_event_id=sent) as stream:
             assert stream.status in (200, 405)
-        own = f"{session.tag}.2."
+        own = session.mark_of(2).on_text("")
         expected = sent.removeprefix(own) if sent.startswith(own) else None
         assert upstream.ledger.arrived(http_method="GET")[0].header("last-event-id") == expected
 

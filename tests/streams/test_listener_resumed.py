@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from mcp_sidecar.facts import HealEnded
-from mcp_sidecar.healing.session import MAX_POLLED_STREAMS
+from mcp_sidecar.healing.polled_streams import MAX_POLLED_STREAMS
 from tests.support.client import Event, McpClient, Stream
 from tests.support.fake_upstream import FakeUpstream
 from tests.support.faults import Answer, EndStream
@@ -201,10 +201,10 @@ async def test_what_is_remembered_of_streams_is_bounded() -> None:
     async with scene({"event_store": True}) as (upstream, sidecar, client):
         [session] = sidecar.services.sessions.table
         assert (await client.tool("charge")).text == "charged 1"
-        assert session._polled is None
+        assert len(session.talk.polled) == 0
         upstream.inject(EndStream(1, event_ids=True), tool="charge", times=None)
         answers = [await client.tool("charge") for _ in range(MAX_POLLED_STREAMS + 20)]
-        assert len(session._polled or ()) == MAX_POLLED_STREAMS
+        assert len(session.talk.polled) == MAX_POLLED_STREAMS
         last = answers[-1].events[-1].event_id
         assert last is not None
         assert session.polled_from(last)

@@ -16,6 +16,8 @@ from typing import Any, Self
 import aiohttp
 from multidict import CIMultiDict, CIMultiDictProxy
 
+from tests.support.waiting import HANG_S
+
 ACCEPT = "application/json, text/event-stream"
 SESSION_HEADER = "Mcp-Session-Id"
 
@@ -114,7 +116,7 @@ class Stream:
     def close(self) -> None:
         self._response.close()
 
-    async def next_event(self, timeout_s: float = 5.0) -> Event | None:
+    async def next_event(self, timeout_s: float = HANG_S) -> Event | None:
         """The next event, comments included; ``None`` at a clean end. A broken transfer raises aiohttp's error."""
         async with asyncio.timeout(timeout_s):
             while not self._ready:
@@ -137,7 +139,7 @@ class Stream:
                 raise
             return left
 
-    async def next_message(self, timeout_s: float = 5.0) -> dict[str, Any] | None:
+    async def next_message(self, timeout_s: float = HANG_S) -> dict[str, Any] | None:
         """The next JSON-RPC message, past comments and priming events; ``None`` at a clean end."""
         async with asyncio.timeout(timeout_s):
             while (event := await self.next_event(timeout_s)) is not None:
@@ -294,7 +296,7 @@ def new_http() -> aiohttp.ClientSession:
     """A client session without limits, decompression or cookies of its own."""
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0),
-        timeout=aiohttp.ClientTimeout(total=30),
+        timeout=aiohttp.ClientTimeout(total=HANG_S),
         auto_decompress=False,
         cookie_jar=aiohttp.DummyCookieJar(),
     )
@@ -375,7 +377,7 @@ class RawAnswer:
         return int(first[1]) if len(first) > 1 and first[0].startswith(b"HTTP/") and first[1].isdigit() else None
 
 
-async def raw_exchange(port: int, data: bytes, *, host: str = "127.0.0.1", timeout_s: float = 5.0) -> RawAnswer:
+async def raw_exchange(port: int, data: bytes, *, host: str = "127.0.0.1", timeout_s: float = HANG_S) -> RawAnswer:
     """Send bytes on a new connection and read until it ends. Ask for ``Connection: close`` to see an end."""
     reader, writer = await asyncio.open_connection(host, port)
     received = bytearray()

@@ -12,6 +12,7 @@ from typing import Any
 
 from tests.support.http1 import HttpRequest
 from tests.support.pulse import Pulse
+from tests.support.waiting import HANG_S
 
 
 @dataclass(slots=True, kw_only=True)
@@ -119,7 +120,7 @@ class Ledger:
             return len(self.arrived(http_method=method, tool=tool, process=process))
         return len(self.arrived(rpc_method=method, tool=tool, process=process))
 
-    async def wait_for(self, claim: Callable[[Ledger], bool], timeout_s: float = 5.0) -> None:
+    async def wait_for(self, claim: Callable[[Ledger], bool], timeout_s: float = HANG_S) -> None:
         """Return once ``claim(ledger)`` holds, looking again at every change; ``TimeoutError`` else."""
         await self._pulse.until(lambda: claim(self), timeout_s)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -18,8 +19,9 @@ Converse = Callable[[int, WatchedReader, asyncio.StreamWriter], Awaitable[None]]
 class Loopback:
     """Opens and shuts a port any number of times. ``converse`` gets the number of the connection and its two ends."""
 
-    def __init__(self, converse: Converse) -> None:
+    def __init__(self, converse: Converse, tls: ssl.SSLContext | None = None) -> None:
         self._converse = converse
+        self._tls = tls
         self._reservation = _bound(0)
         self.port: int = self._reservation.getsockname()[1]
         self._server: asyncio.Server | None = None
@@ -33,7 +35,7 @@ class Loopback:
     async def open(self) -> None:
         if self._server is None:
             self._server = await asyncio.get_running_loop().create_server(
-                self._protocol, sock=_bound(self.port), backlog=_BACKLOG
+                self._protocol, sock=_bound(self.port), backlog=_BACKLOG, ssl=self._tls
             )
 
     def shut(self, *, reset: bool = False) -> list[asyncio.Task[None]]:

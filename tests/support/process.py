@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Final
+
+from tests.support.pulse import Pulse
+from tests.support.waiting import HANG_S
+
+_PATIENT: Final = {
+    f"MCP_SIDECAR_{name}": str(HANG_S)
+    for name in ("HEALING__HOLD_TIMEOUT", "HEALING__CONNECT_HOLD_TIMEOUT", "LISTEN__DRAIN_TIMEOUT")
+}
+"""The time of another process cannot be made to stand still: nothing in it runs out unless a test says so."""
 
 
 class SidecarProcess:
@@ -16,12 +26,17 @@ class SidecarProcess:
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
         self._written = bytearray()
+        self._pulse = Pulse()
+        self._has_ended = False
         self._reading = asyncio.create_task(self._read())
 
     async def _read(self) -> None:
         assert self._process.stderr is not None
         while chunk := await self._process.stderr.read(65536):
             self._written += chunk
+            self._pulse.fire()
+        self._has_ended = True
+        self._pulse.fire()
 
     @property
     def stderr(self) -> str:
@@ -29,23 +44,22 @@ class SidecarProcess:
 
     @property
     def log(self) -> list[dict[str, Any]]:
-        """The log lines so far."""
-        return [json.loads(line) for line in self.stderr.splitlines() if line.startswith("{")]
+        """The whole log lines so far."""
+        return [json.loads(line) for line in self.stderr.rpartition("\n")[0].splitlines() if line.startswith("{")]
 
-    async def line(self, event: str, timeout_s: float = 10.0) -> dict[str, Any]:
+    async def line(self, event: str, timeout_s: float = HANG_S) -> dict[str, Any]:
         """The first log line of this event; waits for it."""
-        async with asyncio.timeout(timeout_s):
-            while True:
-                found = [line for line in self.log if line["event"] == event]
-                if found:
-                    return found[0]
-                assert not self._reading.done(), f"it ended without a line {event}: {self.stderr}"
-                await asyncio.sleep(0.005)
+        await self._pulse.until(lambda: self._has_ended or bool(self._of(event)), timeout_s)
+        assert self._of(event), f"it ended without a line {event}: {self.stderr}"
+        return self._of(event)[0]
+
+    def _of(self, event: str) -> list[dict[str, Any]]:
+        return [line for line in self.log if line["event"] == event]
 
     def signal(self, number: int) -> None:
         self._process.send_signal(number)
 
-    async def exit_status(self, timeout_s: float = 10.0) -> int:
+    async def exit_status(self, timeout_s: float = HANG_S) -> int:
         """Wait for its end; ``TimeoutError`` if it goes on."""
         async with asyncio.timeout(timeout_s):
             status = await self._process.wait()
@@ -64,7 +78,9 @@ class SidecarProcess:
 async def sidecar_process(*arguments: str) -> AsyncIterator[SidecarProcess]:
     """Start a sidecar with these options on top of free ports and JSON logs."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "mcp_sidecar", "--log-format", "json", *arguments), stderr=asyncio.subprocess.PIPE
+        *(sys.executable, "-m", "mcp_sidecar", "--log-format", "json", *arguments),
+        stderr=asyncio.subprocess.PIPE,
+        env=_PATIENT | os.environ,
     )
     started = SidecarProcess(process)
     try:

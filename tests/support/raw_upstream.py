@@ -6,6 +6,8 @@ Where ``FakeUpstream`` is an MCP server, this is any server, and any nonsense: f
 from __future__ import annotations
 
 import asyncio
+import itertools
+import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Self
@@ -15,6 +17,7 @@ from tests.support.http1 import WatchedReader, reset_transport
 from tests.support.listener import Loopback
 from tests.support.pulse import Pulse
 from tests.support.sidecar import WatchedSidecar, running_sidecar
+from tests.support.waiting import HANG_S
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
@@ -49,8 +52,18 @@ class Conversation:
     """One request and the connection that it came on, for a ``Play``."""
 
     def __init__(
-        self, upstream: RawUpstream, request: RawRequest, reader: WatchedReader, writer: asyncio.StreamWriter
+        self,
+        upstream: RawUpstream,
+        request: RawRequest,
+        reader: WatchedReader,
+        writer: asyncio.StreamWriter,
+        number: int,
+        *,
+        is_first: bool,
     ) -> None:
+        """``number`` counts connections from 1 on; ``is_first`` is the first request on its own."""
+        self.number = number
+        self.is_first = is_first
         self._upstream = upstream
         self._reader = reader
         self._writer = writer
@@ -96,6 +109,14 @@ class Conversation:
     def close(self) -> None:
         self._writer.close()
 
+    async def closed(self) -> None:
+        """Return when the connection is closed, as far as this side goes."""
+        await asyncio.gather(self._writer.wait_closed(), return_exceptions=True)
+
+    def cut(self) -> None:
+        """Close it without a word; over TLS that is without its close_notify."""
+        self._writer.transport.abort()
+
     def reset(self) -> None:
         reset_transport(self._writer.transport)
 
@@ -104,11 +125,12 @@ Play = Callable[[Conversation], Awaitable[None]]
 
 
 class RawUpstream:
-    """See the module. Each request gets the next of ``answers``, the last one for ever."""
+    """See the module. Each request gets the next of ``answers``, the last one for ever. With ``tls`` it speaks https."""
 
-    def __init__(self, *answers: bytes | Play) -> None:
+    def __init__(self, *answers: bytes | Play, tls: ssl.SSLContext | None = None) -> None:
         self._answers = list(answers) or [OK]
-        self._listener = Loopback(self._converse)
+        self._scheme = "https" if tls is not None else "http"
+        self._listener = Loopback(self._converse, tls)
         self._pulse = Pulse()
         self.requests: list[RawRequest] = []
 
@@ -118,7 +140,7 @@ class RawUpstream:
 
     @property
     def origin(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{self._scheme}://127.0.0.1:{self.port}"
 
     @property
     def url(self) -> str:
@@ -141,7 +163,7 @@ class RawUpstream:
         """Something of a request has come."""
         self._pulse.fire()
 
-    async def until(self, claim: Callable[[RawUpstream], bool], timeout_s: float = 5.0) -> None:
+    async def until(self, claim: Callable[[RawUpstream], bool], timeout_s: float = HANG_S) -> None:
         """Return once ``claim`` holds; ``TimeoutError`` else."""
         await self._pulse.until(lambda: claim(self), timeout_s)
 
@@ -153,13 +175,13 @@ class RawUpstream:
         await asyncio.gather(*self._listener.shut(), return_exceptions=True)
         self._listener.close()
 
-    async def _converse(self, _connection: int, reader: WatchedReader, writer: asyncio.StreamWriter) -> None:
+    async def _converse(self, connection: int, reader: WatchedReader, writer: asyncio.StreamWriter) -> None:
         try:
-            while True:
+            for place in itertools.count():
                 request = RawRequest(await reader.readuntil(b"\r\n\r\n"))
                 self.requests.append(request)
                 self.changed()
-                await self._play(Conversation(self, request, reader, writer))
+                await self._play(Conversation(self, request, reader, writer, connection, is_first=not place))
         except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, ConnectionError):
             pass
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TypeVar
@@ -48,7 +49,7 @@ async def running_sidecar(upstream_url: str, **settings: object) -> AsyncIterato
         options["listen"] = ["127.0.0.1:0"]
     if "admin" not in settings:
         options["admin"] = ["off"]
-    sidecar = WatchedSidecar(load(options, environ).settings)
+    sidecar = WatchedSidecar(load(options, environ).settings, asyncio.get_running_loop().time)
     await sidecar.start()
     try:
         yield sidecar

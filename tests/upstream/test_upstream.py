@@ -5,81 +5,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 
 import pytest
 
-from mcp_sidecar.config import Limits, UpstreamConfig
-from mcp_sidecar.upstream import pool
-from mcp_sidecar.upstream.answer import Answer
-from mcp_sidecar.upstream.connection import CHUNK_BYTES, UpstreamFault
-from mcp_sidecar.upstream.pool import is_connected_to_itself
-from mcp_sidecar.upstream.upstream import Upstream
+from mcp_sidecar.upstream.connect import is_connected_to_itself
+from mcp_sidecar.upstream.content import CHUNK_BYTES, HIGH_BYTES, UpstreamFault
 from mcp_sidecar.wire.faults import Fault
 from tests.support.raw_upstream import OK, Conversation, Play, RawUpstream
 from tests.support.waiting import eventually
+from tests.upstream.sending import fault_of, sender, sends, to_the_fault, whole
 
 OK_CLOSING = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok"
 IDLE_S = 0.1
 
 
-@contextlib.asynccontextmanager
-async def sender(origin: str, *, idle_timeout_s: float = 5.0) -> AsyncIterator[Upstream]:
-    """An upstream side of its own, without the rest of the sidecar."""
-    config = UpstreamConfig(origin=origin, connect_timeout_s=2.0, idle_timeout_s=idle_timeout_s)
-    upstream = Upstream(config, Limits(), lambda _: None)
-    await upstream.open()
-    try:
-        yield upstream
-    finally:
-        await upstream.close()
-
-
-async def whole(answer: Answer) -> bytes:
-    """The body of an answer, which is then let go of."""
-    async with answer:
-        return b"".join([chunk async for chunk in answer.chunks()])
-
-
-async def fault_of(sending: Callable[[], object]) -> Fault:
-    """The fault that a send ends in."""
-    with pytest.raises(UpstreamFault) as caught:
-        await sending()  # type: ignore[misc]
-    return caught.value.fault
-
-
-async def to_the_fault(answer: Answer) -> tuple[bytes, Fault | None]:
-    """What is handed out of a body, and the fault in which it ends."""
-    got = b""
-    try:
-        async for chunk in answer.chunks():
-            got += chunk
-    except UpstreamFault as fault:
-        return got, fault.fault
-    return got, None
-
-
 async def pieces(*parts: bytes) -> AsyncIterator[bytes]:
     for part in parts:
         yield part
-
-
-def sends(*parts: bytes, then: str = "close") -> Play:
-    """Read the request, send each part on its own, and close, reset or keep the connection."""
-
-    async def play(conversation: Conversation) -> None:
-        await conversation.read_body()
-        for part in parts:
-            await conversation.send(part)
-            await asyncio.sleep(0.02)  # as segments of their own
-        if then == "wait":
-            await conversation.client_left.wait()
-        elif then == "reset":
-            conversation.reset()
-        else:
-            conversation.close()
-
-    return play
 
 
 async def test_a_connection_to_itself_is_told_apart() -> None:
@@ -206,9 +149,10 @@ async def test_a_broken_off_answer_ends_for_whoever_reads() -> None:
 @pytest.mark.parametrize(
     ("method", "head"),
     [
-        pytest.param("HEAD", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n", id="HEAD"),
+        pytest.param("HEAD", b"HTTP/1.1 200 OK\r\n\r\n", id="HEAD"),
         pytest.param("GET", b"HTTP/1.1 204 No Content\r\n\r\n", id="204"),
-        pytest.param("GET", b"HTTP/1.1 304 Not Modified\r\nContent-Length: 9\r\n\r\n", id="304"),
+        pytest.param("GET", b"HTTP/1.1 204 No Content\r\nContent-Length: 0\r\n\r\n", id="204 with a length of none"),
+        pytest.param("GET", b"HTTP/1.1 304 Not Modified\r\n\r\n", id="304"),
         pytest.param("GET", b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", id="a length of none"),
     ],
 )
@@ -283,9 +227,8 @@ async def test_a_connection_that_the_server_closed_is_not_used() -> None:
         assert server.connections == 2
 
 
-async def test_a_free_connection_is_closed_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_free_connection_is_closed_in_time() -> None:
     """Before the server would close it: a request sent into a closing connection could not be told from one that ran."""
-    monkeypatch.setattr(pool, "KEEP_ALIVE_S", 0.05)
     left = asyncio.Event()
 
     async def play(conversation: Conversation) -> None:
@@ -293,7 +236,7 @@ async def test_a_free_connection_is_closed_in_time(monkeypatch: pytest.MonkeyPat
         await conversation.client_left.wait()
         left.set()
 
-    async with RawUpstream(play) as server, sender(server.origin) as upstream:
+    async with RawUpstream(play) as server, sender(server.origin, keep_alive_s=0.05) as upstream:
         assert await whole(await upstream.send("GET", "/", [])) == b"ok"
         async with asyncio.timeout(5):
             await left.wait()
@@ -449,7 +392,7 @@ async def test_a_slow_reader_is_not_the_upstreams_silence() -> None:
     async with RawUpstream(head + b"a" * size) as server, sender(server.origin, idle_timeout_s=IDLE_S) as upstream:
         answer = await upstream.send("GET", "/", [])
         await asyncio.sleep(3 * IDLE_S)
-        assert answer._content._size <= 4 * CHUNK_BYTES + 256 * 1024
+        assert answer._content._size <= HIGH_BYTES + 256 * 1024
         assert len(await whole(answer)) == size
 
 

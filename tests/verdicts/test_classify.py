@@ -326,6 +326,7 @@ def test_only_vouched_rows_prove_that_nothing_ran() -> None:
 
 MINE_400 = operator_signature(name="mine", status=409, text="where were we", methods=(), may_have_run=True)
 MINE_401 = operator_signature(name="mine", status=401, text="who is it", methods=(), may_have_run=True)
+MINE_403 = operator_signature(name="mine", status=403, text="who is it", methods=(), may_have_run=True)
 MINE_200 = operator_signature(name="mine", status=200, text="start over", methods=(), may_have_run=True)
 VOUCHED = operator_signature(name="mine", status=404, text="session 'x'", methods=(), may_have_run=False)
 
@@ -345,12 +346,14 @@ def test_rows_of_operators_pass_the_same_gates(facts: RequestFacts) -> None:
     assert judge(409, b"Where were we?", facts, extra=(MINE_400,)).verdict is Verdict.OTHER
 
 
-def test_rows_of_operators_leave_authorization_alone() -> None:
-    """A 401 of an operator's row counts without a challenge only, and never as an OAuth error."""
-    assert judge(401, b"who is it", extra=(MINE_401,)).verdict is Verdict.SESSION_LOST
-    assert judge(401, b"who is it", extra=(MINE_401,), challenged=True).verdict is Verdict.AUTH_FAILURE
+@pytest.mark.parametrize(("status", "row"), [(401, MINE_401), (403, MINE_403)])
+def test_rows_of_operators_leave_authorization_alone(status: int, row: Signature) -> None:
+    """An operator's row for 401 or 403 counts without a challenge only, and never as an OAuth error."""
+    assert judge(status, b"who is it", extra=(row,)).verdict is Verdict.SESSION_LOST
+    assert judge(status, b"who is it", extra=(row,), challenged=True).verdict is Verdict.AUTH_FAILURE
+    assert judge(status, b"who is it, then", extra=(row,)).verdict is Verdict.AUTH_FAILURE
     oauth = b'{"error":"invalid_token","message":"who is it"}'
-    assert judge(401, oauth, extra=(MINE_401,)).verdict is Verdict.AUTH_FAILURE
+    assert judge(status, oauth, extra=(row,)).verdict is Verdict.AUTH_FAILURE
 
 
 def test_rows_of_operators_inside_a_success_need_an_error_of_nobody() -> None:

@@ -252,6 +252,25 @@ def test_the_upstream_is_up_until_a_connect_fails() -> None:
     virtual_time.run(story())
 
 
+def test_each_reason_is_told_once_in_an_outage() -> None:
+    """A server that comes back with a certificate that is not trusted is another fault, and only its reason helps."""
+
+    async def story() -> None:
+        place = waiting(up_at=0.0)
+        note = place.availability.note
+        for why in ("", "certificate not trusted: expired", "", "no connection", "certificate not trusted: expired"):
+            note(False, why)
+        for number in range(99):
+            note(False, f"reason {number}")
+        told = [fact.fault for fact in place.facts if isinstance(fact, UpstreamLost)]
+        assert told == ["no connection", "certificate not trusted: expired", "reason 0", "reason 1"]
+        note(True)
+        note(False, "certificate not trusted: expired")
+        assert place.facts[-1] == UpstreamLost("certificate not trusted: expired")
+
+    virtual_time.run(story())
+
+
 # -- a route without a server -----------------------------------------------------------------------------------------
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import statistics
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -30,23 +28,13 @@ from tests.support.fake_upstream import FakeUpstream
 from tests.support.faults import Answer as Answered
 from tests.support.faults import IngressPage, Refuse, RoutePage, Router
 from tests.support.own_answers import is_error, is_unavailable
+from tests.support.scene import connected
 from tests.support.script import Planted
 from tests.support.sidecar import WatchedSidecar, running_sidecar
+from tests.support.unhurried import now
 from tests.support.waiting import eventually
 
 SHORT: dict[str, object] = {"healing__hold_timeout": 0.15, "healing__connect_hold_timeout": 0.15}
-
-
-@asynccontextmanager
-async def connected(**settings: object) -> AsyncIterator[tuple[FakeUpstream, WatchedSidecar, McpClient]]:
-    """A client with a session through a sidecar, and the upstream behind it."""
-    async with (
-        FakeUpstream() as upstream,
-        running_sidecar(upstream.url, **settings) as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
-        yield upstream, sidecar, client
 
 
 async def held(sidecar: WatchedSidecar, count: int) -> None:
@@ -377,7 +365,7 @@ async def counting_port() -> AsyncIterator[tuple[str, list[float]]]:
     connects: list[float] = []
 
     async def refuse(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        connects.append(time.monotonic())
+        connects.append(now())
         writer.close()
 
     server = await asyncio.start_server(refuse, "127.0.0.1", 0)
@@ -426,9 +414,9 @@ async def test_a_route_that_comes_back_is_seen_soon() -> None:
         assert (sidecar.of(SessionLost), sidecar.of(HealEnded)) == ([], [])
         upstream.forget()
         await upstream.clear()
-        back = time.monotonic()
+        back = now()
         assert (await call).text == "charged 1"
-        assert time.monotonic() - back < 0.2
+        assert now() - back < 0.2
         assert len(sidecar.of(HealEnded)) == 1
 
 
@@ -481,12 +469,7 @@ async def test_a_404_before_the_endpoint_ever_worked_passes() -> None:
 
 async def test_a_404_without_a_session_does_not_show_that_nothing_ran() -> None:
     """A stateless server's tool may answer 404 itself: nobody can be asked, so only what is harmless is sent again."""
-    async with (
-        FakeUpstream(sessions=SessionMode.STATELESS) as upstream,
-        running_sidecar(upstream.url) as sidecar,
-        McpClient(sidecar.url) as client,
-    ):
-        await client.initialize()
+    async with connected(sessions=SessionMode.STATELESS) as (upstream, _, client):
         ran = Answered(404, (("Content-Type", "text/plain"),), b"no such order", executes=True)
         upstream.inject(ran, tool="charge")
         upstream.inject(ran, rpc_method="tools/list", times=3)
@@ -500,8 +483,8 @@ async def test_a_404_without_a_session_does_not_show_that_nothing_ran() -> None:
 OUTAGES = 30
 
 
-async def test_a_held_call_is_answered_soon_after_the_upstream_accepts(capsys: pytest.CaptureFixture[str]) -> None:
-    """Over thirty outages with a restart: below 100 ms in the median, a heal included."""
+async def test_a_held_call_is_answered_soon_after_the_upstream_accepts() -> None:
+    """Over thirty outages with a restart: the sidecar waits no longer than its pace and the spread of heals, together 100 ms."""
     waits: list[float] = []
     async with connected(healing__max_heals_per_minute=1000) as (upstream, sidecar, client):
         for _ in range(OUTAGES):
@@ -509,10 +492,7 @@ async def test_a_held_call_is_answered_soon_after_the_upstream_accepts(capsys: p
             call = asyncio.create_task(client.tool("charge"))
             await held(sidecar, 1)
             await upstream.restart()
-            accepts = time.monotonic()
+            accepts = now()
             assert (await call).text == "charged 1"
-            waits.append(time.monotonic() - accepts)
-    worst, median = max(waits) * 1000, statistics.median(waits) * 1000
-    with capsys.disabled():
-        print(f"\nupstream accepts to held call answered: median {median:.1f} ms, worst {worst:.1f} ms of {OUTAGES}")
-    assert median < 100
+            waits.append(now() - accepts)
+    assert max(waits) < 0.1

@@ -228,6 +228,7 @@ def test_the_size_is_told(data: bytes, size: int) -> None:
         pytest.param(LINE + b"\r\n", id="no header"),
         pytest.param(LINE + b"Content-Length: 0\r\n\r\n", id="no host"),
         pytest.param(LINE + b"Host: a\r\n\r\n", id="no length"),
+        pytest.param(LINE + b"Host: a\r\nAuthorization: NTLM x\r\nContent-Length: 0\r\n\r\n", id="a connection's user"),
         pytest.param(LINE + b"Host: a\r\nhost: b\r\nContent-Length: 0\r\n\r\n", id="a name twice"),
         pytest.param(LINE + b"Host: a\r\nContent-Length: 9999999999\r\n\r\n", id="a length beyond all bounds"),
         pytest.param(
@@ -249,6 +250,7 @@ def test_what_is_not_whole_or_not_plain_is_no_request(data: bytes) -> None:
         pytest.param(b"Transfer-Encoding: gzip\r\n", id="another coding"),
         pytest.param(b"Content-Length: 3\r\nConnection: close\r\n", id="closes"),
         pytest.param(b"Content-Length: 3\r\nContent-Encoding: br\r\n", id="encoded"),
+        pytest.param(b"Content-Length: 3\r\nWWW-Authenticate: Negotiate x\r\n", id="a connection's user"),
     ],
 )
 def test_an_answer_without_a_plain_end_is_not_taken(head: bytes) -> None:

@@ -1,0 +1,182 @@
+"""The process around the sidecar: its loop, its signals, its open files, its exit status.
+
+The law of this file: what the sidecar does stands elsewhere; here stands what a process manager, a terminal or a kernel
+can do to it. SIGTERM and SIGINT drain, a second one cuts, SIGHUP reads files again and ends nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mcp_sidecar.app import Sidecar
+from mcp_sidecar.ops import logs
+from mcp_sidecar.settings import Settings
+
+COULD_NOT_LISTEN = 1
+COLLECT_AFTER = (20_000, 20, 20)
+"""New objects before a collection, and collections before one of the next older generation."""
+DESCRIPTORS_PER_STREAM = 2
+"""An open stream is a connection of the client and one to the upstream."""
+SPARE_DESCRIPTORS = 64
+NEAR_THE_LIMIT = 0.8
+LOOK_INTERVAL_S = 10.0
+LAST_LINES_S = 1.0
+"""How long the end waits for a log that is read slowly."""
+
+
+def run(settings: Settings) -> int:
+    """Serve until SIGTERM or SIGINT; the exit status. 1 if an address cannot be listened on."""
+    _ignore_hangups()
+    _collect_rarely()
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            return runner.run(_serve(settings))
+    finally:
+        logs.close(LAST_LINES_S)
+
+
+def _ignore_hangups() -> None:
+    """Let a SIGHUP that comes before the loop runs pass; it would end the process."""
+    with contextlib.suppress(AttributeError, ValueError):  # where there is no such signal, or in another thread
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+def _collect_rarely() -> None:
+    """Nearly everything here is freed at once; looking for more took a tenth of the time, under a restart a quarter."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*COLLECT_AFTER)
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop where it is installed, which is where it can be (docs/decisions/0006); else asyncio's own."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory
+
+
+async def _serve(settings: Settings) -> int:
+    descriptors = DescriptorLimit(raise_descriptor_limit())
+    sidecar = Sidecar(settings)
+    first, second = _stop_signals()
+    try:
+        await sidecar.start()
+    except OSError as error:
+        logs.say(f"{sidecar.starting}: {error.strerror or error}")
+        await sidecar.stop()
+        return COULD_NOT_LISTEN
+    _on_hangup(sidecar.read_files_again)
+    _tell_start(sidecar, settings)
+    if settings.has_chosen_max_sessions:
+        descriptors.compare(settings.session_limits().max_sessions)
+    looking = asyncio.create_task(_look_at(descriptors, sidecar))
+    await first.wait()
+    looking.cancel()
+    await _stop(sidecar, second)
+    logs.log().info("stopped")
+    return 0
+
+
+def _tell_start(sidecar: Sidecar, settings: Settings) -> None:
+    """Say what to do next: the URL that clients are given stands first."""
+    upstream = settings.upstream_config()
+    logs.log().info(
+        "listening",
+        url=sidecar.client_url,
+        upstream=f"{upstream.origin}{upstream.endpoint}",
+        address=sidecar.address,
+        admin=sidecar.admin_address,
+        mode=settings.policy().mode.value,
+    )
+
+
+# -- signals ----------------------------------------------------------------------------------------------------------
+
+
+def _stop_signals() -> tuple[asyncio.Event, asyncio.Event]:
+    """Set by the first and by the second signal to stop; before anybody is told that the process listens."""
+    first, second = asyncio.Event(), asyncio.Event()
+
+    def on_signal() -> None:
+        (second if first.is_set() else first).set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, on_signal)
+    return first, second
+
+
+def _on_hangup(reload: Callable[[], None]) -> None:
+    with contextlib.suppress(AttributeError, NotImplementedError):  # where there is no such signal
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
+
+
+async def _stop(sidecar: Sidecar, second: asyncio.Event) -> None:
+    logs.log().info("draining")
+    drain = asyncio.create_task(sidecar.drain())
+    cut = asyncio.create_task(second.wait())
+    await asyncio.wait({drain, cut}, return_when=asyncio.FIRST_COMPLETED)
+    for task in (drain, cut):
+        task.cancel()
+    await asyncio.gather(drain, cut, return_exceptions=True)
+    await sidecar.stop()
+
+
+# -- open files -------------------------------------------------------------------------------------------------------
+
+
+def raise_descriptor_limit() -> int | None:
+    """Take all the descriptors that this process may have; how many that are, ``None`` where there is no limit."""
+    try:
+        import resource
+    except ImportError:  # not on every platform
+        return None
+    limit, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # where the hard limit is more than the system takes
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        limit = hard
+    return limit if limit != resource.RLIM_INFINITY else None
+
+
+@dataclass(slots=True)
+class DescriptorLimit:
+    """How many streams the limit on open files allows; told once, and only to somebody who can do something about it.
+
+    That is an operator who chose ``sessions.max_sessions``, or anybody whose streams are about to reach it.
+    """
+
+    limit: int | None
+    is_told: bool = False
+
+    @property
+    def max_streams(self) -> int:
+        """Meaningless where there is no limit."""
+        return max(0, (self.limit or 0) - SPARE_DESCRIPTORS) // DESCRIPTORS_PER_STREAM
+
+    def compare(self, max_sessions: int) -> None:
+        """Tell if not every session can have an open stream."""
+        if self.limit is not None and self.max_streams < max_sessions:
+            self._tell(needed=DESCRIPTORS_PER_STREAM * max_sessions + SPARE_DESCRIPTORS, max_sessions=max_sessions)
+
+    def look(self, open_streams: int) -> None:
+        """Tell if the streams that are open come near it."""
+        if self.limit is not None and open_streams >= NEAR_THE_LIMIT * self.max_streams:
+            self._tell(open_streams=open_streams)
+
+    def _tell(self, **numbers: int) -> None:
+        if not self.is_told:
+            self.is_told = True
+            logs.log().warning("descriptor_limit_low", limit=self.limit, streams=self.max_streams, **numbers)
+
+
+async def _look_at(descriptors: DescriptorLimit, sidecar: Sidecar) -> None:
+    while True:
+        await asyncio.sleep(LOOK_INTERVAL_S)
+        descriptors.look(sidecar.open_streams)

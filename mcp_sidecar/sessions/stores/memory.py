@@ -1,0 +1,49 @@
+"""``memory:``: sessions live in this process and end with it.
+
+The session table holds them already, so nothing is kept here a second time, and there is nothing to ask.
+"""
+# ruff: noqa: ARG002 - it has the parameters of a store, and needs none of them
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from mcp_sidecar.sessions.stores.store import Entry, Key, Touch
+
+
+class MemoryStore:
+    """Takes everything, keeps nothing, finds nothing, and never waits."""
+
+    outlives_process = False
+
+    async def open(self) -> None:
+        """Nothing to do."""
+
+    async def close(self) -> None:
+        """Nothing to do."""
+
+    async def get(self, session: bytes) -> Mapping[bytes, Entry]:
+        """Nothing is known that the table does not know."""
+        return {}
+
+    async def put(self, key: Key, entry: Entry, *, expected: int, ttl_s: float) -> Entry | None:
+        """The table holds it."""
+        return None
+
+    async def end(self, key: Key, *, ttl_s: float) -> None:
+        """The table remembers it."""
+
+    async def touch(self, touches: Sequence[Touch]) -> Sequence[Key]:
+        """Nothing is missed."""
+        return ()
+
+    async def claim(self, instance: bytes, upstream_id: bytes, key: Key, *, ttl_s: float) -> Key | None:
+        """The table knows whose it was."""
+        return None
+
+    async def secret(self, name: str, fresh: bytes) -> bytes:
+        """Nobody shares it."""
+        return fresh
+
+    async def sweep(self) -> None:
+        """Nothing expires here."""

@@ -1,0 +1,96 @@
+"""What a store of session records must do, for whoever writes one.
+
+The rule of this file: a store knows nothing of sessions. It keeps bytes under two hashes, of a session id and of a principal,
+and its one promise is the compare-and-set of ``put``: of two writers that have read the same revision one wins, and the other
+is told what stands there now. A write that was given up may still be done later; by the writer's mark that stands there the
+next try knows its own. Whatever a store cannot do just now is ``StoreAway``, and never an answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+class StoreAway(Exception):
+    """The store cannot be asked, or cannot write, just now. The text is a fixed phrase for the log."""
+
+
+class StoreUnusable(Exception):
+    """It never will be: a wrong password, a file that is not ours. The text is one line for whoever configured it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """Where a record stands: keyed hashes of the client's session id and of its principal, never in clear."""
+
+    session: bytes
+    principal: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What stands there. ``data`` is ``None`` where the session was ended; ``writer`` is a process's random mark."""
+
+    revision: int
+    writer: bytes
+    data: bytes | None
+
+
+ABSENT = Entry(0, b"", None)
+"""Nothing stands there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Touch:
+    """A session is in use: keep its record for ``ttl_s`` seconds from now on, if it is of this revision or a later one."""
+
+    key: Key
+    revision: int
+    ttl_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """``wall`` gives seconds that all who share a store agree on, ``clock`` monotonic ones."""
+
+    wall: Callable[[], float]
+    clock: Callable[[], float]
+
+
+class Store(Protocol):
+    """A store of records. Every method but ``open`` and ``close`` may raise ``StoreAway``."""
+
+    outlives_process: bool
+    """Whether there is anything to ask: what lives in this process alone is in the session table already."""
+
+    async def open(self) -> None:
+        """Make it ready. Raises ``StoreUnusable``; a store that is only away comes back by itself."""
+
+    async def close(self) -> None:
+        """Let go of it."""
+
+    async def get(self, session: bytes) -> Mapping[bytes, Entry]:
+        """All entries of one session id, by the hash of their principal."""
+
+    async def put(self, key: Key, entry: Entry, *, expected: int, ttl_s: float) -> Entry | None:
+        """Write, if the entry of the revision ``expected`` stands there, or ``ABSENT`` and ``expected`` is 0.
+
+        ``None``: it is written. Else what stands there.
+        """
+
+    async def end(self, key: Key, *, ttl_s: float) -> None:
+        """The session is over, whatever its revision: remember that for ``ttl_s`` seconds, and nothing of it."""
+
+    async def touch(self, touches: Sequence[Touch]) -> Sequence[Key]:
+        """Put off that these expire. Which of them are not there, or only in an older revision: they are to be written."""
+
+    async def claim(self, instance: bytes, upstream_id: bytes, key: Key, *, ttl_s: float) -> Key | None:
+        """An upstream instance has just minted this id (both hashed) for a session: whose it was until now, if another's."""
+
+    async def secret(self, name: str, fresh: bytes) -> bytes:
+        """The value that all who share the store have under this name: the one of whoever came first."""
+
+    async def sweep(self) -> None:
+        """Forget what has expired, and see whether the store is still the one that was opened."""

@@ -1,0 +1,124 @@
+"""Open connections to the one origin behind the sidecar: names, both IP families, TLS, and why it did not work."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import os
+import socket
+import ssl
+from collections.abc import Callable
+from typing import TypeVar, cast
+
+import aiohappyeyeballs
+from aiohappyeyeballs import AddrInfoType
+from yarl import URL
+
+from mcp_sidecar.config import UpstreamConfig
+from mcp_sidecar.upstream.content import UpstreamFault
+from mcp_sidecar.wire.faults import Fault
+
+P = TypeVar("P", bound=asyncio.BaseProtocol)
+
+NEXT_ADDRESS_S = 0.25
+"""How long one address is tried alone before the next one is tried beside it (RFC 8305 §5)."""
+
+
+class TrustStore:
+    """Whose certificates are believed: the system's, or those of a file, which is read again when it changes."""
+
+    def __init__(self, ca_file: str | None) -> None:
+        """Raises OSError, of which ``ssl.SSLError`` is one, where the file cannot be read."""
+        self._ca_file = ca_file
+        self._read = self._stamp()
+        self._context = ssl.create_default_context(cafile=ca_file)
+
+    def context(self) -> ssl.SSLContext:
+        """What a connection that is about to be opened goes by. A file that cannot be read changes nothing."""
+        if self._ca_file is not None and self._stamp() != self._read:
+            with contextlib.suppress(OSError):
+                self.reload()
+        return self._context
+
+    def reload(self) -> None:
+        """Read it again. Raises as the constructor does, and goes on with what it had."""
+        stamp = self._stamp()
+        self._context = ssl.create_default_context(cafile=self._ca_file)
+        self._read = stamp
+
+    def _stamp(self) -> tuple[int, int, int] | None:
+        """What differs when the file does; behind a link, too, which is how Kubernetes exchanges them."""
+        if self._ca_file is None:
+            return None
+        try:
+            found = os.stat(self._ca_file)  # noqa: PTH116 - a path object for each connect is one too many
+        except OSError:
+            return None
+        return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+class Connector:
+    """Opens connections to one origin."""
+
+    def __init__(self, config: UpstreamConfig) -> None:
+        """Raises OSError where ``config.ca_file`` cannot be read."""
+        url = URL(config.origin)
+        self._host = url.host or ""
+        self._port = url.port or 80
+        self._timeout_s = config.connect_timeout_s
+        self.trust = TrustStore(config.ca_file) if url.scheme == "https" else None
+
+    async def open(self, factory: Callable[[], P]) -> P:
+        """A protocol that is connected. Raises ``UpstreamFault`` with ``detail``."""
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                transport, protocol = await self._open(factory)
+        except (TimeoutError, OSError) as error:
+            raise UpstreamFault(Fault.UNREACHABLE, detail=_why(error)) from None
+        if is_connected_to_itself(transport):
+            transport.abort()
+            raise UpstreamFault(Fault.UNREACHABLE, detail=NO_CONNECTION)
+        return protocol
+
+    async def _open(self, factory: Callable[[], P]) -> tuple[asyncio.Transport, P]:
+        loop = asyncio.get_running_loop()
+        context = self.trust.context() if self.trust is not None else None
+        name = self._host.rstrip(".") if context is not None else None
+        sock = await aiohappyeyeballs.start_connection(
+            await self._addresses(), happy_eyeballs_delay=NEXT_ADDRESS_S, interleave=1
+        )
+        try:
+            return await loop.create_connection(factory, sock=sock, ssl=context, server_hostname=name)
+        except BaseException:
+            sock.close()
+            raise
+
+    async def _addresses(self) -> list[AddrInfoType]:
+        try:
+            address = ipaddress.ip_address(self._host)
+        except ValueError:
+            loop = asyncio.get_running_loop()
+            found = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
+            return cast("list[AddrInfoType]", found)
+        if address.version == 6:
+            there: tuple[str, int] | tuple[str, int, int, int] = (self._host, self._port, 0, 0)
+            return [(socket.AF_INET6, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", there)]
+        return [(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (self._host, self._port))]
+
+
+NO_CONNECTION = "no connection"
+
+
+def _why(error: Exception) -> str:
+    """In the words of OpenSSL where it was a certificate or the handshake: nobody else can tell the operator."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"certificate not trusted: {error.verify_message}"
+    if isinstance(error, ssl.SSLError):
+        return f"TLS failed: {(error.reason or 'handshake').replace('_', ' ').lower()}"
+    return NO_CONNECTION
+
+
+def is_connected_to_itself(transport: asyncio.BaseTransport | asyncio.StreamWriter) -> bool:
+    """Whether there is nobody at the other end: connects to a closed port may get that very port as their own."""
+    return bool(transport.get_extra_info("sockname") == transport.get_extra_info("peername"))

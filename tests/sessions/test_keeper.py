@@ -1,0 +1,465 @@
+"""Sessions that a store knows: what is loaded, what is written, and what becomes of both where others write or it is away."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from mcp_sidecar.config import SessionLimits
+from mcp_sidecar.facts import Fact, SessionEnd
+from mcp_sidecar.healing.handshake import Handshake
+from mcp_sidecar.healing.principal import Principal
+from mcp_sidecar.healing.record import ClientSessionId, UpstreamSessionId, encode
+from mcp_sidecar.healing.session import Event, Session, State
+from mcp_sidecar.sessions.keeper import Keeper, Missing, Saving
+from mcp_sidecar.sessions.look_ups import MISS_REMEMBERED_S
+from mcp_sidecar.sessions.stores.sqlite import SqliteStore
+from mcp_sidecar.sessions.stores.store import Entry, Key, StoreAway, Times, Touch
+from mcp_sidecar.sessions.table import SessionTable
+from tests.healing import samples
+from tests.support.sessions import HERE, a_record, keeper
+from tests.support.waiting import eventually
+
+ALICE, BOB = Principal(b"alice"), Principal(b"bob")
+SID: Final = ClientSessionId("s")
+HANDSHAKE: Final = Handshake.of({"clientInfo": {"name": "c"}}, {"protocolVersion": "2025-06-18"})
+LIMITS: Final = SessionLimits(idle_ttl_s=100, max_lifetime_s=1000)
+
+
+@dataclass(slots=True)
+class Watched:
+    """A store that counts, and that can be away or slow."""
+
+    store: SqliteStore
+    outlives_process: bool = True
+    is_away: bool = False
+    loses_reply: bool = False
+    gate: asyncio.Event | None = None
+    asked: list[str] = field(default_factory=list)
+
+    async def _called(self, name: str) -> None:
+        self.asked.append(name)
+        if self.gate is not None:
+            await self.gate.wait()
+        if self.is_away:
+            raise StoreAway("away")
+
+    async def open(self) -> None:
+        await self.store.open()
+
+    async def close(self) -> None:
+        await self.store.close()
+
+    async def get(self, session: bytes) -> Mapping[bytes, Entry]:
+        await self._called("get")
+        return await self.store.get(session)
+
+    async def put(self, key: Key, entry: Entry, *, expected: int, ttl_s: float) -> Entry | None:
+        await self._called("put")
+        standing = await self.store.put(key, entry, expected=expected, ttl_s=ttl_s)
+        if self.loses_reply:
+            raise StoreAway("the reply is lost")
+        return standing
+
+    async def end(self, key: Key, *, ttl_s: float) -> None:
+        await self._called("end")
+        await self.store.end(key, ttl_s=ttl_s)
+
+    async def touch(self, touches: Sequence[Touch]) -> Sequence[Key]:
+        await self._called("touch")
+        return await self.store.touch(touches)
+
+    async def claim(self, instance: bytes, upstream_id: bytes, key: Key, *, ttl_s: float) -> Key | None:
+        await self._called("claim")
+        return await self.store.claim(instance, upstream_id, key, ttl_s=ttl_s)
+
+    async def secret(self, name: str, fresh: bytes) -> bytes:
+        await self._called("secret")
+        return await self.store.secret(name, fresh)
+
+    async def sweep(self) -> None:
+        await self._called("sweep")
+        await self.store.sweep()
+
+
+class Place:
+    """One sidecar: its table, its keeper, the store that it shares. The clock is the test's."""
+
+    def __init__(self, path: Path, name: str, clock: Clock, instance: str) -> None:
+        self.clock = clock
+        sqlite = SqliteStore(str(path), times=Times(clock.read, clock.read), max_entries=1000, ended_ttl_s=1000)
+        self.store = Watched(sqlite)
+        self.facts: list[Fact] = []
+        self.keeper: Keeper = keeper(LIMITS, clock.read, self.store, instance=instance)
+        self._name = name
+        self._tags = 0
+        self.table = SessionTable(
+            LIMITS, self.facts.append, salt=b"salt", clock=clock.read, new_tag=self._new_tag, keeper=self.keeper
+        )
+
+    def _new_tag(self) -> str:
+        self._tags += 1
+        return f"{self._name}{self._tags}"
+
+    async def opened(self, principal: Principal = ALICE) -> Session:
+        session = self.table.open(SID, principal, HANDSHAKE)
+        assert await self.table.save(session) is Saving.DONE
+        return session
+
+    async def loaded(self, principal: Principal = ALICE) -> Session:
+        session = await self.table.load(SID, principal)
+        assert isinstance(session, Session)
+        return session
+
+
+@dataclass(slots=True)
+class Clock:
+    now: float = 5000.0
+
+    def read(self) -> float:
+        return self.now
+
+
+class Scene:
+    """As many sidecars as a test makes, on one file."""
+
+    def __init__(self, path: Path) -> None:
+        self.clock = Clock()
+        self._path = path
+        self._places: list[Place] = []
+
+    async def place(self, instance: str = HERE) -> Place:
+        place = Place(self._path, "abcdef"[len(self._places)], self.clock, instance)
+        await place.store.open()
+        self._places.append(place)
+        return place
+
+    async def close(self) -> None:
+        for place in self._places:
+            await place.store.close()
+
+
+@asynccontextmanager
+async def _scene(path: Path) -> AsyncIterator[Scene]:
+    scene = Scene(path)
+    try:
+        yield scene
+    finally:
+        await scene.close()
+
+
+@pytest.fixture
+async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
+    async with _scene(tmp_path / "state" / "sessions.db") as found:
+        yield found
+
+
+def healed(session: Session, upstream_id: str) -> None:
+    session.fire(Event.LOSS_SEEN)
+    session.repoint(UpstreamSessionId(upstream_id), tools_still_hold=True)
+
+
+class TestLoading:
+    """A session that is not in memory."""
+
+    async def test_what_another_process_has_saved(self, scene: Scene) -> None:
+        """It stands where its record says, with all that was learnt, and is asked for once."""
+        one, other = await scene.place(), await scene.place()
+        session = await one.opened()
+        session.learnt(samples.request("logging/setLevel", level="info"))
+        await one.table.save(session)
+        found = await other.loaded()
+        assert (found.upstream_id, found.state, found.handshake) == ("s", State.ESTABLISHED, HANDSHAKE)
+        assert found.client_state.log_level == "info"
+        assert await other.loaded() is found
+        assert other.store.asked == ["get"]
+        assert await other.table.save(found) is Saving.DONE
+        assert other.store.asked == ["get"]
+
+    async def test_at_another_instance(self, scene: Scene) -> None:
+        """Nobody uses the id of another instance: there is none here until it is healed."""
+        one, other = await scene.place(), await scene.place("http://other")
+        await one.opened()
+        found = await other.loaded()
+        assert (found.upstream_id, found.displaced, found.state) == (None, True, State.LOST)
+        healed(found, "o")
+        assert await other.table.save(found) is Saving.DONE
+        third = await (await scene.place("http://other")).loaded()
+        assert (third.upstream_id, third.displaced) == ("o", False)
+        assert {each.key for each in third.record.instances} == {HERE, "http://other"}
+
+    async def test_whose_it_is(self, scene: Scene) -> None:
+        """Another principal gets nothing, and is told no more than that somebody has it."""
+        one, other = await scene.place(), await scene.place()
+        await one.opened(ALICE)
+        assert await other.table.load(SID, BOB) is Missing.FOREIGN
+        assert await other.table.load(ClientSessionId("invented"), ALICE) is Missing.UNKNOWN
+
+    async def test_an_ended_one(self, scene: Scene) -> None:
+        """An end is known everywhere, for its principal and, while nobody has a session of this id, for everybody."""
+        one, other = await scene.place(), await scene.place()
+        session = await one.opened()
+        one.table.end(session, SessionEnd.TERMINATED)
+        assert await one.table.load(SID, ALICE) is Missing.ENDED
+        await one.keeper.flush()
+        assert await other.table.load(SID, ALICE) is Missing.ENDED
+        assert other.table.is_ended(SID, ALICE)
+        assert await (await scene.place()).table.load(SID, BOB) is Missing.ENDED
+
+    async def test_a_record_in_anothers_place(self, scene: Scene) -> None:
+        """A record counts only for the principal that it names itself."""
+        place = await scene.place()
+        data = encode(a_record("s", principal=BOB, created_at=scene.clock.now))
+        await place.store.put(place.keeper.key(SID, ALICE), Entry(1, b"x", data), expected=0, ttl_s=10)
+        assert await place.table.load(SID, ALICE) is Missing.UNKNOWN
+
+    @pytest.mark.parametrize("data", [b"", b"\x01garbage", b"\x02later"], ids=["nothing", "garbage", "later version"])
+    async def test_a_record_that_cannot_be_read(self, scene: Scene, data: bytes) -> None:
+        """It is unknown here, and stays as it is."""
+        place = await scene.place()
+        key = place.keeper.key(SID, ALICE)
+        await place.store.put(key, Entry(1, b"x", data), expected=0, ttl_s=10)
+        assert await place.table.load(SID, ALICE) is Missing.UNKNOWN
+        assert (await place.store.get(key.session))[key.principal] == Entry(1, b"x", data)
+
+    async def test_many_ask_at_a_time(self, scene: Scene) -> None:
+        """One look-up serves all, and goes on although the first of them leaves."""
+        one, other = await scene.place(), await scene.place()
+        await one.opened()
+        other.store.gate = asyncio.Event()
+        asking = [asyncio.create_task(other.table.load(SID, ALICE)) for _ in range(20)]
+        await eventually(lambda: bool(other.store.asked))
+        asking[0].cancel()
+        other.store.gate.set()
+        found = await asyncio.gather(*asking[1:])
+        assert len({id(session) for session in found}) == 1 and isinstance(found[0], Session)
+        assert other.store.asked == ["get"]
+
+    async def test_invented_ids(self, scene: Scene) -> None:
+        """They cost the store one look-up a second; an id that is opened meanwhile is found all the same."""
+        one, other = await scene.place(), await scene.place()
+        for _ in range(10):
+            assert await one.table.load(SID, ALICE) is Missing.UNKNOWN
+        assert one.store.asked == ["get"]
+        await other.opened()
+        scene.clock.now += MISS_REMEMBERED_S
+        assert isinstance(await one.table.load(SID, ALICE), Session)
+
+    async def test_a_store_that_is_away(self, scene: Scene) -> None:
+        """That is no answer: the session may well be known."""
+        place = await scene.place()
+        place.store.is_away = True
+        assert await place.table.load(SID, ALICE) is Missing.STORE_AWAY
+
+    async def test_what_is_in_memory_never_waits(self, scene: Scene) -> None:
+        """A session that is here is found although the store hangs."""
+        place = await scene.place()
+        session = await place.opened()
+        place.store.gate = asyncio.Event()
+        assert await place.table.load(SID, ALICE) is session
+
+    async def test_its_age(self, scene: Scene) -> None:
+        """Of the lifetime what has passed has passed, whatever process saw it; a clock that was ahead makes nobody older."""
+        one = await scene.place()
+        await one.opened()
+        scene.clock.now += 40
+        assert (await (await scene.place()).loaded()).opened_at == scene.clock.now - 40
+        scene.clock.now -= 600
+        assert (await (await scene.place()).loaded()).opened_at == scene.clock.now
+
+    async def test_its_lifetime(self, scene: Scene) -> None:
+        """It ends for all processes at the same time, however busy it was."""
+        one = await scene.place()
+        data = encode(a_record("s", principal=ALICE, created_at=scene.clock.now - LIMITS.max_lifetime_s))
+        await one.store.put(one.keeper.key(SID, ALICE), Entry(1, b"x", data), expected=0, ttl_s=10)
+        assert await one.table.load(SID, ALICE) is Missing.ENDED
+
+    async def test_what_is_idle_here_may_be_used_elsewhere(self, scene: Scene) -> None:
+        """Only the store ends a session by idleness."""
+        one, other = await scene.place(), await scene.place()
+        await one.opened()
+        used = await other.loaded()
+        for _ in range(3):
+            scene.clock.now += 60
+            with other.table.using(used):
+                pass
+            await other.keeper.touch()
+        assert isinstance(await one.table.load(SID, ALICE), Session)
+        scene.clock.now += LIMITS.idle_ttl_s
+        for place in (one, other):
+            assert await place.table.load(SID, ALICE) is Missing.ENDED
+
+
+class TestSaving:
+    """What is written, and over what."""
+
+    async def test_changes_come_together(self, scene: Scene) -> None:
+        """However much was learnt: one write for all of it, and none where nothing was."""
+        place = await scene.place()
+        session = await place.opened()
+        for uri in "abc":
+            with place.table.using(session):
+                session.learnt(samples.request("resources/subscribe", uri=uri))
+        await place.keeper.flush()
+        await place.keeper.flush()
+        assert place.store.asked == ["put", "put"]
+        assert place.keeper.unsaved == 0
+
+    async def test_two_processes_learn(self, scene: Scene) -> None:
+        """Neither loses what it learnt."""
+        one, other = await scene.place(), await scene.place("http://other")
+        session = await one.opened()
+        again = await other.loaded()
+        healed(again, "o")
+        assert await other.table.save(again) is Saving.DONE
+        session.learnt(samples.request("resources/subscribe", uri="a"))
+        assert await one.table.save(session) is Saving.DONE
+        third = await (await scene.place()).loaded()
+        assert third.client_state.subscriptions == ("a",)
+        assert {each.key: each.upstream_id for each in third.record.instances} == {HERE: "s", "http://other": "o"}
+
+    async def test_two_processes_heal_at_one_instance(self, scene: Scene) -> None:
+        """One commit wins; the other is told and overwrites nothing."""
+        one, other = await scene.place(), await scene.place()
+        session = await one.opened()
+        again = await other.loaded()
+        healed(session, "mine")
+        healed(again, "theirs")
+        assert await other.table.save(again) is Saving.DONE
+        assert await one.table.save(session) is Saving.OVERTAKEN
+        assert (await (await scene.place()).loaded()).upstream_id == "theirs"
+
+    async def test_an_end_elsewhere(self, scene: Scene) -> None:
+        """What ended stays so, whatever is learnt or healed meanwhile."""
+        one, other = await scene.place(), await scene.place()
+        session = await one.opened()
+        other.table.end(await other.loaded(), SessionEnd.TERMINATED)
+        await other.keeper.flush()
+        healed(session, "mine")
+        assert await one.table.save(session) is Saving.ENDED
+        assert await (await scene.place()).table.load(SID, ALICE) is Missing.ENDED
+
+    async def test_an_id_that_ended_is_opened_anew(self, scene: Scene) -> None:
+        """A server that counts its sessions mints it again; the end of the former does not end the new one."""
+        place = await scene.place()
+        place.table.end(await place.opened(), SessionEnd.TERMINATED)
+        session = await place.opened()
+        await place.keeper.flush()
+        assert (await (await scene.place()).loaded()).record.tag == session.record.tag
+
+    async def test_an_id_that_another_process_knows(self, scene: Scene) -> None:
+        """A newcomer with the same id and principal is another session: the former is not overwritten."""
+        one, other = await scene.place(), await scene.place()
+        former = await one.opened()
+        newcomer = other.table.open(SID, ALICE, HANDSHAKE)
+        assert await other.table.save(newcomer) is Saving.TAKEN
+        assert (await (await scene.place()).loaded()).record.tag == former.record.tag
+
+    async def test_a_lost_reply(self, scene: Scene) -> None:
+        """A write that was given up and done all the same is known as one's own."""
+        place = await scene.place()
+        session = await place.opened()
+        healed(session, "mine")
+        place.store.loses_reply = True
+        assert await place.table.save(session) is Saving.LATER
+        place.store.loses_reply = False
+        session.learnt(samples.request("resources/subscribe", uri="a"))
+        assert await place.table.save(session) is Saving.DONE
+        found = await (await scene.place()).loaded()
+        assert (found.upstream_id, found.client_state.subscriptions) == ("mine", ("a",))
+
+    async def test_a_store_that_is_away(self, scene: Scene) -> None:
+        """Nothing is lost: records and ends are written when it is back."""
+        place = await scene.place()
+        session = place.table.open(SID, ALICE, HANDSHAKE)
+        place.store.is_away = True
+        assert await place.table.save(session) is Saving.LATER
+        await place.keeper.flush()
+        assert place.keeper.unsaved == 1
+        place.store.is_away = False
+        await place.keeper.flush()
+        assert place.keeper.unsaved == 0
+        place.store.is_away = True
+        place.table.end(session, SessionEnd.TERMINATED)
+        await place.keeper.flush()
+        assert place.keeper.unsaved == 1
+        place.store.is_away = False
+        await place.keeper.flush()
+        assert await (await scene.place()).table.load(SID, ALICE) is Missing.ENDED
+
+    async def test_a_store_that_hangs(self, scene: Scene) -> None:
+        """It costs its time-out, and the session goes on from memory."""
+        place = await scene.place()
+        session = place.table.open(SID, ALICE, HANDSHAKE)
+        place.store.gate = asyncio.Event()
+        place.keeper._timeout_s = 0.0
+        assert await place.table.save(session) is Saving.LATER
+        assert place.keeper.is_unsaved(session)
+
+    async def test_a_record_of_a_later_version_is_left_alone(self, scene: Scene) -> None:
+        """A sidecar that was rolled back does not overwrite what the newer one wrote."""
+        place = await scene.place()
+        session = await place.opened()
+        key = place.keeper.key(SID, ALICE)
+        later = Entry(2, b"x", b"\x02later")
+        await place.store.put(key, later, expected=1, ttl_s=10)
+        healed(session, "mine")
+        assert await place.table.save(session) is Saving.LEFT_ALONE
+        assert (await place.store.get(key.session))[key.principal] == later
+
+    async def test_a_store_that_was_emptied(self, scene: Scene) -> None:
+        """Who holds sessions fills it again with the next touch."""
+        place = await scene.place()
+        await place.opened()
+        await place.store.store._do(lambda: place.store.store._file._current().execute("DELETE FROM records"))
+        scene.clock.now += 2
+        with place.table.using(place.table.find(SID, ALICE)):
+            pass
+        await place.keeper.touch()
+        assert place.keeper.unsaved == 1
+        await place.keeper.flush()
+        assert isinstance(await (await scene.place()).table.load(SID, ALICE), Session)
+
+    async def test_after_an_outage_all_are_looked_at(self, scene: Scene) -> None:
+        """A store that was away may have lost any of them, used just now or not."""
+        place = await scene.place()
+        await place.opened()
+        place.store.is_away = True
+        scene.clock.now += 2
+        with place.table.using(place.table.find(SID, ALICE)):
+            pass
+        await place.keeper.touch()
+        place.store.is_away = False
+        await place.store.store._do(lambda: place.store.store._file._current().execute("DELETE FROM records"))
+        await place.keeper.touch()
+        await place.keeper.flush()
+        assert isinstance(await (await scene.place()).table.load(SID, ALICE), Session)
+
+    async def test_a_session_in_use_is_touched_rarely(self, scene: Scene) -> None:
+        """Not with each request: once in a hundredth of the time that it may be idle."""
+        place = await scene.place()
+        session = await place.opened()
+        for _ in range(10):
+            scene.clock.now += 0.09
+            with place.table.using(session):
+                pass
+            await place.keeper.touch()
+        assert place.store.asked == ["put"]
+        scene.clock.now += 1
+        with place.table.using(session):
+            await place.keeper.touch()
+        assert place.store.asked == ["put", "touch"]
+
+
+async def test_only_hashes_and_no_credentials_are_keys(scene: Scene) -> None:
+    """Neither ids nor principals stand in clear where records are found, and the two cannot be taken for each other."""
+    place = await scene.place()
+    key = place.keeper.key(ClientSessionId("alice"), ALICE)
+    assert key.session != key.principal
+    assert b"alice" not in key.session + key.principal
