@@ -51,6 +51,9 @@ class Policy:
     trust_503: bool = False
     bind_principal: bool = True
     principal_headers: tuple[str, ...] = ("authorization", "x-api-key")
+    principal_cookies: tuple[str, ...] = ()
+    adopt_credentials: bool = True
+    refresh_after_break: bool = True
     on_server_change: OnServerChange = OnServerChange.ADAPT
     compare_lists: bool = True
     announce: Announce = Announce.LOG
