@@ -13,7 +13,7 @@ from mcp_sidecar.sessions.judge import is_accepted, judge
 from mcp_sidecar.sessions.own_requests import OwnRequests
 from mcp_sidecar.sessions.restore import PING_BODY
 from mcp_sidecar.sessions.services import Services
-from mcp_sidecar.upstream.connection import UpstreamFault
+from mcp_sidecar.upstream.content import UpstreamFault
 from mcp_sidecar.verdicts.classify import Judgement, RequestFacts, Verdict
 from mcp_sidecar.waiting.hold import HeldRequest, Waited
 

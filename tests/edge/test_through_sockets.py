@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from random import Random
-from types import ModuleType
 
 import pytest
 
 from mcp_sidecar.facts import SidecarFault
+from tests.edge.echo import Echo
 from tests.edge.readers import Answer, Read, answers_in, requests_in
 from tests.edge.test_random_streams import SEED, Sent, message, pieces
 from tests.support.raw_upstream import Conversation, RawUpstream
 from tests.support.sidecar import WatchedSidecar, running_sidecar
-
-try:
-    import uvloop as found
-except ImportError:
-    uvloop: ModuleType | None = None
-else:
-    uvloop = found
 
 CLIENTS = 60
 MESSAGES = 12
@@ -114,27 +106,54 @@ async def _run(clients: list[Client]) -> tuple[list[Read], WatchedSidecar]:
         return arrived, sidecar
 
 
-LOOPS = [
-    pytest.param(asyncio.new_event_loop, id="asyncio"),
-    pytest.param(getattr(uvloop, "new_event_loop", None), id="uvloop", marks=pytest.mark.skipif(not uvloop, reason="")),
-]
-
-
-@pytest.mark.parametrize("factory", LOOPS)
-def test_what_reaches_the_upstream_is_what_h11_reads(factory: Callable[[], asyncio.AbstractEventLoop]) -> None:
-    """Of some hundred requests of sixty clients, each with its mark; on either loop."""
+async def test_what_reaches_the_upstream_is_what_h11_reads() -> None:
+    """Of some hundred requests of sixty clients, each with its mark."""
     draw = Random(SEED)
     clients = [Client(draw, number) for number in range(CLIENTS)]
-    with asyncio.Runner(loop_factory=factory) as runner:
-        arrived, sidecar = runner.run(_run(clients))
+    arrived, sidecar = await _run(clients)
+    check_all(clients, arrived)
+    assert sidecar.of(SidecarFault) == []
+
+
+def check_all(clients: list[Client], arrived: list[Read]) -> None:
+    """Everything that arrived is a client's, once."""
     marks = [dict(each.fields)[b"x-mark"] for each in arrived]
     assert len(set(marks)) == len(marks), "sent twice"
+    assert len(marks) > len(clients)
     reached = dict(zip(marks, arrived, strict=True))
     for client in clients:
         check(client, reached)
     assert reached == {}
-    assert sidecar.of(SidecarFault) == []
-    assert len(marks) > CLIENTS
+
+
+async def _at_the_edge(clients: list[Client]) -> Echo:
+    echo = Echo()
+    _, port = await echo.server.start("127.0.0.1", 0)
+    await asyncio.gather(*(client.run(port) for client in clients))
+    await echo.server.close()
+    return echo
+
+
+LOOPS = [
+    pytest.param("asyncio", id="asyncio"),
+    pytest.param("uvloop", id="uvloop"),
+]
+
+
+@pytest.mark.parametrize("module", LOOPS)
+def test_the_edge_is_the_same_on_either_loop(module: str) -> None:
+    """Their transports are not alike in everything."""
+    loops = pytest.importorskip(module)
+    draw = Random(SEED + 1)
+    clients = [Client(draw, number) for number in range(CLIENTS)]
+    with asyncio.Runner(loop_factory=loops.new_event_loop) as runner:
+        echo = runner.run(_at_the_edge(clients))
+    whole = [run for run in echo.runs if run.is_whole]
+    arrived = [
+        Read(run.method, run.target, [(name.lower(), value) for name, value in run.fields], run.body) for run in whole
+    ]
+    check_all(clients, arrived)
+    assert echo.failures == []
 
 
 def test_the_streams_are_of_all_kinds() -> None:
