@@ -41,7 +41,16 @@ EDITABLE: Final = ("install", "--quiet", "--no-deps", "--no-build-isolation", "-
 NPM_CI: Final = ("npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error")
 CARGO_BUILD: Final = ("cargo", "build", "--quiet", "--locked")
 # Neither a newer toolchain nor a setting of this machine decides what is built.
-GO_BUILD: Final = ("env", "GOTOOLCHAIN=local", "GOFLAGS=", "CGO_ENABLED=0", "go", "build", "-mod=readonly", "-buildvcs=false")
+GO_BUILD: Final = (
+    "env",
+    "GOTOOLCHAIN=local",
+    "GOFLAGS=",
+    "CGO_ENABLED=0",
+    "go",
+    "build",
+    "-mod=readonly",
+    "-buildvcs=false",
+)
 
 Command = tuple[str, ...]
 

@@ -2,8 +2,8 @@
 
     python -m tools.interop_env [python] [node] [rust] [go] [conformance] [all]
 
-A tool that is missing on this machine (node, npm, cargo, go) is said and is no failure, since the tests that need it are skipped
-with that reason; neither is a Go module proxy that cannot be reached. A failed installation is.
+A tool that is missing on this machine (node, npm, cargo, go) is said and is no failure, since the tests that need it are
+skipped with that reason; neither is a Go module proxy that cannot be reached. A failed installation is.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from tools.environments import ROOT, VENVS, Environment, cargo, go, install_all,
 
 SUITE: Final = ROOT / "tests" / "interop"
 GO_BUILDS: Final = SUITE / "go" / "target"
-OFFLINE: Final = re.compile(r": (dial tcp|proxyconnect|net/http: TLS handshake timeout|module lookup disabled by GOPROXY=off)\b")
+OFFLINE: Final = re.compile(
+    r": (dial tcp|proxyconnect|net/http: TLS handshake timeout|module lookup disabled by GOPROXY=off)\b"
+)
 """How the go command says that it cannot reach its module proxy."""
 
 SETS: Final[dict[str, Callable[[], list[Environment]]]] = {

@@ -33,7 +33,12 @@ FOLDERS: Final = {
 }
 NPM: Final = tuple(ROOT / folder for folder in ("tests/interop/node", "tests/interop/node/conformance", "bench/node"))
 CARGO: Final = (ROOT / "tests" / "interop" / "rust",)
-GO: Final = (("mcp_go", "go.mod"), ("mcp_go", "v0_43.mod"), ("go_sdk", "go.mod"))
+GO_SERVERS: Final = ROOT / "tests" / "interop" / "go"
+GO: Final = (
+    (GO_SERVERS / "mcp_go", "go.mod"),
+    (GO_SERVERS / "mcp_go", "v0_43.mod"),
+    (GO_SERVERS / "go_sdk", "go.mod"),
+)
 """Folder and module file of each Go server, whose version is what is tested: only what it needs can change."""
 DEVELOPMENT: Final = ROOT / "requirements-dev.txt"
 
@@ -82,8 +87,8 @@ def commands(part: str, *, keep: bool) -> Iterator[tuple[Path, list[str]]]:
         for workspace in CARGO:
             yield workspace, ["cargo", "update", *(["--workspace"] if keep else [])]
     elif part == "go":
-        for folder, modfile in GO:
-            yield ROOT / "tests" / "interop" / "go" / folder, ["go", "mod", "tidy", f"-modfile={modfile}"]
+        for module, modfile in GO:
+            yield module, ["go", "mod", "tidy", f"-modfile={modfile}"]
     else:
         for lock in locks(part):
             yield ROOT, [*_uv(), *([] if keep else ["--upgrade"]), "--output-file", str(lock.file), *lock.sources]

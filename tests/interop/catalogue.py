@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +211,14 @@ GO_SERVERS = (
     _go_server("mcp-go-1.2.1-default", "mcp_go_1", "default", loses_sessions_with="nothing: takes any id"),
     _go_server("go-sdk-1.8.0", "go_sdk", loses_sessions_with="404 text"),
 )
+
+
+def go_sdk_with_timeout(seconds: int) -> ServerSpec:
+    """Return the same go-sdk server, which ends a session after so many seconds without a request."""
+    usual = GO_SERVERS[-1]
+    return replace(usual, name=f"{usual.name}-idle", command=lambda port: [*usual.command(port), str(seconds)])
+
+
 SERVERS = (
     _python_server("mcp-1.12.4", "mcp1", "400 text"),
     _python_server("mcp-1.25.0", "mcp1", "400 text"),
