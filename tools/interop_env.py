@@ -3,7 +3,7 @@
     python -m tools.interop_env [python] [node] [rust] [go] [conformance] [all]
 
 A tool that is missing on this machine (node, npm, cargo, go) is said and is no failure, since the tests that need it are
-skipped with that reason; neither is a Go module proxy that cannot be reached. A failed installation is.
+skipped with that reason; neither is a Go that is too old, or whose module proxy cannot be reached. A failed installation is.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from tools.environments import ROOT, VENVS, Environment, cargo, go, install_all,
 
 SUITE: Final = ROOT / "tests" / "interop"
 GO_BUILDS: Final = SUITE / "go" / "target"
-OFFLINE: Final = re.compile(
-    r": (dial tcp|proxyconnect|net/http: TLS handshake timeout|module lookup disabled by GOPROXY=off)\b"
+NOT_HERE: Final = re.compile(
+    r": (dial tcp|proxyconnect|net/http: TLS handshake timeout|module lookup disabled by GOPROXY=off|.*requires go >= )"
 )
-"""How the go command says that it cannot reach its module proxy."""
+"""How the go command says that it cannot reach its module proxy, or that it is too old."""
 
 SETS: Final[dict[str, Callable[[], list[Environment]]]] = {
     "python": lambda: [python(VENVS / lock.stem, lock) for lock in sorted((SUITE / "requirements").glob("*.txt"))],
@@ -50,10 +50,10 @@ def main(names: Iterable[str]) -> int:
     troubles = install_all(environment for environment in environments if not environment.lacking)
     for trouble in troubles:
         print(trouble, file=sys.stderr)
-    offline = [trouble for trouble in troubles if OFFLINE.search(trouble)]
-    if offline:
-        print("no Go module proxy can be reached; the tests that need it are skipped")
-    return 1 if len(troubles) > len(offline) else 0
+    not_here = [trouble for trouble in troubles if NOT_HERE.search(trouble)]
+    if not_here:
+        print("no Go module proxy can be reached, or this go is too old; the tests that need it are skipped")
+    return 1 if len(troubles) > len(not_here) else 0
 
 
 if __name__ == "__main__":
