@@ -101,11 +101,3 @@ def test_a_healed_session_outlives_its_tokens(tmp_path: Path) -> None:
         caller.calls_until_refreshed(times=2)
         caller.server_restarts_and_the_listener_heals()
         caller.calls_until_refreshed(times=1)
-
-
-@pytest.mark.interop
-def test_a_token_refreshed_over_the_restart_goes_on(tmp_path: Path) -> None:
-    """A call with a new token that meets the lost session, beside the listener that heals it with the old one, succeeds."""
-    with called(tmp_path) as caller:
-        caller.server.restart()
-        caller.calls_until_refreshed(times=1)
