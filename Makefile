@@ -12,7 +12,7 @@ RELEASE := .venvs/release
 MAKE_ENVIRONMENT := $(PYTHON) -m tools.environments
 # Two at a time: tests that wait leave the core to others.
 PARALLEL := -n 2 --dist worksteal
-NOT_ALONE := not interop and not cargo
+NOT_ALONE := not interop and not cargo and not go
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo check test matrix next interop lint format types cover bench bench-full bench-setup lock installs dist release clean
@@ -33,7 +33,7 @@ check: lint types  ## for daily work: lint, types, and the tests of the core and
 
 test: setup  ## every test that needs only Python and Node
 	$(BIN)/python -m tools.interop_env python node
-	$(BIN)/python -m pytest -m "not cargo and not interop_full" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not cargo and not go and not interop_full" $(PYTEST_ARGS)
 
 matrix:  ## the tests without interop, on each Python that the package promises and this machine has
 	$(PYTHON) -m tools.matrix $(MATRIX_ARGS) -- -m "$(NOT_ALONE)" $(PYTEST_ARGS)
@@ -42,9 +42,9 @@ next:  ## the tests of the proxy with the next minor version of aiohttp; warns a
 	$(PYTHON) -m tools.next_minor aiohttp -- -m "$(NOT_ALONE)" tests/downstream tests/endpoint tests/streams tests/upstream tests/sessions $(PYTEST_ARGS)
 
 # 5 is pytest's status for "nothing to run".
-interop: setup  ## servers that need cargo, where it is reachable, and the official conformance suite
+interop: setup  ## servers that need cargo or Go, where those are reachable, and the official conformance suite
 	$(BIN)/python -m tools.interop_env all
-	$(BIN)/python -m pytest tests/interop -m "cargo or interop_full" $(PYTEST_ARGS) || test $$? -eq 5
+	$(BIN)/python -m pytest tests/interop -m "cargo or go or interop_full" $(PYTEST_ARGS) || test $$? -eq 5
 
 lint: setup  ## ruff: rules and format; vulture: code that nobody uses
 	$(BIN)/ruff check .

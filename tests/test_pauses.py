@@ -15,6 +15,7 @@ REAL_TIME: Final = {
     "interop/processes.py": "looks again and again at processes that announce nothing",
     "interop/clients/lines.py": "tells how long a client of a user would have waited; nobody asserts it",
     "interop/servers/python_server.py": "a tool that takes its time, in a server that is a process of its own",
+    "interop/servers/oauth_server.py": "says until when a token is valid, in a server that is a process of its own",
 }
 """Who pauses or reads a clock in real time, and why. Where another process takes part there is no other time."""
 

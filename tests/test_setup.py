@@ -197,7 +197,7 @@ class TestLocks:
 RESOLVERS: Final = frozenset({"tools/locks.py", "tools/next_minor.py"})
 SCRIPTS: Final = [ROOT / "Makefile", ROOT / "Dockerfile", ROOT / ".ci" / "run", *(ROOT / ".github").rglob("*.yml")]
 PROGRAMS: Final = [file for folder in ("tools", "bench") for file in (ROOT / folder).rglob("*.py")]
-INSTALLERS: Final = frozenset({"pip", "pip3", "uv", "uvx", "pipx", "npm", "npx", "yarn", "pnpm", "cargo"})
+INSTALLERS: Final = frozenset({"pip", "pip3", "uv", "uvx", "pipx", "npm", "npx", "yarn", "pnpm", "cargo", "go"})
 
 
 def could_resolve(words: Iterable[str]) -> bool:
@@ -210,6 +210,8 @@ def could_resolve(words: Iterable[str]) -> bool:
         return bool(verbs - {"ci"}) or ("ci" in verbs and "--ignore-scripts" not in given)
     if "cargo" in given:
         return bool(given & {"build", "install", "run", "test", "update"}) and "--locked" not in given
+    if "go" in given:
+        return bool(given & {"build", "install", "run", "test", "get", "tidy"}) and "-mod=readonly" not in given
     if not given & {"install", "wheel", "download"} or given & {"apt-get", "--no-install-recommends"}:
         return False
     return "--no-deps" not in given or not given & {"--require-hashes", "--no-index", "--no-build-isolation"}
@@ -259,6 +261,8 @@ class TestCommands:
             pytest.param("npm ci --ignore-scripts", 0, id="npm from its lock"),
             pytest.param("cargo build", 1, id="cargo"),
             pytest.param("cargo build --locked", 0, id="cargo from its lock"),
+            pytest.param("go build .", 1, id="go"),
+            pytest.param("go build -mod=readonly .", 0, id="go from its sums"),
             pytest.param("npx something", 1, id="npx"),
             pytest.param("apt-get install nginx", 0, id="a machine's own"),
         ],

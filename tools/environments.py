@@ -4,7 +4,7 @@
 
 The rule of this file: no install command may choose a version. Python: every distribution with its hash, wheels only (a build
 would resolve what it needs), then ``pip check``. npm: ``ci``, without install scripts (they would fetch more). Cargo:
-``--locked``. An environment whose pins have not changed is left alone.
+``--locked``. Go: ``-mod=readonly``. An environment whose pins have not changed is left alone.
 
 Python environments are filled by the pip of ``tools/requirements/pip.txt``, which whatever pip the Python has puts there: it
 needs a third of the time of those that Python 3.11 and 3.12 bring. The locks work with those, too (``tools/installs.py``).
@@ -40,6 +40,17 @@ NO_COMPILE: Final = "--no-compile"
 EDITABLE: Final = ("install", "--quiet", "--no-deps", "--no-build-isolation", "--editable", str(ROOT))
 NPM_CI: Final = ("npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error")
 CARGO_BUILD: Final = ("cargo", "build", "--quiet", "--locked")
+# Neither a newer toolchain nor a setting of this machine decides what is built.
+GO_BUILD: Final = (
+    "env",
+    "GOTOOLCHAIN=local",
+    "GOFLAGS=",
+    "CGO_ENABLED=0",
+    "go",
+    "build",
+    "-mod=readonly",
+    "-buildvcs=false",
+)
 
 Command = tuple[str, ...]
 
@@ -156,6 +167,21 @@ def cargo(name: str, workspace: Path) -> Environment:
         programs=workspace / "target" / "debug",
         commands=(CARGO_BUILD,),
         folder=workspace,
+    )
+
+
+def go(name: str, module: Path, program: Path, *, modfile: str = "go.mod") -> Environment:
+    """Return the build of a Go module; with another ``modfile``, also the build tag of its name."""
+    locked = module / modfile
+    sources = (locked, locked.with_suffix(".sum"), *sorted(module.glob("*.go")))
+    return Environment(
+        name=name,
+        needs=("go",),
+        pins=tuple(source.read_bytes() for source in sources),
+        stamp=program.with_suffix(".pins"),
+        programs=program.parent,
+        commands=((*GO_BUILD, f"-modfile={modfile}", f"-tags={locked.stem}", "-o", str(program), "."),),
+        folder=module,
     )
 
 

@@ -1,6 +1,6 @@
 """Resolve anew what the environments are installed from: every lock that is in the repository.
 
-    python -m tools.locks [--keep] [project] [interop] [bench] [npm] [cargo]
+    python -m tools.locks [--keep] [project] [interop] [bench] [npm] [cargo] [go]
 
 The rule of this file: it is the only one that resolves, and what it writes names versions and hashes, but no registry's
 address. A Python lock is universal: one file for every Python and platform that is promised, with markers where they differ.
@@ -33,6 +33,13 @@ FOLDERS: Final = {
 }
 NPM: Final = tuple(ROOT / folder for folder in ("tests/interop/node", "tests/interop/node/conformance", "bench/node"))
 CARGO: Final = (ROOT / "tests" / "interop" / "rust",)
+GO_SERVERS: Final = ROOT / "tests" / "interop" / "go"
+GO: Final = (
+    (GO_SERVERS / "mcp_go", "go.mod"),
+    (GO_SERVERS / "mcp_go", "v0_43.mod"),
+    (GO_SERVERS / "go_sdk", "go.mod"),
+)
+"""Folder and module file of each Go server, whose version is what is tested: only what it needs can change."""
 DEVELOPMENT: Final = ROOT / "requirements-dev.txt"
 
 
@@ -79,6 +86,9 @@ def commands(part: str, *, keep: bool) -> Iterator[tuple[Path, list[str]]]:
     elif part == "cargo":
         for workspace in CARGO:
             yield workspace, ["cargo", "update", *(["--workspace"] if keep else [])]
+    elif part == "go":
+        for module, modfile in GO:
+            yield module, ["go", "mod", "tidy", f"-modfile={modfile}"]
     else:
         for lock in locks(part):
             yield ROOT, [*_uv(), *([] if keep else ["--upgrade"]), "--output-file", str(lock.file), *lock.sources]
@@ -94,7 +104,7 @@ def _uv() -> list[str]:
 
 def main(arguments: Sequence[str]) -> int:
     """Write the locks of the named parts, or all; exit status 1 where one cannot be resolved."""
-    parts = [*FOLDERS, "npm", "cargo"]
+    parts = [*FOLDERS, "npm", "cargo", "go"]
     parser = argparse.ArgumentParser(prog="python -m tools.locks", description="Resolve the locks anew.")
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"one of {', '.join(parts)}; by default all")
     parser.add_argument("--keep", action="store_true", help="change only what has to change")

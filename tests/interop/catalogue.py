@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ ROOT = SUITE.parent.parent
 VENVS = ROOT / ".venvs"
 NODE_MODULES = SUITE / "node" / "node_modules"
 RUST_BUILDS = SUITE / "rust" / "target" / "debug"
+GO_BUILDS = SUITE / "go" / "target"
 
 SLOW_SECONDS = 2.5
 """How long a slow read takes: long enough to be killed in by any client, short enough to be run twice."""
@@ -123,7 +124,7 @@ def _missing(needs: tuple[Path, ...], installed_by: str) -> str | None:
     absent = [path for path in needs if not path.exists()]
     if not absent:
         return None
-    tool = {"node": "node", "rust": "cargo", "conformance": "node"}.get(installed_by, sys.executable)
+    tool = {"node": "node", "rust": "cargo", "go": "go", "conformance": "node"}.get(installed_by, sys.executable)
     without = "" if shutil.which(tool) else f" ({tool} is not on this machine)"
     return f"{absent[0].relative_to(ROOT)} is not there; `python -m tools.interop_env {installed_by}` makes it{without}"
 
@@ -192,6 +193,32 @@ def _rust_server(name: str, binary: str, loses_sessions_with: str, *, sessionles
     )
 
 
+def _go_server(name: str, binary: str, *words: str, loses_sessions_with: str, sessionless: bool = True) -> ServerSpec:
+    program = [str(GO_BUILDS / binary), *words]
+    return ServerSpec(
+        name=name,
+        loses_sessions_with=loses_sessions_with,
+        command=lambda port: [*program, str(port)],
+        needs=(GO_BUILDS / f"{binary}.pins",),
+        installed_by="go",
+        serves_sessionless=sessionless,
+    )
+
+
+GO_SERVERS = (
+    _go_server("mcp-go-0.43.2", "mcp_go_0_43", "stateful", loses_sessions_with="400 text", sessionless=False),
+    _go_server("mcp-go-1.2.1", "mcp_go_1", "stateful", loses_sessions_with="404 text"),
+    _go_server("mcp-go-1.2.1-default", "mcp_go_1", "default", loses_sessions_with="nothing: takes any id"),
+    _go_server("go-sdk-1.8.0", "go_sdk", loses_sessions_with="404 text"),
+)
+
+
+def go_sdk_with_timeout(seconds: int) -> ServerSpec:
+    """Return the same go-sdk server, which ends a session after so many seconds without a request."""
+    usual = GO_SERVERS[-1]
+    return replace(usual, name=f"{usual.name}-idle", command=lambda port: [*usual.command(port), str(seconds)])
+
+
 SERVERS = (
     _python_server("mcp-1.12.4", "mcp1", "400 text"),
     _python_server("mcp-1.25.0", "mcp1", "400 text"),
@@ -206,8 +233,10 @@ SERVERS = (
     _biomcp_server(),
     _rust_server("rmcp-0.15.0", "rmcp_0_15", "401 text"),
     _rust_server("rmcp-3.9.0", "rmcp_3", "404 text", sessionless=True),
+    *GO_SERVERS,
 )
-CARGO_SERVERS = frozenset({"rmcp-0.15.0", "rmcp-3.9.0"})
+MARKERS = {"rust": "cargo", "go": "go"}
+"""The marker of what only ``make interop`` runs, by what installs its server."""
 
 
 def _python_client(name: str, venv: str, script: str, *arguments: str, asks_discover: bool = False) -> ClientSpec:

@@ -9,7 +9,7 @@ import itertools
 
 import pytest
 
-from tests.interop.catalogue import CARGO_SERVERS, CLIENTS, SERVERS, ClientSpec, ServerSpec
+from tests.interop.catalogue import CLIENTS, MARKERS, SERVERS, ClientSpec, ServerSpec
 from tests.interop.lab import DIRECT, Lab
 from tests.interop.scenarios import SCENARIOS
 
@@ -19,7 +19,7 @@ CASES = [
         scenario,
         client,
         id=f"{server.name}-{scenario}-{client.name}",
-        marks=[pytest.mark.cargo] if server.name in CARGO_SERVERS else [],
+        marks=[getattr(pytest.mark, MARKERS[server.installed_by])] if server.installed_by in MARKERS else [],
     )
     for server, scenario, client in itertools.product(SERVERS, SCENARIOS, CLIENTS)
 ]

@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 
 @asynccontextmanager
-async def opened(url: str, ids: Ids) -> AsyncIterator[Session]:
-    """Open one session, as an application that uses the SDK does."""
+async def opened(url: str, ids: Ids, auth: Any = None) -> AsyncIterator[Session]:
+    """Open one session, as an application that uses the SDK does; ``auth`` is what httpx authenticates with."""
     mcp = importlib.import_module("mcp")
     transport = importlib.import_module("mcp.client.streamable_http")
-    async with transport.create_mcp_http_client() as http_client:
+    async with transport.create_mcp_http_client(auth=auth) as http_client:
         http_client.event_hooks = {"response": [ids.note]}
         streams = transport.streamable_http_client(url, http_client=http_client)
         async with (
