@@ -53,6 +53,7 @@ class Policy:
     principal_headers: tuple[str, ...] = ("authorization", "x-api-key")
     on_server_change: OnServerChange = OnServerChange.ADAPT
     compare_lists: bool = True
+    refresh_after_break: bool = True
     announce: Announce = Announce.LOG
     early_stream_after_s: float = 0.0
     signatures: tuple[Signature, ...] = ()

@@ -9,6 +9,7 @@ from mcp_sidecar.healing.session import ClientSessionId, Session
 from mcp_sidecar.sessions.healer import Healer
 from mcp_sidecar.sessions.list_check import ListCheck
 from mcp_sidecar.sessions.notifier import Notifier
+from mcp_sidecar.sessions.refresher import Refresher
 from mcp_sidecar.sessions.table import SessionTable
 from mcp_sidecar.wire.headers import Fields
 
@@ -23,6 +24,7 @@ class Sessions:
     healer: Healer
     notifier: Notifier
     list_check: ListCheck
+    refresher: Refresher
 
     def principal_of(self, fields: Fields) -> tuple[Principal, Principal]:
         """Who asks, and with which credential."""
@@ -39,5 +41,6 @@ class Sessions:
     async def stop(self) -> None:
         """Abandon what is under way for them."""
         await self.healer.stop()
+        await self.refresher.stop()
         await self.list_check.stop()
         await self.notifier.stop()

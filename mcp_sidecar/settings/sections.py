@@ -261,6 +261,11 @@ class HealingSection(_Section):
         ("Authorization", "X-API-Key"),
         description="The headers that a principal is told by. A JWT bearer counts by issuer, subject and client.",
     )
+    refresh_after_break: bool = Field(
+        True,
+        description="A session that is alive behind a break has its log level and subscriptions said again, and its lists "
+        "compared.",
+    )
     on_server_change: Annotated[OnServerChange, AnyCase] = Field(
         OnServerChange.ADAPT,
         description="adapt heals although capabilities, instructions or the server's version differ. reset answers 404 where "
