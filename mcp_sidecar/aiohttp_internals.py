@@ -1,50 +1,51 @@
-"""What aiohttp's objects hold and an open stream does not need: they are made for exchanges that are over in a moment.
+"""What is not public of aiohttp, or is used in another way than it is meant; one test for each name.
 
-A stream may be open for days, and thousands are at once. Nothing in here changes what passes.
+aiohttp is pinned to its minor version for the sake of this file (docs/decisions/0003).
 """
 
 from __future__ import annotations
 
-from typing import Protocol, TypeVar, cast
+import asyncio
 
-from aiohttp import web
+from aiohttp.http import HttpRequestParser, RawRequestMessage
 from multidict import CIMultiDict, CIMultiDictProxy
-from yarl import URL
-
-T = TypeVar("T")
 
 NO_HEADERS: CIMultiDictProxy[str] = CIMultiDictProxy(CIMultiDict())
 """In place of those that nobody will ask for again."""
 
 
-class Few(list[T]):
-    """A queue for a handful of things: a deque takes 700 bytes for none."""
+class RequestHeads:
+    """aiohttp's request parser, shown one whole head at a time and no body: so it holds nothing between two requests.
 
-    __slots__ = ()
-
-    def popleft(self) -> T:
-        """Take the first."""
-        return self.pop(0)
-
-    def appendleft(self, item: T) -> None:
-        """Put one before the others."""
-        self.insert(0, item)
-
-
-class Light(Protocol):
-    """A connection that can let go of what is for requests only."""
-
-    def lighten(self) -> None:
-        """Do so; a request is under way, and is a stream."""
-
-
-def lighten_request(request: web.BaseRequest) -> None:
-    """Forget a request's head.
-
-    Version, method, protocol and writer stay, which is what an answer needs.
+    Without ``response_with_body`` it takes every message to end with its head, whatever that says of a body. One serves
+    all connections.
     """
-    message = request._message
-    request._message = message._replace(headers=NO_HEADERS, raw_headers=(), path="", url=URL())
-    request._headers = NO_HEADERS
-    request._rel_url = URL()
-    cast("Light", request.protocol).lighten()
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, *, max_line_bytes: int, max_headers: int) -> None:
+        self._loop = loop
+        self._max_line_bytes = max_line_bytes
+        self._max_headers = max_headers
+        self._parser: HttpRequestParser | None = None
+
+    def read(self, head: bytes) -> RawRequestMessage:
+        """The one message in ``head``, which ends with its blank line. Raises what the parser raises."""
+        parser, self._parser = self._parser or self._new_parser(), None  # after an error it is of no use
+        messages, is_switched, behind = parser.feed_data(head)
+        ((message, _),) = messages
+        if behind:
+            raise ValueError("more than a head")
+        if not (is_switched or message.upgrade or message.should_close):  # behind these it reads no other
+            self._parser = parser
+        return message
+
+    def _new_parser(self) -> HttpRequestParser:
+        return HttpRequestParser(
+            None,  # asked only to pause the reading of a body
+            self._loop,
+            0,
+            max_line_size=self._max_line_bytes,
+            max_field_size=self._max_line_bytes,
+            max_headers=self._max_headers,
+            response_with_body=False,
+            auto_decompress=False,
+        )

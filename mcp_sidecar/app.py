@@ -12,12 +12,12 @@ import ssl
 import time
 from collections.abc import Callable
 
-from aiohttp import web
-
 from mcp_sidecar.config import ListenConfig
-from mcp_sidecar.downstream.connection import make_server
+from mcp_sidecar.downstream.common import Patience
 from mcp_sidecar.downstream.keepalive import Keepalive
+from mcp_sidecar.downstream.server import Server
 from mcp_sidecar.downstream.tls import ServerTls
+from mcp_sidecar.endpoint import refusals
 from mcp_sidecar.endpoint.router import Router
 from mcp_sidecar.facts import Emit, Fact
 from mcp_sidecar.healing.labels import RPC_METHODS
@@ -42,11 +42,16 @@ from mcp_sidecar.upstream.upstream import Upstream
 from mcp_sidecar.verdicts.signatures import TABLE
 from mcp_sidecar.waiting.hold import Holds
 
+try:
+    from mcp_sidecar.fastpath.door import door_to
+except ModuleNotFoundError:  # the proxy works without it
+    door_to = None  # type: ignore[assignment]
+
 SWEEP_INTERVAL_S = 30.0
 STORE_TIMEOUT_S = 0.250
 """How long anybody waits for the store of sessions."""
-NO_WAIT_S = 0.001
-"""The server's own wait for open exchanges is ``drain``; to aiohttp 0 would mean to wait for ever."""
+SILENT_INTERVALS = 3
+"""For so many comment intervals a client may take nothing of a stream."""
 
 
 class Sidecar:
@@ -63,10 +68,8 @@ class Sidecar:
         self.services = build_services(settings, self._emit, clock)
         self._keepalive = Keepalive(self._listen.comment_interval_s, self.services.clock)
         self._ingress = Router(self.services, self._keepalive, self._listen, settings.upstream_config())
-        self._server = make_server(self._ingress)
+        self._server = self._new_server()
         self._tls: ServerTls | None = None
-        self._runner: web.ServerRunner | None = None
-        self._site: web.TCPSite | None = None
         self._admin = Admin(
             self._metrics,
             self._sessions_view,
@@ -88,13 +91,9 @@ class Sidecar:
             self.starting = f"admin.address {_shown(*admin)}"
             self.admin_address = _shown(*await self._admin.start(*admin))
         self.starting = f"listen.address {_shown(self._listen.host, self._listen.port)}"
-        self._runner = web.ServerRunner(self._server, shutdown_timeout=NO_WAIT_S)
-        await self._runner.setup()
         self._tls = _server_tls(self._listen)
         context = None if self._tls is None else self._tls.context
-        self._site = web.TCPSite(self._runner, self._listen.host, self._listen.port, ssl_context=context)
-        await self._site.start()
-        host, port = self._runner.addresses[0][:2]
+        host, port = await self._server.start(self._listen.host, self._listen.port, context)
         self._ingress.bound_to(host, port)
         self.address = _shown(host, port)
         self.client_url = self._client_url(host, port)
@@ -102,20 +101,23 @@ class Sidecar:
         self._is_accepting = True
 
     async def drain(self) -> None:
-        """Stop accepting, end GET streams, release what is held, and wait for the POST exchanges."""
+        """Stop accepting, end GET streams, release what is held, and wait for the POST exchanges.
+
+        ``listen.drain_delay`` before that all goes on as before, but not ready: balancers have that time to learn it.
+        """
         self._is_accepting = False
-        if self._site is not None:
-            await self._site.stop()
+        self._server.announce_end()
+        if self._listen.drain_delay_s:
+            await asyncio.sleep(self._listen.drain_delay_s)
+        self._server.stop_accepting()
         self.services.holds.drain()
         self.services.streams.listening.end_all()
-        self._server.pre_shutdown()
         await self._ingress.wait_until_idle(self._listen.drain_timeout_s)
 
     async def stop(self) -> None:
         """Cut what is still open, and let go of everything."""
         self._is_accepting = False
-        if self._runner is not None:
-            await self._runner.cleanup()
+        await self._server.close()
         if self._sweeper is not None:
             self._sweeper.cancel()
             await asyncio.gather(self._sweeper, return_exceptions=True)
@@ -125,17 +127,26 @@ class Sidecar:
         await self.services.upstream.close()
         await self._admin.stop()
 
+    def _new_server(self) -> Server:
+        limits = self.services.limits
+        server = Server(
+            self._ingress,
+            refusals.OF_UNREADABLE,
+            max_header_bytes=limits.max_header_bytes,
+            patience=Patience(limits.client_timeout_s, self._listen.comment_interval_s * SILENT_INTERVALS),
+            clock=self.services.clock,
+        )
+        door = door_to(self._ingress) if door_to is not None else None
+        if door is not None:
+            server.open_door(door)
+        return server
+
     def read_files_again(self) -> None:
-        """Serve new connections with what the TLS files hold now; files that cannot be used change nothing."""
-        if self._tls is None:
-            return
-        try:
-            self._tls.read_again()
-        except OSError as error:
-            reason = error.reason if isinstance(error, ssl.SSLError) else error.strerror
-            logs.log().warning("tls_files_unusable", key="listen.tls_certificate", reason=reason)
-        else:
-            logs.log().info("tls_files_read", key="listen.tls_certificate")
+        """Make new connections with what the TLS files hold now; files that cannot be used change nothing."""
+        if self._tls is not None:
+            _read_again("listen.tls_certificate", self._tls.read_again)
+        if self._settings.upstream_config().ca_file is not None:
+            _read_again("upstream.ca_file", self.services.upstream.reload)
 
     @property
     def open_streams(self) -> int:
@@ -230,6 +241,16 @@ def build_services(settings: Settings, emit: Emit, clock: Callable[[], float]) -
         emit=emit,
         clock=clock,
     )
+
+
+def _read_again(key: str, read: Callable[[], None]) -> None:
+    try:
+        read()
+    except OSError as error:
+        reason = error.reason if isinstance(error, ssl.SSLError) else error.strerror
+        logs.log().warning("tls_files_unusable", key=key, reason=reason)
+    else:
+        logs.log().info("tls_files_read", key=key)
 
 
 def _keeper(settings: Settings, clock: Callable[[], float]) -> Keeper:

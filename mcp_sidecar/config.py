@@ -17,6 +17,8 @@ AFFINITY_COOKIES = (
 )
 """By which AWS, Google, Azure, ingress-nginx, HAProxy, nginx and F5 find the same server again."""
 
+KEEP_ALIVE_S = 4.0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpstreamConfig:
@@ -32,7 +34,7 @@ class UpstreamConfig:
     ca_file: str | None = None
     connect_timeout_s: float = 5.0
     idle_timeout_s: float = 600.0
-    keep_alive_s: float = 4.0
+    keep_alive_s: float = KEEP_ALIVE_S
     host_header: str = "auto"
     affinity_cookies: tuple[str, ...] = AFFINITY_COOKIES
 
@@ -46,6 +48,7 @@ class ListenConfig:
     allowed_origins: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = ()
     public_url: str | None = None
+    drain_delay_s: float = 0.0
     drain_timeout_s: float = 10.0
     comment_interval_s: float = 20.0
     tls_certificate: str | None = None

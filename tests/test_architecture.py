@@ -67,10 +67,10 @@ LAYERS: Final = (
     Layer(modules=HEALING, parts=(WIRE, VERDICTS, FACTS), banned=IMPURE),
     Layer(modules=WAITING, parts=(FACTS,)),
     Layer(modules=INTERNALS, libraries=AIOHTTP),
-    Layer(modules=UPSTREAM, parts=(WIRE, CONFIG), libraries=("aiohappyeyeballs", "yarl")),
+    Layer(modules=UPSTREAM, parts=(WIRE, WAITING, CONFIG), libraries=("aiohappyeyeballs", "yarl")),
     Layer(
         modules=DOWNSTREAM,
-        parts=(WIRE, CONFIG, INTERNALS, HEALING, SESSIONS, FASTPATH, ENDPOINT),
+        parts=(WIRE, CONFIG, INTERNALS),
         libraries=AIOHTTP,
     ),
     # Bytes under hashes: a store knows no session, and only what is sealed knows what a record is made of.
@@ -91,7 +91,7 @@ LAYERS: Final = (
     ),
     Layer(
         modules=FASTPATH,
-        parts=(WIRE, VERDICTS, HEALING, UPSTREAM, SESSIONS, FACTS, CONFIG),
+        parts=(WIRE, VERDICTS, HEALING, UPSTREAM, DOWNSTREAM, SESSIONS, FACTS, CONFIG),
     ),
     Layer(modules=f"{OPS}.logs", parts=(FACTS, f"{OPS}.log_writer"), libraries=("structlog",)),
     Layer(modules=f"{OPS}.log_writer"),
@@ -335,12 +335,12 @@ def test_the_page_about_architecture_gives_the_same_rules() -> None:
 CLOCKS: Final = {
     "mcp_sidecar.app": "hands the clock down to everything that decides or remembers by time",
     "mcp_sidecar.ops.logs": "keeps floods of a line back",
-    "mcp_sidecar.downstream.connection": "closes idle connections",
+    "mcp_sidecar.downstream.common": "gives up clients that are silent in their turn",
     "mcp_sidecar.endpoint.early_stream": "opens a long hold's answer early",
     "mcp_sidecar.sessions.restore": "shares one deadline among its steps",
     "mcp_sidecar.streams.relay": "gives up a stream that nobody continues",
     "mcp_sidecar.streams.subscription": "wakes who waits for an answer",
-    "mcp_sidecar.upstream.connection": "gives up a server that is silent",
+    "mcp_sidecar.upstream.idle_timer": "gives up a server that is silent",
     "mcp_sidecar.upstream.pool": "lets go of connections that nobody used",
 }
 """Who reads a clock, and what for; the demo apart, which is a user of the sidecar."""
@@ -364,7 +364,7 @@ MAX_MUTABLE_ATTRIBUTES: Final = 12
 # Classes that may have more, and why.
 MANY_PARAMETERS: Final[dict[str, str]] = {}
 MANY_ATTRIBUTES: Final = {
-    "mcp_sidecar.downstream.connection.ClientProtocol": "derives from a class of aiohttp, whose attributes these mostly are",
+    "mcp_sidecar.downstream.connection.ClientConnection": "one object, since there is one for each of thousands of streams",
     "mcp_sidecar.ops.metrics.Metrics": "one attribute for each metric, made by the helpers of the constructor and kept",
 }
 

@@ -4,15 +4,10 @@ A name that nobody needs is removed where it stands, not added here.
 """
 
 # asyncio calls these on a protocol or transport.
-_.appendleft
-_.handle_error
+_.connection_lost
+_.eof_received
 _.pause_writing
 _.resume_writing
-
-# aiohttp reads or calls these.
-_._factory
-_._rel_url
-Light
 
 # pydantic calls these, with these arguments.
 _._apart_from_listen

@@ -1,409 +1,452 @@
-"""aiohttp's server, low down: one protocol per client connection, which hands every request to a handler.
+"""A client's connection: one request comes in, its answer goes out, and then perhaps the next one.
 
-What differs from aiohttp's own protocol is what becomes of requests that cannot be read, and a bound on their heads.
+The mirror of ``upstream.connection``. aiohttp's parser reads heads; where a message ends is read here and nowhere else.
+The rule of this file: what arrives before an answer has ended is not interpreted, and the connection closes behind that
+answer; so it does behind everything that is not plain. In doubt the client opens another connection.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Callable
+from enum import Enum
+from typing import cast
 
-from aiohttp import StreamReader, http_exceptions, web
-from aiohttp.http import HttpRequestParser, RawRequestMessage, StreamWriter
-from aiohttp.web_protocol import ERROR, PayloadAccessError, RequestHandler, _ErrInfo
+from aiohttp import hdrs
 
-from mcp_sidecar.aiohttp_internals import Few
-from mcp_sidecar.downstream.response import last_response
-from mcp_sidecar.endpoint import refusals
-from mcp_sidecar.endpoint.refusals import Refusal
-from mcp_sidecar.endpoint.router import Router
-from mcp_sidecar.fastpath.lane import Express, Trip
-from mcp_sidecar.healing.replies import OwnAnswer
-from mcp_sidecar.sessions.in_flight import BEGUN, InFlight
-from mcp_sidecar.wire import http1
-from mcp_sidecar.wire.framing import Extent
+from mcp_sidecar.downstream.common import Common, Passage
+from mcp_sidecar.downstream.request import Fault, Request, Unreadable
+from mcp_sidecar.downstream.response import Responder, last_answer
+from mcp_sidecar.downstream.upload import Upload
+from mcp_sidecar.wire.framing import END_OF_HEAD, BadFraming, BodyFraming
 
-MAX_HEADERS = 256
-"""What ``limits.max_header_bytes`` of headers may be split into, on both sides."""
+MAX_LEFTOVER_BYTES = 1024 * 1024
+"""So much of what a client sends behind its last answer is read."""
 
-_NOT_READ_ANY_MORE = PayloadAccessError()
-TOO_MUCH = b"HTTP/1.1 431 Request Header Fields Too Large\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+_LONGEST_END = len(END_OF_HEAD) - 1
 
 
-class ClientProtocol(RequestHandler):
-    """aiohttp's own protocol, but for what it does with requests that cannot be read."""
+class Phase(Enum):
+    """What a connection is at."""
 
-    _head_bytes = 0
-    _ends_with_head = False
-    _express: Express | None = None
-    _trip: Trip | None = None  # of the request that is on the lane
-    _begun: InFlight | None = None  # was on the lane; nobody has turned to it yet
-    _beginning: list[bytes] | None = None  # of a request for the lane, while ``_missing`` bytes are not here
-    _missing = 0
-    _is_clean = True  # aiohttp's parser holds nothing of a request that is not whole
-    _unparsed = 0  # so many bytes until that is so
-    _chunks: StreamReader | None = None  # the body in chunks that has not ended
-    _extent: Extent | None = None  # of what has come since it began
-    peer: str | None = None
+    IDLE = "no request has begun"
+    HEAD = "a head has begun"
+    PASSAGE = "the fast path has the request"
+    EXCHANGE = "a request is under way"
+    LINGERING = "the last answer is given, and the client still sends"
+    CLOSING = "what is written is still to be taken"
 
-    async def start(self) -> None:
-        """Answer one request after the other, all in the connection's own task; aiohttp's own loop makes one for each."""
-        try:
-            while not self._force_close and await self._serve_next():
-                pass
-        except asyncio.CancelledError:
-            self.force_close()
-            raise
-        except Exception as error:  # noqa: BLE001 - a bug: nobody knows what the client has got
-            self.log_exception("Unhandled exception", exc_info=error)
-            self.force_close()
-        if not self._force_close:
-            self._task_handler = None
-            if self.transport is not None:
-                self.transport.close()
 
-    async def _serve_next(self) -> bool:
-        """Whether the connection may serve another request."""
-        message, payload = await self._next_message()
-        handler = self._request_handler
-        if isinstance(message, _ErrInfo):
-            handler, message = self._make_error_handler(message), ERROR
-        factory, task = self._request_factory, self._task_handler or asyncio.current_task()
-        if handler is None or factory is None or task is None:
-            return False
-        request = factory(message, payload, self, StreamWriter(self, self._loop), task)
-        del message  # so that an open stream's can be forgotten
-        if self._begun is not None:
-            request[BEGUN], self._begun = self._begun, None
-        try:
-            response, is_cut = await self._handle_request(request, None, handler)
-        except ConnectionError:
-            return False
-        finally:
-            request._task = None  # type: ignore[assignment] # it would keep itself alive
-        if is_cut:
-            return False
-        self._keepalive = bool(response.keep_alive)
-        if not payload.is_eof():
-            await self._pass_over(payload)
-        payload.set_exception(_NOT_READ_ANY_MORE)
-        if not self._keepalive or self._close or self._force_close:
-            return False
-        self._begin_idling()
-        return True
+class ClientConnection(asyncio.Protocol):
+    """Serves one request at a time. All ordinary ones of a connection are answered in one task."""
 
-    async def _next_message(self) -> tuple[RawRequestMessage | _ErrInfo, StreamReader]:
-        if not self._messages:
-            self._waiter = self._loop.create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
-        taken = self._messages.popleft()
-        if self._parser is not None:
-            self._parser.message_consumed()
-        if self._buffer_paused and len(self._messages) <= self._msg_queue_resume_size:
-            self._resume_reading_if_drained()
-        return taken
+    __slots__ = (
+        "__weakref__",
+        "_begun",
+        "_common",
+        "_drains",
+        "_framing",
+        "_in_flight",
+        "_is_last",
+        "_leftover",
+        "_passage",
+        "_phase",
+        "_quiet_since",
+        "_request",
+        "_responder",
+        "_sends_on",
+        "_sent",
+        "_stuck_since",
+        "_taken",
+        "_task",
+        "_upload",
+        "_wake",
+        "is_slow",
+        "peer",
+        "transport",
+    )
 
-    async def _pass_over(self, payload: StreamReader) -> None:
-        """Read on for a while what nobody wanted: a client that is still sending would not see its answer else."""
-        if self._lingering_time and not self._force_close:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._lingering_time):
-                    while not payload.is_eof():
-                        await payload.readany()
-        if not payload.is_eof() and not self._force_close:
-            self.close()
+    def __init__(self, common: Common) -> None:
+        """It joins those that are looked after as soon as it is connected."""
+        self._common = common
+        self.transport: asyncio.Transport | None = None
+        self.peer: str | None = None
+        self.is_slow = False
+        self._is_last = False
+        self._phase = Phase.IDLE
+        self._begun = b""  # of a head
+        self._passage: Passage | None = None
+        self._in_flight: object | None = None  # what goes with the next request
+        self._request: Request | None = None  # nobody has turned to it yet
+        self._upload: Upload | None = None
+        self._framing: BodyFraming | None = None  # of a body that has not ended
+        self._leftover = 0  # that has come behind the last answer
+        self._sends_on = False  # more has come than was to be read
+        self._responder: Responder | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._wake: asyncio.Future[None] | None = None  # the task waits for a request
+        self._drains: list[asyncio.Future[None]] = []
+        self._sent = self._taken = 0
+        self._quiet_since: float | None = None
+        self._stuck_since = 0.0
 
-    def _begin_idling(self) -> None:
-        self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
-        if self._keepalive_handle is None:
-            self._keepalive_handle = self._loop.call_at(self._next_keepalive_close_time, self._process_keepalive)
-
-    def lighten(self) -> None:
-        """Let go of what an open stream does not need: the timer and queue for further requests, and of what was parsed.
-
-        aiohttp's parser remembers the headers of the last request until the next one comes. It is exchanged for a new one
-        where it surely has read nothing of that: a head that was read whole is a message, and there is none.
-        """
-        if self._keepalive_handle is not None:  # begins anew behind the answer
-            self._keepalive_handle.cancel()
-            self._keepalive_handle = None
-        if self._stands_between_requests():
-            self._parser = self._new_parser()
-        self._messages = Few(self._messages)  # type: ignore[assignment]
-
-    def _stands_between_requests(self) -> bool:
-        request = self._current_request
-        is_read = self._parser is not None and request is not None and request.content.is_eof()
-        return is_read and self._ends_with_head and not self._messages
-
-    def _new_parser(self) -> HttpRequestParser:
-        """As aiohttp makes it."""
-        return HttpRequestParser(
-            self,
-            self._loop,
-            self._read_bufsize,
-            max_line_size=self.max_line_size,
-            max_field_size=self.max_field_size,
-            max_headers=self.max_headers,
-            payload_exception=web.RequestPayloadError,
-            auto_decompress=False,
-            max_msg_queue_size=self._max_msg_queue_size,
-        )
-
-    def close(self) -> None:
-        """Take no more requests. aiohttp would leave an idle connection open, and never read what comes on it."""
-        if self._trip is not None or self._beginning is not None:  # closed behind its answer
-            self._close = True
-            return
-        is_idle = not self._request_count or (self._waiter is not None and not self._waiter.done())
-        super().close()
-        if is_idle and self.transport is not None:
-            self.transport.close()
+    # -- what the transport tells -------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client has come."""
-        super().connection_made(transport)
-        if isinstance(self._manager, ClientServer) and self._manager.express.is_open:
-            self._express = self._manager.express
-        peer = self.peername
-        self.peer = str(peer[0]) if isinstance(peer, tuple | list) else str(peer) if peer is not None else None
+        self.transport = cast("asyncio.Transport", transport)  # uvloop's are no subclasses
+        peer = transport.get_extra_info("peername")
+        self.peer = str(peer[0]) if isinstance(peer, tuple | list) and peer else str(peer) if peer else None
+        self._common.opened(self)
 
-    def connection_lost(self, exc: BaseException | None) -> None:
+    def connection_lost(self, exc: BaseException | None) -> None:  # noqa: ARG002 - whatever the reason is
         """The client has left, or was sent away."""
-        if self._trip is not None:
-            trip, self._trip = self._trip, None
-            trip.client_left()
-        elif self._begun is not None:
-            begun, self._begun = self._begun, None
-            begun.drop()
-            self._tell_left()
-        elif self._beginning is not None and self._express is not None:
-            self._beginning = None
-            self._express.gate.leave()
-            self._tell_left()
-        super().connection_lost(exc)
+        self.transport = None
+        self._phase = Phase.CLOSING
+        self._common.lost(self)
+        if self._passage is not None:
+            passage, self._passage = self._passage, None
+            passage.client_left()
+        if self._request is not None:
+            request, self._request = self._request, None
+            self._common.handler.note_left(request)
+        self._upload = self._framing = None
+        self._wake_writers()
+        if self._task is not None:
+            self._task.cancel()
 
     def data_received(self, data: bytes) -> None:
-        """Read on: on the lane what it takes, with aiohttp's parser everything else.
+        """Read on, as far as it is the client's turn."""
+        phase = self._phase
+        if phase is Phase.IDLE:
+            self._quiet_since = None
+            self._begin(data)
+        elif phase is Phase.EXCHANGE:
+            self._quiet_since = None
+            self._read_body(data)
+        elif phase is Phase.HEAD:
+            self._quiet_since = None
+            self._read_head(data)
+        elif phase is Phase.PASSAGE:
+            self._quiet_since = None
+            assert self._passage is not None
+            self._passage.received(data)
+        elif phase is Phase.LINGERING:
+            self._read_to_nobody(data)
 
-        Without data it is the parser itself that asks to go on.
-        """
-        if not data:
-            self._feed(data)
-        elif self._trip is not None:
-            self._trip.hand_over()  # whoever sends on before the answer is served in the ordinary way
-            self._parse(data)
-        elif self._beginning is not None:
-            self._collect(data)
-        elif self._express is None or not self._is_idle:
-            self._parse(data)
-        else:
-            self._begin(self._express, data)
+    def pause_writing(self) -> None:
+        """The client is slow."""
+        self.is_slow = True
 
-    # -- the express lane ---------------------------------------------------------------------------------------------
+    def resume_writing(self) -> None:
+        """It has caught up."""
+        self.is_slow = False
+        self._wake_writers()
 
-    @property
-    def _is_idle(self) -> bool:
-        """Whether no request is under way and none is waiting."""
-        if self._messages or self._close or self._force_close:
+    # -- a request ----------------------------------------------------------------------------------------------------
+
+    def _begin(self, data: bytes) -> None:
+        """What comes on an idle connection."""
+        door = self._common.door
+        if door is not None and not (self.is_slow or self._common.is_draining):
+            passage = door(self, data)
+            if passage is not None:
+                self._phase, self._passage = Phase.PASSAGE, passage
+                return
+        self._read_head(data)
+
+    def _read_head(self, data: bytes) -> None:
+        begun, self._begun = self._begun, b""
+        data = begun + data if begun else data
+        start = max(0, len(begun) - _LONGEST_END)
+        end = data.find(END_OF_HEAD, start) + len(END_OF_HEAD)
+        if end < len(END_OF_HEAD):
+            self._wait_for_head(data)
+            return
+        try:
+            if end == len(data):
+                self._take(data, b"")
+            else:
+                self._take(data[:end], data[end:])
+        except Unreadable as error:
+            self._refuse(error.fault)
+
+    def _wait_for_head(self, begun: bytes) -> None:
+        self._begun = begun
+        self._phase = Phase.HEAD if begun else Phase.IDLE
+        fault = self._common.heads.fault_of(begun) if begun else None
+        if fault is not None:
+            self._refuse(fault)
+
+    def _take(self, head: bytes, behind: bytes) -> None:
+        """A head is whole: have its request served."""
+        request, framing = self._common.heads.read(head, self.peer)
+        request.connection = self
+        self._framing = framing
+        if framing is not None:
+            awaits_continue = not request.is_http10 and request.headers.get(hdrs.EXPECT, "").lower() == "100-continue"
+            self._upload = request.upload = Upload(self, awaits_continue=awaits_continue)
+        self._phase = Phase.EXCHANGE
+        if behind and not self._read_body(behind):
+            raise Unreadable(Fault.UNREADABLE)
+        request.in_flight, self._in_flight = self._in_flight, None
+        self._request = request
+        if self._wake is not None:
+            if not self._wake.done():
+                self._wake.set_result(None)
+        elif self._task is None:
+            self._task = self._common.loop.create_task(self._serve())
+
+    def _read_body(self, data: bytes) -> bool:
+        """A part of the body, or what nobody has asked for. False where the body is broken."""
+        framing, upload = self._framing, self._upload
+        if framing is None or upload is None:
+            self._is_last = self._sends_on = True
+            return True
+        try:
+            part, behind = framing.feed(data)
+        except BadFraming:
+            self._break_body()
             return False
-        waiter = self._waiter
-        return not waiter.done() if waiter is not None else not self._request_count
+        upload.feed(part)
+        if framing.is_whole:
+            self._framing = None
+            upload.end()
+            if behind:
+                self._sends_on = True
+            if behind or not framing.is_plain:
+                self._is_last = True
+        return True
 
-    def _begin(self, express: Express, data: bytes) -> None:
-        """Look at what comes on an idle connection."""
-        request = express.read(data)
-        if request is None:
-            self._parse(data)
-        elif not self._is_clean or self.is_slow or not express.takes(request):
-            self._parse_request(request, data)
-        elif request.size > len(data):
-            self._beginning, self._missing = [data], request.size - len(data)
-            express.gate.enter()
-        elif (trip := express.send(self, request, data)) is not None:
-            self._trip = trip
+    def _break_body(self) -> None:
+        """What was to come of the body does not."""
+        self._framing = None
+        self._is_last = self._sends_on = True
+        if self._upload is not None:
+            self._upload.fail()
+
+    def _read_to_nobody(self, data: bytes) -> None:
+        """Behind the last answer: the rest of a body to its end, and of anything else a little."""
+        framing = self._framing
+        if framing is not None:
+            try:
+                framing.feed(data)
+            except BadFraming:
+                self._framing = None
+            if framing.is_whole:
+                self.close()
         else:
-            self._parse_request(request, data)
+            self._leftover += len(data)
+            if self._leftover > MAX_LEFTOVER_BYTES:
+                self.abort()
 
-    def _collect(self, data: bytes) -> None:
-        """The rest of a body, or a part of it."""
-        assert self._express is not None
-        assert self._beginning is not None
-        self._beginning.append(data)
-        self._missing -= len(data)
-        if self._missing <= 0:
-            whole, self._beginning = b"".join(self._beginning), None
-            is_closing, self._close = self._close, False
-            self._begin(self._express, whole)
-            self._close = is_closing
-            self._loop.call_soon(self._express.gate.leave)  # by then it counts where it is now
+    def _refuse(self, fault: Fault) -> None:
+        """Tell the client so, once, and interpret nothing more that it sends."""
+        answer = self._common.refusals[fault]
+        self._common.handler.note_unread(answer)
+        self.write(last_answer(answer))
+        self._framing = self._upload = None
+        self._begun = b""
+        self._leave(lingers=True)
+
+    # -- answers ------------------------------------------------------------------------------------------------------
+
+    async def _serve(self) -> None:
+        try:
+            while await self._serve_next():
+                pass
+        finally:
+            self._task = None
+
+    async def _serve_next(self) -> bool:
+        """Whether the connection may serve another request."""
+        if self._request is None:
+            self._wake = self._common.loop.create_future()
+            try:
+                await self._wake
+            finally:
+                self._wake = None
+        request, self._request = self._request, None
+        if request is None:
+            return False
+        responder = self._responder = Responder(self, request, self._common.clock)
+        try:
+            await self._common.handler.handle(request, responder)
+            del request  # so that what it holds is gone while a slow client takes the last of its answer
+            await responder.end()
+        except ConnectionError:
+            self.close()
+            return False
+        except Exception as error:  # noqa: BLE001 - a bug: nobody knows what the client has got
+            self._common.handler.note_failed(error)
+            self.abort()
+            return False
+        finally:
+            responder.let_go()
+            self._responder = self._upload = None
+        return self._may_go_on(responder)
 
     @property
-    def is_slow(self) -> bool:
-        """Whether the client has not taken what was sent before."""
-        return self._paused
+    def is_last(self) -> bool:
+        """Whether nothing is served behind the answer that is under way."""
+        return self._is_last or self._common.is_draining
+
+    def _may_go_on(self, responder: Responder) -> bool:
+        if self.transport is None or self._phase is not Phase.EXCHANGE:
+            return False
+        is_sending = self._sends_on or self._framing is not None
+        if is_sending or self.is_last or not responder.keep_alive:
+            self._leave(lingers=is_sending)
+            return False
+        self._phase, self._quiet_since = Phase.IDLE, None
+        return True
+
+    def write(self, data: bytes) -> None:
+        """Send, unless the client has left."""
+        if self.transport is not None and not self.transport.is_closing():
+            self._sent += len(data)
+            self.transport.write(data)
+
+    async def drained(self) -> None:
+        """Wait until the client has taken most of what was sent. Raises ``ConnectionResetError`` where it leaves."""
+        while self.is_slow and self.transport is not None:
+            waiter = self._common.loop.create_future()
+            self._drains.append(waiter)
+            try:
+                await waiter
+            finally:
+                self._drains.remove(waiter)
+        if self.transport is None:
+            raise ConnectionResetError("the client has left")
+
+    def _wake_writers(self) -> None:
+        for waiter in self._drains:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    # -- the fast path ------------------------------------------------------------------------------------------------
 
     def answer(self, data: bytes) -> None:
-        """Give the whole answer to the request on the lane."""
-        self._trip = None
-        self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+        """Give the whole answer to the request on the fast path."""
+        self._passage = None
+        self._phase, self._quiet_since = Phase.IDLE, None
+        is_last = self._common.is_draining
+        self.write(data.replace(END_OF_HEAD, b"\r\nConnection: close" + END_OF_HEAD, 1) if is_last else data)
+        if is_last:
+            self.close()
+
+    def take_back(self, data: bytes, in_flight: object | None = None) -> None:
+        """Have the ordinary way go on with what has come of the request on the fast path."""
+        self._passage = None
+        self._in_flight = in_flight
+        self._phase, self._quiet_since = Phase.IDLE, None
+        self._read_head(data)
+
+    # -- flow and end -------------------------------------------------------------------------------------------------
+
+    def pause_reading(self) -> None:
+        """Take nothing from the client for now."""
+        if self.transport is not None and self.transport.is_reading():
+            self.transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Go on."""
+        if self.transport is not None and not self.transport.is_closing() and not self.transport.is_reading():
+            self._quiet_since = None
+            self.transport.resume_reading()
+
+    def close_idle(self) -> None:
+        """Close it, unless a request is under way or has begun."""
+        if self._phase is Phase.IDLE:
+            self.close()
+
+    def close(self) -> None:
+        """Close it as soon as the client has taken what is written."""
+        self._phase, self._quiet_since = Phase.CLOSING, None
+        if self.transport is not None:
+            self.transport.close()
+
+    def abort(self) -> None:
+        """Close it at once."""
+        self._phase = Phase.CLOSING
+        if self.transport is not None:
+            self.transport.abort()
+
+    def cancel(self) -> asyncio.Task[None] | None:
+        """Give up what is under way, and close it at once. The task that ends with it, if there is one."""
+        task = self._task
+        if task is not None:
+            task.cancel()
+        self.abort()
+        return task
+
+    def _leave(self, *, lingers: bool) -> None:
+        """Close behind the answer; where the client ``lingers`` over its request, read on for a while."""
+        if not lingers or self.transport is None or self.transport.is_closing():
+            self.close()
+            return
+        self._phase, self._quiet_since = Phase.LINGERING, None
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self.resume_reading()
+
+    # -- time ---------------------------------------------------------------------------------------------------------
+
+    def look(self, now: float) -> None:
+        """Give up a client that has been silent for too long while it was its turn, or has taken nothing."""
         transport = self.transport
         if transport is None:
             return
-        transport.write(data)
-        if self._close:
-            self.close()
-
-    def take_back(self, request: bytes, begun: InFlight) -> None:
-        """Have the ordinary way go on with the request on the lane."""
-        self._trip, self._begun = None, begun
-        is_closing, self._close = self._close, False
-        self._parse(request)
-        self._is_clean = True
-        self._close = is_closing
-
-    def _tell_left(self) -> None:
-        if isinstance(self._manager, ClientServer):
-            self._manager.on_left()
-
-    def _process_keepalive(self) -> None:
-        """The time of an idle connection is over; one whose request is on the lane is not idle."""
-        if self._trip is not None or self._beginning is not None:
-            self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
-        super()._process_keepalive()
-
-    # -- aiohttp's parser ---------------------------------------------------------------------------------------------
-
-    def _parse(self, data: bytes) -> None:
-        self._is_clean = self._unparsed == len(data) > 0
-        self._unparsed = max(0, self._unparsed - len(data))
-        self._feed(data)
-
-    def _feed(self, data: bytes) -> None:
-        waiting = len(self._messages)
-        super().data_received(data)
-        self._watch_chunks(data, waiting)
-        self._ends_with_head = data.endswith(http1.END_OF_HEAD)
-        self._end_broken_body()
-        self._bound_head(data)
-
-    def _parse_request(self, request: http1.Request, data: bytes) -> None:
-        """What begins with an ordinary request and has no more than that."""
-        was_clean = self._is_clean
-        self._parse(data)
-        if was_clean or self._has_parsed(request):
-            self._unparsed = request.size - len(data)
-            self._is_clean = not self._unparsed
-
-    def _has_parsed(self, request: http1.Request) -> bool:
-        """Whether the parser has made exactly this of the bytes: then it held nothing of others."""
-        message = self._messages[0][0] if len(self._messages) == 1 else None
-        return (
-            isinstance(message, RawRequestMessage)
-            and (message.method, message.path) == ("POST", request.target)
-            and len(message.raw_headers) == len(request.pairs)
-        )
-
-    def _watch_chunks(self, data: bytes, waiting: int) -> None:
-        """Serve nothing behind a body in chunks that had trailers: the next request would bear the last of them.
-
-        Behind its plain end the connection goes on. What was ``waiting`` before ``data`` came was looked at then.
-        """
-        if self._chunks is None:
-            for number, (message, payload) in enumerate(self._messages):
-                if number >= waiting and isinstance(message, RawRequestMessage) and message.chunked:
-                    self._chunks, self._extent = payload, Extent()
-                    waiting = number + 1
-                    break
-            else:
-                return
-        assert self._extent is not None
-        self._extent.add(data)
-        if self._chunks.is_eof():
-            if not self._extent.ends_with_chunks:
-                while len(self._messages) > waiting:
-                    self._messages.pop()
-                self._close = True
-            self._chunks = self._extent = None
-
-    def _end_broken_body(self) -> None:
-        """Tell whoever reads a body that its framing is wrong: aiohttp would say so only after the answer."""
-        request = self._current_request
-        is_broken = bool(self._messages) and isinstance(self._messages[-1][0], _ErrInfo)
-        if is_broken and request is not None and not request.content.is_eof():
-            self._messages.pop()
-            request.content.set_exception(web.RequestPayloadError("bad framing"))
-            self._lingering_time = 0.0
-            self.close()
-
-    def _bound_head(self, data: bytes) -> None:
-        """aiohttp bounds the size of a header and their number, which together are a lot of memory."""
-        waiter = self._waiter
-        if waiter is None or waiter.done():  # a request is under way: what comes is its body
-            self._head_bytes = 0
+        waiting = transport.get_write_buffer_size()
+        if waiting and self._has_been_stuck(waiting, now):
+            self.abort()
             return
-        self._head_bytes += len(data)
-        if self._head_bytes > 2 * self.max_field_size and self.transport is not None:
-            self._tell(refusals.HEADERS_TOO_LARGE)
-            self.transport.write(TOO_MUCH)
-            self.force_close()
+        still_takes = waiting and self._phase in (Phase.IDLE, Phase.CLOSING)
+        patience_s = None if still_takes else self._patience_s()
+        if patience_s is None:
+            self._quiet_since = None
+        elif self._quiet_since is None:
+            self._quiet_since = now
+        elif now - self._quiet_since >= patience_s:
+            self._give_up()
 
-    def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,  # noqa: ARG002 - decided by what went wrong
-        exc: BaseException | None = None,
-        message: str | None = None,  # noqa: ARG002 - the same
-    ) -> web.StreamResponse:
-        """Answer as the sidecar does, and log nothing of the request: it may hold credentials."""
-        if request.writer.output_size > 0:
-            raise ConnectionError("an answer is under way")
-        answer = _unread(exc)
-        self._tell(answer)
-        return last_response(answer)
+    def _has_been_stuck(self, waiting: int, now: float) -> bool:
+        taken = self._sent - waiting
+        if taken != self._taken:
+            self._taken, self._stuck_since = taken, now
+            return False
+        is_stream = self._responder is not None and self._responder.is_event_stream
+        patience = self._common.patience
+        return now - self._stuck_since >= (patience.stream_s if is_stream else patience.client_s)
 
-    def _tell(self, answer: OwnAnswer) -> None:
-        if isinstance(answer, Refusal) and isinstance(self._manager, ClientServer):
-            self._manager.on_unread(answer)
+    def _patience_s(self) -> float | None:
+        """How long the client may be silent; ``None`` where it is not its turn."""
+        patience = self._common.patience
+        match self._phase:
+            case Phase.IDLE:
+                return patience.idle_s
+            case Phase.LINGERING:
+                return patience.linger_s
+            case Phase.PASSAGE:
+                assert self._passage is not None
+                return patience.client_s if self._passage.awaits_client else None
+            case Phase.EXCHANGE:
+                return patience.client_s if self._is_clients_turn() else None
+            case Phase.HEAD | Phase.CLOSING:
+                return patience.client_s
 
+    def _is_clients_turn(self) -> bool:
+        upload, transport = self._upload, self.transport
+        if self._framing is None or upload is None or transport is None:
+            return False
+        return not upload.awaits_continue and transport.is_reading()
 
-def _unread(error: BaseException | None) -> OwnAnswer:
-    """What a request gets that never became one."""
-    if isinstance(error, http_exceptions.LineTooLong) or "Too many headers" in str(error):
-        return refusals.HEADERS_TOO_LARGE
-    is_clients = isinstance(error, http_exceptions.HttpProcessingError)
-    return refusals.UNREADABLE if is_clients else refusals.OWN_FAULT
-
-
-class ClientServer(web.Server):
-    """Makes a ``ClientProtocol`` per connection; ``on_unread`` hears of what never became a request."""
-
-    on_unread: Callable[[Refusal], None]
-    on_left: Callable[[], None]
-    express: Express
-
-    def __call__(self) -> RequestHandler:
-        """A protocol for one connection."""
-        return ClientProtocol(self, loop=self._loop, **self._kwargs)
-
-
-def make_server(ingress: Router) -> ClientServer:
-    """The server that hands every request to ``ingress``. A client that leaves cancels its incoming."""
-    server = ClientServer(
-        ingress.handle,
-        handler_cancellation=True,
-        access_log=None,
-        auto_decompress=False,
-        max_line_size=ingress.services.limits.max_header_bytes,
-        max_field_size=ingress.services.limits.max_header_bytes,
-        max_headers=MAX_HEADERS,
-        read_bufsize=64 * 1024,
-    )
-    server.on_unread = ingress.note_unread
-    server.on_left = ingress.note_left
-    server.express = Express(ingress)
-    return server
+    def _give_up(self) -> None:
+        match self._phase:
+            case Phase.IDLE | Phase.LINGERING:
+                self.close()
+            case Phase.HEAD:
+                self._refuse(Fault.HEAD_TOO_SLOW)
+            case Phase.EXCHANGE if self._responder is None or not self._responder.is_committed:
+                self._break_body()
+            case _:
+                self.abort()

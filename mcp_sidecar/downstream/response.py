@@ -11,18 +11,19 @@ import socket
 import struct
 from collections.abc import Callable, Iterable
 from http import HTTPStatus
+from typing import Protocol
 
-from aiohttp import HttpVersion10, HttpVersion11, hdrs, web
+from aiohttp import hdrs
 
-from mcp_sidecar.healing.replies import OwnAnswer
-from mcp_sidecar.wire import http1
+from mcp_sidecar.downstream.request import Request
+from mcp_sidecar.wire import framing
 from mcp_sidecar.wire.headers import Pair, encoded_head
+from mcp_sidecar.wire.reply import OwnAnswer
 from mcp_sidecar.wire.sse import KEEP_ALIVE, encode_event
 
 _LINGER_ZERO = struct.pack("ii", 1, 0)
 _BODILESS = frozenset({204, 304, *range(100, 200)})
 _LENGTH_OF_CONTENT_LENGTH = len("content-length")
-_ADDED_BY_SERVER = (hdrs.DATE, hdrs.SERVER, hdrs.CONTENT_TYPE)
 
 IN_ONE_PIECE_BYTES = 64 * 1024
 """What is collected at most within one turn of the loop."""
@@ -34,35 +35,42 @@ EVENT_STREAM_HEADERS: tuple[Pair, ...] = (
 )
 
 
-class UnadornedResponse(web.Response):
-    """A response that carries the headers it was given and no others."""
+class Client(Protocol):
+    """The connection that an answer goes to."""
 
-    async def _prepare_headers(self) -> None:
-        given = {name for name in _ADDED_BY_SERVER if name in self.headers}
-        await super()._prepare_headers()
-        for name in _ADDED_BY_SERVER:
-            if name not in given:
-                self.headers.popall(name, None)
+    transport: asyncio.Transport | None
+    is_slow: bool
+    """Whether it has not taken what was sent before."""
+
+    @property
+    def is_last(self) -> bool:
+        """Whether nothing is served behind this answer."""
+
+    def write(self, data: bytes) -> None:
+        """Send."""
+
+    async def drained(self) -> None:
+        """Wait until it has taken most of what was sent."""
 
 
 class Responder:
-    """Answers one client request, once, and is what the server gets to see of the answer.
+    """Answers one client request, once.
 
     What is written within one turn of the loop leaves in one piece: a whole answer, or the head of a stream with the
     events that were there already.
     """
 
     __slots__ = (
+        "_client",
         "_clock",
-        "_has_ended",
         "_has_length",
         "_is_bodiless",
         "_is_chunked",
         "_is_cut",
+        "_is_head",
+        "_is_http10",
         "_pending",
         "_pending_bytes",
-        "_protocol",
-        "_request",
         "has_commented",
         "is_event_stream",
         "keep_alive",
@@ -71,20 +79,20 @@ class Responder:
         "status",
     )
 
-    def __init__(self, request: web.BaseRequest, clock: Callable[[], float]) -> None:
+    def __init__(self, client: Client, request: Request, clock: Callable[[], float]) -> None:
         """``clock`` gives monotonic seconds."""
-        self._request = request
+        self._client: Client | None = client
         self._clock = clock
-        self._protocol = request.protocol
+        self._is_head = request.method == hdrs.METH_HEAD
+        self._is_http10 = request.is_http10
         self._pending: list[bytes] = []
         self._pending_bytes = 0
         self._is_chunked = False
         self._has_length = False
         self._is_bodiless = False
         self._is_cut = False
-        self._has_ended = False
         self.status = 0
-        self.keep_alive = not request._message.should_close
+        self.keep_alive = request.keep_alive
         self.is_event_stream = False
         self.may_comment = False
         self.has_commented = False
@@ -100,7 +108,6 @@ class Responder:
         head = self._head(status, _phrase(status) if reason is None else reason, pairs)
         self.status = status
         self.last_write_at = self._clock()
-        self._request.writer.output_size += len(head)
         await self._put(head)
 
     async def start_events(self, pairs: Iterable[Pair] = ()) -> None:
@@ -113,7 +120,7 @@ class Responder:
         if data and not self._is_bodiless:
             assert self.status, "the head comes first"
             self.last_write_at = self._clock()
-            await self._put(http1.chunk(data) if self._is_chunked else data)
+            await self._put(framing.chunk(data) if self._is_chunked else data)
 
     async def comment(self) -> None:
         """Send an SSE comment, so that nobody takes the stream for dead."""
@@ -132,11 +139,15 @@ class Responder:
         await self.start(answer.status, None, [*head, *answer.headers, *pairs])
         await self.write(answer.body)
 
+    def close_behind(self) -> None:
+        """Serve nothing more on this connection."""
+        self.keep_alive = False
+
     def cut(self) -> None:
         """Break off: the client must not take what it has for whole."""
         self._is_cut = True
         self._flush()
-        transport = self._protocol.transport
+        transport = self._client.transport if self._client is not None else None
         if transport is None:
             return
         if self._is_chunked or self._has_length:
@@ -144,30 +155,29 @@ class Responder:
         else:
             _reset(transport)  # without a length a closed connection would be a clean end
 
-    # -- what the server asks of a response ---------------------------------------------------------------------------
+    # -- what the connection asks -------------------------------------------------------------------------------------
 
-    async def prepare(self, _: web.BaseRequest) -> None:
-        """The head is given by then."""
-        assert self.status, "an exchange ended without an answer"
-
-    async def write_eof(self) -> None:
-        """End the answer; after ``cut`` there is no end."""
+    async def end(self) -> None:
+        """End the answer; after ``cut`` there is no end. Whoever still holds this afterwards can send nothing."""
         if self._is_cut:
             raise ConnectionResetError("cut")
-        if not self._has_ended:
-            self._has_ended = True
-            if self._is_chunked:
-                self._pending.append(http1.LAST_CHUNK)
-            self._flush()
-            if self._protocol.writing_paused:
-                await self._request.writer.drain()
+        assert self.status, "an exchange ended without an answer"
+        if self._is_chunked:
+            self._pending.append(framing.LAST_CHUNK)
+        self._flush()
+        if self._client is not None and self._client.is_slow:
+            await self._client.drained()
+
+    def let_go(self) -> None:
+        """The exchange is over."""
+        self._client = None
+        self._pending = []
 
     # -- how it is sent -----------------------------------------------------------------------------------------------
 
     def _head(self, status: int, reason: str, pairs: Iterable[Pair]) -> bytes:
-        version = self._request.version
-        lines = [f"HTTP/{version.major}.{version.minor} {status} {reason}"]
-        self._is_bodiless = status in _BODILESS or self._request.method == hdrs.METH_HEAD
+        lines = [f"HTTP/1.{0 if self._is_http10 else 1} {status} {reason}"]
+        self._is_bodiless = status in _BODILESS or self._is_head
         self._is_chunked = self._has_length = False  # of a head that could not be written
         for name, value in pairs:
             if len(name) == _LENGTH_OF_CONTENT_LENGTH and name.lower() == "content-length":
@@ -176,40 +186,42 @@ class Responder:
                 self._has_length = True
             lines.append(f"{name}: {value}")
         if not self._has_length and not self._is_bodiless:
-            if version >= HttpVersion11:
+            if self._is_http10:
+                self.keep_alive = False
+            else:
                 self._is_chunked = True
                 lines.append("Transfer-Encoding: chunked")
-            else:
-                self.keep_alive = False
-        if self.keep_alive is (version == HttpVersion10):
+        if self._client is not None and self._client.is_last:
+            self.keep_alive = False
+        if self.keep_alive is self._is_http10:
             lines.append("Connection: keep-alive" if self.keep_alive else "Connection: close")
         return encoded_head(lines)
 
     async def _put(self, data: bytes) -> None:
-        transport = self._protocol.transport
-        if transport is None or transport.is_closing():
+        client = self._client
+        if client is None or client.transport is None or client.transport.is_closing():
             raise ConnectionResetError("the client has left")
         if not self._pending:
             asyncio.get_running_loop().call_soon(self._flush)
         self._pending.append(data)
         self._pending_bytes += len(data)
-        if self._pending_bytes > IN_ONE_PIECE_BYTES or self._protocol.writing_paused:
+        if self._pending_bytes > IN_ONE_PIECE_BYTES or client.is_slow:
             self._flush()
-            if self._protocol.writing_paused:
-                await self._request.writer.drain()
+            if client.is_slow:
+                await client.drained()
 
     def _flush(self) -> None:
         pending, self._pending, self._pending_bytes = self._pending, [], 0
-        transport = self._protocol.transport
-        if pending and transport is not None and not transport.is_closing():
-            transport.write(b"".join(pending) if len(pending) > 1 else pending[0])
+        if pending and self._client is not None:
+            self._client.write(b"".join(pending) if len(pending) > 1 else pending[0])
 
 
-def last_response(answer: OwnAnswer) -> web.Response:
-    """An answer after which the connection is closed, where there never was a request to respond to."""
-    response = UnadornedResponse(status=answer.status, body=answer.body, content_type=answer.content_type)
-    response.force_close()
-    return response
+def last_answer(answer: OwnAnswer) -> bytes:
+    """A whole answer after which the connection is closed, where there never was a request to respond to."""
+    lines = [f"HTTP/1.1 {int(answer.status)} {_phrase(answer.status)}"]
+    lines += [f"Content-Type: {answer.content_type}"] if answer.content_type else []
+    lines += [f"Content-Length: {len(answer.body)}", "Connection: close"]
+    return encoded_head(lines) + answer.body
 
 
 def _reset(transport: asyncio.BaseTransport) -> None:

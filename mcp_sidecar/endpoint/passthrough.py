@@ -11,15 +11,14 @@ from functools import partial
 from http import HTTPStatus
 
 from mcp_sidecar.downstream.response import Responder
-from mcp_sidecar.endpoint.body import BrokenBody, Upload
+from mcp_sidecar.downstream.upload import BrokenBody, Upload
 from mcp_sidecar.facts import ActionObserved, ObservedAction, ReplayCause, RequestReplayed
 from mcp_sidecar.healing import replies
 from mcp_sidecar.healing.labels import rpc_label
-from mcp_sidecar.healing.replies import OwnAnswer
 from mcp_sidecar.sessions.services import Services
 from mcp_sidecar.streams.relay import relay_rest
 from mcp_sidecar.upstream.answer import EVENT_STREAM, Answer, is_event_stream
-from mcp_sidecar.upstream.connection import UpstreamFault
+from mcp_sidecar.upstream.content import UpstreamFault
 from mcp_sidecar.upstream.events import event_batches
 from mcp_sidecar.verdicts.classify import NO_SIGNATURE
 from mcp_sidecar.waiting.hold import HeldRequest, Waited
@@ -27,6 +26,7 @@ from mcp_sidecar.wire import headers
 from mcp_sidecar.wire.headers import Pair, media_type
 from mcp_sidecar.wire.jsonrpc import Message
 from mcp_sidecar.wire.origins import Move
+from mcp_sidecar.wire.reply import OwnAnswer
 from mcp_sidecar.wire.sse import Block, EventSplitter, parse_event, with_data
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})

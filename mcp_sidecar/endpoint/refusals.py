@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from http import HTTPStatus
 
-from mcp_sidecar.endpoint.body import BodyTooLarge, BrokenBody
+from mcp_sidecar.downstream.request import Fault
+from mcp_sidecar.downstream.upload import BrokenBody
+from mcp_sidecar.endpoint.body import BodyTooLarge
 from mcp_sidecar.healing import replies
-from mcp_sidecar.healing.replies import INVALID_REQUEST, PARSE_ERROR, OwnAnswer
+from mcp_sidecar.healing.replies import INVALID_REQUEST, PARSE_ERROR
 from mcp_sidecar.sessions.call import BadSessionId
 from mcp_sidecar.wire.jsonrpc import NotJson
+from mcp_sidecar.wire.reply import OwnAnswer
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +35,16 @@ HEADERS_TOO_LARGE = _refusal(
     HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, INVALID_REQUEST, "Request headers are too large"
 )
 UNREADABLE = _refusal(HTTPStatus.BAD_REQUEST, INVALID_REQUEST, "Bad Request: not valid HTTP")
+TOO_SLOW = _refusal(HTTPStatus.REQUEST_TIMEOUT, INVALID_REQUEST, "Request Timeout: the head was not sent to its end")
 OWN_FAULT = OwnAnswer(HTTPStatus.BAD_GATEWAY, replies.TEXT, b"The sidecar failed to handle the request.\n")
+
+OF_UNREADABLE = {
+    Fault.UNREADABLE: UNREADABLE,
+    Fault.HEAD_TOO_LARGE: HEADERS_TOO_LARGE,
+    Fault.BAD_CODING: BAD_CODING,
+    Fault.HEAD_TOO_SLOW: TOO_SLOW,
+}
+"""What the client's connection answers to what does not become a request."""
 
 Rejection = BodyTooLarge | BrokenBody | NotJson | BadSessionId
 

@@ -16,7 +16,6 @@ from mcp_sidecar.healing.marked_ids import FIRST, Mark, Renumbering
 from mcp_sidecar.healing.policy import Announce
 from mcp_sidecar.healing.position import note_unanswered
 from mcp_sidecar.healing.progress import Progress
-from mcp_sidecar.healing.replies import OwnAnswer
 from mcp_sidecar.healing.stream_watch import AfterEnd, StreamWatch, unanswered_ids
 from mcp_sidecar.sessions.call import Call
 from mcp_sidecar.sessions.recorder import Recorder
@@ -31,11 +30,12 @@ from mcp_sidecar.upstream.answer import (
     kept,
     may_be_kept,
 )
-from mcp_sidecar.upstream.connection import UpstreamFault
+from mcp_sidecar.upstream.content import UpstreamFault
 from mcp_sidecar.verdicts.classify import PEEK_BYTES
 from mcp_sidecar.wire import headers
 from mcp_sidecar.wire.headers import Pair
 from mcp_sidecar.wire.jsonrpc import Kind, Message, NotJson, dump, parse
+from mcp_sidecar.wire.reply import OwnAnswer
 
 
 class Reply:

@@ -16,17 +16,17 @@ import asyncio
 import traceback
 from collections.abc import Awaitable
 from pathlib import PurePath
-from typing import cast
 
-from aiohttp import hdrs, web
+from aiohttp import hdrs
 from yarl import URL
 
-from mcp_sidecar.aiohttp_internals import NO_HEADERS, lighten_request
+from mcp_sidecar.aiohttp_internals import NO_HEADERS
 from mcp_sidecar.config import ListenConfig, UpstreamConfig
 from mcp_sidecar.downstream.keepalive import Keepalive
+from mcp_sidecar.downstream.request import Request
 from mcp_sidecar.downstream.response import Responder
 from mcp_sidecar.endpoint import refusals
-from mcp_sidecar.endpoint.body import UNREADABLE, Upload, read_body
+from mcp_sidecar.endpoint.body import UNREADABLE, read_body
 from mcp_sidecar.endpoint.delete import Delete
 from mcp_sidecar.endpoint.early_stream import EarlyStream
 from mcp_sidecar.endpoint.observe import Observe
@@ -38,13 +38,15 @@ from mcp_sidecar.healing import replies
 from mcp_sidecar.healing.labels import NO_METHOD, OTHER, http_label, rpc_label
 from mcp_sidecar.healing.replies import Reason
 from mcp_sidecar.sessions.call import BadSessionId, Call, RequestLine, load_session, may_be_loaded, read_call
-from mcp_sidecar.sessions.in_flight import BEGUN, InFlight
+from mcp_sidecar.sessions.in_flight import InFlight
 from mcp_sidecar.sessions.services import Services
 from mcp_sidecar.streams.listener import Listener
+from mcp_sidecar.waiting.budget import Claim
 from mcp_sidecar.wire import headers, origins
 from mcp_sidecar.wire.headers import Fields, Pair
 from mcp_sidecar.wire.jsonrpc import UNREAD, Kind, Message, parse
 from mcp_sidecar.wire.origins import Move
+from mcp_sidecar.wire.reply import OwnAnswer
 from mcp_sidecar.wire.revisions import PROTOCOL_VERSION_HEADER, is_sessionless_request, is_sessionless_version
 
 CLIENT_LEFT = 499
@@ -59,30 +61,28 @@ _FOR_THE_SESSION = frozenset({"mcp-session-id"})
 class Incoming:
     """One client request on its way: what is known of it before anybody decides."""
 
-    def __init__(self, ingress: Router, request: web.BaseRequest) -> None:
+    def __init__(self, request: Request, responder: Responder) -> None:
         """``rpc_label`` becomes known when the body is read."""
         self.request = request
         self.method = request.method
         self.headers = request.headers
         self.fields = Fields(request.raw_headers)
-        raw_path = request.raw_path
-        self.target = raw_path if raw_path.startswith("/") else request.rel_url.raw_path_qs  # byte for byte
-        self.responder = Responder(request, ingress.services.clock)
+        self.target = request.target
+        self.responder = responder
         self.rpc_label = OTHER if request.method == hdrs.METH_POST else NO_METHOD
         self.message: Message | None = None
         self.in_session = False
-        self.begun: InFlight | None = request.get(BEGUN)
-        self.owner = request.protocol
+        self.begun = _in_flight(request)
+        self.owner = request.connection
 
     def forget_head(self) -> None:
         """From now on only the answer counts."""
         self.headers, self.fields, self.target = NO_HEADERS, Fields(()), ""
-        lighten_request(self.request)
+        self.request.forget_head()
 
-    @property
-    def upload(self) -> Upload | None:
-        """The body that the client is about to send, if there is one."""
-        return Upload(self.request) if self.request.can_read_body else None
+
+def _in_flight(request: Request) -> InFlight | None:
+    return request.in_flight if isinstance(request.in_flight, InFlight) else None
 
 
 class Router:
@@ -93,6 +93,7 @@ class Router:
     ) -> None:
         """``bound_to`` is to be called with the address as soon as it is known."""
         self.services = services
+        self._bodies = services.upstream.budget.requests
         self._keepalive = keepalive
         self._listen = listen
         self._upstream = upstream
@@ -113,9 +114,9 @@ class Router:
         self._own_origins = (*self._own_origins, f"{self.scheme}://{shown}:{port}")
         self._hosts.clear()
 
-    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def handle(self, request: Request, responder: Responder) -> None:
         """Answer one request. Whatever goes wrong in here concerns this request only."""
-        incoming = Incoming(self, request)
+        incoming = Incoming(request, responder)
         started = incoming.begun.started_at if incoming.begun is not None else self.services.clock()
         status = CLIENT_LEFT
         self.enter()
@@ -128,7 +129,7 @@ class Router:
         except (ConnectionError, asyncio.CancelledError):
             raise
         except Exception as error:  # noqa: BLE001 - a bug must not reach beyond the request that met it
-            self._tell_fault(error)
+            self.note_failed(error)
             await self._give_up(incoming)
             status = incoming.responder.status
         finally:
@@ -137,7 +138,6 @@ class Router:
             seconds = self.services.clock() - started
             self.services.emit(RequestServed(http_label(request.method), incoming.rpc_label, status, seconds))
             self.leave()
-        return cast("web.StreamResponse", incoming.responder)  # all that the server asks of one
 
     def enter(self) -> None:
         """A request is under way; ``leave`` is to follow."""
@@ -150,14 +150,26 @@ class Router:
         if not self._under_way:
             self._idle.set()
 
-    def note_unread(self, answer: Refusal) -> None:
+    def note_unread(self, answer: OwnAnswer) -> None:
         """Count what was refused before it became a request; its method is not known."""
-        self.services.emit(RequestRejected(answer.status, answer.reason))
+        reason = answer.reason if isinstance(answer, Refusal) else ""
+        self.services.emit(RequestRejected(answer.status, reason))
         self.services.emit(RequestServed(OTHER, NO_METHOD, answer.status, 0.0))
 
-    def note_left(self) -> None:
-        """Count a POST whose client left before anybody had turned to it."""
-        self.services.emit(RequestServed(hdrs.METH_POST, OTHER, CLIENT_LEFT, 0.0))
+    def note_left(self, request: Request | None = None) -> None:
+        """Count a request whose client left before anybody had turned to it; without one, a POST that had only begun."""
+        begun = _in_flight(request) if request is not None else None
+        if begun is not None:
+            begun.drop()
+        method, label = (request.method, NO_METHOD) if request is not None else (hdrs.METH_POST, OTHER)
+        label = OTHER if method == hdrs.METH_POST else label
+        self.services.emit(RequestServed(http_label(method), label, CLIENT_LEFT, 0.0))
+
+    def note_failed(self, error: Exception) -> None:
+        """Tell of a bug, by its name and place only."""
+        frames = traceback.extract_tb(error.__traceback__)
+        where = f"{PurePath(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "unknown"
+        self.services.emit(SidecarFault(type(error).__name__, where))
 
     async def wait_until_idle(self, timeout_s: float) -> None:
         """Wait until every exchange has ended, but no longer than ``timeout_s`` seconds."""
@@ -176,17 +188,12 @@ class Router:
             return self._reject(incoming, refused)
         if self._is_endpoint(incoming) and incoming.method in ("POST", "GET", "DELETE"):
             return self._endpoint_request(incoming)
-        return self._passing(incoming).other_path(incoming.upload)
+        return self._passing(incoming).other_path(incoming.request.upload)
 
     def _gate(self, incoming: Incoming) -> Refusal | None:
         found = incoming.headers
-        if not incoming.target.startswith("/") or incoming.method == hdrs.METH_CONNECT:
+        if not incoming.target.startswith("/"):
             return refusals.BAD_TARGET
-        codings = found.getall(hdrs.TRANSFER_ENCODING, ())
-        if codings and any(coding.strip().lower() != "chunked" for coding in codings):
-            return refusals.BAD_CODING  # the coding would be lost on the way, and the body be taken for plain
-        if incoming.fields.size > self.services.limits.max_header_bytes:
-            return refusals.HEADERS_TOO_LARGE
         if self._on_loopback and not all(map(self._is_allowed_host, found.getall(hdrs.HOST, ()))):
             return refusals.BAD_HOST
         for origin in found.getall(hdrs.ORIGIN, ()):
@@ -213,13 +220,14 @@ class Router:
 
     async def _reject(self, incoming: Incoming, answer: Refusal) -> None:
         self.services.emit(RequestRejected(answer.status, answer.reason))
+        incoming.responder.close_behind()
         if not incoming.responder.is_committed:
             await incoming.responder.give(answer)
 
     def _is_endpoint(self, incoming: Incoming) -> bool:
         if incoming.target in self.plain_endpoints:
             return True
-        return incoming.request.rel_url.path_safe in (self._endpoint, f"{self._endpoint}/")
+        return incoming.request.url.path_safe in (self._endpoint, f"{self._endpoint}/")
 
     # -- the endpoint -------------------------------------------------------------------------------------------------
 
@@ -243,21 +251,25 @@ class Router:
         if incoming.method == "DELETE":
             return self._in_use(call, Delete(self.services, call, incoming.responder).run())
         if call.client_id is None:
-            return self._passing(incoming).other_path(incoming.upload)
+            return self._passing(incoming).other_path(incoming.request.upload)
         listening = Listener(self.services, self._keepalive, call, incoming.responder)
         incoming.forget_head()
         return listening.run()
 
     def _observed(self, incoming: Incoming, call: Call) -> Awaitable[None]:
         if call.client_id is None and incoming.method == "GET":
-            return self._passing(incoming).other_path(incoming.upload)
+            return self._passing(incoming).other_path(incoming.request.upload)
         observing = Observe(self.services, call, incoming.responder)
         return self._in_use(call, observing.get() if incoming.method == "GET" else observing.delete())
 
     async def _post(self, incoming: Incoming) -> None:
+        with self._bodies.claim() as claim:
+            await self._answer_post(incoming, claim)
+
+    async def _answer_post(self, incoming: Incoming, claim: Claim) -> None:
         encoding = incoming.headers.get(hdrs.CONTENT_ENCODING)
         is_encoded = encoding is not None and encoding.strip().lower() not in ("", "identity")
-        body = await read_body(incoming.request, self.services.limits.max_request_body)
+        body = await read_body(incoming.request, self.services.limits.max_request_body, claim)
         message = UNREAD if is_encoded else parse(body)
         incoming.message, incoming.rpc_label = message, rpc_label(message)
         version = incoming.headers.get(PROTOCOL_VERSION_HEADER)
@@ -322,7 +334,7 @@ class Router:
     # -- passing on ---------------------------------------------------------------------------------------------------
 
     def _upstream_pairs(self, incoming: Incoming, without: frozenset[str] = frozenset()) -> list[Pair]:
-        host, peer = incoming.headers.get(hdrs.HOST), incoming.request.remote
+        host, peer = incoming.headers.get(hdrs.HOST), incoming.request.peer
         return incoming.fields.for_upstream(without=without, peer=peer, scheme=self.scheme, host=host)
 
     def _move(self, incoming: Incoming) -> Move:
@@ -339,7 +351,7 @@ class Router:
     def _passing(self, incoming: Incoming) -> Passthrough:
         pairs = self._upstream_pairs(incoming)
         length = incoming.headers.get(hdrs.CONTENT_LENGTH)
-        if length is not None and incoming.request.can_read_body and not self._is_held(incoming):
+        if length is not None and incoming.request.upload is not None and not self._is_held(incoming):
             pairs.append(("Content-Length", length))
         return Passthrough(
             self.services,
@@ -366,11 +378,6 @@ class Router:
         return incoming.message is not None
 
     # -- what must not happen -----------------------------------------------------------------------------------------
-
-    def _tell_fault(self, error: Exception) -> None:
-        frames = traceback.extract_tb(error.__traceback__)
-        where = f"{PurePath(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "unknown"
-        self.services.emit(SidecarFault(type(error).__name__, where))
 
     async def _give_up(self, incoming: Incoming) -> None:
         """A definite answer even for a bug; whether the request ran is not known any more."""

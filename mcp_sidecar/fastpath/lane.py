@@ -1,4 +1,4 @@
-"""The express lane: plain requests with plain answers, passed as bytes, in front of aiohttp's own handler.
+"""The express lane: plain requests with plain answers, passed as bytes, in front of the ordinary way.
 
 The rule of this file: it takes a request only if it knows that nothing has to be decided on the way there, and passes an
 answer only if there is nothing to decide on the way back. Everything else is handed to the ordinary way, with the request
@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Protocol
 
+from mcp_sidecar.downstream.common import Client
 from mcp_sidecar.facts import RequestServed
+from mcp_sidecar.fastpath import plain_http
 from mcp_sidecar.healing.labels import rpc_label
 from mcp_sidecar.healing.marked_ids import FIRST
 from mcp_sidecar.healing.policy import Announce
@@ -26,8 +28,7 @@ from mcp_sidecar.upstream.answer import EVENT_STREAM as EVENTS
 from mcp_sidecar.upstream.answer import JSON
 from mcp_sidecar.upstream.connection import CHUNK_BYTES, Connection
 from mcp_sidecar.verdicts.classify import is_plain_success
-from mcp_sidecar.wire import http1
-from mcp_sidecar.wire.framing import END_OF_CHUNKS
+from mcp_sidecar.wire.framing import END_OF_CHUNKS, END_OF_HEAD, LAST_CHUNK
 from mcp_sidecar.wire.headers import HOP_BY_HOP, NOT_AS_IT_IS, SESSION_ID, forwarding, media_type
 from mcp_sidecar.wire.jsonrpc import Kind, Message, NotJson, parse
 from mcp_sidecar.wire.origins import URL_HEADERS
@@ -60,22 +61,6 @@ CLOSED_FOR = 128
 """For so many requests: with a server whose streams always last longer, say, or have event ids, the lane only costs."""
 
 
-class Client(Protocol):
-    """The client's connection, as the lane sees it."""
-
-    peer: str | None
-
-    @property
-    def is_slow(self) -> bool:
-        """Whether it has not taken what was sent before."""
-
-    def answer(self, data: bytes) -> None:
-        """Here is the whole answer."""
-
-    def take_back(self, request: bytes, begun: InFlight) -> None:
-        """The request is the ordinary way's from now on."""
-
-
 class Gate(Protocol):
     """What the client side knows of requests in general, and counts of them."""
 
@@ -92,6 +77,9 @@ class Gate(Protocol):
     def leave(self) -> None:
         """It is not any more."""
 
+    def note_left(self) -> None:
+        """Count a POST whose client left before it was whole."""
+
 
 @dataclass(slots=True)
 class Head:
@@ -105,7 +93,7 @@ class Head:
     start: bytes
 
     @staticmethod
-    def of(answer: http1.Answer) -> Head | None:
+    def of(answer: plain_http.Answer) -> Head | None:
         """``None`` where there is something to decide."""
         kind = media_type(answer.values.get("content-type"))
         is_stream = kind == EVENTS
@@ -126,12 +114,12 @@ class Heads:
 
     def read(self, received: bytes, limit: int) -> Head | None:
         """The head of an answer of which something has come, if it is plain, whole, and not above ``limit`` bytes."""
-        end = received.find(http1.END_OF_HEAD, 0, limit)
+        end = received.find(END_OF_HEAD, 0, limit)
         seen = received[: end + 4]
         head = self._known.get(seen)
         if head is not None or end < 0:
             return head
-        answer = http1.read_answer(received)
+        answer = plain_http.read_answer(received)
         head = Head.of(answer) if answer is not None else None
         if head is not None and answer is not None and _SECRET.isdisjoint(answer.values):
             if len(self._known) >= REMEMBERED_HEADS:
@@ -159,22 +147,22 @@ class Express:
         self._announces = services.policy.announce is Announce.RESULT
         self._binds = services.policy.bind_principal
 
-    def read(self, data: bytes) -> http1.Request | None:
+    def read(self, data: bytes) -> plain_http.Request | None:
         """The ordinary request that begins here; of its body a part may be missing."""
         if self._closed_for:
             self._closed_for -= 1
             return None
-        request = http1.read_request(data, self._targets)
+        request = plain_http.read_request(data, self._targets)
         if request is None or request.body_at > self.max_head or request.size - request.body_at > self.max_body:
             return None
         return request if request.size >= len(data) else None
 
-    def takes(self, request: http1.Request) -> bool:
+    def takes(self, request: plain_http.Request) -> bool:
         """Whether its head lets a request pass: it is in a session, and may come from where it says it comes from."""
         values = request.values
         return _SESSION_ID in values and "origin" not in values and self.gate.lets_host_pass(values["host"])
 
-    def send(self, client: Client, request: http1.Request, data: bytes) -> Trip | None:
+    def send(self, client: Client, request: plain_http.Request, data: bytes) -> Trip | None:
         """Send what can be sent at once and without a question; ``data`` is all of it."""
         services, values = self.services, request.values
         started_at = services.clock()
@@ -214,7 +202,7 @@ class Express:
             and (session.generation == FIRST or not self._announces)
         )
 
-    def _outgoing(self, request: http1.Request, session: Session, peer: str | None, body: bytes) -> bytes:
+    def _outgoing(self, request: plain_http.Request, session: Session, peer: str | None, body: bytes) -> bytes:
         values = request.values
         host = self.services.upstream.host_line
         lines = [f"{name}: {value}" for name, value in request.pairs if name.lower() not in _NOT_FOR_UPSTREAM]
@@ -314,6 +302,13 @@ class Trip:
 
     # -- what the client's connection tells ---------------------------------------------------------------------------
 
+    awaits_client = False
+
+    def received(self, data: bytes) -> None:
+        """A client that sends on before it has its answer is served in the ordinary way, and gets this one only."""
+        self.hand_over()
+        self._client.data_received(data)
+
     def hand_over(self) -> None:
         """To the ordinary way, as if the request had just come; it is not sent again."""
         self._stop_waiting()
@@ -342,12 +337,12 @@ class Trip:
 
     def _may_become_one_event(self, head: Head) -> bool:
         """Whether nothing of the stream is here yet, or the response and only its end is missing."""
-        body = http1.chunks_so_far(self._received, head.body_at)
+        body = plain_http.chunks_so_far(self._received, head.body_at)
         return body is not None and (not body or self._is_one_response(body))
 
     def _is_one_response(self, body: bytes) -> bool:
         if body != self._response:
-            data = http1.one_event(body)
+            data = plain_http.one_event(body)
             if data is None or not self._is_response(data):
                 return False
             self._response = body
@@ -421,5 +416,5 @@ class Trip:
 def _body(head: Head, received: bytes) -> bytes | None:
     """All of the body, if it is here and nothing behind it."""
     if head.length is None:
-        return http1.whole_chunks(received, head.body_at) if received.endswith(http1.LAST_CHUNK) else None
+        return plain_http.whole_chunks(received, head.body_at) if received.endswith(LAST_CHUNK) else None
     return received[head.body_at :] if len(received) == head.body_at + head.length else None

@@ -27,11 +27,12 @@ from mcp_sidecar.healing import replies
 from mcp_sidecar.healing.arrival import Arrival, Attempt, Settled
 from mcp_sidecar.healing.policy import Mode
 from mcp_sidecar.healing.replay import AfterLoss, after_loss
-from mcp_sidecar.healing.replies import OwnAnswer, Reason
+from mcp_sidecar.healing.replies import Reason
 from mcp_sidecar.healing.stream_watch import AfterEnd
 from mcp_sidecar.verdicts.classify import Judgement, SessionKnowledge, Verdict
 from mcp_sidecar.wire.faults import Fault
 from mcp_sidecar.wire.jsonrpc import Kind, Message
+from mcp_sidecar.wire.reply import OwnAnswer
 
 MAX_HEALS = 2
 """How often one message has its session healed: a server that loses each new session at once is given up."""

@@ -51,9 +51,11 @@ class Policy:
     trust_503: bool = False
     bind_principal: bool = True
     principal_headers: tuple[str, ...] = ("authorization", "x-api-key")
+    principal_cookies: tuple[str, ...] = ()
+    adopt_credentials: bool = True
+    refresh_after_break: bool = True
     on_server_change: OnServerChange = OnServerChange.ADAPT
     compare_lists: bool = True
-    refresh_after_break: bool = True
     announce: Announce = Announce.LOG
     early_stream_after_s: float = 0.0
     signatures: tuple[Signature, ...] = ()

@@ -8,12 +8,12 @@ carries the request's own id; ``initialize`` and sessionless traffic never get a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from enum import Enum
 from http import HTTPStatus
 from typing import Any
 
 from mcp_sidecar.wire.jsonrpc import JsonRpcId, Kind, Message, dump, error_object
+from mcp_sidecar.wire.reply import OwnAnswer
 
 INTERNAL_ERROR = -32603
 INVALID_REQUEST = -32600
@@ -52,16 +52,6 @@ _SENTENCES = {
     Reason.CANCELLED: "The request was cancelled while it waited for the MCP server.",
     Reason.SESSION_LOST: "The MCP server has lost the session and it could not be restored.",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class OwnAnswer:
-    """An HTTP answer made by the sidecar. ``headers`` come on top of the content type."""
-
-    status: int
-    content_type: str | None = None
-    body: bytes = b""
-    headers: tuple[tuple[str, str], ...] = ()
 
 
 SESSION_NOT_FOUND = OwnAnswer(

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from aiohttp import web
-
 from mcp_sidecar.healing.session import Session
 from mcp_sidecar.upstream.connection import Connection
 
@@ -40,7 +38,3 @@ class InFlight:
         if not self.is_taken:
             self.is_taken = True
             self.connection.abandon()
-
-
-BEGUN = web.RequestKey("begun", InFlight)
-"""The server hands it over with the request."""

@@ -24,6 +24,7 @@ from pydantic import (
     model_validator,
 )
 
+from mcp_sidecar.config import AFFINITY_COOKIES
 from mcp_sidecar.healing.policy import Announce, Mode, OnServerChange
 from mcp_sidecar.settings import values
 from mcp_sidecar.verdicts.signatures import Signature, operator_signature
@@ -82,6 +83,8 @@ AuthoritiesFile = Annotated[str, BeforeValidator(values.words(_authorities))]
 Origins = Annotated[tuple[str, ...], BeforeValidator(values.each(values.words(values.origin)))]
 Hosts = Annotated[tuple[str, ...], BeforeValidator(values.each(values.words(values.host_header)))]
 HeaderNames = Annotated[tuple[str, ...], BeforeValidator(values.each(values.words(values.header_name)))]
+CookieNames = Annotated[tuple[str, ...], BeforeValidator(values.each(values.words(values.cookie_name)))]
+UpstreamHost = Annotated[str, BeforeValidator(values.words(values.upstream_host))]
 Words = Annotated[tuple[str, ...], BeforeValidator(values.each(values.words(str)))]
 PublicOrigin = Annotated[str, BeforeValidator(values.words(values.public_origin))]
 
@@ -128,6 +131,17 @@ class UpstreamSection(_Section):
         description="An open exchange on which no byte came for so many seconds counts as cut. "
         "Event streams that answer a GET are excepted.",
     )
+    host_header: UpstreamHost = Field(
+        "auto",
+        description="The Host that the upstream gets. auto: the URL's, but localhost with its port for the names that "
+        "containers have for their host (host.docker.internal, host.containers.internal); client: the client's; else a "
+        "literal.",
+    )
+    affinity_cookies: CookieNames = Field(
+        AFFINITY_COOKIES,
+        description="Cookies of load balancers: what the answer to an initialize sets is kept with that upstream session and "
+        "sent with its requests where the client sends none of that name. * at the end stands for any rest.",
+    )
 
 
 class ListenSection(_Section):
@@ -152,6 +166,11 @@ class ListenSection(_Section):
         None,
         description="The origin under which clients know the sidecar, where something else stands in front of it.",
         examples=["https://mcp.example.com"],
+    )
+    drain_delay: Seconds = Field(
+        0.0,
+        description="How long after SIGTERM or SIGINT to go on as before but not ready, so that load balancers notice; then "
+        "drain_timeout begins.",
     )
     drain_timeout: Seconds = Field(
         10.0, description="How long exchanges may go on after SIGTERM or SIGINT, in seconds; then they are cut."
@@ -260,6 +279,14 @@ class HealingSection(_Section):
     principal_headers: HeaderNames = Field(
         ("Authorization", "X-API-Key"),
         description="The headers that a principal is told by. A JWT bearer counts by issuer, subject and client.",
+    )
+    principal_cookies: CookieNames = Field(
+        (), description="The cookies that a principal is told by, too.", examples=[["session"]]
+    )
+    adopt_credentials: bool = Field(
+        True,
+        description="A credential that the upstream has accepted in a live session belongs to it from then on: refreshed "
+        "opaque tokens, and JWTs without a subject.",
     )
     refresh_after_break: bool = Field(
         True,

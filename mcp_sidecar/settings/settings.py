@@ -12,7 +12,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
-from mcp_sidecar.config import Limits, ListenConfig, SessionLimits, UpstreamConfig
+from mcp_sidecar.config import KEEP_ALIVE_S, Limits, ListenConfig, SessionLimits, UpstreamConfig
 from mcp_sidecar.healing.policy import Policy
 from mcp_sidecar.settings.sections import (
     AdminSection,
@@ -119,7 +119,13 @@ class Settings(BaseSettings):
         """Hand down where the upstream is and how long to wait for it."""
         url = self.upstream.url
         path = url.path if url.path not in ("", "/") else DEFAULT_ENDPOINT
-        return _handed_down(UpstreamConfig, self.upstream, origin=url.origin, endpoint=self.upstream.endpoint or path)
+        return _handed_down(
+            UpstreamConfig,
+            self.upstream,
+            keep_alive_s=KEEP_ALIVE_S,
+            origin=url.origin,
+            endpoint=self.upstream.endpoint or path,
+        )
 
     def listen_config(self) -> ListenConfig:
         """Hand down where and for whom to listen."""

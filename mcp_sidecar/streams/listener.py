@@ -35,7 +35,7 @@ from mcp_sidecar.healing.labels import OTHER
 from mcp_sidecar.healing.marked_ids import UNMARKED, Renumbering
 from mcp_sidecar.healing.policy import Mode
 from mcp_sidecar.healing.position import Position, note_unanswered
-from mcp_sidecar.healing.replies import OwnAnswer, Reason
+from mcp_sidecar.healing.replies import Reason
 from mcp_sidecar.healing.session import Session, UpstreamSessionId
 from mcp_sidecar.healing.stream_watch import StreamWatch
 from mcp_sidecar.sessions.call import Call
@@ -46,12 +46,13 @@ from mcp_sidecar.streams.client_stream import ClientStream
 from mcp_sidecar.streams.relay import relay_rest, splitter_for
 from mcp_sidecar.streams.subscription import Subscription
 from mcp_sidecar.upstream.answer import Answer, KeptAnswer, is_event_stream
-from mcp_sidecar.upstream.connection import UpstreamFault
+from mcp_sidecar.upstream.content import UpstreamFault
 from mcp_sidecar.upstream.events import batches
 from mcp_sidecar.verdicts.classify import Answer as JudgedAnswer
 from mcp_sidecar.waiting.availability import SLOWEST_PACE_S
 from mcp_sidecar.waiting.hold import HeldRequest, Waited
 from mcp_sidecar.wire import headers
+from mcp_sidecar.wire.reply import OwnAnswer
 from mcp_sidecar.wire.sse import Block, EventSplitter, Fragment
 
 
@@ -359,6 +360,7 @@ class Listener:
                     async for batch in batches(splitter, answer.take()):
                         for piece in batch:
                             await self._relay_piece(piece, watch)
+                    await answer.hold_beside(splitter.held_bytes)
             except UpstreamFault:
                 broke = True
             finally:

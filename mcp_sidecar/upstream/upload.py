@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 
 from mcp_sidecar.upstream.content import CHUNK_BYTES
-from mcp_sidecar.wire import http1
+from mcp_sidecar.wire import framing
 
 Body = bytes | AsyncIterator[bytes] | None
 
@@ -64,9 +64,9 @@ class Upload:
         try:
             async for part in parts:
                 if part:
-                    await self._write(http1.chunk(part) if is_chunked else part)
+                    await self._write(framing.chunk(part) if is_chunked else part)
             if is_chunked:
-                await self._write(http1.LAST_CHUNK)
+                await self._write(framing.LAST_CHUNK)
             is_whole = True
         except Exception:  # noqa: BLE001, S110 - the client's body broke, or the connection: half a request is sent
             pass

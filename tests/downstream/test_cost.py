@@ -28,39 +28,22 @@ KIB = 1024
 
 
 @pytest.mark.parametrize(
-    ("answer", "calls"),
+    "answer",
     [
-        pytest.param(answered(RESULT % (b"x" * 500)), 295, id="JSON"),
-        pytest.param(answered(EVENT % (RESULT % (b"x" * 500)), "text/event-stream"), 350, id="a short stream"),
+        pytest.param(answered(RESULT % (b"x" * 500)), id="JSON"),
+        pytest.param(answered(EVENT % (RESULT % (b"x" * 500)), "text/event-stream"), id="a short stream"),
+        pytest.param(answered(ERROR), id="an error"),
     ],
 )
-async def test_a_plain_request_is_cheap(answer: bytes, calls: int) -> None:
-    """No task, no timer, one write for the whole answer, and a bounded number of function calls: it takes the lane."""
+async def test_a_request_needs_no_task_of_its_own(answer: bytes) -> None:
+    """Nor a timer; and its answer leaves in one piece. At most a thousand function calls on the ordinary way."""
     async with through() as way:
         request = posted(CALL % (b"a" * 200))
         for _ in range(3):  # what is learned once
             await way.request(request, answer)
         spent = await way.spent_on(request, answer)
         assert (spent.writes, spent.tasks, spent.timers) == (1, 0, 0)
-        assert spent.calls <= calls
-
-
-@pytest.mark.parametrize(
-    ("answer", "calls"),
-    [
-        pytest.param(answered(ERROR), 965, id="an error, handed over"),
-        pytest.param(answered(b"id: 1\n" + EVENT % RESULT, "text/event-stream"), 1040, id="an event id, handed over"),
-    ],
-)
-async def test_a_hand_over_costs_no_second_request(answer: bytes, calls: int) -> None:
-    """Where the lane does not pass the answer it has cost a look at the request and at the answer, and nothing else."""
-    async with through() as way:
-        request = posted(CALL % (b"a" * 200))
-        for _ in range(3):
-            await way.request(request, answer)
-        spent = await way.spent_on(request, answer)
-        assert (spent.writes, spent.tasks, spent.timers) == (1, 0, 0)
-        assert spent.calls <= calls, spent.calls
+        assert spent.calls <= 1000, spent.calls
 
 
 async def test_the_answer_is_the_upstreams() -> None:

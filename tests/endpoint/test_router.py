@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Any, cast
+from typing import Any
 
 import pytest
-from aiohttp import web
 
-from mcp_sidecar.downstream.response import Responder
+from mcp_sidecar.endpoint.router import Incoming
 from mcp_sidecar.facts import RequestRejected, RequestServed, SidecarFault
 from tests.support.client import McpClient, raw_exchange
 from tests.support.fake_upstream import FakeUpstream
@@ -268,17 +267,17 @@ async def test_a_client_that_left_is_counted_as_such() -> None:
         assert upstream.ledger.arrivals == []
 
 
-async def test_a_bug_beyond_the_exchange_closes_the_connection(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_bug_beyond_the_exchange_closes_the_connection() -> None:
     """Where not even an answer of ours comes out, the client must not wait for one."""
 
-    async def without_an_answer(request: web.BaseRequest) -> web.StreamResponse:
-        return cast("web.StreamResponse", Responder(request, asyncio.get_running_loop().time))
+    async def without_an_answer(incoming: Incoming) -> None:
+        """Ends."""
 
     async with running_sidecar("http://127.0.0.1:9/mcp") as sidecar:
-        sidecar._server.request_handler = without_an_answer
+        sidecar._ingress._answer = without_an_answer  # type: ignore[method-assign]
         reader, writer = await asyncio.open_connection("127.0.0.1", sidecar.port)
         writer.write(b"GET /mcp HTTP/1.1\r\nHost: localhost\r\n\r\n")
         async with asyncio.timeout(5):
             assert await reader.read() == b""
         writer.close()
-    assert "Unhandled exception" in caplog.text
+        assert [fact.error for fact in sidecar.of(SidecarFault)] == ["AssertionError"]

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 
 from mcp_sidecar.healing import replies
-from mcp_sidecar.healing.replies import OwnAnswer, Reason
+from mcp_sidecar.healing.replies import Reason
 from mcp_sidecar.wire.jsonrpc import UNREAD, JsonRpcId, Message, parse
+from mcp_sidecar.wire.reply import OwnAnswer
 from tests.healing import samples
 
 AWAY_ERROR: Final = (

@@ -60,10 +60,19 @@ def test_the_upstream_is_all_that_is_needed() -> None:
 def test_every_key_is_handed_down(toml: Path) -> None:
     """What the operator wrote arrives in the records that the proxy reads."""
     toml.write_text("""
-        upstream = { url = "https://up.example:444/a/", endpoint = "/b", connect_timeout = 1, idle_timeout = 2 }
-        sessions = { idle_ttl = 1, max_lifetime = 2, max_sessions = 3 }
         log = { format = "json", level = "WARNING" }
         admin = { address = "off" }
+        [upstream]
+        url = "https://up.example:444/a/"
+        endpoint = "/b"
+        connect_timeout = 1
+        idle_timeout = 2
+        host_header = "MCP.example"
+        affinity_cookies = ["X*"]
+        [sessions]
+        idle_ttl = 1
+        max_lifetime = 2
+        max_sessions = 3
         [limits]
         max_request_body = "4KiB"
         max_buffered_answer = 2
@@ -75,6 +84,7 @@ def test_every_key_is_handed_down(toml: Path) -> None:
         allowed_origins = ["https://a.example"]
         allowed_hosts = ["b.example"]
         public_url = "https://c.example"
+        drain_delay = 4
         drain_timeout = 0
         comment_interval = 0.5
         [healing]
@@ -89,6 +99,9 @@ def test_every_key_is_handed_down(toml: Path) -> None:
         trust_503 = true
         bind_principal = false
         principal_headers = ["X-Tenant", "x-tenant"]
+        principal_cookies = ["sid"]
+        adopt_credentials = false
+        refresh_after_break = false
         on_server_change = "reset"
         compare_lists = false
         announce = "result"
@@ -109,6 +122,9 @@ def test_every_key_is_handed_down(toml: Path) -> None:
         trust_503=True,
         bind_principal=False,
         principal_headers=("x-tenant",),
+        principal_cookies=("sid",),
+        adopt_credentials=False,
+        refresh_after_break=False,
         on_server_change=OnServerChange.RESET,
         compare_lists=False,
         announce=Announce.RESULT,
@@ -117,7 +133,12 @@ def test_every_key_is_handed_down(toml: Path) -> None:
     )
     assert [row.name for row in policy.signatures] == ["operator-1"]
     assert made.upstream_config() == UpstreamConfig(
-        origin="https://up.example:444", endpoint="/b", connect_timeout_s=1, idle_timeout_s=2
+        origin="https://up.example:444",
+        endpoint="/b",
+        connect_timeout_s=1,
+        idle_timeout_s=2,
+        host_header="mcp.example",
+        affinity_cookies=("X*",),
     )
     assert made.listen_config() == ListenConfig(
         host="::1",
@@ -125,6 +146,7 @@ def test_every_key_is_handed_down(toml: Path) -> None:
         allowed_origins=("https://a.example",),
         allowed_hosts=("b.example",),
         public_url="https://c.example",
+        drain_delay_s=4,
         drain_timeout_s=0,
         comment_interval_s=0.5,
     )

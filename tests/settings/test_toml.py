@@ -38,7 +38,7 @@ def test_the_example_shows_every_key(tmp_path: Path) -> None:
     uncommented = "\n".join(line[1:] if line.startswith(UNCOMMENTED) else line for line in lines)
     tables = tomllib.loads(uncommented)
     assert {section: frozenset(table) for section, table in tables.items()} == KEYS
-    without_files = "\n".join(line for line in uncommented.splitlines() if "ca_file" not in line and "tls_" not in line)
+    without_files = "\n".join(line for line in uncommented.splitlines() if "_file" not in line and "tls_" not in line)
     path = tmp_path / "sidecar.toml"
     path.write_text(without_files)
     assert settings_of(path).healing.signatures[0].name == "my-gateway"

@@ -26,6 +26,8 @@ PARSERS: dict[str, Callable[[object], object]] = {
     "origins": values.each(values.words(values.origin)),
     "hosts": values.each(values.words(values.host_header)),
     "header_names": values.each(values.words(values.header_name)),
+    "cookie_names": values.each(values.words(values.cookie_name)),
+    "upstream_host": values.words(values.upstream_host),
     "public_origin": values.words(values.public_origin),
 }
 
@@ -79,6 +81,9 @@ def test_anything_is_read_or_told(name: str, value: object) -> None:
         pytest.param("origins", ["http://a:1", "http://a:1"], ("http://a:1",), id="origins-once"),
         pytest.param("hosts", "MCP.example, mcp.example:80", ("mcp.example", "mcp.example:80"), id="hosts"),
         pytest.param("header_names", "Authorization,X-API-Key", ("Authorization", "X-API-Key"), id="header-names"),
+        pytest.param("cookie_names", "AWSALB*, route", ("AWSALB*", "route"), id="cookie-names"),
+        pytest.param("upstream_host", "Client", "client", id="host-of-the-client"),
+        pytest.param("upstream_host", "Mcp.Example:80", "mcp.example:80", id="host-literal"),
         pytest.param("public_origin", "https://mcp.example.com/", "https://mcp.example.com", id="public-origin"),
     ],
 )  # fmt: skip
@@ -140,6 +145,8 @@ def test_what_is_written_is_what_is_meant(parser: str, written: object, meant: o
         pytest.param("origins", "*", "must hold origins without a path, such as https://app.example.com", id="origins-any"),
         pytest.param("origins", "https://a/", "must hold origins without a path, such as https://app.example.com", id="origins-path"),
         pytest.param("hosts", "https://a", "must hold hosts with or without a port, such as mcp.example.com", id="hosts-url"),
+        pytest.param("cookie_names", ["a*b"], "must name cookies, perhaps with * at the end, and 'a*b' cannot be one", id="cookie-names"),
+        pytest.param("upstream_host", "a b", "must hold hosts with or without a port, such as mcp.example.com", id="host-literal"),
         pytest.param("header_names", ["X Y"], "must name HTTP headers, and 'X Y' cannot be one", id="header-names"),
         pytest.param(
             "header_names", "cookie", "must not name Cookie: its value changes while the principal stays the same", id="header-names-cookie"

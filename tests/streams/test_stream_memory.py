@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from mcp_sidecar.app import Sidecar
+from mcp_sidecar.downstream.connection import Phase
 from mcp_sidecar.settings import load
 from tests.support.in_memory import INITIALIZE, INITIALIZED, SESSION, Through, answered, posted
 from tests.support.waiting import eventually
@@ -83,7 +84,6 @@ async def sidecar_in_memory() -> AsyncIterator[Sidecar]:
 async def way_with_session(sidecar: Sidecar, session_id: str = SESSION) -> Listened:
     """A client that has a session."""
     way = Listened(sidecar)
-    await asyncio.sleep(0)  # the connection's task begins
     opened = answered(INITIALIZED).replace(SESSION.encode(), session_id.encode())
     await way.request(posted(INITIALIZE, in_session=False), opened)
     return way
@@ -117,25 +117,16 @@ WITH_BODY = get("unknown", "Content-Length: 8")
 
 
 @pytest.mark.parametrize(
-    ("before", "after"),
+    "before",
     [
-        pytest.param([get("unknown")], [CALL], id="nothing before the stream ends"),
-        pytest.param([get("unknown") + CALL], [], id="a request in the same piece"),
-        pytest.param([get("unknown"), CALL], [], id="a request in the next piece"),
-        pytest.param([get("unknown") + CALL[:HALF]], [CALL[HALF:]], id="half a head in the same piece"),
-        pytest.param([get("unknown"), CALL[:HALF]], [CALL[HALF:]], id="half a head in the next piece"),
-        pytest.param([get("unknown") + b"\r\n\r\n"], [CALL], id="empty lines"),
-        pytest.param([get("unknown")[:50], get("unknown")[50:]], [CALL], id="a head in pieces"),
-        pytest.param([WITH_BODY + b"a\r\n\r\n\r\n\r"], [CALL], id="a body"),
-        pytest.param([WITH_BODY], [b"ab\r\n\r\n\r\n" + CALL], id="a body that comes later"),
-        pytest.param(
-            [WITH_BODY + b"ab\r\n\r\n"], [b"\r\n" + CALL], id="a part of a body that looks like the end of a head"
-        ),
-        pytest.param([WITH_BODY + b"a\r\n\r\n\r\n\r", CALL[:HALF]], [CALL[HALF:]], id="a body and half a head"),
+        pytest.param([get("unknown")], id="a head"),
+        pytest.param([get("unknown")[:50], get("unknown")[50:]], id="a head in pieces"),
+        pytest.param([WITH_BODY + b"a\r\n\r\n\r\n\r"], id="a body"),
+        pytest.param([WITH_BODY + b"ab\r\n", b"\r\n\r\n"], id="a body in pieces"),
     ],
 )
-async def test_what_follows_a_stream_is_read_as_it_was_sent(before: list[bytes], after: list[bytes]) -> None:
-    """The parser is exchanged under an open stream: not a byte of the next request may be lost, or read as another's."""
+async def test_what_follows_a_stream_is_read_as_it_was_sent(before: list[bytes]) -> None:
+    """What an open stream has let go of is missed by no later request."""
     async with sidecar_in_memory() as sidecar:
         way = await way_with_session(sidecar)
         await way.listen(*before)
@@ -143,10 +134,37 @@ async def test_what_follows_a_stream_is_read_as_it_was_sent(before: list[bytes],
         assert sidecar.services.streams.open.get_streams == 1
         way.end_stream(RESULT)
         await eventually(lambda: sidecar.services.streams.open.get_streams == 0)
-        for piece in after:
-            way.say(piece)
+        way.say(CALL)
         await eventually(lambda: b'"id":7' in way.written)
         stream, _, rest = way.written.partition(LAST_CHUNK)
         assert stream.startswith(b"HTTP/1.1 200 OK\r\n")
         assert rest.startswith(b"HTTP/1.1 200 OK\r\n")
         assert rest.count(b"HTTP/1.1") == 1
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        pytest.param([get("unknown") + CALL], [], id="a request in the same piece"),
+        pytest.param([get("unknown"), CALL], [], id="a request in the next piece"),
+        pytest.param([get("unknown") + CALL[:HALF]], [CALL[HALF:]], id="half a head in the same piece"),
+        pytest.param([get("unknown"), CALL[:HALF]], [CALL[HALF:]], id="half a head in the next piece"),
+        pytest.param([get("unknown") + b"\r\n\r\n"], [CALL], id="empty lines"),
+        pytest.param([WITH_BODY], [b"ab\r\n\r\n\r\n" + CALL], id="a body that comes too late"),
+        pytest.param([WITH_BODY + b"a\r\n\r\n\r\n\r", CALL[:HALF]], [CALL[HALF:]], id="a body and half a head"),
+    ],
+)
+async def test_what_comes_while_a_stream_is_open_is_never_read(before: list[bytes], after: list[bytes]) -> None:
+    """Nor anything behind it: the connection ends with the stream."""
+    async with sidecar_in_memory() as sidecar:
+        way = await way_with_session(sidecar)
+        await way.listen(*before)
+        await asyncio.sleep(0)
+        way.end_stream(RESULT)
+        await eventually(lambda: sidecar.services.streams.open.get_streams == 0)
+        for piece in after:
+            way.say(piece)
+        await asyncio.sleep(0)
+        assert way.written.count(b"HTTP/1.1") == 1
+        assert way.written.endswith(LAST_CHUNK)
+        assert way._client._phase in (Phase.LINGERING, Phase.CLOSING)

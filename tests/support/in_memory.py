@@ -44,6 +44,15 @@ class MemoryTransport(asyncio.Transport):
     def is_closing(self) -> bool:
         return False
 
+    def is_reading(self) -> bool:
+        return True
+
+    def can_write_eof(self) -> bool:
+        return False
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         return {"peername": ("127.0.0.1", 50_000), "sockname": ("127.0.0.1", 8080)}.get(name, default)
 
@@ -74,6 +83,7 @@ class Through:
     """One client connection, one upstream connection, and one request after the other."""
 
     def __init__(self, sidecar: Sidecar) -> None:
+        self.sidecar = sidecar
         self._loop = asyncio.get_running_loop()
         self._answer = b""
         self._written: list[bytes] = []
@@ -170,7 +180,6 @@ async def through() -> AsyncIterator[Through]:
     await sidecar.start()
     try:
         way = Through(sidecar)
-        await asyncio.sleep(0)  # the connection's task begins
         await way.request(posted(INITIALIZE, in_session=False), answered(INITIALIZED))
         yield way
     finally:

@@ -10,10 +10,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from mcp_sidecar.wire.framing import END_OF_HEAD
 from mcp_sidecar.wire.headers import Pair, signs_in_connection
 
-END_OF_HEAD = b"\r\n\r\n"
-LAST_CHUNK = b"0\r\n\r\n"
 MAX_FIELDS = 64
 MAX_CHUNKS = 64
 
@@ -89,11 +88,6 @@ def read_answer(data: bytes) -> Answer | None:
     is_chunked = coding == "chunked" and "content-length" not in values
     is_framed = is_chunked if coding is not None else length is not None
     return Answer(line[1].decode(), pairs, values, end + 4, length) if is_framed else None
-
-
-def chunk(data: bytes) -> bytes:
-    """A part of a body that comes in chunks. Without data it would be the last one."""
-    return b"%x\r\n%b\r\n" % (len(data), data)
 
 
 def whole_chunks(data: bytes, at: int) -> bytes | None:

@@ -17,7 +17,8 @@ from aiohttp.http_parser import (
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from mcp_sidecar.wire import http1
+from mcp_sidecar.fastpath import plain_http
+from mcp_sidecar.wire.framing import LAST_CHUNK, chunk
 
 LINE = b"POST /mcp HTTP/1.1\r\n"
 TARGETS = {LINE: "/mcp", b"POST /mcp/ HTTP/1.1\r\n": "/mcp/"}
@@ -164,7 +165,7 @@ def parsed(parser: Any, data: bytes, loop: asyncio.AbstractEventLoop, **options:
 @given(data=messages(FIRST_LINES))
 def test_a_request_that_is_taken_is_read_alike(loop: asyncio.AbstractEventLoop, parser: Any, data: bytes) -> None:
     """The same target, headers in the same order, and the same body: no other request can hide in it."""
-    request = http1.read_request(data, TARGETS)
+    request = plain_http.read_request(data, TARGETS)
     event(f"taken: {request is not None}")
     if request is None:
         return
@@ -180,10 +181,10 @@ def test_a_request_that_is_taken_is_read_alike(loop: asyncio.AbstractEventLoop, 
 @given(data=messages(STATUS_LINES))
 def test_an_answer_that_is_taken_is_read_alike(loop: asyncio.AbstractEventLoop, parser: Any, data: bytes) -> None:
     """The same reason, headers and body, and the end of it in the same place."""
-    answer = http1.read_answer(data)
+    answer = plain_http.read_answer(data)
     body = None
     if answer is not None and answer.length is None:
-        body = http1.whole_chunks(data, answer.body_at)
+        body = plain_http.whole_chunks(data, answer.body_at)
     elif answer is not None and len(data) == answer.body_at + (answer.length or 0):
         body = data[answer.body_at :]
     event(f"taken: {body is not None}")
@@ -201,7 +202,7 @@ def test_nothing_odd_is_taken(odd: bytes) -> None:
     """What parsers disagree about, or what changes the framing, is left to a parser."""
     data = LINE + b"Host: a\r\n" + odd + b"Content-Length: 3\r\n\r\nabc"
     is_told_in_answers_only = odd.startswith((b"Content_Length", b"\r\n"))
-    assert is_told_in_answers_only or http1.read_request(data, TARGETS) is None
+    assert is_told_in_answers_only or plain_http.read_request(data, TARGETS) is None
 
 
 @pytest.mark.parametrize(
@@ -214,7 +215,7 @@ def test_nothing_odd_is_taken(odd: bytes) -> None:
 )
 def test_the_size_is_told(data: bytes, size: int) -> None:
     """So that the caller sees what is missing, or too much."""
-    request = http1.read_request(data, TARGETS)
+    request = plain_http.read_request(data, TARGETS)
     assert request is not None
     assert request.size - len(data) == size
 
@@ -239,7 +240,7 @@ def test_the_size_is_told(data: bytes, size: int) -> None:
 )
 def test_what_is_not_whole_or_not_plain_is_no_request(data: bytes) -> None:
     """The reader says nothing about it."""
-    assert http1.read_request(data, TARGETS) is None
+    assert plain_http.read_request(data, TARGETS) is None
 
 
 @pytest.mark.parametrize(
@@ -255,7 +256,7 @@ def test_what_is_not_whole_or_not_plain_is_no_request(data: bytes) -> None:
 )
 def test_an_answer_without_a_plain_end_is_not_taken(head: bytes) -> None:
     """Its end is a parser's matter."""
-    assert http1.read_answer(b"HTTP/1.1 200 OK\r\n" + head + b"\r\nabc") is None
+    assert plain_http.read_answer(b"HTTP/1.1 200 OK\r\n" + head + b"\r\nabc") is None
 
 
 @pytest.mark.parametrize(
@@ -277,7 +278,7 @@ def test_an_answer_without_a_plain_end_is_not_taken(head: bytes) -> None:
 )
 def test_chunks_are_joined_where_all_are_here(chunks: bytes, body: bytes | None) -> None:
     """Nothing is said of a body that is not whole, or not plain."""
-    assert http1.whole_chunks(b"head" + chunks, 4) == body
+    assert plain_http.whole_chunks(b"head" + chunks, 4) == body
 
 
 @pytest.mark.parametrize(
@@ -307,13 +308,13 @@ def test_chunks_are_joined_where_all_are_here(chunks: bytes, body: bytes | None)
 )
 def test_the_chunks_that_are_here_are_joined(chunks: bytes, body: bytes | None) -> None:
     """What may still become a plain body is told from what will not."""
-    assert http1.chunks_so_far(b"head" + chunks, 4) == body
+    assert plain_http.chunks_so_far(b"head" + chunks, 4) == body
 
 
 def test_what_is_written_in_chunks_is_read_again() -> None:
     """Part by part, to the end."""
-    written = http1.chunk(b"abc") + http1.chunk(b"0123456789") + http1.LAST_CHUNK
-    assert http1.whole_chunks(written, 0) == b"abc0123456789"
+    written = chunk(b"abc") + chunk(b"0123456789") + LAST_CHUNK
+    assert plain_http.whole_chunks(written, 0) == b"abc0123456789"
 
 
 @pytest.mark.parametrize(
@@ -334,4 +335,4 @@ def test_what_is_written_in_chunks_is_read_again() -> None:
 )
 def test_one_event_is_told_from_everything_else(body: bytes, data: bytes | None) -> None:
     """Only the form that servers write."""
-    assert http1.one_event(body) == data
+    assert plain_http.one_event(body) == data

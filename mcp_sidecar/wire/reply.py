@@ -1,0 +1,17 @@
+"""An answer that the sidecar itself gives, as a value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mcp_sidecar.wire.headers import Pair
+
+
+@dataclass(frozen=True, slots=True)
+class OwnAnswer:
+    """An HTTP answer made by the sidecar. ``headers`` come on top of the content type."""
+
+    status: int
+    content_type: str | None = None
+    body: bytes = b""
+    headers: tuple[Pair, ...] = ()

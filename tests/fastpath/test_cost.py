@@ -1,0 +1,48 @@
+"""What a plain request costs on the lane, and what it costs to hand one over, counted and not timed."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support.in_memory import answered, posted, through
+
+CALL = b'{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"echo","arguments":{"text":"%b"}}}'
+RESULT = b'{"jsonrpc":"2.0","id":7,"result":{"content":[{"type":"text","text":"%b"}],"isError":false}}'
+ERROR = b'{"jsonrpc":"2.0","id":7,"error":{"code":-32602,"message":"no such tool"}}'
+EVENT = b"event: message\ndata: %b\n\n"
+
+
+@pytest.mark.parametrize(
+    ("answer", "calls"),
+    [
+        pytest.param(answered(RESULT % (b"x" * 500)), 295, id="JSON"),
+        pytest.param(answered(EVENT % (RESULT % (b"x" * 500)), "text/event-stream"), 350, id="a short stream"),
+    ],
+)
+async def test_a_plain_request_is_cheap(answer: bytes, calls: int) -> None:
+    """No task, no timer, one write for the whole answer, and a bounded number of function calls: it takes the lane."""
+    async with through() as way:
+        request = posted(CALL % (b"a" * 200))
+        for _ in range(3):  # what is learned once
+            await way.request(request, answer)
+        spent = await way.spent_on(request, answer)
+        assert (spent.writes, spent.tasks, spent.timers) == (1, 0, 0)
+        assert spent.calls <= calls
+
+
+@pytest.mark.parametrize(
+    ("answer", "calls"),
+    [
+        pytest.param(answered(ERROR), 965, id="an error, handed over"),
+        pytest.param(answered(b"id: 1\n" + EVENT % RESULT, "text/event-stream"), 1040, id="an event id, handed over"),
+    ],
+)
+async def test_a_hand_over_costs_no_second_request(answer: bytes, calls: int) -> None:
+    """Where the lane does not pass the answer it has cost a look at the request and at the answer, and nothing else."""
+    async with through() as way:
+        request = posted(CALL % (b"a" * 200))
+        for _ in range(3):
+            await way.request(request, answer)
+        spent = await way.spent_on(request, answer)
+        assert (spent.writes, spent.tasks, spent.timers) == (1, 0, 0)
+        assert spent.calls <= calls, spent.calls
