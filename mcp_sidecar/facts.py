@@ -192,6 +192,14 @@ class ListsChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class ListeningEnded:
+    """The upstream gives a session no listening stream any more: what its client had open is over. ``status`` said so."""
+
+    session: str
+    status: int
+
+
+@dataclass(frozen=True, slots=True)
 class ActionObserved:
     """Mode ``observe``: what would have been done."""
 
@@ -255,6 +263,7 @@ Fact = (
     | RestoreRefused
     | HintDropped
     | ListsChanged
+    | ListeningEnded
     | ActionObserved
     | UpstreamLost
     | UpstreamBack

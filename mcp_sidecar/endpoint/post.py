@@ -136,8 +136,7 @@ class Post:
         session = self._call.session
         if session is not None:
             session.post_ends()
-            for old in self._renumbering.ids.values():
-                session.progress.new_ids.pop(old, None)
+            session.progress.over(self._renumbering.ids.values())
 
     def _drop_answer(self) -> None:
         if self._answer is not None:
@@ -173,6 +172,7 @@ class Post:
             finally:
                 self._services.holds.went_on(self._held)
             self._recorder.claim_new_id(self._answer)
+            self._follow(self._answer)
             return await self._judge(self._answer)
         except UpstreamFault as fault:
             return self._exchange.failed(fault.fault)
@@ -184,9 +184,18 @@ class Post:
         begun.is_taken = True
         try:
             self._answer = await self._services.upstream.take_up(begun.connection, self._call.owner)
+            self._follow(self._answer)
             return await self._judge(self._answer)
         except UpstreamFault as fault:
             return self._exchange.failed(fault.fault)
+
+    def _follow(self, answer: Answer) -> None:
+        """The upstream may have gone on under another id by itself; then that one's is what the answer says."""
+        session = self._call.session
+        if session is not None and self._services.sessions.refresher.follows(
+            session, self._generation, answer, self._call.trigger
+        ):
+            self._generation = self._recorder.generation = session.generation
 
     def _outgoing(self, *, renumber: bool) -> bytes | None:
         """The body to send under the present generation; ``None`` where nothing of it may go there."""
@@ -195,7 +204,7 @@ class Post:
             outgoing, self._renumbering = outbound.renumbered(self._message, _new_id)
             self._reply.progress.renewed.update(self._renumbering.tokens)
             self._recorder.renumbering = self._renumbering
-            self._reply.progress.new_ids.update({old: new for new, old in self._renumbering.ids.items()})
+            self._reply.progress.renumber(self._renumbering.ids)
             return outgoing
         if session is None or self._message.kind is Kind.REQUEST:  # the ids of strangers must not be mixed up
             return self._body

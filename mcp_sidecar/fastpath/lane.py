@@ -89,7 +89,7 @@ class Head:
     length: int | None
     is_json: bool
     is_stream: bool
-    bears_session_id: bool
+    session_id: str | None
     start: bytes
 
     @staticmethod
@@ -102,7 +102,7 @@ class Head:
         dropped = _NOT_FOR_CLIENT | {"content-length"} if is_stream else _NOT_FOR_CLIENT
         lines = [f"{name}: {value}\r\n" for name, value in answer.pairs if name.lower() not in dropped]
         start = f"HTTP/1.1 200 {answer.reason}\r\n{''.join(lines)}".encode()
-        return Head(answer.body_at, answer.length, kind == JSON, is_stream, _SESSION_ID in answer.values, start)
+        return Head(answer.body_at, answer.length, kind == JSON, is_stream, answer.values.get(_SESSION_ID), start)
 
 
 class Heads:
@@ -355,6 +355,8 @@ class Trip:
             return False
         if session.state is not State.ESTABLISHED or session.displaced:
             return False
+        if head.session_id not in (None, session.upstream_id):  # the upstream may have opened another by itself
+            return False
         if head.is_stream:
             return bool(body) and self._is_one_response(body)
         is_passed = body.startswith(b"{") and is_plain_success(body)
@@ -378,7 +380,7 @@ class Trip:
         services.upstream.served(self._connection)
         express.note(passed=True)
         self._leave()
-        own_id = f"{SESSION_ID}: {self._session.client_id}\r\n".encode() if head.bears_session_id else b""
+        own_id = f"{SESSION_ID}: {self._session.client_id}\r\n".encode() if head.session_id is not None else b""
         if head.is_stream or head.length is None:
             chunk = (_CHUNKED, b"%x\r\n" % len(body), body, END_OF_CHUNKS)
             self._client.answer(b"".join((head.start, own_id, *chunk)))

@@ -2,12 +2,13 @@
 
 The law of this file is that of ``exchange``: it decides and does nothing. In a session that is known here the client's
 stream is the sidecar's: once open it stays so while the upstream is away, and is attached again when it is back, after a
-heal where the session was lost.
+heal where the session was lost. Behind a break the session is asked about with one `ping`, whatever the new GET was
+answered: some servers answer 200 to any id (mcp-go 0.43 and 1.2, stateful), others to a lost one in words of their own.
 
 ::
 
-    begin ──▶ Get ──▶ attached ──▶ Relay ──▶ over ──▶ Wait | End
-               │ ├──▶ refused ───▶ Pass | Give | Tell | Wait | Heal ──▶ healed | unhealed
+    begin ──▶ Get ──▶ attached ──▶ Relay | Ask ──▶ asked ──▶ Relay ──▶ over ──▶ Wait | End
+               │ ├──▶ refused ───▶ Ask | Pass | Give | Tell | Wait | Heal ──▶ healed | unhealed
                │ └──▶ failed ────▶ Wait | Give | End
                └────▶ moved ─────▶ Wait                       a heal came in between
     Wait ──▶ waited ──▶ Get | Heal | Tell | End
@@ -25,7 +26,9 @@ from mcp_sidecar.healing.position import Position
 from mcp_sidecar.healing.replies import Reason
 from mcp_sidecar.healing.session import Session
 from mcp_sidecar.healing.stream_watch import StreamWatch
+from mcp_sidecar.verdicts.asking import PingAnswer, PingVerdict
 from mcp_sidecar.verdicts.classify import Judgement, Verdict
+from mcp_sidecar.verdicts.words import words_of
 from mcp_sidecar.wire.faults import Fault
 
 QUICK_END_S = 1.0
@@ -36,6 +39,10 @@ METHOD_NOT_ALLOWED, CONFLICT = 405, 409
 CONFLICTS = 20
 """How often a stream that was there before is tried again, at the slowest pace: the server needs a moment to learn that
 the former one is closed."""
+
+LATE_CONFLICTS, CONFLICT_PAUSE_S = 60, 5.0
+"""How often it is tried again after that, and after which pause, where the client's own stream is open meanwhile: some
+servers learn of it only when they write to it, as late as after 170 s."""
 
 
 class Until(Enum):
@@ -54,8 +61,15 @@ class Get:
 
 
 @dataclass(frozen=True, slots=True)
+class Ask:
+    """Ask with a `ping` on the same session whether it lives; what the GET was answered waits meanwhile."""
+
+
+@dataclass(frozen=True, slots=True)
 class Relay:
-    """Relay the upstream's stream until it ends."""
+    """Relay the upstream's stream until it ends. ``behind_break``: what a `ping` has shown of the session since."""
+
+    behind_break: PingVerdict | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,16 +88,18 @@ class Tell:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """End the client's stream. ``cut``: not as if it were whole."""
+    """End the client's stream. ``cut``: not as if it were whole. ``refused_with``: the upstream gives none any more."""
 
     cut: bool = False
+    refused_with: int | None = None
 
 
-GoOn = Get | Relay | Wait | Heal
+GoOn = Get | Ask | Relay | Wait | Heal
 Last = Pass | Give | Tell | End
 Step = GoOn | Last
 
 _AGAIN = Wait()
+_NOT_THE_SERVERS = frozenset({PingVerdict.AWAY, PingVerdict.GATEWAY, PingVerdict.BUSY})
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +111,41 @@ class Ended:
     broke: bool
 
 
-class Attachment:
-    """One GET in a session, or under an id that is not known. ``is_open``: the client has its stream."""
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """An answer to a GET that is no stream. ``is_there``: it says that there is one already."""
 
-    __slots__ = ("_conflicts_left", "_ended_quickly", "_loss", "_mode", "_position", "_session", "_was_away", "is_open")
+    judgement: Judgement
+    status: int
+    is_there: bool = False
+
+    @classmethod
+    def of(cls, judgement: Judgement, status: int, body: bytes) -> Refused:
+        """Read the words of an answer. ``body`` is free of content encodings, at least its beginning."""
+        return cls(judgement, status, status == CONFLICT or words_of(status, body).speak_of_presence)
+
+
+class Attachment:
+    """One GET in a session, or under an id that is not known. ``is_open``: the client has its stream.
+
+    ``is_expiry``: the upstream has ended the stream in good order, and went on; should the session be lost, it has expired.
+    """
+
+    __slots__ = (
+        "_conflicts_left",
+        "_ended_quickly",
+        "_found",
+        "_in_question",
+        "_is_unasked",
+        "_late_conflicts_left",
+        "_loss",
+        "_mode",
+        "_position",
+        "_session",
+        "_was_away",
+        "is_expiry",
+        "is_open",
+    )
 
     def __init__(self, mode: Mode, session: Session | None, position: Position) -> None:
         """``session`` is the client's own, if it is known."""
@@ -106,8 +153,13 @@ class Attachment:
         self._session = session
         self._position = position
         self.is_open = False
+        self.is_expiry = False
         self._conflicts_left = 0
+        self._late_conflicts_left = LATE_CONFLICTS
         self._ended_quickly = False
+        self._is_unasked = False  # nobody knows whether the session has outlived the break
+        self._found: PingVerdict | None = None
+        self._in_question: Refused | None = None
         self._was_away = False
         self._loss: tuple[Heal, int] | None = None  # with the status that showed it; 0: the upstream was not even asked
 
@@ -131,14 +183,14 @@ class Attachment:
     def attached(self) -> Step:
         """The upstream's stream is there."""
         self._was_away = False
-        self._conflicts_left = CONFLICTS
         self.is_open = True
         if self._session is not None:
             self._session.note_get(is_refused=False)
-        return Relay()
+        return Ask() if self._is_unasked and self.may_outlive else self._relay()
 
     def moved(self) -> Step:
         """A heal came in between: what was asked for would be an earlier upstream session's."""
+        self._forget_break()
         return _AGAIN
 
     def failed(self, fault: Fault) -> Step:
@@ -147,20 +199,41 @@ class Attachment:
             return self._keep_open(Until.ROUTE if fault.may_have_arrived else Until.CONNECT)
         return self._give(Give(replies.BAD_GATEWAY if fault.may_have_arrived else replies.UNAVAILABLE_PATH))
 
-    def refused(self, judgement: Judgement, status: int) -> Step:
+    def refused(self, refused: Refused, now: float) -> Step:
         """The upstream answered with something else than a stream."""
+        judgement, status = refused.judgement, refused.status
         if status == METHOD_NOT_ALLOWED and self._session is not None and self._position.last_seen is None:
             self._session.note_get(is_refused=True)
-        if judgement.verdict in (Verdict.SESSION_LOST, Verdict.AMBIGUOUS):
-            return self._lost(judgement, status)
+        if judgement.verdict is Verdict.SESSION_LOST:
+            return self._lost(judgement, status, now)
         if judgement.verdict is Verdict.UNAVAILABLE and not judgement.jsonrpc_body and self.may_outlive:
             return self._keep_open(Until.ROUTE)
+        if judgement.verdict is not Verdict.AUTH_FAILURE and self._is_unasked and self.may_outlive:
+            self._in_question = refused
+            return Ask()
+        if judgement.verdict is Verdict.AMBIGUOUS:
+            return self._lost(judgement, status, now)
         if judgement.verdict is not Verdict.AUTH_FAILURE and self.may_outlive:
-            return self._refused_in_session(status)
-        return self._pass()
+            return self._refused_in_session(refused)
+        return self._pass(status)
 
-    def healed(self) -> Step:
+    def asked(self, ping: PingAnswer, now: float) -> Step:
+        """The `ping` was answered in this way; what the GET was answered is settled by it."""
+        refused, self._in_question = self._in_question, None
+        if ping.verdict is PingVerdict.REFUSED:
+            status = ping.refusal.words.status if ping.refusal is not None else 0
+            return self._lost(Judgement(Verdict.SESSION_LOST), status, now)
+        if refused is not None and ping.verdict in _NOT_THE_SERVERS:
+            return self._keep_open(Until.CONNECT if ping.verdict is PingVerdict.AWAY else Until.ROUTE)
+        self._forget_break()
+        self._found = ping.verdict
+        return self._relay() if refused is None else self._refused_in_session(refused)
+
+    def healed(self, now: float) -> Step:
         """The session stands on a new upstream session."""
+        if self.is_expiry and self._session is not None:
+            self._session.note_expiry_healed(now)
+        self._forget_break()
         return _AGAIN
 
     def unhealed(self, why: Unhealed) -> Step:
@@ -176,7 +249,7 @@ class Attachment:
             case Unhealed.NOT_RESTORED:
                 return self._session_not_found()
             case _:
-                return self._pass()
+                return self._pass(self.lost_with)
 
     def expired(self) -> Step:
         """The heal takes longer than anybody waits: the upstream may well accept connects, so there is no hurry."""
@@ -194,11 +267,35 @@ class Attachment:
         if self._position.is_answered:
             return End()
         if self.may_outlive and not watch.in_fragment:
-            pause_s = self._pause_s(ended.lived_s, watch.retry_ms) if ended.generation == self.generation else 0.0
-            return Wait(pause_s=pause_s)
+            return self._come_back(watch, ended)
         return End(cut=watch.in_fragment or (ended.broke and self._session is None))
 
     # -- how it decides -----------------------------------------------------------------------------------------------
+
+    @property
+    def lost_with(self) -> int:
+        """The status that has shown a loss; 0 where the upstream was not even asked."""
+        return self._loss[1] if self._loss is not None else 0
+
+    def _come_back(self, watch: StreamWatch, ended: Ended) -> Step:
+        """A server that ends a stream in good order behind an event with an id wants to be polled: that is no break."""
+        if ended.generation != self.generation:
+            self._forget_break()
+            return _AGAIN
+        self._is_unasked = ended.broke or watch.last_event_id is None
+        self.is_expiry = not ended.broke and self._session is not None and not self._session.posts
+        return Wait(pause_s=self._pause_s(ended.lived_s, watch.retry_ms))
+
+    def _forget_break(self) -> None:
+        """All that there is to know about the latest break is known."""
+        self._is_unasked = self.is_expiry = False
+        self._in_question = self._found = None
+
+    def _relay(self) -> Step:
+        found, self._found = self._found, None
+        self.is_expiry = False
+        self._conflicts_left, self._late_conflicts_left = CONFLICTS, LATE_CONFLICTS
+        return Relay(found)
 
     def _get(self, *, comes_back: bool = False) -> Step:
         session = self._session
@@ -211,33 +308,41 @@ class Attachment:
 
     def _keep_open(self, until: Until) -> Step:
         """Answer 200 although the upstream is away, unless this session is known to have no such stream."""
-        self._was_away = True
+        self._was_away = self._is_unasked = True
+        self.is_expiry, self._found = False, None
         if self._session is not None and self._session.refuses_get and not self._position.is_poll and not self.is_open:
             return Give(replies.GET_NOT_SUPPORTED)
         self.is_open = True
         return Wait(until, keeps_open=True)
 
-    def _refused_in_session(self, status: int) -> Step:
+    def _refused_in_session(self, refused: Refused) -> Step:
         """The session is alive, and the client's stream may be had in another way."""
         if self._position.is_poll:
             return Tell()
-        if status == CONFLICT and self._conflicts_left:
+        if refused.is_there and self._conflicts_left:
             self._conflicts_left -= 1
             return Wait(Until.ROUTE)
+        if refused.is_there and self.is_open and self._late_conflicts_left:
+            self._late_conflicts_left -= 1
+            return Wait(pause_s=CONFLICT_PAUSE_S)
         if self.is_open and self._position.last_seen is not None:
             self._position.forget()  # it cannot be resumed here
             return _AGAIN
-        return self._pass()
+        if refused.judgement.verdict is Verdict.AMBIGUOUS and self._was_away:
+            self._was_away = False  # back between that answer and the ping: the answer still was the ingress's
+            return _AGAIN
+        return self._pass(refused.status)
 
-    def _lost(self, judgement: Judgement, status: int) -> Step:
+    def _lost(self, judgement: Judgement, status: int, now: float) -> Step:
         is_certain = judgement.verdict is Verdict.SESSION_LOST
         self._loss = Heal(judgement.name, confirm=not is_certain), status
         if not self.may_outlive:
-            return self._session_not_found() if is_certain else self._pass()
+            return self._session_not_found() if is_certain else self._pass(status)
         if not is_certain and self._position.last_seen is not None:
             self._position.forget()  # perhaps only the resume was refused (rmcp up to 1.4: 500)
             return _AGAIN
-        return self._loss[0]
+        pause_s = self._session.expiry_pause_s(now) if self.is_expiry and self._session is not None else 0.0
+        return Wait(keeps_open=True, pause_s=pause_s) if pause_s else self._loss[0]
 
     def _pause_s(self, lived_s: float, retry_ms: int | None) -> float:
         """Once a stream may end at once, as at a restart; a server that does it again is not asked in a loop."""
@@ -248,12 +353,13 @@ class Attachment:
     # -- what it answers ----------------------------------------------------------------------------------------------
 
     def _session_not_found(self) -> Step:
-        status = self._loss[1] if self._loss is not None else 0
-        return self._give(Give(replies.SESSION_NOT_FOUND, reason=Reason.SESSION_LOST, rewrites=status or None))
+        status = self.lost_with
+        given = Give(replies.SESSION_NOT_FOUND, reason=Reason.SESSION_LOST, rewrites=status or None)
+        return End(refused_with=status) if self.is_open else given
 
     def _give(self, step: Give) -> Step:
         """A stream that is already open can only end."""
         return End() if self.is_open else step
 
-    def _pass(self) -> Step:
-        return End() if self.is_open else Pass()
+    def _pass(self, status: int) -> Step:
+        return End(refused_with=status) if self.is_open else Pass()

@@ -48,6 +48,12 @@ class Handshake:
         return cls(params=offered, protocol_version=version, result=_compared(result))
 
     @property
+    def capabilities(self) -> Mapping[str, Any]:
+        """What the server can do, as it said."""
+        found = json.loads(self.result).get("capabilities")
+        return found if isinstance(found, dict) else {}
+
+    @property
     def is_too_large(self) -> bool:
         """Whether the client said more than is kept."""
         return len(self.params) > MAX_PARAMS_BYTES

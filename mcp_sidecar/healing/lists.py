@@ -135,8 +135,7 @@ class SeenLists:
 
 def is_promised(handshake: Handshake, kind: ListKind) -> bool:
     """Whether the client was told that it would hear of changes of these lists."""
-    capabilities = json.loads(handshake.result).get("capabilities")
-    capability = capabilities.get(kind.value) if isinstance(capabilities, dict) else None
+    capability = handshake.capabilities.get(kind.value)
     return isinstance(capability, dict) and capability.get("listChanged") is True
 
 

@@ -7,6 +7,7 @@ judged; that is between the client and its server.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from mcp_sidecar.wire.jsonrpc import JsonRpcId, Message
@@ -26,11 +27,14 @@ class Progress:
 
     A run is told by its generation and by the token that the upstream knows. ``renewed`` are the tokens of ours under which
     calls were sent again, to the client's own; ``new_ids`` the ids of ours under which requests are under way now, by the
-    client's own (basic, "Requests").
+    client's own (basic, "Requests"), and ``ids`` the other way round, also of those whose POST is over: a server may answer
+    on any stream. ``elsewhere`` are those of the client's ids that were answered so, on another stream than their POST's.
     """
 
     renewed: dict[str, Token] = field(default_factory=dict)
     new_ids: dict[JsonRpcId, str] = field(default_factory=dict)
+    ids: dict[str, JsonRpcId] = field(default_factory=dict)
+    elsewhere: set[JsonRpcId] = field(default_factory=set)
     _furthest: dict[Token, tuple[tuple[int, Token], float]] | None = None
 
     @staticmethod
@@ -55,6 +59,33 @@ class Progress:
         if len(self._furthest) > MAX_TOKENS:
             del self._furthest[next(iter(self._furthest))]
         return True
+
+    def renumber(self, ids: Mapping[str, JsonRpcId]) -> None:
+        """Requests are sent again under these ids of ours; the oldest of too many are forgotten."""
+        self.new_ids.update({old: new for new, old in ids.items()})
+        self.ids.update(ids)
+        for new in list(self.ids)[:-MAX_TOKENS]:
+            del self.ids[new]
+
+    def note_elsewhere(self, message: Message) -> None:
+        """A message goes to the client on another stream than its requests'."""
+        for response in message.responses if self.new_ids else ():
+            old = self.ids.get(response.id) if isinstance(response.id, str) else None
+            if old is not None and self.new_ids.get(old) == response.id:
+                self.elsewhere.add(old)
+
+    def over(self, ids: Iterable[JsonRpcId]) -> None:
+        """The POST of these requests of the client's is over."""
+        for old in ids:
+            self.new_ids.pop(old, None)
+            self.elsewhere.discard(old)
+
+    def begins(self, message: Message) -> None:
+        """A client that uses an id again does not mean the request of before."""
+        if self.ids:
+            again = {request.id for request in message.requests}
+            for new in [new for new, old in self.ids.items() if old in again]:
+                del self.ids[new]
 
     def forget(self, message: Message) -> None:
         """No run of these requests is under way: before the first, and after the last."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from math import inf
 from typing import Any, Final
 
 from mcp_sidecar.healing.client_state import ClientState
@@ -82,6 +83,14 @@ def diagram() -> str:
     return "\n".join(["stateDiagram-v2", f"    [*] --> {State.ESTABLISHED}", *lines, f"    {State.ENDED} --> [*]"])
 
 
+EXPIRY_PAUSE_S = 4.0
+MAX_EXPIRY_PAUSE_S = 3600.0
+"""While nobody calls, a session that its server lets expire is healed again only after so long, then twice as long."""
+
+MOVE_PAUSE_S = 60.0
+"""How often the upstream is followed where it answers under another id: some mint one with every answer, and keep none."""
+
+
 class InvalidTransition(Exception):
     """A bug of the sidecar: an event that cannot happen in this state."""
 
@@ -105,11 +114,16 @@ class HealBudget:
     """The heals of one session. ``failed`` counts those in a row that did not restore it.
 
     ``recent`` are the times at which one was charged, ``told_lost`` is the latest generation whose loss was told.
+    ``expiries`` counts the sessions that the server let expire, each healed, since the client has last called; the latest
+    heal of one was at ``expiry_at``. At ``moved_at`` the upstream has last gone on under another id by itself.
     """
 
     recent: tuple[float, ...] = ()
     failed: int = 0
     told_lost: int = 0
+    expiries: int = 0
+    expiry_at: float = -inf
+    moved_at: float = -inf
 
 
 @dataclass(slots=True)
@@ -279,6 +293,30 @@ class Session:
         self.heals.failed += is_counted
         self.fire(Event.NOT_HEALED)
 
+    def expiry_pause_s(self, now: float) -> float:
+        """How long a session that its server let expire is not healed again, while nobody calls."""
+        if not self.heals.expiries:
+            return 0.0
+        pause_s = min(EXPIRY_PAUSE_S * 2.0 ** min(self.heals.expiries - 1, 32), MAX_EXPIRY_PAUSE_S)
+        return max(0.0, self.heals.expiry_at + pause_s - now)
+
+    def note_expiry_healed(self, now: float) -> None:
+        """The server had let the session expire, and it is whole again."""
+        self.heals.expiries += 1
+        self.heals.expiry_at = now
+
+    def may_move(self, now: float) -> bool:
+        """Whether the session may go on under another id that its upstream shows by itself."""
+        is_whole = self.state is State.ESTABLISHED and not self.displaced
+        return is_whole and now - self.heals.moved_at >= MOVE_PAUSE_S
+
+    def move(self, upstream_id: UpstreamSessionId, now: float) -> None:
+        """The upstream has opened this session by itself, and the same server answers: a new generation, and no news."""
+        self.heals.moved_at = now
+        self.fire(Event.LOSS_SEEN)
+        self.repoint(upstream_id, tools_still_hold=True)
+        self.note_told_restart()
+
     def note_told_lost(self, generation: int) -> bool:
         """The loss of this generation is about to be told: whether that is news."""
         is_news = self.heals.told_lost < generation
@@ -311,6 +349,9 @@ class Session:
     def post_begins(self, message: Message) -> None:
         """A POST of the client is under way, until ``post_ends``."""
         self.activity.posts += 1
+        self.talk.progress.begins(message)
+        if message.requests:
+            self.heals.expiries = 0
         if not self.record.is_used and any(request.method == "tools/call" for request in message.requests):
             self.record = replace(self.record, is_used=True)
 
@@ -346,14 +387,17 @@ class Session:
         hints, self.talk.hints = self.talk.hints, ()
         return hints
 
-    def hints_after_heal(self) -> list[Hint]:
+    def hints_after_heal(self, *, missed_nothing: bool = False) -> list[Hint]:
         """What to tell the client of a heal: its dead questions, and the resources to be read again.
+
+        ``missed_nothing``: the server went on all the time.
 
         A subscription that was not restored is among them: the client's own reading then meets what is wrong.
         """
         questions = self.talk.questions
         dead = questions.take_dead(self.generation) if questions is not None else ()
-        return [*map(question_cancelled, dead), *map(resource_updated, self.client_state.subscriptions)]
+        missed = () if missed_nothing else self.client_state.subscriptions
+        return [*map(question_cancelled, dead), *map(resource_updated, missed)]
 
     def heard(self, message: Message, mark: Mark) -> None:
         """A message of the server goes to the client."""

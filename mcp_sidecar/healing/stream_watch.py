@@ -80,6 +80,11 @@ class StreamWatch:
         """Whether it is known that nobody waits for anything on this stream any more."""
         return self.unanswered is not None and not self.unanswered
 
+    def note_elsewhere(self) -> None:
+        """Whoever was answered on another stream does not wait any more."""
+        if self.progress is not None and self.unanswered is not None:
+            self.unanswered -= self.progress.elsewhere
+
     def answer_whole(self, message: Message) -> object | None:
         """A JSON answer, mapped for the client; ``None`` where it passes untouched."""
         self._note(message)
@@ -150,6 +155,7 @@ def after_end(watch: StreamWatch, ending: Ending, *, may_resend: bool, may_resum
     ``may_resend``: the request is harmless in doubt and a resend is left. ``may_resume``: something new has come since
     the last resume, and the session still stands where this stream began.
     """
+    watch.note_elsewhere()
     if watch.in_fragment:
         return AfterEnd.CUT
     if watch.answered:

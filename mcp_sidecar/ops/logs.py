@@ -57,6 +57,7 @@ LINES: Mapping[type[facts.Fact], Line] = {
     facts.RestoreRefused: Line("restore_refused", logging.WARNING),
     facts.HintDropped: Line("hint_dropped", logging.DEBUG),
     facts.ListsChanged: Line("lists_changed", logging.INFO),
+    facts.ListeningEnded: Line("listening_ended", logging.WARNING),
     facts.ActionObserved: Line("action_observed", logging.INFO),
     facts.UpstreamLost: Line("upstream_lost", logging.WARNING),
     facts.UpstreamBack: Line("upstream_back", logging.INFO),

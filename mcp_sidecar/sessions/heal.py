@@ -36,12 +36,16 @@ REQUEST_ID = "mcp-sidecar-initialize"
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """How a request came to believe that its session is lost. ``ambiguous`` is the answer to confirm with a ping."""
+    """How a request came to believe that its session is lost. ``ambiguous`` is the answer to confirm with a ping.
+
+    ``is_expiry``: the server went on, and has let an idle session expire: nothing to tell anybody.
+    """
 
     generation: int
     signature: str
     status: int
     ambiguous: JudgedAnswer | None = None
+    is_expiry: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,8 +269,11 @@ class HealAttempt:
     def _tell_client(self) -> None:
         """Whatever died with the old upstream session, and whatever may have been missed."""
         session = self._session
-        hints = session.hints_after_heal()
-        hints += restarted(self._tools.policy.announce, session.client_state.log_level)
+        hints = session.hints_after_heal(missed_nothing=self._loss.is_expiry)
+        if self._loss.is_expiry:
+            session.note_told_restart()
+        else:
+            hints += restarted(self._tools.policy.announce, session.client_state.log_level)
         self._tools.notifier.tell(session, hints, may_wait=True)
 
     def _tell_loss(self) -> None:

@@ -65,6 +65,12 @@ class ListCheck:
         self._under_way[session] = task
         task.add_done_callback(lambda done: self._forget(session, done))
 
+    async def look_again(self, session: Session, trigger: Trigger) -> None:
+        """Compare all that the client has seen; the session lives, and no policy ends it."""
+        stale = list(session.lists.stale(session.generation + 1)) if session.lists is not None else []
+        if stale and self._tools.policy.compare_lists:
+            await self._compare(session, stale, trigger, is_healed=False)
+
     def listens(self, session: Session, generation: int, trigger: Trigger) -> None:
         """A stream is attached under ``generation``; while a POST is under way, that one is answered first."""
         if not session.posts:
@@ -81,22 +87,25 @@ class ListCheck:
         if self._under_way.get(session) is task:
             del self._under_way[session]
 
-    async def _compare(self, session: Session, stale: list[Listing], trigger: Trigger) -> None:
+    async def _compare(
+        self, session: Session, stale: list[Listing], trigger: Trigger, *, is_healed: bool = True
+    ) -> None:
         asking = _Asking(self._tools, session, trigger)
         changed: dict[ListKind, None] = {}
         with contextlib.suppress(UpstreamFault, TimeoutError):
             async with asyncio.timeout(TIMEOUT_S), self._slots:
                 for listing in stale:
-                    if await _has_changed(session, listing, asking):
+                    if await _has_changed(session, listing, asking, is_healed=is_healed):
                         changed[listing.kind] = None
         if asking.is_current and changed:
-            await self._tell(session, list(changed), trigger)
+            await self._tell(session, list(changed), trigger, may_reset=is_healed)
 
-    async def _tell(self, session: Session, changed: list[ListKind], trigger: Trigger) -> None:
+    async def _tell(self, session: Session, changed: list[ListKind], trigger: Trigger, *, may_reset: bool) -> None:
         promised = {kind: is_promised(session.handshake, kind) for kind in changed}
         for kind in changed:
             self._tools.emit(ListsChanged(session.label, kind, promised[kind]))
-        if not all(promised.values()) and self._tools.policy.on_server_change is OnServerChange.RESET:
+        resets = may_reset and self._tools.policy.on_server_change is OnServerChange.RESET
+        if resets and not all(promised.values()):
             await self._give_up(session, trigger)
             return
         self._tools.notifier.tell(session, [list_changed(kind) for kind in changed if promised[kind]], may_wait=False)
@@ -109,13 +118,14 @@ class ListCheck:
             await OwnRequests(self._tools.upstream, session, trigger).discard(session.upstream_id)
 
 
-async def _has_changed(session: Session, listing: Listing, asking: _Asking) -> bool:
+async def _has_changed(session: Session, listing: Listing, asking: _Asking, *, is_healed: bool) -> bool:
     """Whether the client saw another list; it may have asked again meanwhile."""
     try:
         digest = await asking.digest_of(listing)
     except _NotComparable:
         return False
-    return session.lists is not None and session.lists.differs(listing, digest, asking.generation)
+    seen_before = asking.generation if is_healed else asking.generation + 1
+    return session.lists is not None and session.lists.differs(listing, digest, seen_before)
 
 
 class _Asking:

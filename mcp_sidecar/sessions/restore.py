@@ -22,7 +22,8 @@ from mcp_sidecar.wire.faults import Fault
 T = TypeVar("T")
 
 RESTORE_ID = "mcp-sidecar-restore"
-PING_BODY = b'{"jsonrpc":"2.0","id":"mcp-sidecar-ping","method":"ping"}'
+PING_ID = "mcp-sidecar-ping"
+PING_BODY = b'{"jsonrpc":"2.0","id":"%b","method":"ping"}' % PING_ID.encode()
 
 STEP_TIMEOUT_S = 5.0
 """How long the new server may take for one step of a restore; a heal that hangs holds up everybody in its session."""

@@ -8,6 +8,7 @@ from mcp_sidecar.healing.principal import ANONYMOUS, Identity, Principals
 from mcp_sidecar.sessions.healer import Healer
 from mcp_sidecar.sessions.list_check import ListCheck
 from mcp_sidecar.sessions.notifier import Notifier
+from mcp_sidecar.sessions.refresher import Refresher
 from mcp_sidecar.sessions.table import SessionTable
 from mcp_sidecar.wire.headers import Fields
 
@@ -22,6 +23,7 @@ class Sessions:
     healer: Healer
     notifier: Notifier
     list_check: ListCheck
+    refresher: Refresher
 
     def identity_of(self, fields: Fields, query: str) -> Identity:
         """Who asks, as far as the request tells."""
@@ -31,5 +33,6 @@ class Sessions:
     async def stop(self) -> None:
         """Abandon what is under way for them."""
         await self.healer.stop()
+        await self.refresher.stop()
         await self.list_check.stop()
         await self.notifier.stop()

@@ -262,6 +262,19 @@ class SessionTable:
         if former.upstream_id == upstream_id:
             self.displace(former)
 
+    def move(self, session: Session, upstream_id: UpstreamSessionId) -> bool:
+        """The upstream shows another id for this session by itself; false where that is not to be followed.
+
+        Never to an id on which another session stands: nothing says that it was minted for this one.
+        """
+        now = self._clock()
+        if not session.may_move(now) or upstream_id in self._by_upstream_id:
+            return False
+        self.release_upstream_id(session.upstream_id, session)
+        self._by_upstream_id[upstream_id] = session
+        session.move(upstream_id, now)
+        return True
+
     def has_claimed(self, upstream_id: UpstreamSessionId | None, session: Session) -> bool:
         """Whether nobody else was given the id since the session claimed it."""
         return upstream_id is None or self._by_upstream_id.get(upstream_id) is session

@@ -13,9 +13,23 @@ from typing import assert_never
 
 from mcp_sidecar.downstream.keepalive import Keepalive
 from mcp_sidecar.downstream.response import Responder
-from mcp_sidecar.facts import AnswerRewritten, OutcomeUnknown
+from mcp_sidecar.facts import AnswerRewritten, ListeningEnded, OutcomeUnknown
 from mcp_sidecar.healing import replies
-from mcp_sidecar.healing.attachment import Attachment, End, Ended, Get, GoOn, Last, Relay, Step, Tell, Until, Wait
+from mcp_sidecar.healing.attachment import (
+    Ask,
+    Attachment,
+    End,
+    Ended,
+    Get,
+    GoOn,
+    Last,
+    Refused,
+    Relay,
+    Step,
+    Tell,
+    Until,
+    Wait,
+)
 from mcp_sidecar.healing.exchange import Give, Heal, Pass
 from mcp_sidecar.healing.labels import OTHER
 from mcp_sidecar.healing.marked_ids import UNMARKED, Renumbering
@@ -93,7 +107,7 @@ class Listener:
         is_ended = False
         try:
             step = self._attachment.begin(replaces_one=await self._take_place())
-            while isinstance(step, Get | Relay | Wait | Heal):
+            while isinstance(step, Get | Ask | Relay | Wait | Heal):
                 step = await self._carry_out(step)
             await self._finish(step)
         except asyncio.CancelledError:
@@ -110,8 +124,10 @@ class Listener:
         match step:
             case Get():
                 return self._get(step)
+            case Ask():
+                return self._ask()
             case Relay():
-                return self._relay()
+                return self._relay(step)
             case Wait():
                 return self._wait(step)
             case Heal():
@@ -128,6 +144,8 @@ class Listener:
             case Tell():
                 await self._tell_outcome_unknown()
             case End():
+                if step.refused_with is not None:
+                    self._services.emit(ListeningEnded(self._label, step.refused_with))
                 if step.cut:
                     self._responder.cut()
             case _:
@@ -203,6 +221,10 @@ class Listener:
             self._answer = answer = await self._upstream.get(generation, comes_back=step.comes_back)
         except UpstreamFault as fault:
             return self._attachment.failed(fault.fault)
+        if answer is not None and self._session is not None:
+            trigger = self._call.trigger
+            if self._services.sessions.refresher.follows(self._session, generation, answer, trigger):
+                generation = self._generation = self._attachment.generation
         if answer is None or self._attachment.generation > generation:
             return self._attachment.moved()
         if answer.status == 200 and is_event_stream(answer):
@@ -215,9 +237,19 @@ class Listener:
         except UpstreamFault as fault:
             return self._attachment.failed(fault.fault)
         self._original, self._signature = judged.seen, judged.judgement.name
-        return self._attachment.refused(judged.judgement, answer.status)
+        refused = Refused.of(judged.judgement, answer.status, judged.seen.body)
+        return self._attachment.refused(refused, self._services.clock())
 
-    # -- Heal and Wait ------------------------------------------------------------------------------------------------
+    # -- Ask, Heal and Wait -------------------------------------------------------------------------------------------
+
+    async def _ask(self) -> Step:
+        session = self._session
+        assert session is not None, "only a bound session is asked about"
+        async with self._upstream.unless_moved():
+            ping = await self._services.sessions.refresher.ping(session, self._call.trigger)
+            if session.generation == self._generation:
+                return self._attachment.asked(ping, self._services.clock())
+        return self._attachment.moved()
 
     async def _heal(self, step: Heal) -> Step:
         session, answer = self._session, self._answer
@@ -226,7 +258,8 @@ class Listener:
             self._upstream.let_go()
             self._generation = session.generation
         original = self._original if step.confirm else None
-        loss = Loss(self._generation, step.signature, answer.status if answer is not None else 0, original)
+        is_expiry = self._attachment.is_expiry
+        loss = Loss(self._generation, step.signature, self._attachment.lost_with, original, is_expiry)
         held = HeldRequest(0, self._services.policy.hold_timeout_s, is_stream=True)
         waited, end = await self._services.sessions.healer.heal(
             session, loss, self._call.trigger, held, is_urgent=False
@@ -234,7 +267,7 @@ class Listener:
         if waited is not Waited.BACK:
             return self._attachment.expired()
         if end.why is None:
-            return self._attachment.healed()
+            return self._attachment.healed(self._services.clock())
         self._refusal = end.refusal
         return self._attachment.unhealed(end.why)
 
@@ -310,10 +343,12 @@ class Listener:
 
     # -- Relay --------------------------------------------------------------------------------------------------------
 
-    async def _relay(self) -> Step:
+    async def _relay(self, step: Relay) -> Step:
         """Relay until the upstream's side ends."""
         answer, self._answer = self._answer, None
         assert answer is not None
+        if step.behind_break is not None and self._session is not None:
+            self._services.sessions.refresher.asked(self._session, step.behind_break, self._call.trigger)
         started, broke = self._services.clock(), False
         try:
             await self._begin(answer)
@@ -338,6 +373,7 @@ class Listener:
         data, message = watch.relay(piece)
         if message is not None and self._session is not None:
             self._session.heard(message, watch.mark)
+            self._session.progress.note_elsewhere(message)
         await self._stream.relay(data, in_event=watch.in_fragment)
 
     def _watch_events(self) -> tuple[StreamWatch, EventSplitter]:
@@ -368,8 +404,8 @@ class Listener:
 
 
 def _watch(session: Session | None, generation: int) -> StreamWatch:
-    """A call that was sent again reports its progress under a token of ours, and some servers do so here."""
+    """A call that was sent again goes under an id and a token of ours, and some servers answer and report here."""
     if session is None:
         return StreamWatch(UNMARKED)
-    renumbering = Renumbering(tokens=session.progress.renewed)
+    renumbering = Renumbering(session.progress.ids, session.progress.renewed)
     return StreamWatch(session.mark_of(generation), renumbering, progress=session.progress)

@@ -110,6 +110,8 @@ class EventRelay:
             while True:
                 with self._services.streams.upstream.holding(self._call.session, resumed or answer):
                     ending = await self._relay_in_time(resumed or answer)
+                if ending is Ending.BROKEN:
+                    self._note_break()
                 has_advanced = self._watch.blocks > blocks_before
                 after = after_end(
                     self._watch, ending, may_resend=may_resend(), may_resume=has_advanced and self._may_resume()
@@ -127,6 +129,12 @@ class EventRelay:
         finally:
             if resumed is not None:
                 resumed.close()
+
+    def _note_break(self) -> None:
+        """Whoever listens, too, looks after it on that stream."""
+        session, services = self._call.session, self._services
+        if session is not None and services.streams.listening.listener_of(session) is None:
+            services.sessions.refresher.broke(session, self._watch.mark.generation, self._call.trigger)
 
     @property
     def _patience_s(self) -> float:

@@ -27,6 +27,7 @@ _LONGEST_WORD: Final = 24
 _EVENT: Final = re.compile(r"\s*(?:data|event|id|retry)?:", re.IGNORECASE)
 _DATA: Final = re.compile(r"^data:[ ]?(.*)$", re.MULTILINE)
 _SESSION: Final = re.compile(r"session|initiali[sz]e", re.IGNORECASE)
+_PRESENCE: Final = re.compile(r"\balready\b|\bexists\b|\bexisting\b|\bconflict", re.IGNORECASE)
 _CREDENTIALS: Final = re.compile(
     r"\b(?:api[ -_]?keys?|keys?|tokens?|credentials?|log[ -]?in|logged|sign[ -]?in|passwords?|authenticat\w*|bearer"
     r"|scopes?|account)\b",
@@ -45,6 +46,11 @@ class Words:
     def speak_of_session(self) -> bool:
         """Whether a session, or `initialize`, is what it is about."""
         return _SESSION.search(self.text) is not None
+
+    @property
+    def speak_of_presence(self) -> bool:
+        """Whether what was asked for is there already."""
+        return _PRESENCE.search(self.text) is not None
 
     @property
     def speak_of_credentials(self) -> bool:

@@ -12,12 +12,16 @@ import pytest
 
 from mcp_sidecar.healing import replies
 from mcp_sidecar.healing.attachment import (
+    CONFLICT_PAUSE_S,
     CONFLICTS,
+    LATE_CONFLICTS,
     QUICK_END_S,
+    Ask,
     Attachment,
     End,
     Ended,
     Get,
+    Refused,
     Relay,
     Step,
     Tell,
@@ -29,10 +33,12 @@ from mcp_sidecar.healing.marked_ids import FIRST, UNMARKED
 from mcp_sidecar.healing.policy import Mode
 from mcp_sidecar.healing.position import Position
 from mcp_sidecar.healing.replies import Reason
-from mcp_sidecar.healing.session import Event
+from mcp_sidecar.healing.session import EXPIRY_PAUSE_S, Event
 from mcp_sidecar.healing.stream_watch import StreamWatch
-from mcp_sidecar.verdicts.classify import UNANSWERED, Judgement, Verdict
+from mcp_sidecar.verdicts.asking import PingAnswer, PingVerdict, Refusal
+from mcp_sidecar.verdicts.classify import NO_SIGNATURE, UNANSWERED, Judgement, Verdict
 from mcp_sidecar.verdicts.signatures import TABLE
+from mcp_sidecar.verdicts.words import Words
 from mcp_sidecar.wire.faults import Fault
 from tests.healing.test_session import session_in
 
@@ -88,7 +94,7 @@ def waited(trip: Attachment) -> Step:
 
 
 def healed(trip: Attachment) -> Step:
-    return trip.healed()
+    return trip.healed(0.0)
 
 
 def expired(trip: Attachment) -> Step:
@@ -99,17 +105,29 @@ def failed(fault: Fault) -> Report:
     return lambda trip: trip.failed(fault)
 
 
-def refused(judgement: Judgement, status: int = 404) -> Report:
-    return lambda trip: trip.refused(judgement, status)
+def refused(judgement: Judgement, status: int = 404, body: bytes = b"", now: float = 0.0) -> Report:
+    return lambda trip: trip.refused(Refused.of(judgement, status, body), now)
+
+
+def asked(verdict: PingVerdict, *, status: int = 404, now: float = 0.0) -> Report:
+    refusal = Refusal(Words(status, "gone")) if verdict is PingVerdict.REFUSED else None
+    return lambda trip: trip.asked(PingAnswer(verdict, refusal), now)
 
 
 def unhealed(why: Unhealed) -> Report:
     return lambda trip: trip.unhealed(why)
 
 
-def over(*, lived_s: float = 60.0, broke: bool = False, in_event: bool = False, retry_ms: int | None = None) -> Report:
+def over(
+    *,
+    lived_s: float = 60.0,
+    broke: bool = False,
+    in_event: bool = False,
+    retry_ms: int | None = None,
+    event_id: str | None = None,
+) -> Report:
     def report(trip: Attachment) -> Step:
-        watch = StreamWatch(UNMARKED, in_fragment=in_event, retry_ms=retry_ms)
+        watch = StreamWatch(UNMARKED, in_fragment=in_event, retry_ms=retry_ms, last_event_id=event_id)
         return trip.over(watch, Ended(FIRST, lived_s, broke))
 
     return report
@@ -132,10 +150,22 @@ NOT_FOUND: Final = Give(replies.SESSION_NOT_FOUND, reason=Reason.SESSION_LOST, r
 NOTHING_REWRITTEN: Final = Give(replies.SESSION_NOT_FOUND, reason=Reason.SESSION_LOST)
 DISPLACED: Final = Heal("id-minted-anew", confirm=False)
 
+ALIVE: Final = asked(PingVerdict.ALIVE)
+GONE: Final = asked(PingVerdict.REFUSED)
+REFRESHING: Final = Relay(PingVerdict.ALIVE)
+ASKED_HEAL: Final = Heal(NO_SIGNATURE, confirm=False)
+THERE: Final = b'{"jsonrpc":"2.0","id":null,"error":{"code":-32600,"message":"Session already exists"}}'
+THERE_AT_FIRST: Final[Story] = [BACK, (refused(NO_STREAM, 400, THERE), Ask()), (ALIVE, Wait(Until.ROUTE)), BACK]
+STILL_THERE: Final[Story] = [(refused(NO_STREAM, 400, THERE), Wait(Until.ROUTE)), BACK]
+LATE: Final[Story] = [(refused(NO_STREAM, 400, THERE), Wait(pause_s=CONFLICT_PAUSE_S)), BACK]
+EXPIRES_AND_IS_HEALED: Final[Story] = [(over(), AGAIN), BACK, (refused(LOST), HEAL), (healed, AGAIN), BACK]
 IN_CONFLICT: Final[Story] = [(refused(NO_STREAM, 409), Wait(Until.ROUTE)), BACK]
 
 STORIES: Final[dict[str, tuple[Attachment, Story]]] = {
-    "a stream that ends is attached again": (listening(), [*STREAM, (over(), AGAIN), BACK, (attached, Relay())]),
+    "a stream that ends is attached again, and its session asked about": (
+        listening(),
+        [*STREAM, (over(), AGAIN), BACK, (attached, Ask()), (ALIVE, REFRESHING)],
+    ),
     "a stream that breaks is attached again": (listening(), [*STREAM, (over(broke=True), AGAIN), BACK]),
     "in the middle of an event it cannot go on: cut": (listening(), [*STREAM, (over(in_event=True), End(cut=True))]),
     "once a stream may end at once, twice is a habit": (
@@ -144,14 +174,15 @@ STORIES: Final[dict[str, tuple[Attachment, Story]]] = {
             *STREAM,
             (over(lived_s=0.1), AGAIN),
             BACK,
-            (attached, Relay()),
+            (attached, Ask()),
+            (ALIVE, REFRESHING),
             (over(lived_s=0.1), Wait(pause_s=QUICK_END_S)),
         ],
     ),
     "the server's own pause": (listening(), [*STREAM, (over(retry_ms=2500), Wait(pause_s=2.5))]),
     "away: kept open, and attached when it is back": (
         listening(),
-        [FIRST_GET, (AWAY, FOR_CONNECT), BACK, (AWAY, FOR_CONNECT), BACK, (attached, Relay())],
+        [FIRST_GET, (AWAY, FOR_CONNECT), BACK, (AWAY, FOR_CONNECT), BACK, (attached, Ask()), (ALIVE, REFRESHING)],
     ),
     "a reset, or a page in the server's place: no reason to hurry": (
         listening(),
@@ -164,7 +195,7 @@ STORIES: Final[dict[str, tuple[Attachment, Story]]] = {
     "no such stream: passes": (listening(), [FIRST_GET, (refused(NO_STREAM, 405), Pass())]),
     "no such stream any more: a stream that is open can only end": (
         listening(),
-        [*STREAM, (over(), AGAIN), BACK, (refused(NO_STREAM, 405), End())],
+        [*STREAM, (over(), AGAIN), BACK, (refused(NO_STREAM, 405), Ask()), (ALIVE, End(refused_with=405))],
     ),
     "real 401s pass": (listening(), [FIRST_GET, (refused(REFUSED_US, 401), Pass())]),
     "a conflict at first is the upstream's word": (listening(), [FIRST_GET, (refused(NO_STREAM, 409), Pass())]),
@@ -187,11 +218,11 @@ STORIES: Final[dict[str, tuple[Attachment, Story]]] = {
             FIRST_GET,
             (AWAY, FOR_CONNECT),
             BACK,
-            (refused(PERHAPS), PING_FIRST),
-            (unhealed(Unhealed.ALIVE), AGAIN),
+            (refused(PERHAPS), Ask()),
+            (ALIVE, AGAIN),
             BACK,
             (refused(PERHAPS), PING_FIRST),
-            (unhealed(Unhealed.ALIVE), End()),
+            (unhealed(Unhealed.ALIVE), End(refused_with=404)),
         ],
     ),
     "perhaps only the resume was refused": (
@@ -204,9 +235,10 @@ STORIES: Final[dict[str, tuple[Attachment, Story]]] = {
             FIRST_GET,
             (AWAY, FOR_CONNECT),
             BACK,
-            (refused(NO_STREAM, 400), AGAIN),
+            (refused(NO_STREAM, 400), Ask()),
+            (ALIVE, AGAIN),
             BACK,
-            (refused(NO_STREAM, 400), End()),
+            (refused(NO_STREAM, 400), End(refused_with=400)),
         ],
     ),
     "not restored: the right 404": (
@@ -215,7 +247,13 @@ STORIES: Final[dict[str, tuple[Attachment, Story]]] = {
     ),
     "not restored under an open stream: it ends": (
         listening(),
-        [*STREAM, (over(), AGAIN), BACK, (refused(LOST), HEAL), (unhealed(Unhealed.NOT_RESTORED), End())],
+        [
+            *STREAM,
+            (over(), AGAIN),
+            BACK,
+            (refused(LOST), HEAL),
+            (unhealed(Unhealed.NOT_RESTORED), End(refused_with=404)),
+        ],
     ),
     "credentials refused: that refusal passes": (
         listening(),
@@ -227,6 +265,101 @@ STORIES: Final[dict[str, tuple[Attachment, Story]]] = {
     ),
     "no route to heal it": (listening(), [FIRST_GET, (refused(LOST), HEAL), (unhealed(Unhealed.NO_ROUTE), FOR_ROUTE)]),
     "no end of the heal": (listening(), [FIRST_GET, (refused(LOST), HEAL), (expired, FOR_ROUTE)]),
+    "a server that takes any id: the ping shows the loss": (
+        listening(),
+        [
+            *STREAM,
+            (over(broke=True), AGAIN),
+            BACK,
+            (attached, Ask()),
+            (GONE, ASKED_HEAL),
+            (healed, AGAIN),
+            BACK,
+            (attached, Relay()),
+        ],
+    ),
+    "what was asked about once is not asked about again": (
+        listening(),
+        [*STREAM, (over(), AGAIN), *THERE_AT_FIRST, *STILL_THERE, (attached, REFRESHING)],
+    ),
+    "there already, for three minutes: tried again, whatever the status": (
+        listening(),
+        [*STREAM, (over(), AGAIN), *THERE_AT_FIRST, *STILL_THERE * (CONFLICTS - 1), *LATE * 34, (attached, REFRESHING)],
+    ),
+    "there already, for ever: the server's word": (
+        listening(),
+        [
+            *STREAM,
+            (over(), AGAIN),
+            *THERE_AT_FIRST,
+            *STILL_THERE * (CONFLICTS - 1),
+            *LATE * LATE_CONFLICTS,
+            (refused(NO_STREAM, 400, THERE), End(refused_with=400)),
+        ],
+    ),
+    "lost in words of its own: asking shows it": (
+        listening(),
+        [*STREAM, (over(broke=True), AGAIN), BACK, (refused(NO_STREAM, 400), Ask()), (GONE, ASKED_HEAL)],
+    ),
+    "a stream that is there is never let go for an ingress's answer to a ping": (
+        listening(),
+        [
+            *STREAM,
+            (over(broke=True), AGAIN),
+            BACK,
+            (attached, Ask()),
+            (asked(PingVerdict.GATEWAY), Relay(PingVerdict.GATEWAY)),
+        ],
+    ),
+    "refused, and the ping meets nobody": (
+        listening(),
+        [
+            *STREAM,
+            (over(broke=True), AGAIN),
+            BACK,
+            (refused(NO_STREAM, 400), Ask()),
+            (asked(PingVerdict.AWAY), FOR_CONNECT),
+            BACK,
+            (refused(NO_STREAM, 400), Ask()),
+            (asked(PingVerdict.BUSY), FOR_ROUTE),
+        ],
+    ),
+    "a heal while it was asked": (
+        listening(),
+        [*STREAM, (over(), AGAIN), BACK, (attached, Ask()), (moved, AGAIN), BACK, (attached, Relay())],
+    ),
+    "ended in order to be polled: no break": (
+        listening(),
+        [*STREAM, (over(event_id="e9"), AGAIN), BACK, (attached, Relay())],
+    ),
+    "real 401s behind a break are nobody's to ask about": (
+        listening(),
+        [*STREAM, (over(), AGAIN), BACK, (refused(REFUSED_US, 401), End(refused_with=401))],
+    ),
+    "expired while nobody calls: healed at once, then ever more rarely": (
+        listening(),
+        [
+            *STREAM,
+            *EXPIRES_AND_IS_HEALED,
+            (attached, Relay()),
+            (over(), AGAIN),
+            BACK,
+            (refused(LOST, now=EXPIRY_PAUSE_S - 1), Wait(keeps_open=True, pause_s=1.0)),
+            BACK,
+            (refused(LOST, now=EXPIRY_PAUSE_S), HEAL),
+        ],
+    ),
+    "lost behind a break: healed at once, whenever that was": (
+        listening(),
+        [
+            *STREAM,
+            *EXPIRES_AND_IS_HEALED,
+            (attached, Relay()),
+            (over(broke=True), AGAIN),
+            BACK,
+            (refused(LOST), HEAL),
+        ],
+    ),
     "healed by another one meanwhile": (listening(), [FIRST_GET, (moved, AGAIN), BACK]),
     "its id is another session's: nothing is asked under it": (
         listening(displaced=True),
@@ -273,10 +406,10 @@ def test_a_session_that_ends_takes_its_stream_along() -> None:
 def test_what_is_learned_of_the_servers_streams() -> None:
     """A 405 to a client that listens is remembered, until a stream is had; one to a resume says nothing."""
     session = session_in()
-    Attachment(Mode.HEAL, session, Position(session, "e1")).refused(NO_STREAM, 405)
+    Attachment(Mode.HEAL, session, Position(session, "e1")).refused(Refused(NO_STREAM, 405), 0.0)
     assert not session.refuses_get
     trip = Attachment(Mode.HEAL, session, Position(session, None))
-    trip.refused(NO_STREAM, 405)
+    trip.refused(Refused(NO_STREAM, 405), 0.0)
     assert session.refuses_get
     trip.attached()
     assert not session.refuses_get
