@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import gc
 import signal
 from collections.abc import Callable
@@ -18,6 +19,8 @@ from mcp_sidecar.ops import logs
 from mcp_sidecar.settings import Settings
 
 COULD_NOT_LISTEN = 1
+M_MMAP_THRESHOLD, MAPPED_FROM_BYTES = -3, 128 * 1024
+"""Of glibc's `mallopt`; the value is the one that it begins with, and stays so once it is set."""
 COLLECT_AFTER = (20_000, 20, 20)
 """New objects before a collection, and collections before one of the next older generation."""
 DESCRIPTORS_PER_STREAM = 2
@@ -33,6 +36,7 @@ def run(settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT; the exit status. 1 if an address cannot be listened on."""
     _ignore_hangups()
     _collect_rarely()
+    _return_memory()
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             return runner.run(_serve(settings))
@@ -51,6 +55,18 @@ def _collect_rarely() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(*COLLECT_AFTER)
+
+
+def _return_memory() -> None:
+    """Have glibc give the memory of every large body back to the system.
+
+    It raises its own threshold to the size of the first large one that is freed, and keeps all that are smaller: after 3,000
+    bodies of 1 MiB, 100 at a time, 200 MiB in the place of 80.
+    """
+    with contextlib.suppress(
+        OSError, AttributeError, TypeError
+    ):  # another C library, or none that can be loaded by name
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, MAPPED_FROM_BYTES)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

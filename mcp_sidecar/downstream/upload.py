@@ -94,8 +94,9 @@ class Upload:
             self._wake()
 
     def end(self) -> None:
-        """That was the last part."""
+        """That was the last part. What the client sends behind it is not this body's, whoever reads it or not."""
         self._has_ended = True
+        self._source.resume_reading()
         self._wake()
 
     def fail(self) -> None:
