@@ -42,7 +42,7 @@ _UNSETTLED = frozenset({PingVerdict.AWAY, PingVerdict.GATEWAY, PingVerdict.BUSY}
 Work = Callable[[Session, Trigger], Coroutine[Any, Any, None]]
 
 
-class Refresher:
+class SessionRefresher:
     """Refreshes sessions, each once per break."""
 
     def __init__(self, tools: HealServices, list_check: ListCheck) -> None:

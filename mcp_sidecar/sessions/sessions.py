@@ -9,7 +9,7 @@ from mcp_sidecar.healing.session import ClientSessionId, Session
 from mcp_sidecar.sessions.healer import Healer
 from mcp_sidecar.sessions.list_check import ListCheck
 from mcp_sidecar.sessions.notifier import Notifier
-from mcp_sidecar.sessions.refresher import Refresher
+from mcp_sidecar.sessions.refresher import SessionRefresher
 from mcp_sidecar.sessions.table import SessionTable
 from mcp_sidecar.wire.headers import Fields
 
@@ -24,7 +24,7 @@ class Sessions:
     healer: Healer
     notifier: Notifier
     list_check: ListCheck
-    refresher: Refresher
+    refresher: SessionRefresher
 
     def principal_of(self, fields: Fields) -> tuple[Principal, Principal]:
         """Who asks, and with which credential."""
