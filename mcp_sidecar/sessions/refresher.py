@@ -132,8 +132,10 @@ class SessionRefresher:
         with contextlib.suppress(UpstreamFault, TimeoutError):
             async with asyncio.timeout(TIMEOUT_S), self._slots:
                 await self._say_again(session, trigger)
-                session.list_check_begins()
-                await self._list_check.look_again(session, trigger)
+                if session.list_check_due:
+                    self._list_check.answered(session, session.generation, trigger)
+                else:
+                    await self._list_check.look_again(session, trigger)
 
     async def _say_again(self, session: Session, trigger: Trigger) -> None:
         """What is refused was perhaps never forgotten: that is no news."""
