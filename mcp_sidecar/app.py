@@ -31,7 +31,7 @@ from mcp_sidecar.sessions.keeper import Keeper
 from mcp_sidecar.sessions.list_check import ListCheck
 from mcp_sidecar.sessions.notifier import Notifier
 from mcp_sidecar.sessions.open_streams import OpenStreams
-from mcp_sidecar.sessions.refresher import Refresher
+from mcp_sidecar.sessions.refresher import SessionRefresher
 from mcp_sidecar.sessions.services import Services
 from mcp_sidecar.sessions.sessions import Sessions
 from mcp_sidecar.sessions.stores.by_url import store_at
@@ -231,7 +231,7 @@ def build_services(settings: Settings, emit: Emit, clock: Callable[[], float]) -
     )
     principals = Principals(policy.principal_headers, secrets.token_bytes(32), policy.principal_cookies)
     healer, list_check = Healer(healing, holds), ListCheck(healing)
-    refresher = Refresher(healing, list_check)
+    refresher = SessionRefresher(healing, list_check)
     return Services(
         upstream=upstream,
         sessions=Sessions(table, principals, policy.bind_principal, healer, notifier, list_check, refresher),

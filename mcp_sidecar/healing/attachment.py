@@ -132,6 +132,7 @@ class Attachment:
     """
 
     __slots__ = (
+        "_broke_in",
         "_conflicts_left",
         "_ended_quickly",
         "_found",
@@ -159,6 +160,7 @@ class Attachment:
         self._ended_quickly = False
         self._is_unasked = False  # nobody knows whether the session has outlived the break
         self._found: PingVerdict | None = None
+        self._broke_in = 0  # the generation of the latest break
         self._in_question: Refused | None = None
         self._was_away = False
         self._loss: tuple[Heal, int] | None = None  # with the status that showed it; 0: the upstream was not even asked
@@ -256,9 +258,11 @@ class Attachment:
         return self._keep_open(Until.ROUTE)
 
     def waited(self) -> Step:
-        """The wait is over."""
+        """The wait is over, perhaps because a heal came in between."""
         if self._session is not None and self._session.is_ended:
             return End()
+        if self.generation != self._broke_in:
+            self._forget_break()
         return self._get(comes_back=True)
 
     def over(self, watch: StreamWatch, ended: Ended) -> Step:
@@ -282,6 +286,7 @@ class Attachment:
         if ended.generation != self.generation:
             self._forget_break()
             return _AGAIN
+        self._broke_in = self.generation
         self._is_unasked = ended.broke or watch.last_event_id is None
         self.is_expiry = not ended.broke and self._session is not None and not self._session.posts
         return Wait(pause_s=self._pause_s(ended.lived_s, watch.retry_ms))
@@ -309,6 +314,7 @@ class Attachment:
     def _keep_open(self, until: Until) -> Step:
         """Answer 200 although the upstream is away, unless this session is known to have no such stream."""
         self._was_away = self._is_unasked = True
+        self._broke_in = self.generation
         self.is_expiry, self._found = False, None
         if self._session is not None and self._session.refuses_get and not self._position.is_poll and not self.is_open:
             return Give(replies.GET_NOT_SUPPORTED)

@@ -42,7 +42,7 @@ _UNSETTLED = frozenset({PingVerdict.AWAY, PingVerdict.GATEWAY, PingVerdict.BUSY}
 Work = Callable[[Session, Trigger], Coroutine[Any, Any, None]]
 
 
-class Refresher:
+class SessionRefresher:
     """Refreshes sessions, each once per break."""
 
     def __init__(self, tools: HealServices, list_check: ListCheck) -> None:
@@ -132,8 +132,10 @@ class Refresher:
         with contextlib.suppress(UpstreamFault, TimeoutError):
             async with asyncio.timeout(TIMEOUT_S), self._slots:
                 await self._say_again(session, trigger)
-                session.list_check_begins()
-                await self._list_check.look_again(session, trigger)
+                if session.list_check_due:
+                    self._list_check.answered(session, session.generation, trigger)
+                else:
+                    await self._list_check.look_again(session, trigger)
 
     async def _say_again(self, session: Session, trigger: Trigger) -> None:
         """What is refused was perhaps never forgotten: that is no news."""

@@ -8,7 +8,7 @@ from mcp_sidecar.healing.principal import ANONYMOUS, Identity, Principals
 from mcp_sidecar.sessions.healer import Healer
 from mcp_sidecar.sessions.list_check import ListCheck
 from mcp_sidecar.sessions.notifier import Notifier
-from mcp_sidecar.sessions.refresher import Refresher
+from mcp_sidecar.sessions.refresher import SessionRefresher
 from mcp_sidecar.sessions.table import SessionTable
 from mcp_sidecar.wire.headers import Fields
 
@@ -23,7 +23,7 @@ class Sessions:
     healer: Healer
     notifier: Notifier
     list_check: ListCheck
-    refresher: Refresher
+    refresher: SessionRefresher
 
     def identity_of(self, fields: Fields, query: str) -> Identity:
         """Who asks, as far as the request tells."""

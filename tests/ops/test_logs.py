@@ -28,6 +28,7 @@ EXAMPLES: dict[str, tuple[facts.Fact, str]] = {
     "restore_refused": (facts.RestoreRefused("ab12", facts.RestoreStep.SUBSCRIBE), "warning"),
     "hint_dropped": (facts.HintDropped("ab12", facts.HintKind.UPDATED), "debug"),
     "lists_changed": (facts.ListsChanged("ab12", facts.ListKind.TOOLS, promised=True), "info"),
+    "listening_ended": (facts.ListeningEnded("ab12", 405), "warning"),
     "action_observed": (facts.ActionObserved("ab12", facts.ObservedAction.HEAL, "python-404"), "info"),
     "upstream_lost": (facts.UpstreamLost("refused"), "warning"),
     "upstream_back": (facts.UpstreamBack(1.5, 3), "info"),

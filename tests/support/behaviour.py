@@ -34,12 +34,14 @@ class Priming(Enum):
 
 class SessionMode(Enum):
     """MANY as most servers; SINGLE as one shared transport (a second initialize gets 400); STATELESS mints no id;
-    ADOPTING takes ids it never minted (mcp-go's default: the loss cannot be seen)."""
+    ADOPTING takes ids it never minted (mcp-go's default: the loss cannot be seen); OPENING opens a session of its own for
+    them, and shows its id."""
 
     MANY = "many"
     SINGLE = "single"
     STATELESS = "stateless"
     ADOPTING = "adopting"
+    OPENING = "opening"
 
 
 class EarlyRequest(Enum):
@@ -55,7 +57,8 @@ class EarlyRequest(Enum):
 class Behaviour:
     """Everything that may differ between two servers, or between two processes of one server.
 
-    ``resume_status`` answers a GET with ``Last-Event-ID`` where there is no event store, ``None`` treats it as a plain GET.
+    ``get_takes_any`` answers a GET in a session that is not known with a stream on which nothing comes (mcp-go 0.43 and 1.2,
+    stateful). ``resume_status`` answers a GET with ``Last-Event-ID`` where there is no event store, ``None`` treats it as a plain GET.
     ``authorization`` is the set of accepted ``Authorization`` values, ``None`` accepts everybody; ``bind_principal`` answers
     another principal's session id as lost (python 1.27.2 on). ``check_host`` answers a foreign ``Host`` with 421.
     """
@@ -87,6 +90,7 @@ class Behaviour:
     newline: str = "\n"
     resume_status: int | None = 405
     get_streams: bool = True
+    get_takes_any: bool = False
     second_get_status: int | None = 409
     delete_status: int = 200
     early_request: EarlyRequest = EarlyRequest.SERVED

@@ -241,9 +241,11 @@ class McpClient:
         return await self.post(messages)
 
     async def get_stream(self, *, last_event_id: str | None = None, headers: Mapping[str, str] | None = None) -> Stream:
-        """Open a GET stream; look at its ``status`` before reading."""
+        """Open a GET stream; look at its ``status`` before reading. It may stay open for as long as a test likes."""
         resume = {} if last_event_id is None else {"Last-Event-ID": last_event_id}
-        return Stream(await self._send("GET", None, {"Accept": "text/event-stream", **resume, **(headers or {})}))
+        sent = {"Accept": "text/event-stream", **resume, **(headers or {})}
+        async with asyncio.timeout(HANG_S):
+            return Stream(await self._send("GET", None, sent, timeout=aiohttp.ClientTimeout(total=None)))
 
     async def delete(self, headers: Mapping[str, str] | None = None) -> Answer:
         return await self._whole("DELETE", None, headers)
@@ -268,14 +270,22 @@ class McpClient:
         return await _read(await self._send(method, body, headers, bare=bare))
 
     async def _send(
-        self, method: str, body: object, headers: Mapping[str, str] | None = None, *, bare: bool = False
+        self,
+        method: str,
+        body: object,
+        headers: Mapping[str, str] | None = None,
+        *,
+        bare: bool = False,
+        timeout: aiohttp.ClientTimeout | None = None,
     ) -> aiohttp.ClientResponse:
         assert self.http is not None, "use the client in `async with`"
         data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
         sent = self._headers(data is not None, bare)
         sent.update(headers or {})
         try:
-            response = await self.http.request(method, self.url, data=data, headers=sent, allow_redirects=False)
+            response = await self.http.request(
+                method, self.url, data=data, headers=sent, allow_redirects=False, timeout=timeout or self.http.timeout
+            )
         except (aiohttp.ClientError, ConnectionError) as error:
             raise NoAnswer(str(error)) from error
         self.seen_session_ids += list(response.headers.getall(SESSION_HEADER, []))

@@ -131,6 +131,9 @@ class Endpoint:
         session = self.sessions.get(sid)
         if session is None and self.behaviour.sessions is SessionMode.ADOPTING:
             return self._open_session(request, sid, "2025-03-26", initialized=True)
+        if session is None and self.behaviour.sessions is SessionMode.OPENING:
+            minted = MINTS[self.behaviour.session_mint]()
+            return self._open_session(request, minted, "2025-03-26", initialized=True)
         if session is None or self._belongs_to_another(session, request):
             return self._lost(request, sid, messages)
         return session
@@ -359,7 +362,7 @@ class Endpoint:
             return Outgoing(405, (("Allow", "POST"),))
         session = self._session_of(request, ())
         if isinstance(session, Outgoing):
-            return session
+            return Streamed(StreamLog("nobody"), _SSE_HEADERS) if self.behaviour.get_takes_any else session
         if "text/event-stream" not in (request.header("accept") or ""):
             return _rpc_refusal(406, -32600, "Not Acceptable: Client must accept text/event-stream")
         last_event_id = request.header("last-event-id")
