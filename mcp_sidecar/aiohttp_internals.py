@@ -13,6 +13,9 @@ from multidict import CIMultiDict, CIMultiDictProxy
 NO_HEADERS: CIMultiDictProxy[str] = CIMultiDictProxy(CIMultiDict())
 """In place of those that nobody will ask for again."""
 
+_ANOTHER_HEAD = b"GET / HTTP/1.1\r\n\r\n"
+"""Shown behind each: the parser keeps the headers of the latest head, and they may hold a credential."""
+
 
 class RequestHeads:
     """aiohttp's request parser, shown one whole head at a time and no body: so it holds nothing between two requests.
@@ -35,6 +38,7 @@ class RequestHeads:
         if behind:
             raise ValueError("more than a head")
         if not (is_switched or message.upgrade or message.should_close):  # behind these it reads no other
+            parser.feed_data(_ANOTHER_HEAD)
             self._parser = parser
         return message
 

@@ -124,7 +124,7 @@ async def test_a_broken_stream_is_continued(how: Break, mid_event: bool) -> None
 
 async def test_a_stream_may_break_more_than_once() -> None:
     """As long as something new came, it is continued again."""
-    async with learned(event_store=True) as (upstream, _, client):
+    async with learned(event_store=True, healing__refresh_after_break=False) as (upstream, _, client):
         upstream.inject(CutStream(1, event_ids=True), times=3)
         answer = await client.call("tools/call", progress(4), id=4)
         assert answer.text == "4 steps"

@@ -149,35 +149,6 @@ async def test_an_end_without_close_notify_may_be_anybodys(
         answer.close()
 
 
-ON_UVLOOP = [
-    pytest.param("close", (b"some", None), id="close_notify"),
-    pytest.param("cut", (b"some", Fault.BROKEN), id="FIN"),
-]
-
-
-@pytest.mark.parametrize(("ending", "expected"), ON_UVLOOP)
-async def test_uvloop_tells_the_same(ending: str, expected: object, certificate: Certificate) -> None:
-    """Its transports are its own, and so is what they tell of an end."""
-    uvloop = pytest.importorskip("uvloop")
-    play = sends(LENGTHLESS % b"text/plain" + b"some", then=ending)
-    async with RawUpstream(OK, OK, play, tls=serving(certificate)) as server:
-
-        async def ask() -> tuple[bytes, Fault | None]:
-            async with sender(server.origin, ca_file=str(certificate[0])) as upstream:
-                assert await upstream.can_connect()
-                for _ in range(2):
-                    assert await whole(await upstream.send("GET", "/", [])) == b"ok"
-                assert upstream.express() is not None
-                async with await upstream.send("GET", "/", []) as answer:
-                    return await to_the_fault(answer)
-
-        def on_uvloop() -> tuple[bytes, Fault | None]:
-            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                return runner.run(ask())
-
-        assert await asyncio.to_thread(on_uvloop) == expected
-
-
 @pytest.mark.parametrize("ending", [Conversation.close, Conversation.cut], ids=["close_notify", "FIN"])
 async def test_a_tls_connection_that_has_ended_is_not_used(ending: object, certificate: Certificate) -> None:
     """Its end is looked for as any other's."""
