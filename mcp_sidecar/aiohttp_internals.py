@@ -13,7 +13,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 NO_HEADERS: CIMultiDictProxy[str] = CIMultiDictProxy(CIMultiDict())
 """In place of those that nobody will ask for again."""
 
-_ANOTHER_HEAD = b"GET / HTTP/1.1\r\n\r\n"
+_ANOTHER_HEAD = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 """Shown behind each: the parser keeps the headers of the latest head, and they may hold a credential."""
 
 

@@ -52,10 +52,10 @@ _.early_stream_after
 _.idle_ttl
 _.max_lifetime
 _.client_timeout
+_.drain_delay
 
-# Read by the edge and by whatever holds bytes.
-_.max_buffered_bytes
-_.client_timeout_s
+
+# What the stores of later versions are called by.
 keeper.unsaved  # a gauge, once there is a store that outlives the process
 keys.new_key  # for the command of this name
 keys.read_keys  # for sessions.key_file

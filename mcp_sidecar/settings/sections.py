@@ -24,7 +24,6 @@ from pydantic import (
     model_validator,
 )
 
-from mcp_sidecar.config import AFFINITY_COOKIES
 from mcp_sidecar.healing.policy import Announce, Mode, OnServerChange
 from mcp_sidecar.settings import values
 from mcp_sidecar.verdicts.signatures import Signature, operator_signature
@@ -136,11 +135,6 @@ class UpstreamSection(_Section):
         description="The Host that the upstream gets. auto: the URL's, but localhost with its port for the names that "
         "containers have for their host (host.docker.internal, host.containers.internal); client: the client's; else a "
         "literal.",
-    )
-    affinity_cookies: CookieNames = Field(
-        AFFINITY_COOKIES,
-        description="Cookies of load balancers: what the answer to an initialize sets is kept with that upstream session and "
-        "sent with its requests where the client sends none of that name. * at the end stands for any rest.",
     )
 
 

@@ -54,10 +54,6 @@ class Refusal:
             return False
         return status == 500 or (400 <= status < 500 and status not in NEVER_ASKED)
 
-    def is_same_as(self, other: Refusal) -> bool:
-        """Whether both refuse with the same status, in the same words."""
-        return self.words == other.words
-
 
 def refusal_of(
     status: int,

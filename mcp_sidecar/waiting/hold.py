@@ -53,7 +53,6 @@ class HeldRequest:
     owner: Hashable | None = None
     is_stream: bool = False
     deadline: float | None = None
-    has_waited: bool = False
     released: Waited | None = None
     woken: asyncio.Future[None] | None = None
     cancelled: set[CancelKey] = field(default_factory=set)
@@ -243,7 +242,7 @@ class Holds:
         if full or self._draining:
             yield False
             return
-        held.has_waited, held.released = True, None
+        held.released = None
         self._streams += held.is_stream
         if not held.is_stream:
             self._held.add(held)
