@@ -13,8 +13,9 @@ KEEP_ALIVE_S = 4.0
 class UpstreamConfig:
     """The one MCP server behind the sidecar. ``origin`` is ``scheme://host[:port]`` without a trailing slash.
 
-    ``host_header`` is ``auto``, ``client``, or the host to name. ``keep_alive_s`` is how long a free connection is kept: less than the five seconds after which uvicorn and Node
-    close theirs, since a request sent into a closing connection could not be told from one that was executed.
+    ``host_header`` is ``auto``, ``client``, or the host to name. ``keep_alive_s`` is how long a free connection is kept: less
+    than the five seconds after which uvicorn and Node close theirs, since a request sent into a closing connection could not
+    be told from one that was executed.
     """
 
     origin: str
