@@ -100,9 +100,14 @@ class Sidecar:
         self._is_accepting = True
 
     async def drain(self) -> None:
-        """Stop accepting, end GET streams, release what is held, and wait for the POST exchanges."""
+        """Stop accepting, end GET streams, release what is held, and wait for the POST exchanges.
+
+        ``listen.drain_delay`` before that all goes on as before, but not ready: balancers have that time to learn it.
+        """
         self._is_accepting = False
         self._server.announce_end()
+        if self._listen.drain_delay_s:
+            await asyncio.sleep(self._listen.drain_delay_s)
         self._server.stop_accepting()
         self.services.holds.drain()
         self.services.streams.listening.end_all()
@@ -136,16 +141,11 @@ class Sidecar:
         return server
 
     def read_files_again(self) -> None:
-        """Serve new connections with what the TLS files hold now; files that cannot be used change nothing."""
-        if self._tls is None:
-            return
-        try:
-            self._tls.read_again()
-        except OSError as error:
-            reason = error.reason if isinstance(error, ssl.SSLError) else error.strerror
-            logs.log().warning("tls_files_unusable", key="listen.tls_certificate", reason=reason)
-        else:
-            logs.log().info("tls_files_read", key="listen.tls_certificate")
+        """Make new connections with what the TLS files hold now; files that cannot be used change nothing."""
+        if self._tls is not None:
+            _read_again("listen.tls_certificate", self._tls.read_again)
+        if self._settings.upstream_config().ca_file is not None:
+            _read_again("upstream.ca_file", self.services.upstream.reload)
 
     @property
     def open_streams(self) -> int:
@@ -239,6 +239,16 @@ def build_services(settings: Settings, emit: Emit, clock: Callable[[], float]) -
         emit=emit,
         clock=clock,
     )
+
+
+def _read_again(key: str, read: Callable[[], None]) -> None:
+    try:
+        read()
+    except OSError as error:
+        reason = error.reason if isinstance(error, ssl.SSLError) else error.strerror
+        logs.log().warning("tls_files_unusable", key=key, reason=reason)
+    else:
+        logs.log().info("tls_files_read", key=key)
 
 
 def _keeper(settings: Settings, clock: Callable[[], float]) -> Keeper:

@@ -67,7 +67,7 @@ LAYERS: Final = (
     Layer(modules=HEALING, parts=(WIRE, VERDICTS, FACTS), banned=IMPURE),
     Layer(modules=WAITING, parts=(FACTS,)),
     Layer(modules=INTERNALS, libraries=AIOHTTP),
-    Layer(modules=UPSTREAM, parts=(WIRE, CONFIG), libraries=("aiohappyeyeballs", "yarl")),
+    Layer(modules=UPSTREAM, parts=(WIRE, WAITING, CONFIG), libraries=("aiohappyeyeballs", "yarl")),
     Layer(
         modules=DOWNSTREAM,
         parts=(WIRE, CONFIG, INTERNALS),

@@ -46,6 +46,7 @@ class ClientConnection(asyncio.Protocol):
         "_drains",
         "_framing",
         "_in_flight",
+        "_is_last",
         "_leftover",
         "_passage",
         "_phase",
@@ -59,7 +60,6 @@ class ClientConnection(asyncio.Protocol):
         "_task",
         "_upload",
         "_wake",
-        "is_last",
         "is_slow",
         "peer",
         "transport",
@@ -71,8 +71,7 @@ class ClientConnection(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
         self.peer: str | None = None
         self.is_slow = False
-        self.is_last = False
-        """Whether nothing is served behind the answer that is under way."""
+        self._is_last = False
         self._phase = Phase.IDLE
         self._begun = b""  # of a head
         self._passage: Passage | None = None
@@ -201,7 +200,7 @@ class ClientConnection(asyncio.Protocol):
         """A part of the body, or what nobody has asked for. False where the body is broken."""
         framing, upload = self._framing, self._upload
         if framing is None or upload is None:
-            self.is_last = self._sends_on = True
+            self._is_last = self._sends_on = True
             return True
         try:
             part, behind = framing.feed(data)
@@ -215,13 +214,13 @@ class ClientConnection(asyncio.Protocol):
             if behind:
                 self._sends_on = True
             if behind or not framing.is_plain:
-                self.is_last = True
+                self._is_last = True
         return True
 
     def _break_body(self) -> None:
         """What was to come of the body does not."""
         self._framing = None
-        self.is_last = self._sends_on = True
+        self._is_last = self._sends_on = True
         if self._upload is not None:
             self._upload.fail()
 
@@ -286,11 +285,16 @@ class ClientConnection(asyncio.Protocol):
             self._responder = self._upload = None
         return self._may_go_on(responder)
 
+    @property
+    def is_last(self) -> bool:
+        """Whether nothing is served behind the answer that is under way."""
+        return self._is_last or self._common.is_draining
+
     def _may_go_on(self, responder: Responder) -> bool:
         if self.transport is None or self._phase is not Phase.EXCHANGE:
             return False
         is_sending = self._sends_on or self._framing is not None
-        if is_sending or self.is_last or self._common.is_closing or not responder.keep_alive:
+        if is_sending or self.is_last or not responder.keep_alive:
             self._leave(lingers=is_sending)
             return False
         self._phase, self._quiet_since = Phase.IDLE, None

@@ -16,7 +16,7 @@ from mcp_sidecar.sessions.judge import judge
 from mcp_sidecar.sessions.services import Services
 from mcp_sidecar.streams.relay import relay_rest
 from mcp_sidecar.upstream.answer import Answer
-from mcp_sidecar.upstream.connection import UpstreamFault
+from mcp_sidecar.upstream.content import UpstreamFault
 
 
 class Delete:

@@ -19,7 +19,7 @@ from mcp_sidecar.sessions.recorder import Recorder
 from mcp_sidecar.sessions.services import Services
 from mcp_sidecar.streams.relay import Overhearing, relay_rest
 from mcp_sidecar.upstream.answer import Answer, is_event_stream
-from mcp_sidecar.upstream.connection import UpstreamFault
+from mcp_sidecar.upstream.content import UpstreamFault
 from mcp_sidecar.verdicts.classify import Judgement, SessionKnowledge, Verdict
 from mcp_sidecar.wire.headers import Pair
 from mcp_sidecar.wire.jsonrpc import Message

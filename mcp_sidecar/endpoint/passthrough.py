@@ -18,7 +18,7 @@ from mcp_sidecar.healing.labels import rpc_label
 from mcp_sidecar.sessions.services import Services
 from mcp_sidecar.streams.relay import relay_rest
 from mcp_sidecar.upstream.answer import EVENT_STREAM, Answer, is_event_stream
-from mcp_sidecar.upstream.connection import UpstreamFault
+from mcp_sidecar.upstream.content import UpstreamFault
 from mcp_sidecar.upstream.events import event_batches
 from mcp_sidecar.verdicts.classify import NO_SIGNATURE
 from mcp_sidecar.waiting.hold import HeldRequest, Waited

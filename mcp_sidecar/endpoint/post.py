@@ -24,7 +24,7 @@ from mcp_sidecar.healing import outbound, replies
 from mcp_sidecar.healing.exchange import Awaited, Exchange, Give, Heal, Hold, Pass, Send, Step
 from mcp_sidecar.healing.labels import rpc_label
 from mcp_sidecar.healing.marked_ids import FIRST, UNMARKED, Mark, Renumbering
-from mcp_sidecar.healing.policy import Mode
+from mcp_sidecar.healing.policy import Mode, Policy
 from mcp_sidecar.healing.replay import is_safe_in_doubt
 from mcp_sidecar.healing.replies import Reason
 from mcp_sidecar.healing.session import ClientSessionId
@@ -35,7 +35,7 @@ from mcp_sidecar.sessions.judge import judge
 from mcp_sidecar.sessions.recorder import Recorder
 from mcp_sidecar.sessions.services import Services
 from mcp_sidecar.upstream.answer import Answer, KeptAnswer, WholeJson, is_json, may_be_kept
-from mcp_sidecar.upstream.connection import UpstreamFault
+from mcp_sidecar.upstream.content import UpstreamFault
 from mcp_sidecar.verdicts.classify import Answer as JudgedAnswer
 from mcp_sidecar.verdicts.classify import Verdict
 from mcp_sidecar.waiting.hold import HeldRequest, Waited
@@ -111,7 +111,7 @@ class Post:
             message=self._message,
             session=self._call.knowledge,
             mode=policy.mode,
-            is_safe=partial(_is_safe, self._services, self._call, self._message, self._begun),
+            is_safe=partial(_is_safe, self._message, self._call, policy, self._begun),
             opaque=opaque,
             trust_503=policy.trust_503,
             endpoint_worked=self._services.holds.availability.has_worked,
@@ -323,10 +323,10 @@ def _new_id() -> str:
     return f"mcp-sidecar-{secrets.token_hex(8)}"
 
 
-def _is_safe(services: Services, call: Call, message: Message, begun: InFlight | None) -> bool:
-    """No method: what the exchange holds must not hold the exchange, or both stay until a collection."""
+def _is_safe(message: Message, call: Call, policy: Policy, begun: InFlight | None) -> bool:
+    """No method of ``Post``: the exchange keeps it, and a circle would keep the body until a collector finds it."""
     session = call.session
-    if session is None or not services.policy.trust_annotations:
+    if session is None or not policy.trust_annotations:
         return is_safe_in_doubt(message, frozenset())
     known = begun.safe_tools if begun is not None and not begun.is_taken else session.safe_tools
     return is_safe_in_doubt(message, known)

@@ -30,7 +30,7 @@ from mcp_sidecar.upstream.answer import (
     kept,
     may_be_kept,
 )
-from mcp_sidecar.upstream.connection import UpstreamFault
+from mcp_sidecar.upstream.content import UpstreamFault
 from mcp_sidecar.verdicts.classify import PEEK_BYTES
 from mcp_sidecar.wire import headers
 from mcp_sidecar.wire.headers import Pair

@@ -41,6 +41,7 @@ from mcp_sidecar.sessions.call import BadSessionId, Call, RequestLine, load_sess
 from mcp_sidecar.sessions.in_flight import InFlight
 from mcp_sidecar.sessions.services import Services
 from mcp_sidecar.streams.listener import Listener
+from mcp_sidecar.waiting.budget import Claim
 from mcp_sidecar.wire import headers, origins
 from mcp_sidecar.wire.headers import Fields, Pair
 from mcp_sidecar.wire.jsonrpc import UNREAD, Kind, Message, parse
@@ -92,6 +93,7 @@ class Router:
     ) -> None:
         """``bound_to`` is to be called with the address as soon as it is known."""
         self.services = services
+        self._bodies = services.upstream.budget.requests
         self._keepalive = keepalive
         self._listen = listen
         self._upstream = upstream
@@ -261,9 +263,13 @@ class Router:
         return self._in_use(call, observing.get() if incoming.method == "GET" else observing.delete())
 
     async def _post(self, incoming: Incoming) -> None:
+        with self._bodies.claim() as claim:
+            await self._answer_post(incoming, claim)
+
+    async def _answer_post(self, incoming: Incoming, claim: Claim) -> None:
         encoding = incoming.headers.get(hdrs.CONTENT_ENCODING)
         is_encoded = encoding is not None and encoding.strip().lower() not in ("", "identity")
-        body = await read_body(incoming.request, self.services.limits.max_request_body)
+        body = await read_body(incoming.request, self.services.limits.max_request_body, claim)
         message = UNREAD if is_encoded else parse(body)
         incoming.message, incoming.rpc_label = message, rpc_label(message)
         version = incoming.headers.get(PROTOCOL_VERSION_HEADER)

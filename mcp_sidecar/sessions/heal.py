@@ -22,7 +22,7 @@ from mcp_sidecar.sessions.own_requests import OwnRequests, Trigger, read_rpc_ans
 from mcp_sidecar.sessions.restore import Restore, in_time
 from mcp_sidecar.sessions.table import SessionTable
 from mcp_sidecar.upstream.answer import Answer, KeptAnswer, decoded_body, kept
-from mcp_sidecar.upstream.connection import UpstreamFault
+from mcp_sidecar.upstream.content import UpstreamFault
 from mcp_sidecar.upstream.upstream import Upstream
 from mcp_sidecar.verdicts.classify import PEEK_BYTES, InitializeVerdict, ProbeVerdict, judge_initialize_status
 from mcp_sidecar.verdicts.classify import Answer as JudgedAnswer

@@ -17,7 +17,7 @@ from mcp_sidecar.healing.principal import Principal
 from mcp_sidecar.healing.session import Event, Session
 from mcp_sidecar.sessions.heal import HEALED, HealAttempt, HealEnd, HealServices, Loss, tell_loss
 from mcp_sidecar.sessions.own_requests import Trigger
-from mcp_sidecar.upstream.connection import UpstreamFault
+from mcp_sidecar.upstream.content import UpstreamFault
 from mcp_sidecar.waiting.hold import HeldRequest, Holds, Waited
 from mcp_sidecar.waiting.slots import SlotRequest, Slots
 from mcp_sidecar.wire.faults import Fault

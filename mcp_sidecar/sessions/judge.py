@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from aiohttp import hdrs
 
 from mcp_sidecar.upstream.answer import Answer, decoded_body
-from mcp_sidecar.upstream.connection import UpstreamFault
+from mcp_sidecar.upstream.content import UpstreamFault
 from mcp_sidecar.verdicts.classify import (
     PEEK_BYTES,
     AnswerHead,

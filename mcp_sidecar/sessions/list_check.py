@@ -16,7 +16,7 @@ from mcp_sidecar.healing.policy import OnServerChange
 from mcp_sidecar.healing.session import Session, State
 from mcp_sidecar.sessions.heal import HealServices
 from mcp_sidecar.sessions.own_requests import OwnRequests, Trigger, read_rpc_answer
-from mcp_sidecar.upstream.connection import UpstreamFault
+from mcp_sidecar.upstream.content import UpstreamFault
 from mcp_sidecar.wire.jsonrpc import Message, dump
 
 MAX_AT_A_TIME = 8

@@ -11,7 +11,7 @@ from functools import lru_cache
 from mcp_sidecar.healing.principal import Principal
 from mcp_sidecar.healing.session import Session, UpstreamSessionId
 from mcp_sidecar.upstream.answer import Answer, decoded_body, is_event_stream
-from mcp_sidecar.upstream.connection import UpstreamFault
+from mcp_sidecar.upstream.content import UpstreamFault
 from mcp_sidecar.upstream.events import event_batches
 from mcp_sidecar.upstream.upstream import Upstream
 from mcp_sidecar.wire import headers

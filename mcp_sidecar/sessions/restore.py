@@ -12,7 +12,7 @@ from mcp_sidecar.healing.session import UpstreamSessionId
 from mcp_sidecar.sessions.judge import see
 from mcp_sidecar.sessions.own_requests import OwnRequests, read_rpc_answer
 from mcp_sidecar.upstream.answer import Answer, is_event_stream, is_json
-from mcp_sidecar.upstream.connection import UpstreamFault
+from mcp_sidecar.upstream.content import UpstreamFault
 from mcp_sidecar.verdicts.classify import Answer as JudgedAnswer
 from mcp_sidecar.verdicts.classify import ProbeVerdict, judge_probe
 from mcp_sidecar.verdicts.probes import StepVerdict, judge_step

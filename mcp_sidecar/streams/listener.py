@@ -32,7 +32,7 @@ from mcp_sidecar.streams.client_stream import ClientStream
 from mcp_sidecar.streams.relay import relay_rest, splitter_for
 from mcp_sidecar.streams.subscription import Subscription
 from mcp_sidecar.upstream.answer import Answer, KeptAnswer, is_event_stream
-from mcp_sidecar.upstream.connection import UpstreamFault
+from mcp_sidecar.upstream.content import UpstreamFault
 from mcp_sidecar.upstream.events import batches
 from mcp_sidecar.verdicts.classify import Answer as JudgedAnswer
 from mcp_sidecar.waiting.availability import SLOWEST_PACE_S
@@ -325,6 +325,7 @@ class Listener:
                     async for batch in batches(splitter, answer.take()):
                         for piece in batch:
                             await self._relay_piece(piece, watch)
+                    await answer.hold_beside(splitter.held_bytes)
             except UpstreamFault:
                 broke = True
             finally:

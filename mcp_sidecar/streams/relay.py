@@ -15,7 +15,7 @@ from mcp_sidecar.healing.stream_watch import AfterEnd, Ending, StreamWatch, afte
 from mcp_sidecar.sessions.call import Call
 from mcp_sidecar.sessions.services import Services
 from mcp_sidecar.upstream.answer import Answer, is_event_stream, is_json
-from mcp_sidecar.upstream.connection import UpstreamFault
+from mcp_sidecar.upstream.content import UpstreamFault
 from mcp_sidecar.upstream.events import batches, event_batches
 from mcp_sidecar.wire import headers
 from mcp_sidecar.wire.faults import Fault

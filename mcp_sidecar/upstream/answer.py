@@ -12,6 +12,7 @@ from typing import Self
 from mcp_sidecar.upstream.connection import Connection
 from mcp_sidecar.upstream.content import Content, UpstreamFault
 from mcp_sidecar.upstream.pool import Pool
+from mcp_sidecar.waiting.budget import Claim
 from mcp_sidecar.wire.faults import Fault
 from mcp_sidecar.wire.headers import Fields, Pair, media_type
 from mcp_sidecar.wire.json_end import JsonEnd
@@ -39,9 +40,16 @@ class Answer:
     """
 
     def __init__(
-        self, pool: Pool, connection: Connection, head: ResponseHead, content: Content, idle_timeout_s: float
+        self,
+        pool: Pool,
+        connection: Connection,
+        head: ResponseHead,
+        content: Content,
+        idle_timeout_s: float,
+        claim: Claim,
     ) -> None:
-        """``content`` is a body of which nothing was taken."""
+        """``content`` is a body of which nothing was taken; ``claim`` counts what of it is in memory."""
+        self._claim = claim
         self._idle_timeout_s = idle_timeout_s
         self._pool = pool
         self._connection: Connection | None = connection
@@ -92,6 +100,7 @@ class Answer:
                 chunk = await self._read()
                 parts.append(chunk)
                 size += len(chunk)
+                await self._hold(len(chunk))
         finally:
             self.peeked = parts[0] if len(parts) == 1 else b"".join(parts)  # what came before a break, too
         return self.peeked
@@ -135,6 +144,17 @@ class Answer:
                 raise UpstreamFault(self._fault)
         return chunk
 
+    async def hold_beside(self, size: int) -> None:
+        """So many bytes are held of what was read and not peeked, such as the beginning of an event."""
+        await self._claim.resize(size)
+
+    async def _hold(self, size: int) -> None:
+        """What is all that there is waits for nothing, since nothing more is read."""
+        if self.whole:
+            self._claim.count(size)
+        else:
+            await self._claim.grow(size)
+
     def forget_head(self) -> None:
         """Nobody will ask for the headers again."""
         self._fields = _NO_FIELDS
@@ -166,6 +186,7 @@ class Answer:
     def close(self) -> None:
         """Let go of the connection: kept if everything was read, closed otherwise."""
         connection, self._connection = self._connection, None
+        self._claim.release()
         if connection is not None:
             if not self._content.is_read:
                 connection.abort()

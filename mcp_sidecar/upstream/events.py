@@ -37,3 +37,4 @@ async def event_batches(answer: Answer, splitter: EventSplitter) -> AsyncIterato
     async for chunk in answer.chunks():
         async for batch in batches(splitter, chunk):
             yield batch
+        await answer.hold_beside(splitter.held_bytes)

@@ -19,6 +19,7 @@ from mcp_sidecar.upstream.content import UpstreamFault
 from mcp_sidecar.upstream.host import PASSED, host_line
 from mcp_sidecar.upstream.pool import NOBODY, Pool
 from mcp_sidecar.upstream.upload import Body
+from mcp_sidecar.waiting.budget import Budget
 from mcp_sidecar.wire.headers import Pair, encoded_head, signs_in_connection
 
 _WITHOUT_BODY = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
@@ -32,7 +33,11 @@ class Upstream:
     """The one server behind the sidecar."""
 
     def __init__(self, config: UpstreamConfig, limits: Limits, on_connect: OnConnect) -> None:
-        """Raises OSError where the certificates of ``config.ca_file`` cannot be read."""
+        """``budget`` counts what is held of requests and answers.
+
+        Raises OSError where the certificates of ``config.ca_file`` cannot be read.
+        """
+        self.budget = Budget(limits.max_buffered_bytes)
         self._config = config
         self._limits = limits
         self._on_connect = on_connect
@@ -125,7 +130,7 @@ class Upstream:
         head, content = received
         if any(map(signs_in_connection, head.fields.values(_CHALLENGE))):
             connection.bound_to = NOBODY if owner is None else owner
-        return Answer(pool, connection, head, content, self._config.idle_timeout_s)
+        return Answer(pool, connection, head, content, self._config.idle_timeout_s, self.budget.answers.claim())
 
     def _lines(self, method: str, target: str, headers: list[Pair], body: Body) -> tuple[list[str], bool]:
         """The lines of the head, and whether the body has to be sent in chunks."""

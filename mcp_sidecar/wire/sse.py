@@ -119,6 +119,11 @@ class EventSplitter:
         """The bytes held back: the beginning of an event or comment whose end has not come."""
         return (self._head or b"") + bytes(self._held)
 
+    @property
+    def held_bytes(self) -> int:
+        """How many bytes are held back, but for those of a mark at the beginning."""
+        return len(self._held)
+
     def feed(self, chunk: bytes) -> list[Block | Fragment]:
         """Takes the next bytes, returns what can be passed on."""
         if self._head is not None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from mcp_sidecar.wire.sse import (
     KEEP_ALIVE,
+    NO_FIELDS,
     Block,
     Event,
     EventSplitter,
@@ -263,6 +264,22 @@ class TestLongEvents:
         assert len(splitter.pending) <= 1000
         assert isinstance(splitter.feed(chunk)[0], Fragment) is is_event
         assert len(pickle.dumps(splitter)) < 3000
+
+
+@pytest.mark.parametrize("line", [b"\n", b"\r\n", b"\r", b":\n", b": keep-alive\r\n\r\n"])
+def test_what_says_nothing_is_looked_at_once(line: bytes) -> None:
+    """Blank lines and comments that come together are one piece, and its lines are not read one by one."""
+    pieces, _ = split([line * 10_000, b"data: x\n\n"])
+    (nothing, event) = (piece for piece in pieces if isinstance(piece, Block) and len(piece.raw) > 1)
+    assert nothing.event is NO_FIELDS
+    assert event.event.data == "x"
+
+
+@given(stream_bytes, cuts)
+def test_a_piece_says_what_its_lines_say(stream: bytes, cut_at: list[int]) -> None:
+    """Whether a piece has fields is told by its first byte; a look at every line finds the same."""
+    pieces, _ = split(chunks_of(stream, cut_at))
+    assert all(piece.event == parse_event(piece.raw) for piece in pieces if isinstance(piece, Block))
 
 
 class TestParseEvent:
