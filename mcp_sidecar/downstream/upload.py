@@ -94,14 +94,16 @@ class Upload:
             self._wake()
 
     def end(self) -> None:
-        """That was the last part."""
+        """That was the last part. From now on the client is read from whoever is slow: it may leave, or send more."""
         self._has_ended = True
+        self._source.resume_reading()
         self._wake()
 
     def fail(self) -> None:
         """There will be no end."""
         self._failed = True
         self._parts.clear()
+        self._source.resume_reading()
         self._wake()
 
     def _wake(self) -> None:
