@@ -13,7 +13,7 @@ from aiohttp.http_exceptions import LineTooLong
 from multidict import CIMultiDictProxy
 from yarl import URL
 
-from mcp_sidecar.aiohttp_internals import NO_HEADERS, RequestHeads
+from mcp_sidecar.aiohttp_internals import NO_HEADERS, read_request_head
 from mcp_sidecar.downstream.upload import Upload
 from mcp_sidecar.wire.framing import BodyFraming, ChunkedBody, SizedBody
 
@@ -91,7 +91,7 @@ class HeadReader:
     def __init__(self, loop: asyncio.AbstractEventLoop, max_header_bytes: int) -> None:
         """``max_header_bytes`` bounds the request line, and all headers together."""
         self._max_bytes = max_header_bytes
-        self._heads = RequestHeads(loop, max_line_bytes=max_header_bytes, max_headers=MAX_HEADERS)
+        self._loop = loop
 
     def fault_of(self, begun: bytes) -> Fault | None:
         """What is wrong with a head that has begun so: it is not waited for the rest of what cannot become one."""
@@ -113,7 +113,7 @@ class HeadReader:
         if _REQUEST_LINE.match(head) is None or head.count(b"\n") != lines or head.count(b"\r") != lines:
             raise Unreadable(Fault.UNREADABLE)
         try:
-            message = self._heads.read(head)
+            message = read_request_head(self._loop, head, max_line_bytes=self._max_bytes, max_headers=MAX_HEADERS)
         except Exception as error:  # noqa: BLE001 - whatever the parser stumbles over is the client's fault
             is_large = isinstance(error, LineTooLong) or "Too many headers" in str(error)
             fault = Fault.HEAD_TOO_LARGE if is_large else Fault.UNREADABLE

@@ -94,7 +94,7 @@ class Upload:
             self._wake()
 
     def end(self) -> None:
-        """That was the last part. What the client sends behind it is not this body's, whoever reads it or not."""
+        """That was the last part. From now on the client is read from whoever is slow: it may leave, or send more."""
         self._has_ended = True
         self._source.resume_reading()
         self._wake()
@@ -103,6 +103,7 @@ class Upload:
         """There will be no end."""
         self._failed = True
         self._parts.clear()
+        self._source.resume_reading()
         self._wake()
 
     def _wake(self) -> None:

@@ -12,7 +12,7 @@ from http import HTTPStatus
 from random import Random
 
 from mcp_sidecar.downstream.common import Patience
-from mcp_sidecar.downstream.connection import ClientConnection
+from mcp_sidecar.downstream.connection import ClientConnection, Phase
 from mcp_sidecar.downstream.request import Fault, Request
 from mcp_sidecar.downstream.response import Responder
 from mcp_sidecar.downstream.server import Server
@@ -81,6 +81,12 @@ class Wire(asyncio.Transport):
 
     def write_eof(self) -> None:
         self.has_ended = True
+
+    @property
+    def is_deaf(self) -> bool:
+        """Whether nothing that a client sends now would be heard, although it is its turn."""
+        idle = self.protocol is not None and self.protocol._phase is Phase.IDLE
+        return idle and self.is_paused
 
     def get_extra_info(self, name: str, default: object = None) -> object:
         return ("127.0.0.1", self.number) if name == "peername" else default

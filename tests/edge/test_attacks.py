@@ -275,6 +275,31 @@ async def test_a_body_that_nobody_reads_is_not_taken() -> None:
     await echo.server.close()
 
 
+@pytest.mark.parametrize("reads", [pytest.param(True, id="read"), pytest.param(False, id="not read")])
+async def test_a_large_body_that_is_whole_leaves_nobody_deaf(reads: bool) -> None:
+    """However much of it came at a time: the client may leave, and its next request is heard."""
+    echo = Echo(reads=reads)
+    protocol, wire = echo.connect()
+    for _ in range(3):
+        protocol.data_received(sized("A", b"a" * (3 * MAX_UNREAD_BYTES)))
+        assert not wire.is_paused
+        await settle()
+    assert len(answers_in(bytes(wire.written))) == 3
+    await echo.server.close()
+
+
+async def test_a_body_that_breaks_leaves_nobody_deaf() -> None:
+    """Nor one whose framing is wrong behind a part that nobody has taken."""
+    echo = Echo(reads=False, gate=asyncio.Event())
+    protocol, wire = echo.connect()
+    protocol.data_received(chunks("A", b"a" * (2 * MAX_UNREAD_BYTES), end=b""))
+    await settle()
+    assert wire.is_paused
+    protocol.data_received(b"zz\r\n")  # what was read already
+    assert not wire.is_paused
+    await echo.server.close()
+
+
 async def test_what_comes_behind_the_last_answer_is_read_for_a_while() -> None:
     """So that a reset does not take the answer from a client that still sends; but not for ever."""
     echo = Echo()

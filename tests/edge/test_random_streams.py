@@ -47,7 +47,7 @@ def message(draw: Random, mark: bytes) -> Sent:
     kind = draw.random()
     if kind < 0.03:
         return Sent(draw.choice(REFUSED), mark, b"", is_refused=True, ends=True)
-    body = draw.randbytes(draw.choice((0, 1, 5, 40, 300)))
+    body = draw.randbytes(draw.choice((0, 1, 5, 40, 300) if draw.random() < 0.999 else (200_000,)))
     head = b"POST /%b HTTP/1.1\r\nHost: a\r\nX-Mark: %b\r\n" % (mark, mark)
     if kind < 0.1:
         head += b"Connection: close\r\n"
@@ -108,6 +108,7 @@ class Stream:
 
     async def _until_it_is_our_turn(self) -> None:
         for _ in range(2000):
+            assert not self.wire.is_deaf
             if self._is_over or self.protocol._phase is Phase.IDLE:
                 return
             await asyncio.sleep(0)
