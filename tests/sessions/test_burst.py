@@ -90,7 +90,7 @@ class InstantAnswer:
 
     def __init__(self, status: int, body: bytes, session_id: str | None = None) -> None:
         self.status = status
-        self.whole = True
+        self.whole, self.peeked = True, body
         self._body = body
         self._headers = {"Content-Type": "application/json", "Mcp-Session-Id": session_id}
 
@@ -120,8 +120,10 @@ class InstantUpstream:
         self.initializes: list[float] = []
         self.under_way = self.most_under_way = 0
 
-    async def send(self, _method: str, _target: str, _headers: list[Pair], body: bytes) -> InstantAnswer:
-        if b'"initialize"' not in body:
+    async def send(
+        self, _method: str, _target: str, _headers: list[Pair], body: bytes | None = None, **_options: object
+    ) -> InstantAnswer:
+        if body is None or b'"initialize"' not in body:
             return InstantAnswer(202, b"")
         self.initializes.append(virtual_time.now())
         self.under_way += 1
