@@ -19,13 +19,14 @@ from dataclasses import dataclass
 from enum import Enum
 
 from mcp_sidecar.healing import replies
-from mcp_sidecar.healing.exchange import Give, Heal, Pass, Unhealed
+from mcp_sidecar.healing.exchange import Ask, Give, Heal, Pass, Unhealed
 from mcp_sidecar.healing.policy import Mode
 from mcp_sidecar.healing.position import Position
 from mcp_sidecar.healing.replies import Reason
 from mcp_sidecar.healing.session import Session
 from mcp_sidecar.healing.stream_watch import StreamWatch
 from mcp_sidecar.verdicts.classify import Judgement, Verdict
+from mcp_sidecar.verdicts.refusals import PingAnswer, PingVerdict
 from mcp_sidecar.wire.faults import Fault
 
 QUICK_END_S = 1.0
@@ -79,7 +80,7 @@ class End:
     cut: bool = False
 
 
-GoOn = Get | Relay | Wait | Heal
+GoOn = Get | Relay | Wait | Ask | Heal
 Last = Pass | Give | Tell | End
 Step = GoOn | Last
 
@@ -151,7 +152,8 @@ class Attachment:
         """The upstream answered with something else than a stream."""
         if status == METHOD_NOT_ALLOWED and self._session is not None and self._position.last_seen is None:
             self._session.note_get(is_refused=True)
-        if judgement.verdict in (Verdict.SESSION_LOST, Verdict.AMBIGUOUS):
+        is_conflict = status == CONFLICT and self._conflicts_left > 0
+        if judgement.verdict is Verdict.SESSION_LOST or (judgement.verdict is Verdict.ASK and not is_conflict):
             return self._lost(judgement, status)
         if judgement.verdict is Verdict.UNAVAILABLE and not judgement.jsonrpc_body and self.may_outlive:
             return self._keep_open(Until.ROUTE)
@@ -163,6 +165,23 @@ class Attachment:
         """The session stands on a new upstream session."""
         return _AGAIN
 
+    def asked(self, answer: PingAnswer) -> Step:
+        """Somebody has asked with a ping."""
+        match answer.verdict:
+            case PingVerdict.REFUSED:
+                return self._loss[0] if self._loss is not None else self._pass()
+            case PingVerdict.AWAY:
+                return self._keep_open(Until.CONNECT)
+            case PingVerdict.GATEWAY | PingVerdict.BUSY:
+                return self._keep_open(Until.ROUTE)
+            case PingVerdict.ALIVE if self._was_away:
+                self._was_away = False  # back between that answer and the ping: the answer still was the ingress's
+                return _AGAIN
+            case PingVerdict.ALIVE if self._loss is not None:
+                return self._refused_in_session(self._loss[1])
+            case _:
+                return self._pass()
+
     def unhealed(self, why: Unhealed) -> Step:
         """The heal ended otherwise."""
         match why:
@@ -170,9 +189,6 @@ class Attachment:
                 return self._keep_open(Until.CONNECT)
             case Unhealed.NO_ROUTE | Unhealed.GATEWAY:
                 return self._keep_open(Until.ROUTE)
-            case Unhealed.ALIVE if self._was_away:
-                self._was_away = False  # back between that answer and the probe: the answer still was the ingress's
-                return _AGAIN
             case Unhealed.NOT_RESTORED:
                 return self._session_not_found()
             case _:
@@ -203,7 +219,7 @@ class Attachment:
     def _get(self, *, comes_back: bool = False) -> Step:
         session = self._session
         if session is not None and session.displaced:  # it would be a window into another one's session
-            self._loss = Heal("id-minted-anew", confirm=False), 0
+            self._loss = Heal("id-minted-anew"), 0
             return self._loss[0] if self._mode is Mode.HEAL else self._session_not_found()
         if self._mode is Mode.HEAL and self._position.is_stranded(self.generation):
             return Tell()
@@ -231,13 +247,13 @@ class Attachment:
 
     def _lost(self, judgement: Judgement, status: int) -> Step:
         is_certain = judgement.verdict is Verdict.SESSION_LOST
-        self._loss = Heal(judgement.name, confirm=not is_certain), status
+        self._loss = Heal(judgement.name, is_certain), status
         if not self.may_outlive:
             return self._session_not_found() if is_certain else self._pass()
         if not is_certain and self._position.last_seen is not None:
             self._position.forget()  # perhaps only the resume was refused (rmcp up to 1.4: 500)
             return _AGAIN
-        return self._loss[0]
+        return self._loss[0] if is_certain else Ask(judgement.refusal)
 
     def _pause_s(self, lived_s: float, retry_ms: int | None) -> float:
         """Once a stream may end at once, as at a restart; a server that does it again is not asked in a loop."""

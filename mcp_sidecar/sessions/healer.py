@@ -72,7 +72,7 @@ class Healer:
             flight = self._flights.get(session)
             if flight is None:
                 if self._is_spent(session):
-                    if loss.ambiguous is None:
+                    if loss.is_certain:
                         tell_loss(session, loss, self._tools.emit)
                     self._refuse(session, loss, "heals of this session in a minute")
                     return Waited.BACK, HealEnd(Unhealed.NOT_RESTORED)
@@ -80,7 +80,7 @@ class Healer:
             if is_urgent:
                 self._turns.promote(flight.turn)
             waited, end = await self._holds.for_result(held, flight.task)
-            if end is None or self._counts_for(end, flight, loss, trigger):
+            if end is None or self._counts_for(end, flight, trigger):
                 return waited, end or HEALED
 
     def refuse_foreign(self, session_label: str, signature: str) -> None:
@@ -106,17 +106,12 @@ class Healer:
         return flight
 
     @staticmethod
-    def _counts_for(end: HealEnd, flight: Flight, loss: Loss, trigger: Trigger) -> bool:
+    def _counts_for(end: HealEnd, flight: Flight, trigger: Trigger) -> bool:
         """Whether the end of somebody's heal is the end for this request, too.
 
-        Refused credentials are only those of the request that flew; a ping that found the session alive does not
-        outweigh an answer that needed no confirmation.
+        Refused credentials are only those of the request that flew.
         """
-        if end.why is Unhealed.UNAUTHORIZED:
-            return flight.credential == trigger.credential
-        if end.why in (Unhealed.ALIVE, Unhealed.UNPROVEN):
-            return loss.ambiguous is not None
-        return True
+        return end.why is not Unhealed.UNAUTHORIZED or flight.credential == trigger.credential
 
     def _is_spent(self, session: Session) -> bool:
         return session.heals_within(BUDGET_PERIOD_S, self._tools.clock()) >= self._tools.policy.max_heals_per_minute

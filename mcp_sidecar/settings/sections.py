@@ -24,6 +24,7 @@ from pydantic import (
     model_validator,
 )
 
+from mcp_sidecar.config import AFFINITY_COOKIES
 from mcp_sidecar.healing.policy import Announce, Mode, OnServerChange
 from mcp_sidecar.settings import values
 from mcp_sidecar.verdicts.signatures import Signature, operator_signature
@@ -82,6 +83,8 @@ AuthoritiesFile = Annotated[str, BeforeValidator(values.words(_authorities))]
 Origins = Annotated[tuple[str, ...], BeforeValidator(values.each(values.words(values.origin)))]
 Hosts = Annotated[tuple[str, ...], BeforeValidator(values.each(values.words(values.host_header)))]
 HeaderNames = Annotated[tuple[str, ...], BeforeValidator(values.each(values.words(values.header_name)))]
+CookieNames = Annotated[tuple[str, ...], BeforeValidator(values.each(values.words(values.cookie_name)))]
+UpstreamHost = Annotated[str, BeforeValidator(values.words(values.upstream_host))]
 Words = Annotated[tuple[str, ...], BeforeValidator(values.each(values.words(str)))]
 PublicOrigin = Annotated[str, BeforeValidator(values.words(values.public_origin))]
 
@@ -127,6 +130,22 @@ class UpstreamSection(_Section):
         600.0,
         description="An open exchange on which no byte came for so many seconds counts as cut. "
         "Event streams that answer a GET are excepted.",
+    )
+    keep_alive: SecondsAboveZero = Field(
+        4.0,
+        description="How long a free connection is kept, in seconds, unless the upstream asks for less: less than the "
+        "upstream itself keeps it.",
+    )
+    host_header: UpstreamHost = Field(
+        "auto",
+        description="The Host that the upstream gets. auto: the URL's, but localhost with its port for the names that "
+        "containers have for their host (host.docker.internal, host.containers.internal); client: the client's; else a "
+        "literal.",
+    )
+    affinity_cookies: CookieNames = Field(
+        AFFINITY_COOKIES,
+        description="Cookies of load balancers: what the answer to an initialize sets is kept with that upstream session and "
+        "sent with its requests where the client sends none of that name. * at the end stands for any rest.",
     )
 
 
@@ -209,7 +228,6 @@ class SignatureRow(_Section):
     status: CountAboveZero
     text: Text
     methods: Words = ()
-    may_have_run: bool = True
 
     @model_validator(mode="after")
     def _meant(self) -> SignatureRow:
@@ -223,7 +241,6 @@ class SignatureRow(_Section):
             status=self.status,
             text=self.text,
             methods=self.methods,
-            may_have_run=self.may_have_run,
         )
 
 
@@ -284,8 +301,7 @@ class HealingSection(_Section):
     signatures: Annotated[tuple[SignatureRow, ...], BeforeValidator(values.items)] = Field(
         (),
         description="More ways in which the upstream says that a session is lost: the status, a regular expression tried at "
-        "the start of the message (of all of it for 401 and 403), optionally a name, the methods it answers, and whether the "
-        "request may have run.",
+        "the start of the message (of all of it for 401 and 403), optionally a name and the methods it answers.",
         examples=[
             [
                 {
@@ -293,7 +309,6 @@ class HealingSection(_Section):
                     "status": 400,
                     "text": "no such session",
                     "methods": ["POST"],
-                    "may_have_run": False,
                 }
             ]
         ],

@@ -204,6 +204,18 @@ def header_name(text: str) -> str:
     return text
 
 
+def cookie_name(text: str) -> str:
+    """Read the name of a cookie, or with ``*`` at its end what names begin with."""
+    if not _HEADER_NAME.fullmatch(text) or "*" in text[:-1]:
+        raise ValueError(f"must name cookies, perhaps with * at the end, and {shown(text)} cannot be one")
+    return text
+
+
+def upstream_host(text: str) -> str:
+    """Read what the upstream gets as ``Host``: a literal, or one of two words."""
+    return text.lower() if text.lower() in {"auto", "client"} else host_header(text)
+
+
 def endpoint(text: str) -> str:
     """Read the path of the MCP endpoint."""
     if not text.startswith("/"):

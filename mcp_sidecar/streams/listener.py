@@ -16,7 +16,7 @@ from mcp_sidecar.downstream.response import Responder
 from mcp_sidecar.facts import AnswerRewritten, OutcomeUnknown
 from mcp_sidecar.healing import replies
 from mcp_sidecar.healing.attachment import Attachment, End, Ended, Get, GoOn, Last, Relay, Step, Tell, Until, Wait
-from mcp_sidecar.healing.exchange import Give, Heal, Pass
+from mcp_sidecar.healing.exchange import Ask, Give, Heal, Pass
 from mcp_sidecar.healing.labels import OTHER
 from mcp_sidecar.healing.marked_ids import UNMARKED, Renumbering
 from mcp_sidecar.healing.policy import Mode
@@ -24,6 +24,7 @@ from mcp_sidecar.healing.position import Position, note_unanswered
 from mcp_sidecar.healing.replies import OwnAnswer, Reason
 from mcp_sidecar.healing.session import Session, UpstreamSessionId
 from mcp_sidecar.healing.stream_watch import StreamWatch
+from mcp_sidecar.sessions.asker import Question, media_type_of
 from mcp_sidecar.sessions.call import Call
 from mcp_sidecar.sessions.heal import Loss, tell_loss
 from mcp_sidecar.sessions.judge import judge
@@ -34,7 +35,6 @@ from mcp_sidecar.streams.subscription import Subscription
 from mcp_sidecar.upstream.answer import Answer, KeptAnswer, is_event_stream
 from mcp_sidecar.upstream.connection import UpstreamFault
 from mcp_sidecar.upstream.events import batches
-from mcp_sidecar.verdicts.classify import Answer as JudgedAnswer
 from mcp_sidecar.waiting.availability import SLOWEST_PACE_S
 from mcp_sidecar.waiting.hold import HeldRequest, Waited
 from mcp_sidecar.wire import headers
@@ -55,7 +55,6 @@ class Listener:
         "_generation",
         "_is_counted",
         "_keepalive",
-        "_original",
         "_position",
         "_refusal",
         "_responder",
@@ -63,6 +62,7 @@ class Listener:
         "_signature",
         "_stream",
         "_upstream",
+        "_upstream_id",
         "_watch",
     )
 
@@ -78,9 +78,9 @@ class Listener:
         self._stream = ClientStream(responder)
         self._watch: StreamWatch | None = None
         self._answer: Answer | None = None
-        self._original: JudgedAnswer | None = None
         self._refusal: KeptAnswer | None = None
         self._signature = "id-minted-anew"
+        self._upstream_id: UpstreamSessionId | None = None
         self._generation = 1
         self._is_counted = False
 
@@ -92,7 +92,7 @@ class Listener:
         is_ended = False
         try:
             step = self._attachment.begin(replaces_one=await self._take_place())
-            while isinstance(step, Get | Relay | Wait | Heal):
+            while isinstance(step, Get | Relay | Wait | Ask | Heal):
                 step = await self._carry_out(step)
             await self._finish(step)
         except asyncio.CancelledError:
@@ -113,6 +113,8 @@ class Listener:
                 return self._relay()
             case Wait():
                 return self._wait(step)
+            case Ask():
+                return self._ask(step)
             case Heal():
                 return self._heal(step)
             case _:
@@ -198,6 +200,7 @@ class Listener:
     async def _get(self, step: Get) -> Step:
         self._drop_answer()
         generation = self._generation = self._attachment.generation
+        self._upstream_id = self._session.upstream_id if self._session is not None else None
         try:
             self._answer = answer = await self._upstream.get(generation, comes_back=step.comes_back)
         except UpstreamFault as fault:
@@ -213,10 +216,19 @@ class Listener:
             judged = await judge(answer, self._call.facts(None), self._services.policy.signatures)
         except UpstreamFault as fault:
             return self._attachment.failed(fault.fault)
-        self._original, self._signature = judged.seen, judged.judgement.name
+        self._signature = judged.judgement.name
         return self._attachment.refused(judged.judgement, answer.status)
 
     # -- Heal and Wait ------------------------------------------------------------------------------------------------
+
+    async def _ask(self, step: Ask) -> Step:
+        session, answer = self._session, self._answer
+        assert session is not None, "only a bound session is asked about"
+        assert answer is not None, "only an answer is asked about"
+        held = HeldRequest(0, self._services.policy.hold_timeout_s, is_stream=True)
+        question = Question(self._generation, self._upstream_id, step.refusal, media_type_of(answer))
+        waited, found = await self._services.sessions.asker.ask(session, question, self._call.trigger, held)
+        return self._attachment.asked(found) if waited is Waited.BACK else self._attachment.expired()
 
     async def _heal(self, step: Heal) -> Step:
         session, answer = self._session, self._answer
@@ -224,8 +236,7 @@ class Listener:
         if answer is None:  # nothing was asked: the id is another session's, and so is what a heal has opened for it
             self._upstream.let_go()
             self._generation = session.generation
-        original = self._original if step.confirm else None
-        loss = Loss(self._generation, step.signature, answer.status if answer is not None else 0, original)
+        loss = Loss(self._generation, step.signature, answer.status if answer is not None else 0, step.is_certain)
         held = HeldRequest(0, self._services.policy.hold_timeout_s, is_stream=True)
         waited, end = await self._services.sessions.healer.heal(
             session, loss, self._call.trigger, held, is_urgent=False

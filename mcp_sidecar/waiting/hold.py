@@ -53,7 +53,6 @@ class HeldRequest:
     owner: Hashable | None = None
     is_stream: bool = False
     deadline: float | None = None
-    has_waited: bool = False
     released: Waited | None = None
     woken: asyncio.Future[None] | None = None
     cancelled: set[CancelKey] = field(default_factory=set)
@@ -125,6 +124,11 @@ class Holds:
                     self.went_on(held)  # away again meanwhile
                 if self.route.apply(held):
                     return Waited.BACK
+
+    async def for_turn(self, held: HeldRequest, pause_s: float) -> Waited:
+        """Wait so long for a server that is there and has no time."""
+        with self._room_for(held) as there_is:
+            return await self._pause(held, pause_s) if there_is else Waited.EXPIRED
 
     async def for_result(self, held: HeldRequest, result: asyncio.Task[T]) -> tuple[Waited, T | None]:
         """Wait for somebody else's work, which goes on whatever becomes of this request."""
@@ -243,7 +247,7 @@ class Holds:
         if full or self._draining:
             yield False
             return
-        held.has_waited, held.released = True, None
+        held.released = None
         self._streams += held.is_stream
         if not held.is_stream:
             self._held.add(held)

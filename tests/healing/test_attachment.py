@@ -41,7 +41,7 @@ Story = list[tuple[Report, Step]]
 
 ROWS: Final = {row.name: row for row in TABLE}
 LOST: Final = Judgement(Verdict.SESSION_LOST, ROWS["python-404"], jsonrpc_body=True)
-PERHAPS: Final = Judgement(Verdict.AMBIGUOUS, ROWS["bare-404"], bare_404=True)
+PERHAPS: Final = Judgement(Verdict.ASK, ROWS["bare-404"], bare_404=True)
 NO_STREAM: Final = Judgement(Verdict.OTHER)
 REFUSED_US: Final = Judgement(Verdict.AUTH_FAILURE)
 

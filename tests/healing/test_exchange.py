@@ -49,8 +49,8 @@ PROGRESS: Final = samples.notification("notifications/progress", progressToken=7
 ROWS: Final = {row.name: row for row in TABLE}
 PROVEN: Final = Judgement(Verdict.SESSION_LOST, ROWS["python-404"], jsonrpc_body=True)
 UNPROVEN: Final = Judgement(Verdict.SESSION_LOST, ROWS["generic-session-id"])
-BARE_404: Final = Judgement(Verdict.AMBIGUOUS, ROWS["bare-404"], bare_404=True)
-PERHAPS: Final = Judgement(Verdict.AMBIGUOUS, ROWS["weak-session-id"], jsonrpc_body=True)
+BARE_404: Final = Judgement(Verdict.ASK, ROWS["bare-404"], bare_404=True)
+PERHAPS: Final = Judgement(Verdict.ASK, ROWS["weak-session-id"], jsonrpc_body=True)
 ROUTE_404: Final = Judgement(Verdict.OTHER, bare_404=True)
 PAGE: Final = UNANSWERED
 SERVERS_503: Final = Judgement(Verdict.UNAVAILABLE, jsonrpc_body=True)

@@ -107,7 +107,7 @@ def _broke(after: AfterEnd) -> Report:
 
 
 def _about_session(row: Signature) -> Report:
-    verdict = Verdict.SESSION_LOST if row.strength is Strength.STRONG else Verdict.AMBIGUOUS
+    verdict = Verdict.SESSION_LOST if row.strength is Strength.STRONG else Verdict.ASK
     is_bare = row.name in ROUTE_ROWS
     return _judged(Judgement(verdict, row, bare_404=is_bare), 404, ran=not row.proves_not_run, is_bare=is_bare)
 

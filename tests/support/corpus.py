@@ -70,7 +70,7 @@ def parse(raw: bytes) -> Entry:
     if (head is None) != ("fault" in keys):
         raise BadEntry("an entry has either an answer or a fault")
     expect = Verdict[keys["expect"]]
-    if (expect is Verdict.AMBIGUOUS) != ("after-probe" in keys):
+    if (expect is Verdict.ASK) != ("after-probe" in keys):
         raise BadEntry("after-probe belongs to ambiguous answers, and to each of them")
     return Entry(
         id=keys["id"],

@@ -114,8 +114,8 @@ GATES: list[Any] = [
     pytest.param(UNKNOWN, 404, LOST, Verdict.SESSION_LOST, id="unknown, strong"),
     pytest.param(NONE, 404, LOST, Verdict.OTHER, id="no session, strong"),
     pytest.param(MODERN, 404, LOST, Verdict.OTHER, id="modern, strong"),
-    pytest.param(BOUND, 404, b"", Verdict.AMBIGUOUS, id="bound, bare 404"),
-    pytest.param(BOUND, 410, b"", Verdict.AMBIGUOUS, id="bound, bare 410"),
+    pytest.param(BOUND, 404, b"", Verdict.ASK, id="bound, bare 404"),
+    pytest.param(BOUND, 410, b"", Verdict.ASK, id="bound, bare 410"),
     pytest.param(UNKNOWN, 404, b"", Verdict.OTHER, id="unknown, bare 404"),
     pytest.param(NONE, 404, b"", Verdict.OTHER, id="no session, bare 404"),
     pytest.param(MODERN, 404, b"", Verdict.OTHER, id="modern, bare 404"),
@@ -132,7 +132,7 @@ GATES: list[Any] = [
     pytest.param(BOUND, 503, b"no healthy upstream", Verdict.UNAVAILABLE, id="bound, ingress 503"),
     pytest.param(NONE, 503, b"Session not found", Verdict.UNAVAILABLE, id="no session, strong 503"),
     pytest.param(UNKNOWN, 400, b"Mcp-Session-Id header must be a valid UUID.", Verdict.OTHER, id="unknown, weak"),
-    pytest.param(BOUND, 400, b"Mcp-Session-Id header must be a valid UUID.", Verdict.AMBIGUOUS, id="bound, weak"),
+    pytest.param(BOUND, 400, b"Mcp-Session-Id header must be a valid UUID.", Verdict.ASK, id="bound, weak"),
 ]
 
 
@@ -144,7 +144,7 @@ def test_only_sessions_of_ours_are_lost_or_ambiguous(
     judged = judge(status, body, facts, content_type=None)
 
     assert judged.verdict is verdict
-    assert (judged.signature is not None) is (verdict in (Verdict.SESSION_LOST, Verdict.AMBIGUOUS))
+    assert (judged.signature is not None) is (verdict in (Verdict.SESSION_LOST, Verdict.ASK))
 
 
 HARD_NEGATIVES: list[Any] = [
@@ -172,8 +172,8 @@ HARD_NEGATIVES: list[Any] = [
     pytest.param(400, rpc_error("Request timed out", -32001), Verdict.OTHER, id="the code alone"),
     pytest.param(400, "Bad Request: Mcp-Session-Id header is required", Verdict.OTHER, id="missing header"),
     pytest.param(400, '{"message":"Session affinity service not initialized"}', Verdict.OTHER, id="other service"),
-    pytest.param(404, "<p>Session not found</p>", Verdict.AMBIGUOUS, id="markup is not a sentence"),
-    pytest.param(404, "Session not found" + " and more" * 60, Verdict.AMBIGUOUS, id="a long text is not a sentence"),
+    pytest.param(404, "<p>Session not found</p>", Verdict.ASK, id="markup is not a sentence"),
+    pytest.param(404, "Session not found" + " and more" * 60, Verdict.ASK, id="a long text is not a sentence"),
     pytest.param(400, "[" * 50_000, Verdict.OTHER, id="too deep to be read"),
     pytest.param(400, '["Session not found"]', Verdict.OTHER, id="a list"),
     pytest.param(400, "17", Verdict.OTHER, id="a number"),
@@ -225,14 +225,14 @@ def test_broken_json_is_text() -> None:
     """A whole body that merely begins like JSON is a text like any other, and no sentence about a session."""
     judged = judge(404, "{Session not found")
 
-    assert judged.verdict is Verdict.AMBIGUOUS
+    assert judged.verdict is Verdict.ASK
     assert judged.bare_404
 
 
 CUT: list[Any] = [
     pytest.param(400, b"Session not found", Verdict.OTHER, False, id="the rest of a text may matter"),
-    pytest.param(404, b"Session not found", Verdict.AMBIGUOUS, False, id="a cut 404 asks"),
-    pytest.param(404, b'{"message":"Session not found', Verdict.AMBIGUOUS, False, id="a cut JSON text is no sentence"),
+    pytest.param(404, b"Session not found", Verdict.ASK, False, id="a cut 404 asks"),
+    pytest.param(404, b'{"message":"Session not found', Verdict.ASK, False, id="a cut JSON text is no sentence"),
     pytest.param(
         404, b'{"jsonrpc":"2.0","error":{"code":-3', Verdict.OTHER, True, id="cut JSON-RPC is not the route's"
     ),
@@ -254,7 +254,7 @@ def test_a_body_beyond_the_peek_is_a_cut_one() -> None:
     """What lies beyond the peek is not read even if the caller hands it over."""
     body = b'{"message":"Session not found","padding":"' + b"x" * PEEK_BYTES + b'"}'
 
-    assert judge(404, body).verdict is Verdict.AMBIGUOUS
+    assert judge(404, body).verdict is Verdict.ASK
     assert judge(404, body[: PEEK_BYTES - 2] + b'"}').verdict is Verdict.SESSION_LOST
 
 
@@ -266,7 +266,7 @@ SUCCESSES: list[Any] = [
     pytest.param(rpc_error(TOWER, -32005, id=7), "OK", id="with the request's id"),
     pytest.param(rpc_error("Session not found"), "OK", id="does not say what to do"),
     pytest.param(rpc_error("Unknown Mcp-Session-Id", -32022), "OK", id="modern code"),
-    pytest.param(rpc_error("Unknown Mcp-Session-Id", id=7), "AMBIGUOUS", id="names the header"),
+    pytest.param(rpc_error("Unknown Mcp-Session-Id", id=7), "ASK", id="names the header"),
     pytest.param(b'{"error":"Unknown Mcp-Session-Id"}', "OK", id="no JSON-RPC error"),
     pytest.param(b'{"error":', "OK", id="broken"),
     pytest.param(b"", "OK", id="empty"),
@@ -464,13 +464,13 @@ def test_no_answer_breaks_the_classifier(facts: RequestFacts, head: AnswerHead, 
     judged = judge_body(facts, head, body, complete=complete)
 
     if facts.session is SessionKnowledge.NONE or facts.modern:
-        assert judged.verdict not in (Verdict.SESSION_LOST, Verdict.AMBIGUOUS)
+        assert judged.verdict not in (Verdict.SESSION_LOST, Verdict.ASK)
     if facts.session is SessionKnowledge.UNKNOWN:
-        assert judged.verdict is not Verdict.AMBIGUOUS
+        assert judged.verdict is not Verdict.ASK
     if head.status in (403, 407):
         assert judged.verdict in (Verdict.AUTH_FAILURE, Verdict.OTHER)
     if judged.signature is not None:
-        assert judged.verdict in (Verdict.SESSION_LOST, Verdict.AMBIGUOUS)
+        assert judged.verdict in (Verdict.SESSION_LOST, Verdict.ASK)
     judge_probe(Answer(head, body, complete), Answer(head, body, complete))
     judge_initialize_status(head.status, body)
 
@@ -478,4 +478,4 @@ def test_no_answer_breaks_the_classifier(facts: RequestFacts, head: AnswerHead, 
 def test_a_judgement_is_told_by_its_signature() -> None:
     """By a name of the table, or by a word for none."""
     assert Judgement(Verdict.SESSION_LOST, TABLE[0]).name == TABLE[0].name
-    assert Judgement(Verdict.AMBIGUOUS).name == NO_SIGNATURE
+    assert Judgement(Verdict.ASK).name == NO_SIGNATURE

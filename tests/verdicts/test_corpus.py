@@ -25,7 +25,7 @@ from tests.support.corpus import BadEntry, Entry, entries, parse
 
 ENTRIES = tuple(entries())
 ANSWERED = tuple(entry for entry in ENTRIES if entry.head is not None)
-AMBIGUOUS = tuple(entry for entry in ENTRIES if entry.expect is Verdict.AMBIGUOUS)
+AMBIGUOUS = tuple(entry for entry in ENTRIES if entry.expect is Verdict.ASK)
 LOST_BY_ERROR = tuple(
     entry for entry in ANSWERED if entry.expect is Verdict.SESSION_LOST and entry.signature != "tower-mcp-200"
 )
@@ -79,7 +79,7 @@ def test_without_a_session_nothing_is_lost(entry: Entry) -> None:
     """The same bytes in answer to a request without a session id are never about a session (transports, "Session Management" 4)."""
     judged = judge(entry, with_session(entry, SessionKnowledge.NONE))
 
-    assert judged.verdict not in (Verdict.SESSION_LOST, Verdict.AMBIGUOUS)
+    assert judged.verdict not in (Verdict.SESSION_LOST, Verdict.ASK)
     assert judged.signature is None
 
 
@@ -88,7 +88,7 @@ def test_sessionless_revisions_lose_no_session(entry: Entry) -> None:
     """The same bytes in answer to 2026-07-28 traffic are never about a session (2026-07-28 transports)."""
     facts = RequestFacts(entry.request.http_method, entry.request.rpc_method, SessionKnowledge.BOUND, modern=True)
 
-    assert judge(entry, facts).verdict not in (Verdict.SESSION_LOST, Verdict.AMBIGUOUS)
+    assert judge(entry, facts).verdict not in (Verdict.SESSION_LOST, Verdict.ASK)
 
 
 @pytest.mark.parametrize("entry", each(ANSWERED))
@@ -96,7 +96,7 @@ def test_an_unknown_session_is_lost_only_by_strong_words(entry: Entry) -> None:
     """An id that the sidecar does not know is never probed; what is certain for a known id is certain for it, too."""
     verdict = judge(entry, with_session(entry, SessionKnowledge.UNKNOWN)).verdict
 
-    assert verdict is not Verdict.AMBIGUOUS
+    assert verdict is not Verdict.ASK
     if entry.expect is Verdict.SESSION_LOST:
         assert verdict is Verdict.SESSION_LOST
 
@@ -216,7 +216,7 @@ ANSWER = b"\nHTTP/1.1 404 Not Found\n\n"
         pytest.param(HEADER + ANSWER, id="no expectation"),
         pytest.param(HEADER + b"expect: OTHER\n", id="neither answer nor fault"),
         pytest.param(HEADER + b"expect: OTHER\nfault: reset\n" + ANSWER, id="answer and fault"),
-        pytest.param(HEADER + b"expect: AMBIGUOUS\n" + ANSWER, id="ambiguous without an end"),
+        pytest.param(HEADER + b"expect: ASK\n" + ANSWER, id="ambiguous without an end"),
         pytest.param(HEADER + b"expect: OTHER\nafter-probe: OTHER\n" + ANSWER, id="an end without a question"),
     ],
 )

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from mcp_sidecar.verdicts.asking import PingVerdict, Refusal, judge_ping, refusal_of
+from mcp_sidecar.verdicts.refusals import PingVerdict, Refusal, judge_ping, refusal_of
 from tests.support.corpus import entries
 
 
