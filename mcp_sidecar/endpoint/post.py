@@ -165,6 +165,7 @@ class Post:
         if self._begun is not None:
             return await self._take_up(self._begun)
         self._drop_answer()
+        self._reply.drop_withheld()
         session = self._call.session
         self._generation = self._recorder.generation = session.generation if session is not None else 1
         if session is not None:

@@ -85,6 +85,11 @@ class Reply:
         """Whether a refusal was kept back from the client's stream, to be asked about."""
         return self._watch is not None and self._watch.withheld is not None
 
+    def drop_withheld(self) -> None:
+        """It was no answer: the request goes again."""
+        if self._watch is not None:
+            self._watch.refusal = self._watch.withheld = None
+
     async def pass_withheld(self) -> Step | None:
         """It was the answer after all, and is the request's whomever it names; what is none is not taken for one."""
         watch = self._watch
@@ -121,7 +126,6 @@ class Reply:
             self._watch = StreamWatch(mark, unanswered=waiting, announcement=self._announcement, progress=self.progress)
         watch = self._watch
         watch.mark, watch.renumbering, watch.asks_about = mark, renumbering, asks_about
-        watch.refusal = watch.withheld = None
         if whole is not None:
             return await self._pass_json(answer, whole, watch)
         if to_sender and answer.status >= 400 and is_json(answer):

@@ -293,10 +293,9 @@ def _refusal(facts: RequestFacts, head: AnswerHead, body: bytes) -> Refusal | No
 
 
 def _in_band_verdict(content: _Content, row: Signature | None, refusal: Refusal | None) -> Verdict:
-    if content.wording.code in _MODERN_ERRORS:
-        return Verdict.OK
     # An error with the request's id comes from what ran, and may speak of that tool's own sessions.
-    if row is not None and row.strength is Strength.STRONG and content.error is not None and not content.has_id:
+    is_loss = row is not None and row.strength is Strength.STRONG and content.error is not None and not content.has_id
+    if is_loss and content.wording.code not in _MODERN_ERRORS:
         return Verdict.SESSION_LOST
     return Verdict.ASK if refusal is not None and refusal.is_asked_about else Verdict.OK
 
@@ -318,9 +317,8 @@ def _verdict(
     if head.status in _AUTH_STATUSES:
         verdict = _auth_verdict(facts, head, content, row)
         return Verdict.ASK if verdict is Verdict.AUTH_FAILURE and is_asked else verdict
-    if _session_verdict_barred(head.status, content):
-        return _by_status(head.status).verdict
-    if row is not None and row.strength is Strength.STRONG and facts.session_at_stake:
+    is_strong = row is not None and row.strength is Strength.STRONG and facts.session_at_stake
+    if is_strong and not _session_verdict_barred(head.status, content):
         return Verdict.SESSION_LOST
     return Verdict.ASK if is_asked else _by_status(head.status).verdict
 
