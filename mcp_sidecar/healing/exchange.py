@@ -166,6 +166,7 @@ class Exchange:
     _tries: Tries = field(default_factory=Tries, init=False)
     _question: Judgement | None = field(default=None, init=False)  # the last answer, while it is to be settled
     _loss: Heal = field(default=Heal(UNNAMED, is_certain=False), init=False)
+    _was_away: bool = field(default=False, init=False)  # the upstream, while the answer was in question
     _before: Arrival = field(default=Arrival.NOT_SENT, init=False)  # this attempt
     _then: Ask | Heal | None = field(default=None, init=False)  # what a wait is for
     _met: set[Words] = field(default_factory=set, init=False)  # by pings: who refuses so has dispatched nothing
@@ -218,9 +219,9 @@ class Exchange:
         question = self._question
         is_same = question is not None and question.refusal is not None and question.refusal.is_same_as(answer.refusal)
         match answer.verdict:
-            case PingVerdict.REFUSED:
+            case PingVerdict.REFUSED if question is None or is_same or not _is_unauthorized(answer):
                 return self._refused(answer, is_same=is_same)
-            case PingVerdict.ELSEWHERE:
+            case PingVerdict.ELSEWHERE if is_same:
                 self._settle(Settled.PROVEN)
                 return self._send(ReplayCause.NOT_SENT) if self._has_resends else self._pass()
             case PingVerdict.BUSY:
@@ -233,8 +234,11 @@ class Exchange:
                 return self._wait(Awaited.ROUTE, Ask())
             case _ if question is None:
                 return self._go_on()
-            case PingVerdict.ALIVE if question.refusal is not None and question.refusal.words in self._met:
+            case PingVerdict.ALIVE if self._is_known_refusal:
                 self._settle(Settled.PROVEN)  # it came back between that answer and the ping
+                return self._go_on()
+            case PingVerdict.ALIVE if question.bare_404 and self._was_away and self.safe_in_doubt:
+                self._settle(Settled.UNPROVEN)
                 return self._go_on()
             case _:
                 return self._pass(to_sender=answer.verdict is PingVerdict.ALIVE)
@@ -244,6 +248,8 @@ class Exchange:
         self._tries.heals += 1
         if self._question is not None:
             self._healed_from = self._question.refusal
+        if self._arrival.is_open and not self.safe_in_doubt and self._question is not None:
+            return self._ask()  # it was harmless on the server before this one: did it run there?
         self._settle(Settled.UNPROVEN)
         after = after_loss(self.message)
         if after is not AfterLoss.REPLAY:
@@ -371,7 +377,7 @@ class Exchange:
 
     def _put(self, judgement: Judgement) -> None:
         """This answer is in question from now on."""
-        self._question = judgement
+        self._question, self._was_away = judgement, False
         self._note(Attempt.PERHAPS_NOT)
 
     def _ask(self) -> Ask:
@@ -416,7 +422,7 @@ class Exchange:
             return self.expired()
         if not self._has_resends and not is_open:
             return self.expired()
-        self._then = then
+        self._then, self._was_away = then, self._was_away or awaited is not Awaited.TURN
         return Hold(awaited, is_open, pause_s)
 
     # -- what it notes ------------------------------------------------------------------------------------------------
@@ -476,3 +482,8 @@ class Exchange:
 
     def _session_not_found(self) -> Give:
         return Give(replies.SESSION_NOT_FOUND, reason=Reason.SESSION_LOST, rewrites=self._last_status)
+
+
+def _is_unauthorized(answer: PingAnswer) -> bool:
+    """A ping that is refused as one without credentials says nothing of another refusal."""
+    return answer.refusal is not None and answer.refusal.words.status == HTTPStatus.UNAUTHORIZED

@@ -246,7 +246,7 @@ class _Content:
 
 def _is_gateways_503(status: int, content: _Content) -> bool:
     """A 503 that no MCP server wrote says that there is none."""
-    return status == 503 and not content.is_jsonrpc
+    return status == 503 and not (content.is_jsonrpc or any(map(_AT_CAPACITY.search, content.wording.verbatim)))
 
 
 def _judge_success(

@@ -126,11 +126,11 @@ BACK: Final = (waited, Get(comes_back=True))
 AGAIN: Final = Wait()
 FOR_CONNECT: Final = Wait(Until.CONNECT, keeps_open=True)
 FOR_ROUTE: Final = Wait(Until.ROUTE, keeps_open=True)
-HEAL: Final = Heal("python-404", confirm=False)
+HEAL: Final = Heal("python-404")
 PING_FIRST: Final = Heal("bare-404", confirm=True)
 NOT_FOUND: Final = Give(replies.SESSION_NOT_FOUND, reason=Reason.SESSION_LOST, rewrites=404)
 NOTHING_REWRITTEN: Final = Give(replies.SESSION_NOT_FOUND, reason=Reason.SESSION_LOST)
-DISPLACED: Final = Heal("id-minted-anew", confirm=False)
+DISPLACED: Final = Heal("id-minted-anew")
 
 IN_CONFLICT: Final[Story] = [(refused(NO_STREAM, 409), Wait(Until.ROUTE)), BACK]
 

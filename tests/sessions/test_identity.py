@@ -390,6 +390,7 @@ async def test_a_heal_uses_the_credentials_of_the_request_that_met_the_loss(answ
         own = upstream.ledger.arrivals[seen:]
         assert [arrival.rpc_methods for arrival in own] == [
             ("tools/call",),
+            ("ping",),
             ("initialize",),
             ("notifications/initialized",),
             ("tools/call",),

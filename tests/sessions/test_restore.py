@@ -21,7 +21,8 @@ from mcp_sidecar.facts import (
     RestoreStep,
     SidecarFault,
 )
-from mcp_sidecar.sessions.restore import ALL_STEPS_TIMEOUT_S, STEP_TIMEOUT_S
+from mcp_sidecar.sessions.own_requests import STEP_TIMEOUT_S
+from mcp_sidecar.sessions.restore import ALL_STEPS_TIMEOUT_S
 from tests.support import behaviour
 from tests.support.behaviour import Answers
 from tests.support.client import McpClient
