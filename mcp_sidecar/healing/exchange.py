@@ -42,8 +42,10 @@ MAX_HEALS = 2
 """How often one message has its session healed: a server that loses each new session at once is given up."""
 
 MAX_RESENDS = 3
-"""How often a request that has arrived goes again, whatever it was answered: one that crashes its server must not do so for
-ever, and a gateway is waited for with pings."""
+"""How often a request that has arrived goes again, whatever it was answered: a gateway is waited for with pings."""
+
+MAX_RESENDS_IN_DOUBT = 2
+"""How often a harmless request goes again after resets: a request that crashes its server must not do so for ever."""
 
 
 UNNAMED = "unnamed"
@@ -214,7 +216,7 @@ class Exchange:
         self._tries.arrived += 1
         return self._send_in_doubt() if self.may_resend_stream else self._outcome_unknown()
 
-    def asked(self, answer: PingAnswer) -> Step:
+    def asked(self, answer: PingAnswer) -> Step:  # noqa: PLR0911 - a table
         """Somebody has asked with a ping."""
         question = self._question
         is_same = question is not None and question.refusal is not None and question.refusal.is_same_as(answer.refusal)
@@ -302,7 +304,7 @@ class Exchange:
     @property
     def may_resend_stream(self) -> bool:
         """Whether what has certainly arrived may be begun anew: it is harmless, and a resend is left."""
-        return self.mode is Mode.HEAL and self.safe_in_doubt and self._has_resends
+        return self.mode is Mode.HEAL and self.safe_in_doubt and self._tries.arrived <= MAX_RESENDS_IN_DOUBT
 
     def stream_broke(self, after: AfterEnd) -> Step | None:
         """The answer's stream ended before its response; ``None`` where there is nothing left to do."""

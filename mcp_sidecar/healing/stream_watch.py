@@ -156,7 +156,7 @@ class StreamWatch:
         return event_to_client(whole, event, None, self.mark) + raw[len(whole) :]
 
 
-def after_end(
+def after_end(  # noqa: PLR0911 - a table
     watch: StreamWatch, ending: Ending, *, may_resend: bool, may_resume: bool, may_ask: bool = False
 ) -> AfterEnd:
     """Decide what follows the end of a POST's stream.

@@ -107,9 +107,9 @@ def _request(request: dict[str, Any]) -> RequestFacts:
     # The corpus was recorded with ids that the server itself had minted, for the credential that used them.
     session = SessionKnowledge.NONE if request["session"] == "none" else SessionKnowledge.BOUND
     revision = request["protocol_version_header"] or ""
-    return RequestFacts(
-        request["http_method"], request["rpc_method"], session, modern=revision >= _FIRST_SESSIONLESS_REVISION
-    )
+    ids = frozenset({request["rpc_id"]} - {None})
+    modern = revision >= _FIRST_SESSIONLESS_REVISION
+    return RequestFacts(request["http_method"], request["rpc_method"], session, modern=modern, rpc_ids=ids)
 
 
 def _answer(raw: bytes) -> tuple[AnswerHead, tuple[tuple[str, str], ...], bytes]:

@@ -13,20 +13,17 @@ from mcp_sidecar.verdicts.classify import (
     NEED_BODY,
     NO_SIGNATURE,
     PEEK_BYTES,
-    UNANSWERED,
     Answer,
     AnswerHead,
     InitializeVerdict,
     Judgement,
     NeedBody,
-    ProbeVerdict,
     RequestFacts,
     SessionKnowledge,
     Verdict,
     judge_body,
     judge_head,
     judge_initialize_status,
-    judge_probe,
 )
 from mcp_sidecar.verdicts.signatures import TABLE, Signature, operator_signature
 
@@ -72,9 +69,9 @@ HEADS: list[Any] = [
     pytest.param(BOUND, AnswerHead(307), Verdict.OTHER, id="path redirect"),
     pytest.param(BOUND, AnswerHead(302), Verdict.AUTH_FAILURE, id="login redirect"),
     pytest.param(BOUND, AnswerHead(303), Verdict.AUTH_FAILURE, id="login redirect after POST"),
-    pytest.param(BOUND, AnswerHead(404, SSE), Verdict.OTHER, id="event stream with an error status"),
-    pytest.param(BOUND, AnswerHead(503, SSE), Verdict.UNAVAILABLE, id="event stream with a gateway status"),
-    pytest.param(BOUND, AnswerHead(401, SSE), Verdict.AUTH_FAILURE, id="event stream with an auth status"),
+    pytest.param(BOUND, AnswerHead(404, SSE), NEED_BODY, id="event stream with an error status"),
+    pytest.param(BOUND, AnswerHead(503, SSE), NEED_BODY, id="event stream with a gateway status"),
+    pytest.param(BOUND, AnswerHead(401, SSE), NEED_BODY, id="event stream with an auth status"),
     pytest.param(BOUND, AnswerHead(400), NEED_BODY, id="400"),
     pytest.param(BOUND, AnswerHead(418), NEED_BODY, id="any error of a session: operators may know it"),
     pytest.param(UNKNOWN, AnswerHead(500), NEED_BODY, id="500 of an unknown session"),
@@ -192,7 +189,7 @@ HARD_NEGATIVES: list[Any] = [
 @pytest.mark.parametrize(("status", "body", "verdict"), HARD_NEGATIVES)
 def test_answers_that_look_like_a_loss_are_not(status: int, body: str | bytes, verdict: Verdict) -> None:
     """Words about sessions are evidence only on the right status, in the right place, from the right source."""
-    assert judge(status, body).verdict is verdict
+    assert judge(status, body, UNKNOWN).verdict is verdict
 
 
 MESSAGES: list[Any] = [
@@ -311,33 +308,24 @@ def test_a_judgement_tells_who_wrote_the_answer(
     """Who wrote an answer decides whether the upstream is away: the MCP server, or what stands before it."""
     judged = judge(status, body, facts)
 
-    assert (judged.jsonrpc_body, judged.bare_404, judged.rpc_code) == (jsonrpc, bare, code)
+    assert (judged.jsonrpc_body, judged.bare_404) == (jsonrpc, bare)
+    if judged.refusal is not None:
+        assert judged.refusal.code == code
 
 
-def test_only_vouched_rows_prove_that_nothing_ran() -> None:
-    """A call with side effects is replayed only on the word of a row whose server's source was read."""
-    assert judge(404, rpc_error("Session not found", -32600)).proves_not_run
-    assert not judge(404, rpc_error("Session 'x' not found", -32600)).proves_not_run
-    assert not judge(404, b"").proves_not_run
-    assert not judge(404, rpc_error("x", -32601)).proves_not_run
-    assert not UNANSWERED.proves_not_run
-    assert UNANSWERED.verdict is Verdict.UNAVAILABLE
-
-
-MINE_400 = operator_signature(name="mine", status=409, text="where were we", methods=(), may_have_run=True)
-MINE_401 = operator_signature(name="mine", status=401, text="who is it", methods=(), may_have_run=True)
-MINE_403 = operator_signature(name="mine", status=403, text="who is it", methods=(), may_have_run=True)
-MINE_200 = operator_signature(name="mine", status=200, text="start over", methods=(), may_have_run=True)
-VOUCHED = operator_signature(name="mine", status=404, text="session 'x'", methods=(), may_have_run=False)
+MINE_400 = operator_signature(name="mine", status=409, text="where were we", methods=())
+MINE_401 = operator_signature(name="mine", status=401, text="who is it", methods=())
+MINE_403 = operator_signature(name="mine", status=403, text="who is it", methods=())
+MINE_200 = operator_signature(name="mine", status=200, text="start over", methods=())
+NAMED = operator_signature(name="mine", status=404, text="session 'x'", methods=())
 
 
 def test_rows_of_operators_are_asked_first() -> None:
-    """An operator can add a wording, and vouch for one that the table merely knows."""
-    assert judge(409, b"Where were we?").verdict is Verdict.OTHER
+    """An operator can add a wording, and name one that the table knows."""
+    assert judge(409, b"Where were we?").verdict is Verdict.ASK
     assert judge(409, b"Where were we?", extra=(MINE_400,)).verdict is Verdict.SESSION_LOST
-    judged = judge(404, b"Session 'x' not found", extra=(VOUCHED,))
-    assert judged.signature is VOUCHED
-    assert judged.proves_not_run
+    judged = judge(404, b"Session 'x' not found", extra=(NAMED,))
+    assert judged.signature is NAMED
 
 
 @pytest.mark.parametrize("facts", [NONE, MODERN], ids=["no session", "modern"])
@@ -351,7 +339,7 @@ def test_rows_of_operators_leave_authorization_alone(status: int, row: Signature
     """An operator's row for 401 or 403 counts without a challenge only, and never as an OAuth error."""
     assert judge(status, b"who is it", extra=(row,)).verdict is Verdict.SESSION_LOST
     assert judge(status, b"who is it", extra=(row,), challenged=True).verdict is Verdict.AUTH_FAILURE
-    assert judge(status, b"who is it, then", extra=(row,)).verdict is Verdict.AUTH_FAILURE
+    assert judge(status, b"who is it, then", UNKNOWN, extra=(row,)).verdict is Verdict.AUTH_FAILURE
     oauth = b'{"error":"invalid_token","message":"who is it"}'
     assert judge(status, oauth, extra=(row,)).verdict is Verdict.AUTH_FAILURE
 
@@ -359,7 +347,8 @@ def test_rows_of_operators_leave_authorization_alone(status: int, row: Signature
 def test_rows_of_operators_inside_a_success_need_an_error_of_nobody() -> None:
     """Inside a 200 an operator's row, too, counts only for an error without the request's id."""
     assert judge(200, rpc_error("Start over"), extra=(MINE_200,)).verdict is Verdict.SESSION_LOST
-    assert judge(200, rpc_error("Start over", id=7), extra=(MINE_200,)).verdict is Verdict.OK
+    asked = RequestFacts("POST", "tools/list", SessionKnowledge.BOUND, rpc_ids=frozenset({7}))
+    assert judge(200, rpc_error("Start over", id=7), asked, extra=(MINE_200,)).verdict is Verdict.OK
 
 
 def answer(status: int, body: bytes = b"", content_type: str | None = JSON, *, complete: bool = True) -> Answer:
@@ -367,49 +356,6 @@ def answer(status: int, body: bytes = b"", content_type: str | None = JSON, *, c
 
 
 PONG = b'{"jsonrpc":"2.0","id":"p","result":{}}'
-RESUME = b"Encounter an error when resume session: Session error: Channel closed: Some(3)"
-BARE = answer(404)
-BROKEN = answer(500, RESUME)
-
-PROBES: list[Any] = [
-    pytest.param(BARE, None, ProbeVerdict.UNAVAILABLE, id="no answer"),
-    pytest.param(BARE, answer(200, PONG), ProbeVerdict.ALIVE, id="pong"),
-    pytest.param(BARE, answer(200, b"data: ", SSE), ProbeVerdict.ALIVE, id="pong on a stream"),
-    pytest.param(
-        BARE, answer(200, rpc_error("no such method", -32601, id="p")), ProbeVerdict.ALIVE, id="knows no ping"
-    ),
-    pytest.param(BARE, answer(404), ProbeVerdict.LOST, id="bare again"),
-    pytest.param(BARE, answer(404, b"<html>Cannot POST"), ProbeVerdict.LOST, id="bare again, other words"),
-    pytest.param(BARE, answer(404, LOST), ProbeVerdict.LOST, id="strong"),
-    pytest.param(BARE, answer(401, b"Unauthorized: Session not found"), ProbeVerdict.LOST, id="exact 401"),
-    pytest.param(BARE, answer(404, rpc_error("x", -32601)), ProbeVerdict.UNPROVEN, id="modern-only"),
-    pytest.param(BARE, answer(400, rpc_error("x", -32022)), ProbeVerdict.UNPROVEN, id="modern error"),
-    pytest.param(BARE, answer(401), ProbeVerdict.AUTH, id="401"),
-    pytest.param(BARE, answer(403), ProbeVerdict.AUTH, id="403"),
-    pytest.param(BARE, answer(302), ProbeVerdict.AUTH, id="login"),
-    pytest.param(BARE, answer(403, b"Forbidden: Host header is not allowed"), ProbeVerdict.AUTH, id="guard"),
-    pytest.param(BARE, answer(502, b"<html>"), ProbeVerdict.UNAVAILABLE, id="502"),
-    pytest.param(BARE, answer(503, rpc_error("busy")), ProbeVerdict.UNPROVEN, id="503 of the server"),
-    pytest.param(BARE, answer(500, b"oops"), ProbeVerdict.UNPROVEN, id="500 after a 404"),
-    pytest.param(BARE, answer(429), ProbeVerdict.UNPROVEN, id="429"),
-    pytest.param(BARE, answer(307), ProbeVerdict.UNPROVEN, id="redirect"),
-    pytest.param(BROKEN, answer(500, b"oops"), ProbeVerdict.LOST, id="500 after a 500"),
-    pytest.param(BROKEN, answer(200, PONG), ProbeVerdict.ALIVE, id="only the stream was gone"),
-    pytest.param(BROKEN, answer(503, b"<html>"), ProbeVerdict.UNAVAILABLE, id="an ingress after a 500"),
-]
-
-
-@pytest.mark.parametrize(("original", "ping", "verdict"), PROBES)
-def test_a_ping_settles_an_ambiguous_answer(original: Answer, ping: Answer | None, verdict: ProbeVerdict) -> None:
-    """Alive, worth an ``initialize``, auth, away, or unproven: by the answer to the ping."""
-    assert judge_probe(original, ping) is verdict
-
-
-def test_rows_of_operators_count_for_the_ping() -> None:
-    """What an operator knows of their server holds for the probe, too."""
-    assert judge_probe(BARE, answer(409, b"Where were we?")) is ProbeVerdict.UNPROVEN
-    assert judge_probe(BARE, answer(409, b"Where were we?"), (MINE_400,)) is ProbeVerdict.LOST
-
 
 INITIALIZES: list[Any] = [
     pytest.param(200, b"event: message\ndata: \n\n", InitializeVerdict.ACCEPTED_STATUS, id="stream"),
@@ -471,7 +417,6 @@ def test_no_answer_breaks_the_classifier(facts: RequestFacts, head: AnswerHead, 
         assert judged.verdict in (Verdict.AUTH_FAILURE, Verdict.OTHER)
     if judged.signature is not None:
         assert judged.verdict in (Verdict.SESSION_LOST, Verdict.ASK)
-    judge_probe(Answer(head, body, complete), Answer(head, body, complete))
     judge_initialize_status(head.status, body)
 
 
