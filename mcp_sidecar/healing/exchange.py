@@ -430,6 +430,8 @@ class Exchange:
     # -- what it notes ------------------------------------------------------------------------------------------------
 
     def _note(self, attempt: Attempt) -> None:
+        if self._arrival.is_open:
+            self._arrival = self._arrival.after(Settled.UNPROVEN)
         self._arrival = self._arrival.after(attempt)
 
     def _settle(self, settled: Settled) -> None:
