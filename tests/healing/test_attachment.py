@@ -24,7 +24,7 @@ from mcp_sidecar.healing.attachment import (
     Until,
     Wait,
 )
-from mcp_sidecar.healing.exchange import Give, Heal, Pass, Unhealed
+from mcp_sidecar.healing.exchange import Ask, Give, Heal, Pass, Unhealed
 from mcp_sidecar.healing.marked_ids import FIRST, UNMARKED
 from mcp_sidecar.healing.policy import Mode
 from mcp_sidecar.healing.position import Position
@@ -32,6 +32,7 @@ from mcp_sidecar.healing.replies import Reason
 from mcp_sidecar.healing.session import Event
 from mcp_sidecar.healing.stream_watch import StreamWatch
 from mcp_sidecar.verdicts.classify import UNANSWERED, Judgement, Verdict
+from mcp_sidecar.verdicts.refusals import PingAnswer, PingVerdict
 from mcp_sidecar.verdicts.signatures import TABLE
 from mcp_sidecar.wire.faults import Fault
 from tests.healing.test_session import session_in
@@ -103,6 +104,10 @@ def refused(judgement: Judgement, status: int = 404) -> Report:
     return lambda trip: trip.refused(judgement, status)
 
 
+def asked(verdict: PingVerdict) -> Report:
+    return lambda trip: trip.asked(PingAnswer(verdict))
+
+
 def unhealed(why: Unhealed) -> Report:
     return lambda trip: trip.unhealed(why)
 
@@ -127,7 +132,7 @@ AGAIN: Final = Wait()
 FOR_CONNECT: Final = Wait(Until.CONNECT, keeps_open=True)
 FOR_ROUTE: Final = Wait(Until.ROUTE, keeps_open=True)
 HEAL: Final = Heal("python-404")
-PING_FIRST: Final = Heal("bare-404", confirm=True)
+PING_FIRST: Final = Ask()
 NOT_FOUND: Final = Give(replies.SESSION_NOT_FOUND, reason=Reason.SESSION_LOST, rewrites=404)
 NOTHING_REWRITTEN: Final = Give(replies.SESSION_NOT_FOUND, reason=Reason.SESSION_LOST)
 DISPLACED: Final = Heal("id-minted-anew")
@@ -179,7 +184,7 @@ STORIES: Final[dict[str, tuple[Attachment, Story]]] = {
     "lost, healed, attached": (listening(), [FIRST_GET, (refused(LOST), HEAL), (healed, AGAIN), BACK]),
     "perhaps lost, and alive: it was about this GET": (
         listening(),
-        [FIRST_GET, (refused(PERHAPS), PING_FIRST), (unhealed(Unhealed.ALIVE), Pass())],
+        [FIRST_GET, (refused(PERHAPS), PING_FIRST), (asked(PingVerdict.ALIVE), Pass())],
     ),
     "perhaps lost, and alive, behind an outage: it was the ingress's answer": (
         listening(),
@@ -188,10 +193,10 @@ STORIES: Final[dict[str, tuple[Attachment, Story]]] = {
             (AWAY, FOR_CONNECT),
             BACK,
             (refused(PERHAPS), PING_FIRST),
-            (unhealed(Unhealed.ALIVE), AGAIN),
+            (asked(PingVerdict.ALIVE), AGAIN),
             BACK,
             (refused(PERHAPS), PING_FIRST),
-            (unhealed(Unhealed.ALIVE), End()),
+            (asked(PingVerdict.ALIVE), End()),
         ],
     ),
     "perhaps only the resume was refused": (
