@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from mcp_sidecar.facts import ReplayCause
 from mcp_sidecar.healing.exchange import (
     MAX_HEALS,
-    MAX_RESENDS_IN_DOUBT,
+    MAX_RESENDS,
     Ask,
     Exchange,
     Give,
@@ -256,7 +256,7 @@ class TestEveryTrip:
             for earlier, later in pairwise(trip.steps)
             if not isinstance(earlier, Hold) and isinstance(later, Send) and later.cause is ReplayCause.AMBIGUOUS_SAFE
         ]
-        assert len(resends) <= MAX_RESENDS_IN_DOUBT
+        assert len(resends) <= MAX_RESENDS
 
     @many
     @given(trips())
