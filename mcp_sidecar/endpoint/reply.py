@@ -128,7 +128,7 @@ class Reply:
         watch.mark, watch.renumbering, watch.asks_about = mark, renumbering, asks_about
         if whole is not None:
             return await self._pass_json(answer, whole, watch)
-        if to_sender and answer.status >= 400 and is_json(answer):
+        if to_sender and answer.status >= 400 and is_json(answer) and not self._responder.is_committed:
             return await self._pass_to_sender(answer)
         if is_event_stream(answer) and 200 <= answer.status < 300:
             return await self._pass_events(answer, watch)
