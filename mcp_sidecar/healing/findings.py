@@ -47,10 +47,6 @@ class Findings:
             self._refused[refusal.words] = answer, now + REMEMBERED_S
             _bound(self._refused, MAX_REMEMBERED)
 
-    def forget(self, refusal: Refusal) -> None:
-        """It did not help."""
-        self._refused.pop(refusal.words, None)
-
     def remember_useless(self, refusal: Refusal, credential: Principal) -> None:
         """A heal has changed nothing about this refusal of this credential."""
         self._useless[refusal.words, credential] = None
