@@ -72,7 +72,7 @@ class Healer:
             flight = self._flights.get(session)
             if flight is None:
                 if self._is_spent(session):
-                    if loss.ambiguous is None:
+                    if loss.is_certain:
                         tell_loss(session, loss, self._tools.emit)
                     self._refuse(session, loss, "heals of this session in a minute")
                     return Waited.BACK, HealEnd(Unhealed.NOT_RESTORED)
@@ -80,7 +80,7 @@ class Healer:
             if is_urgent:
                 self._turns.promote(flight.turn)
             waited, end = await self._holds.for_result(held, flight.task)
-            if end is None or self._counts_for(end, flight, loss, trigger, session):
+            if end is None or self._counts_for(end, flight, trigger, session):
                 return waited, end or HEALED
 
     def refuse_foreign(self, session_label: str, signature: str) -> None:
@@ -106,18 +106,15 @@ class Healer:
         return flight
 
     @staticmethod
-    def _counts_for(end: HealEnd, flight: Flight, loss: Loss, trigger: Trigger, session: Session) -> bool:
+    def _counts_for(end: HealEnd, flight: Flight, trigger: Trigger, session: Session) -> bool:
         """Whether the end of somebody's heal is the end for this request, too.
 
         Refused credentials are only those of the request that flew, and what came of one that the upstream has never
-        accepted in the session is nobody else's failure; a ping that found the session alive does not
-        outweigh an answer that needed no confirmation.
+        accepted in the session is nobody else's failure.
         """
         is_unproven = end.why is Unhealed.NOT_RESTORED and not session.accepted.knows(flight.credential)
         if (end.why is Unhealed.UNAUTHORIZED or is_unproven) and not session.is_ended:
             return flight.credential == trigger.credential
-        if end.why in (Unhealed.ALIVE, Unhealed.UNPROVEN):
-            return loss.ambiguous is not None
         return True
 
     def _is_spent(self, session: Session) -> bool:

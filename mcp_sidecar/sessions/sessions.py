@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from mcp_sidecar.healing.principal import ANONYMOUS, Identity, Principals
+from mcp_sidecar.sessions.asker import Asker
 from mcp_sidecar.sessions.healer import Healer
 from mcp_sidecar.sessions.list_check import ListCheck
 from mcp_sidecar.sessions.notifier import Notifier
@@ -21,6 +22,7 @@ class Sessions:
     principals: Principals
     binds: bool
     healer: Healer
+    asker: Asker
     notifier: Notifier
     list_check: ListCheck
     refresher: SessionRefresher
@@ -32,6 +34,7 @@ class Sessions:
 
     async def stop(self) -> None:
         """Abandon what is under way for them."""
+        await self.asker.stop()
         await self.healer.stop()
         await self.refresher.stop()
         await self.list_check.stop()

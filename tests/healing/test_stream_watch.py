@@ -299,7 +299,7 @@ class TestFragments:
 
 
 CLEAN, BROKEN = Ending
-FINISH, RESUME, RESEND, TELL, CUT = AfterEnd
+FINISH, RESUME, RESEND, TELL, ASK, CUT = AfterEnd
 
 NOTHING: Final[dict[str, Any]] = {}
 UNKNOWN: Final[dict[str, Any]] = {"unanswered": None}

@@ -1,4 +1,4 @@
-"""Asking: what is not settled by known words is settled by a `ping` on the same session.
+"""Refusals, and how they are settled: what known words do not say, a `ping` on the same session does.
 
 The rule of this file: words only make it quick, evidence decides. Two tables: which refusals are asked about, and what the
 answer to the ping shows. Only a ping that is refused in the same words proves that the request did not run: then the
@@ -13,8 +13,7 @@ from enum import Enum
 from typing import Any, Final
 
 from mcp_sidecar.verdicts.words import Words, content_of, words_of
-
-JsonRpcId = str | int | float
+from mcp_sidecar.wire.jsonrpc import JsonRpcId
 
 NEVER_ASKED: Final = frozenset({402, 403, 405, 407, 408, 411, 413, 414, 415, 429, 431, 451})
 """Statuses that say something else by definition. 403 is a decision about a principal, which no session could change."""
@@ -53,6 +52,11 @@ class Refusal:
         if status == 404 and self.code == METHOD_NOT_FOUND:
             return False
         return status == 500 or (400 <= status < 500 and status not in NEVER_ASKED)
+
+    def is_same_as(self, other: Refusal | None) -> bool:
+        """Whether both refuse with the same status, in the same words. A success without a word is no refusal."""
+        has_said = bool(self.words.text) or self.words.status >= 400
+        return other is not None and has_said and self.words == other.words
 
 
 def refusal_of(
@@ -100,15 +104,20 @@ class PingVerdict(Enum):
     BUSY = "busy"  # come back later
     GATEWAY = "gateway"  # a page, or a break, in the place of the server's answer
     AWAY = "away"  # no connection
+    ELSEWHERE = "elsewhere"  # several servers: one of them knows the session, another one refuses it
     UNPROVEN = "unproven"
 
 
 @dataclass(frozen=True, slots=True)
 class PingAnswer:
-    """The verdict on the answer to a ping, and the refusal that it met, by which every waiting request compares its own."""
+    """The verdict on the answer to a ping, and the refusal that it met, by which every waiting request compares its own.
+
+    ``retry_after_s`` is the pause that the server names.
+    """
 
     verdict: PingVerdict
     refusal: Refusal | None = None
+    retry_after_s: float | None = None
 
 
 AWAY: Final = PingAnswer(PingVerdict.AWAY)
@@ -122,11 +131,13 @@ def judge_ping(
     ping_id: str,
     without: tuple[str, ...] = (),
     challenged: bool = False,
-    retry_after: bool = False,
+    retry_after_s: float | None = None,
+    is_known_loss: bool = False,
 ) -> PingAnswer:
     """What the answer to a ping shows; ``status`` is ``None`` where there was no connection.
 
-    ``body`` is (the beginning of) a body or of the data of its events; ``without`` is left out of its words.
+    ``body`` is (the beginning of) a body or of the data of its events; ``without`` is left out of its words;
+    ``is_known_loss``: a row of the table, or an operator's, says that it tells of a loss.
     """
     if status is None:
         return AWAY
@@ -135,7 +146,9 @@ def judge_ping(
     refusal = refusal_of(status, body, ids=frozenset({ping_id}), without=("ping", *without), challenged=challenged)
     if refusal.addressee is Addressee.REQUEST and not refusal.words.speak_of_session:
         return PingAnswer(PingVerdict.ALIVE)
-    return PingAnswer(_refused(refusal, retry_after=retry_after), refusal)
+    if is_known_loss:
+        return PingAnswer(PingVerdict.REFUSED, refusal)
+    return PingAnswer(_refused(refusal, retry_after=retry_after_s is not None), refusal, retry_after_s)
 
 
 def _refused(refusal: Refusal, *, retry_after: bool) -> PingVerdict:
