@@ -18,7 +18,7 @@ from mcp_sidecar.healing.policy import Announce
 from mcp_sidecar.healing.position import note_unanswered
 from mcp_sidecar.healing.progress import Progress
 from mcp_sidecar.healing.replies import readdressed
-from mcp_sidecar.healing.stream_watch import AfterEnd, StreamWatch, unanswered_ids
+from mcp_sidecar.healing.stream_watch import AfterEnd, Question, StreamWatch, unanswered_ids
 from mcp_sidecar.sessions.call import Call
 from mcp_sidecar.sessions.recorder import Recorder
 from mcp_sidecar.sessions.services import Services
@@ -84,18 +84,19 @@ class Reply:
     @property
     def has_withheld(self) -> bool:
         """Whether a refusal was kept back from the client's stream, to be asked about."""
-        return self._watch is not None and self._watch.withheld is not None
+        return self._watch is not None and self._watch.refusal is not None
 
     def drop_withheld(self) -> None:
         """It was no answer: the request goes again."""
         if self._watch is not None:
-            self._watch.refusal = self._watch.withheld = None
+            self._watch.question = None
 
     async def pass_withheld(self) -> Step | None:
         """It was the answer after all, and is the request's whomever it names; what is none is not taken for one."""
         watch = self._watch
         assert watch is not None, "there was a stream"
-        piece, watch.withheld, watch.asks_about = watch.withheld, None, None
+        assert watch.question is not None, "something is in question"
+        piece, watch.question = watch.question.withheld, None
         assert piece is not None, "something is withheld"
         said = readdressed(piece.event.data or "", self._message)
         raw, _ = watch.relay(piece)
@@ -126,7 +127,8 @@ class Reply:
             waiting = unanswered_ids(self._message)
             self._watch = StreamWatch(mark, unanswered=waiting, announcement=self._announcement, progress=self.progress)
         watch = self._watch
-        watch.mark, watch.renumbering, watch.asks_about = mark, renumbering, asks_about
+        watch.mark, watch.renumbering = mark, renumbering
+        watch.question = Question(asks_about) if asks_about is not None else None
         if whole is not None:
             return await self._pass_json(answer, whole, watch)
         if to_sender and answer.status >= 400 and is_json(answer) and not self._responder.is_committed:
@@ -198,7 +200,7 @@ class Reply:
         try:
             with self._services.streams.open.post(is_stream=True):
                 after = await relay.run(
-                    answer, may_resend=lambda: self._exchange.may_resend_stream, may_ask=watch.asks_about is not None
+                    answer, may_resend=lambda: self._exchange.may_resend_stream, may_ask=watch.question is not None
                 )
         except (ConnectionError, asyncio.CancelledError):  # the client left, and perhaps without the last event
             note_unanswered(self._call.session, watch, unanswered_ids(self._message))

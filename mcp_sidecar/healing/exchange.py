@@ -24,6 +24,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from http import HTTPStatus
+from typing import Final
 
 from mcp_sidecar.facts import ReplayCause
 from mcp_sidecar.healing import replies
@@ -153,26 +154,25 @@ class Exchange:
 
     ``is_safe`` gives the verdict of the replay matrix at this moment: a server that was exchanged takes its hints with
     it. ``opaque`` says that the body is encoded and was not read; ``endpoint_worked`` that the endpoint has answered 2xx
-    in this process, ``may_believe`` whether strong words are to
-    be taken for what they say without a ping.
+    in this process; ``may_believe`` whether strong words are taken for what they say without a ping.
     """
 
-    message: Message
+    message: Final[Message]
     session: SessionKnowledge
-    mode: Mode
-    is_safe: Callable[[], bool]
-    opaque: bool = False
-    trust_503: bool = False
-    endpoint_worked: bool = False
-    may_believe: Callable[[Refusal | None], bool] = lambda _: True
+    mode: Final[Mode]
+    is_safe: Final[Callable[[], bool]]
+    opaque: Final[bool] = False
+    trust_503: Final[bool] = False
+    endpoint_worked: Final[bool] = False
+    may_believe: Final[Callable[[Refusal | None], bool]] = lambda _: True
     _arrival: Arrival = field(default=Arrival.NOT_SENT, init=False)
-    _tries: Tries = field(default_factory=Tries, init=False)
+    _tries: Final[Tries] = field(default_factory=Tries, init=False)
     _question: Judgement | None = field(default=None, init=False)  # the last answer, while it is to be settled
     _loss: Heal = field(default=Heal(UNNAMED, is_certain=False), init=False)
     _was_away: bool = field(default=False, init=False)  # the upstream, while the answer was in question
     _before: Arrival = field(default=Arrival.NOT_SENT, init=False)  # this attempt
     _then: Ask | Heal | None = field(default=None, init=False)  # what a wait is for
-    _met: set[Words] = field(default_factory=set, init=False)  # by pings: who refuses so has dispatched nothing
+    _met: Final[set[Words]] = field(default_factory=set, init=False)  # by pings: who refuses so has dispatched nothing
     _healed_from: Refusal | None = field(default=None, init=False)
     _last_status: int | None = field(default=None, init=False)
 

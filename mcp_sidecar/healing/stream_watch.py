@@ -39,6 +39,25 @@ class AfterEnd(Enum):
 
 
 @dataclass(slots=True)
+class Question:
+    """What of a stream may have to be asked about.
+
+    ``about`` reads an event's data and says what they refuse; the first one that is to be asked about is the ``refusal``, and
+    its event is ``withheld``.
+    """
+
+    about: Final[Callable[[bytes], Refusal | None]]
+    refusal: Refusal | None = None
+    withheld: Block | None = None
+
+    def is_raised_by(self, piece: Block) -> bool:
+        """Whether this event is not for the client before somebody has asked."""
+        self.refusal = self.about((piece.event.data or "").encode("utf-8", "replace"))
+        self.withheld = piece if self.refusal is not None else None
+        return self.refusal is not None
+
+
+@dataclass(slots=True)
 class StreamWatch:
     """Looks at what is relayed on one stream, maps its ids, and remembers what its end will depend on.
 
@@ -46,8 +65,7 @@ class StreamWatch:
     is handed to the caller once, by ``relay``. ``misaddressed``: what went by unread, too large or too deep, may have been
     an answer, under an id that the client does not know; it will not come again. ``heard`` counts what concerned the
     requests: answers to them, progress, the beginning of something large. ``announcing`` adds what the model is to know,
-    ``progress`` holds back what would go back. ``asks_about`` reads what may be a refusal, and says whether it is to be asked
-    about: then it is the ``refusal``, and its event is ``withheld``.
+    ``progress`` holds back what would go back, ``question`` what has to be asked about.
     """
 
     mark: Mark
@@ -62,10 +80,8 @@ class StreamWatch:
     blocks: int = 0
     heard: int = 0
     announcement: Final[Announcement | None] = None
-    progress: Progress | None = None
-    asks_about: Callable[[bytes], Refusal | None] | None = None
-    refusal: Refusal | None = None
-    withheld: Block | None = None
+    progress: Final[Progress | None] = None
+    question: Question | None = None
 
     def relay(self, piece: Block | Fragment) -> tuple[bytes, Message | None]:
         """What the client gets for one piece of the stream, and the message in it, if it holds one."""
@@ -75,17 +91,19 @@ class StreamWatch:
         event = piece.event
         self._note_fields(event)
         message = _message_in(event.data)
-        if self.asks_about is not None and event.data and _may_refuse(message):
-            self.refusal = self.asks_about(event.data.encode())
-            if self.refusal is not None:
-                self.withheld = piece
-                return b"", None
+        if self.question is not None and event.data and _may_refuse(message) and self.question.is_raised_by(piece):
+            return b"", None
         mapped = self._for_client(message) if message is not None else None
         if message is not None:
             self._note(message)
             if self.progress is not None and not self.progress.lets_pass(message, self.mark.generation):
                 return b"", message
         return event_to_client(piece.raw, event, mapped, self.mark), message
+
+    @property
+    def refusal(self) -> Refusal | None:
+        """What the stream has brought in place of a response."""
+        return self.question.refusal if self.question is not None else None
 
     @property
     def answered(self) -> bool:

@@ -8,7 +8,6 @@ that a wording must pass. When in doubt an answer is not about the session: a wr
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from enum import Enum
@@ -24,6 +23,7 @@ from mcp_sidecar.verdicts.signatures import (
     Wording,
     first_fit,
 )
+from mcp_sidecar.verdicts.words import NotJson, Said, said_in
 from mcp_sidecar.wire.headers import media_type
 from mcp_sidecar.wire.jsonrpc import JsonRpcId
 
@@ -240,6 +240,7 @@ class _Content:
     """A body, read once."""
 
     wording: Wording
+    said: Said
     error: dict[str, Any] | None = None
     has_id: bool = False
     is_jsonrpc: bool = False
@@ -259,7 +260,7 @@ def _judge_success(
         return _OK
     content = _read(head.status, body, complete)
     row = first_fit((*extra, *TABLE), content.wording, facts.http_method, facts.rpc_method)
-    refusal = _refusal(facts, head, body)
+    refusal = _refusal(facts, head, content)
     verdict = _in_band_verdict(content, row, refusal)
     return Judgement(
         verdict,
@@ -274,7 +275,7 @@ def _judge_failure(
 ) -> Judgement:
     content = _read(head.status, body, complete)
     row = _row(facts, head, content, extra)
-    refusal = _refusal(facts, head, body)
+    refusal = _refusal(facts, head, content)
     verdict = _verdict(facts, head, content, row, refusal)
     about_session = verdict in (Verdict.SESSION_LOST, Verdict.ASK)
     return Judgement(
@@ -286,12 +287,12 @@ def _judge_failure(
     )
 
 
-def _refusal(facts: RequestFacts, head: AnswerHead, body: bytes) -> Refusal | None:
+def _refusal(facts: RequestFacts, head: AnswerHead, content: _Content) -> Refusal | None:
     """What asking compares; only in a session that is known here is anybody asked."""
     if facts.session is not SessionKnowledge.BOUND or facts.modern:
         return None
     without = (facts.rpc_method or "", facts.session_id or "")
-    return refusal_of(head.status, body, ids=facts.rpc_ids, without=without, challenged=head.www_authenticate)
+    return refusal_of(head.status, content.said, ids=facts.rpc_ids, without=without, challenged=head.www_authenticate)
 
 
 def _in_band_verdict(content: _Content, row: Signature | None, refusal: Refusal | None) -> Verdict:
@@ -354,18 +355,18 @@ def _media_type(head: AnswerHead) -> str:
 
 
 def _read(status: int, body: bytes, complete: bool) -> _Content:
-    text = body.decode("utf-8", "replace").lstrip("\ufeff").strip()
-    try:
-        document = json.loads(text)
-    except (ValueError, RecursionError):
-        return _read_text(status, text, complete)
+    said = said_in(body)
+    text, document = said.text, said.document
+    if document is NotJson.NOT_JSON:
+        return _read_text(status, said, complete)
     if not isinstance(document, dict):
-        return _read_other_json(status, text, document)
+        return _read_other_json(status, said)
     error = document.get("error")
     error = error if isinstance(error, dict) else None
     verbatim = tuple(candidate.strip() for candidate in _candidates(document))
     return _Content(
         _wording(status, text, verbatim, _code(error)),
+        said,
         error=error,
         has_id=document.get("id") is not None,
         is_jsonrpc=document.get("jsonrpc") == "2.0",
@@ -373,20 +374,22 @@ def _read(status: int, body: bytes, complete: bool) -> _Content:
     )
 
 
-def _read_text(status: int, text: str, complete: bool) -> _Content:
+def _read_text(status: int, said: Said, complete: bool) -> _Content:
+    text = said.text
     if not complete:
         # The rest may turn the meaning of a beginning round; a cut JSON text in particular is not a sentence.
-        return _Content(Wording(status, body=text), is_jsonrpc=_CUT_JSON_RPC.match(text) is not None)
+        return _Content(Wording(status, body=text), said, is_jsonrpc=_CUT_JSON_RPC.match(text) is not None)
     is_sentence = len(text) <= _PLAIN_TEXT_CHARS and not text.startswith("<")
-    return _Content(_wording(status, text, (text,) if is_sentence else (), None))
+    return _Content(_wording(status, text, (text,) if is_sentence else (), None), said)
 
 
-def _read_other_json(status: int, text: str, document: object) -> _Content:
+def _read_other_json(status: int, said: Said) -> _Content:
+    document = said.document
     verbatim = (document.strip(),) if isinstance(document, str) else ()
     is_batch = isinstance(document, list) and any(
         isinstance(member, dict) and member.get("jsonrpc") == "2.0" for member in document
     )
-    return _Content(_wording(status, text, verbatim, None), is_jsonrpc=is_batch)
+    return _Content(_wording(status, said.text, verbatim, None), said, is_jsonrpc=is_batch)
 
 
 def _wording(status: int, text: str, verbatim: tuple[str, ...], code: int | None) -> Wording:

@@ -7,12 +7,11 @@ server refuses before it dispatches anything.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final
 
-from mcp_sidecar.verdicts.words import Words, content_of, words_of
+from mcp_sidecar.verdicts.words import Said, Words, said_in, words_of
 from mcp_sidecar.wire.jsonrpc import JsonRpcId
 
 NEVER_ASKED: Final = frozenset({402, 403, 405, 407, 408, 411, 413, 414, 415, 429, 431, 451})
@@ -61,19 +60,20 @@ class Refusal:
 
 def refusal_of(
     status: int,
-    body: bytes,
+    said: Said | bytes,
     *,
     ids: frozenset[JsonRpcId] = frozenset(),
     without: tuple[str, ...] = (),
     challenged: bool = False,
 ) -> Refusal:
     """Read a refusal. ``ids`` are those of the request, ``challenged`` is whether WWW-Authenticate is there."""
-    error = _error_in(body)
-    said = error.get("error") if error is not None else None
-    code = said.get("code") if isinstance(said, dict) else None
-    addressee = Addressee.NOT_JSON_RPC if error is None else _addressee(error.get("id") if said else None, ids)
+    read = said_in(said) if isinstance(said, bytes) else said
+    message = _error_in(read)
+    error = message.get("error") if message is not None else None
+    code = error.get("code") if isinstance(error, dict) else None
+    addressee = Addressee.NOT_JSON_RPC if message is None else _addressee(message.get("id") if error else None, ids)
     is_code = isinstance(code, int) and not isinstance(code, bool)
-    return Refusal(words_of(status, body, without=without), addressee, code if is_code else None, challenged)
+    return Refusal(words_of(status, read, without=without), addressee, code if is_code else None, challenged)
 
 
 def _addressee(found: object, ids: frozenset[JsonRpcId]) -> Addressee:
@@ -81,18 +81,10 @@ def _addressee(found: object, ids: frozenset[JsonRpcId]) -> Addressee:
     return Addressee.REQUEST if is_id and found in ids else Addressee.NOBODY
 
 
-def _error_in(body: bytes) -> dict[str, Any] | None:
+def _error_in(said: Said) -> dict[str, Any] | None:
     """The JSON-RPC object that is neither a result nor a request, in a body or in the data of an event."""
-    document = _json_rpc(body)
-    return None if document is None or "result" in document or "method" in document else document
-
-
-def _json_rpc(body: bytes) -> dict[str, Any] | None:
-    try:
-        document = json.loads(content_of(body))
-    except (ValueError, RecursionError):
-        return None
-    return document if isinstance(document, dict) and document.get("jsonrpc") == "2.0" else None
+    message = said.json_rpc
+    return None if message is None or "result" in message or "method" in message else message
 
 
 class PingVerdict(Enum):
@@ -141,9 +133,10 @@ def judge_ping(
     """
     if status is None:
         return AWAY
-    if _is_result(body, ping_id):
+    said = said_in(body)
+    if _is_result(said, ping_id):
         return PingAnswer(PingVerdict.ALIVE)
-    refusal = refusal_of(status, body, ids=frozenset({ping_id}), without=("ping", *without), challenged=challenged)
+    refusal = refusal_of(status, said, ids=frozenset({ping_id}), without=("ping", *without), challenged=challenged)
     if refusal.addressee is Addressee.REQUEST and not refusal.words.speak_of_session:
         return PingAnswer(PingVerdict.ALIVE)
     if is_known_loss:
@@ -162,6 +155,6 @@ def _refused(refusal: Refusal, *, retry_after: bool) -> PingVerdict:
     return PingVerdict.AUTH if status in (401, 403, 407) else PingVerdict.UNPROVEN
 
 
-def _is_result(body: bytes, ping_id: str) -> bool:
-    document = _json_rpc(body)
-    return document is not None and document.get("id") == ping_id and "result" in document
+def _is_result(said: Said, ping_id: str) -> bool:
+    message = said.json_rpc
+    return message is not None and message.get("id") == ping_id and "result" in message

@@ -121,7 +121,7 @@ GATES: list[Any] = [
     pytest.param(NONE, 401, b"Unauthorized: Session not found", Verdict.OTHER, id="no session, exact 401"),
     pytest.param(MODERN, 401, b"Unauthorized: Session not found", Verdict.AUTH_FAILURE, id="modern, exact 401"),
     pytest.param(NONE, 401, b"Unauthorized: Session ID is required", Verdict.OTHER, id="the id is missing"),
-    pytest.param(BOUND, 401, b"Unauthorized: Session ID is required", Verdict.AUTH_FAILURE, id="it was not missing"),
+    pytest.param(BOUND, 401, b"Unauthorized: Session ID is required", Verdict.ASK, id="it was not missing"),
     pytest.param(NONE, 401, b"", Verdict.AUTH_FAILURE, id="no session, plain 401"),
     pytest.param(NONE, 403, b"no", Verdict.AUTH_FAILURE, id="no session, plain 403"),
     pytest.param(NONE, 403, b"Forbidden: Origin header is not allowed", Verdict.OTHER, id="no session, guard"),
@@ -141,7 +141,8 @@ def test_only_sessions_of_ours_are_lost_or_ambiguous(
     judged = judge(status, body, facts, content_type=None)
 
     assert judged.verdict is verdict
-    assert (judged.signature is not None) is (verdict in (Verdict.SESSION_LOST, Verdict.ASK))
+    assert (judged.refusal is not None) is (facts is BOUND)
+    assert judged.signature is None or verdict in (Verdict.SESSION_LOST, Verdict.ASK)
 
 
 HARD_NEGATIVES: list[Any] = [
@@ -169,8 +170,8 @@ HARD_NEGATIVES: list[Any] = [
     pytest.param(400, rpc_error("Request timed out", -32001), Verdict.OTHER, id="the code alone"),
     pytest.param(400, "Bad Request: Mcp-Session-Id header is required", Verdict.OTHER, id="missing header"),
     pytest.param(400, '{"message":"Session affinity service not initialized"}', Verdict.OTHER, id="other service"),
-    pytest.param(404, "<p>Session not found</p>", Verdict.ASK, id="markup is not a sentence"),
-    pytest.param(404, "Session not found" + " and more" * 60, Verdict.ASK, id="a long text is not a sentence"),
+    pytest.param(404, "<p>Session not found</p>", Verdict.OTHER, id="markup is not a sentence"),
+    pytest.param(404, "Session not found" + " and more" * 60, Verdict.OTHER, id="a long text is not a sentence"),
     pytest.param(400, "[" * 50_000, Verdict.OTHER, id="too deep to be read"),
     pytest.param(400, '["Session not found"]', Verdict.OTHER, id="a list"),
     pytest.param(400, "17", Verdict.OTHER, id="a number"),
@@ -190,6 +191,7 @@ HARD_NEGATIVES: list[Any] = [
 def test_answers_that_look_like_a_loss_are_not(status: int, body: str | bytes, verdict: Verdict) -> None:
     """Words about sessions are evidence only on the right status, in the right place, from the right source."""
     assert judge(status, body, UNKNOWN).verdict is verdict
+    assert judge(status, body).verdict in (verdict, Verdict.ASK)
 
 
 MESSAGES: list[Any] = [
@@ -227,12 +229,10 @@ def test_broken_json_is_text() -> None:
 
 
 CUT: list[Any] = [
-    pytest.param(400, b"Session not found", Verdict.OTHER, False, id="the rest of a text may matter"),
+    pytest.param(400, b"Session not found", Verdict.ASK, False, id="the rest of a text may matter"),
     pytest.param(404, b"Session not found", Verdict.ASK, False, id="a cut 404 asks"),
     pytest.param(404, b'{"message":"Session not found', Verdict.ASK, False, id="a cut JSON text is no sentence"),
-    pytest.param(
-        404, b'{"jsonrpc":"2.0","error":{"code":-3', Verdict.OTHER, True, id="cut JSON-RPC is not the route's"
-    ),
+    pytest.param(404, b'{"jsonrpc":"2.0","error":{"code":-3', Verdict.ASK, True, id="cut JSON-RPC is not the route's"),
     pytest.param(503, b'{"id":1,"jsonrpc": "2.0","err', Verdict.UNAVAILABLE, True, id="cut JSON-RPC of a server"),
     pytest.param(503, b"<html>", Verdict.UNAVAILABLE, False, id="a cut page"),
 ]
@@ -260,11 +260,14 @@ SUCCESSES: list[Any] = [
         b'{"jsonrpc":"2.0","id":7,"result":{"error":"Session \'x\' not found. Re-initialize"}}', "OK", id="result"
     ),
     pytest.param(rpc_error(TOWER, -32005), "SESSION_LOST", id="tower-mcp"),
-    pytest.param(rpc_error(TOWER, -32005, id=7), "OK", id="with the request's id"),
-    pytest.param(rpc_error("Session not found"), "OK", id="does not say what to do"),
-    pytest.param(rpc_error("Unknown Mcp-Session-Id", -32022), "OK", id="modern code"),
+    pytest.param(rpc_error(TOWER, -32005, id=7), "ASK", id="with the request's id"),
+    pytest.param(rpc_error("Session not found"), "ASK", id="does not say what to do"),
+    pytest.param(rpc_error("Unknown Mcp-Session-Id", -32022), "ASK", id="modern code"),
     pytest.param(rpc_error("Unknown Mcp-Session-Id", id=7), "ASK", id="names the header"),
-    pytest.param(b'{"error":"Unknown Mcp-Session-Id"}', "OK", id="no JSON-RPC error"),
+    pytest.param(b'{"error":"Unknown Mcp-Session-Id"}', "ASK", id="no JSON-RPC error"),
+    pytest.param(rpc_error("No such tool", id=7), "OK", id="the request's own error"),
+    pytest.param(rpc_error("No such tool"), "ASK", id="nobody's error"),
+    pytest.param(rpc_error("No such tool", id=8), "ASK", id="somebody else's error"),
     pytest.param(b'{"error":', "OK", id="broken"),
     pytest.param(b"", "OK", id="empty"),
 ]
@@ -272,8 +275,9 @@ SUCCESSES: list[Any] = [
 
 @pytest.mark.parametrize(("body", "verdict"), SUCCESSES)
 def test_inside_a_success_little_counts(body: bytes, verdict: str) -> None:
-    """Results are never searched; errors inside a 200 count only where they cannot come from what ran."""
-    assert judge(200, body).verdict is Verdict[verdict]
+    """Results are never searched; errors inside a 200 are losses only where they cannot come from what ran."""
+    asked = RequestFacts("POST", "tools/list", SessionKnowledge.BOUND, rpc_ids=frozenset({7}))
+    assert judge(200, body, asked).verdict is Verdict[verdict]
 
 
 def test_inside_a_success_nothing_is_read_without_need() -> None:
@@ -373,16 +377,19 @@ INITIALIZES: list[Any] = [
     pytest.param(500, b"Internal Server Error", InitializeVerdict.UNAVAILABLE, id="500 page"),
     pytest.param(500, rpc_error("no"), InitializeVerdict.REJECTED, id="500 JSON-RPC"),
     pytest.param(503, b"<html>", InitializeVerdict.UNAVAILABLE, id="ingress"),
-    pytest.param(503, rpc_error("Too many open sessions"), InitializeVerdict.REJECTED, id="capacity, JSON-RPC"),
-    pytest.param(503, b"Maximum session limit reached", InitializeVerdict.REJECTED, id="capacity, text"),
+    pytest.param(503, rpc_error("Too many open sessions"), InitializeVerdict.BUSY, id="capacity, JSON-RPC"),
+    pytest.param(503, b"Maximum session limit reached", InitializeVerdict.BUSY, id="capacity, text"),
+    pytest.param(429, b"slow down", InitializeVerdict.BUSY, id="rate limit"),
     pytest.param(521, b"<html>", InitializeVerdict.UNAVAILABLE, id="edge"),
 ]
 
 
 @pytest.mark.parametrize(("status", "body", "verdict"), INITIALIZES)
 def test_an_initialize_is_judged_by_its_status(status: int, body: bytes, verdict: InitializeVerdict) -> None:
-    """Only an MCP server can reject; a page in its place says that it is away."""
+    """Only an MCP server can reject; a page in its place says that it is away, and "come back later" is no rejection."""
     assert judge_initialize_status(status, body) is verdict
+    named = InitializeVerdict.BUSY if status >= 400 and verdict is not InitializeVerdict.AUTH else verdict
+    assert judge_initialize_status(status, body, retry_after=True) is named
 
 
 json_values = st.recursive(
