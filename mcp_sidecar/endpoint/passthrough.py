@@ -1,7 +1,8 @@
 """What passes untouched: every other path, and sessionless traffic (2026-07-28) on the MCP endpoint.
 
-Other paths are never held. Of sessionless requests only a failed connect is tried again, since nothing was sent then; a
-stream that breaks is cut, and the client sends a new request with a new id (2026-07-28 changelog, Major 9).
+Other paths are never held. A sessionless request is sent again after a failed connect, since nothing was sent then, and
+after a break before its answer if its method only reads; a stream that breaks is cut, and the client sends a new request
+with a new id (2026-07-28 changelog, Major 9).
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from mcp_sidecar.downstream.response import Responder
 from mcp_sidecar.downstream.upload import BrokenBody, Upload
 from mcp_sidecar.facts import ActionObserved, ObservedAction, ReplayCause, RequestReplayed
 from mcp_sidecar.healing import replies
+from mcp_sidecar.healing.exchange import MAX_RESENDS_IN_DOUBT
 from mcp_sidecar.healing.labels import rpc_label
+from mcp_sidecar.healing.replay import is_safe_in_doubt
 from mcp_sidecar.sessions.services import Services
 from mcp_sidecar.streams.relay import relay_rest
 from mcp_sidecar.upstream.answer import EVENT_STREAM, Answer, is_event_stream
@@ -92,9 +95,8 @@ class Passthrough:
 
     async def sessionless(self, message: Message, body: bytes) -> None:
         """A request of 2026-07-28."""
-        policy = self._services.policy
-        is_connect = message.method == "server/discover"
-        held = HeldRequest(len(body), policy.connect_hold_timeout_s if is_connect else policy.hold_timeout_s)
+        held = HeldRequest(len(body), self._services.policy.hold_timeout_s)
+        resends_left = MAX_RESENDS_IN_DOUBT if is_safe_in_doubt(message, frozenset()) else 0
         while True:
             try:
                 try:
@@ -104,9 +106,13 @@ class Passthrough:
                 finally:
                     self._services.holds.went_on(held)
             except UpstreamFault as fault:
-                if not await self._may_try_again(fault, message, held):
+                cause = ReplayCause.NOT_SENT
+                if fault.fault.may_have_arrived and resends_left and self._services.policy.heals:
+                    resends_left -= 1
+                    cause = ReplayCause.AMBIGUOUS_SAFE
+                elif not await self._may_try_again(fault, message, held):
                     return
-                self._services.emit(RequestReplayed("", ReplayCause.NOT_SENT, rpc_label(message)))
+                self._services.emit(RequestReplayed("", cause, rpc_label(message)))
                 continue
             async with answer:
                 if 200 <= answer.status < 300:

@@ -509,7 +509,7 @@ async def test_a_replay_is_judged_by_its_own_body(second: Answer, status: int, b
         await upstream.restart()
         upstream.inject(second, tool="echo", skip=1, times=None)
         if second is LOST:
-            upstream.inject(second, rpc_method="ping", times=None)
+            upstream.inject(second, rpc_method="ping", skip=1, times=None)
         answer = await client.tool("echo", text="again")
         assert (answer.status, answer.body) == (status, body)
         heals = 2 if status == 404 else 1
