@@ -200,7 +200,7 @@ class Reply:
         try:
             with self._services.streams.open.post(is_stream=True):
                 after = await relay.run(
-                    answer, may_resend=lambda: self._exchange.may_resend_stream, may_ask=watch.question is not None
+                    answer, may_resend=lambda: self._exchange.may_resend_stream, may_ask=self._exchange.may_ask
                 )
         except (ConnectionError, asyncio.CancelledError):  # the client left, and perhaps without the last event
             note_unanswered(self._call.session, watch, unanswered_ids(self._message))

@@ -206,8 +206,7 @@ class Attachment:
         if judgement.verdict is Verdict.UNAVAILABLE and not judgement.jsonrpc_body and self.may_outlive:
             return self._keep_open(Until.ROUTE)
         if judgement.verdict is not Verdict.AUTH_FAILURE and self._is_unasked and self.may_outlive:
-            self._in_question = refused
-            return Ask(judgement.refusal)
+            return self._ask(refused)
         if judgement.verdict is Verdict.ASK and self.may_outlive and not (refused.is_there and self._conflicts_left):
             return self._perhaps_lost(refused)
         if judgement.verdict is not Verdict.AUTH_FAILURE and self.may_outlive:
@@ -336,8 +335,11 @@ class Attachment:
         if self._position.last_seen is not None and not self._position.is_poll:
             self._position.forget()  # perhaps only the resume was refused (rmcp up to 1.4: 500)
             return _AGAIN
+        return self._ask(refused)
+
+    def _ask(self, refused: Refused) -> Ask:
         self._in_question = refused
-        return Ask(refused.judgement.refusal)
+        return Ask(refused.judgement.refusal, is_remembered=not refused.judgement.bare_404)
 
     def _lost(self, judgement: Judgement, status: int, now: float, *, is_told: bool = True) -> Step:
         """``is_told``: not only once `initialize` has agreed."""

@@ -77,11 +77,13 @@ _FIRST_TIME = Send()
 class Ask:
     """Ask with a ping on the same session, or wait for whoever does. ``refusal`` is what is asked about, if anything is.
 
-    ``elsewhere``: also on other connections, should this one find the session alive.
+    ``elsewhere``: also on other connections, should this one find the session alive. ``is_remembered``: the same refusal is
+    not asked about again for a while; a route may be missing once more at any time.
     """
 
     refusal: Refusal | None = None
     elsewhere: bool = False
+    is_remembered: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -385,7 +387,9 @@ class Exchange:
 
     def _ask(self) -> Ask:
         refusal = self._question.refusal if self._question is not None else None
-        return Ask(refusal, elsewhere=refusal is not None and refusal.words.speak_of_session)
+        is_remembered = self._question is None or not self._question.bare_404
+        elsewhere = refusal is not None and refusal.words.speak_of_session
+        return Ask(refusal, elsewhere=elsewhere, is_remembered=is_remembered)
 
     def _refused(self, answer: PingAnswer, *, is_same: bool) -> Step:
         """The session is lost, if ``initialize`` agrees."""

@@ -38,7 +38,7 @@ _OUTCOMES = {
 class Question:
     """What is asked about: a refusal, or only whether the server is there.
 
-    ``generation`` and ``upstream_id`` are those that the request was sent under; ``elsewhere``: look on other connections.
+    ``generation`` and ``upstream_id`` are those that the request was sent under; see ``Ask`` for the others.
     """
 
     generation: int
@@ -46,6 +46,7 @@ class Question:
     refusal: Refusal | None = None
     content_type: str = ""
     elsewhere: bool = False
+    is_remembered: bool = True
 
 
 @dataclass(eq=False, slots=True)
@@ -132,7 +133,8 @@ class Asker:
         return findings.loss_of(question.generation) if is_settled else None
 
     def _found(self, session: Session, question: Question, refusal: Refusal, answer: PingAnswer) -> None:
-        self._findings(session).remember(refusal, answer, self._tools.clock())
+        if question.is_remembered:
+            self._findings(session).remember(refusal, answer, self._tools.clock())
         outcome = _OUTCOMES.get(answer.verdict, AskOutcome.UNDECIDED)
         status = refusal.words.status
         self._tools.emit(RefusalAsked(session.label, outcome, status, question.content_type, refusal.code))

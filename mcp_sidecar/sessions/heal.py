@@ -24,7 +24,7 @@ from mcp_sidecar.sessions.open_streams import GetStreams
 from mcp_sidecar.sessions.own_requests import OwnRequests, Trigger, in_time, read_rpc_answer
 from mcp_sidecar.sessions.restore import Restore
 from mcp_sidecar.sessions.table import SessionTable
-from mcp_sidecar.upstream.answer import Answer, KeptAnswer, decoded_body, kept
+from mcp_sidecar.upstream.answer import Answer, KeptAnswer, decoded_body, is_event_stream, kept
 from mcp_sidecar.upstream.content import UpstreamFault
 from mcp_sidecar.upstream.upstream import Upstream
 from mcp_sidecar.verdicts.classify import PEEK_BYTES, InitializeVerdict, judge_initialize_status
@@ -151,6 +151,8 @@ class HealAttempt:
             self._tools.table.claim_upstream_id(upstream_id, self._session)
             self._own.cookies = affinity_cookies(answer.headers, self._tools.upstream.affinity_cookies)
             message = await read_rpc_answer(answer, REQUEST_ID, self._tools.max_answer_bytes)
+            if message is None and is_event_stream(answer):
+                raise UpstreamFault(Fault.BROKEN)
         self._tell_loss()
         if message is None or not is_initialize_result(message):
             return await self._give_up(HealOutcome.FAILED, "initialize was rejected")

@@ -259,7 +259,13 @@ class Listener:
         if step.refusal is None:
             return await sessions.refresher.ping(session, self._call.trigger)
         held = HeldRequest(0, self._services.policy.hold_timeout_s, is_stream=True)
-        question = Question(self._generation, self._upstream_id, step.refusal, media_type_of(answer))
+        question = Question(
+            self._generation,
+            self._upstream_id,
+            step.refusal,
+            media_type_of(answer),
+            is_remembered=step.is_remembered,
+        )
         waited, found = await sessions.asker.ask(session, question, self._call.trigger, held)
         return found if waited is Waited.BACK else None
 

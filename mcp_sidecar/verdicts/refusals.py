@@ -19,6 +19,8 @@ NEVER_ASKED: Final = frozenset({402, 403, 405, 407, 408, 411, 413, 414, 415, 429
 
 GATEWAYS: Final = frozenset({502, 503, 504, *range(520, 531)})
 METHOD_NOT_FOUND: Final = -32601
+_NOTHING_SAID: Final = frozenset({"", "error", "server error", "internal error", "internal server error"})
+"""What servers say of any failure."""
 
 
 class Addressee(Enum):
@@ -53,8 +55,13 @@ class Refusal:
         return status == 500 or (400 <= status < 500 and status not in NEVER_ASKED)
 
     def is_same_as(self, other: Refusal | None) -> bool:
-        """Whether both refuse with the same status, in the same words. A success without a word is no refusal."""
-        has_said = bool(self.words.text) or self.words.status >= 400
+        """Whether both refuse with the same status, in the same words, which shows that nothing was dispatched.
+
+        A success or a failure without words of its own shows nothing: what broke a server may have begun with this very
+        request.
+        """
+        status, text = self.words.status, self.words.text
+        has_said = text not in _NOTHING_SAID if status == 500 else bool(text) or status >= 400
         return other is not None and has_said and self.words == other.words
 
 
