@@ -246,8 +246,7 @@ class Post:
         step = self._exchange.judged(judgement, answer.status)
         if judgement.verdict is Verdict.SESSION_LOST:
             self._tell_loss(judgement.name, answer.status)
-        if not (isinstance(step, Hold) and step.awaited is Awaited.ROUTE):
-            self._services.holds.route.note_served()
+        self._note_served(step)
         if self._call.is_foreign and isinstance(step, Give) and judgement.signature is not None:
             self._services.sessions.healer.refuse_foreign(self._label, judgement.signature.name)
         return step
@@ -263,6 +262,11 @@ class Post:
         """The ids under which the requests went."""
         ids = self._renumbering.ids or [request.id for request in self._message.requests]
         return frozenset(each for each in ids if each is not None)
+
+    def _note_served(self, step: Step) -> None:
+        """Whoever waits for a route may go on, unless it is still to be settled whether there is one."""
+        if isinstance(step, Pass | Send) or (isinstance(step, Give) and step.reason is Reason.SESSION_LOST):
+            self._services.holds.route.note_served()
 
     def _tell_loss(self, signature: str, status: int) -> None:
         """Mode ``rewrite`` heals nothing, and counts what it could."""
@@ -306,8 +310,7 @@ class Post:
         if session is not None and step.refusal is None:
             self._generation = generation
         next_step = self._exchange.asked(found)
-        if not (isinstance(next_step, Hold) and next_step.awaited is Awaited.ROUTE):
-            self._services.holds.route.note_served()
+        self._note_served(next_step)
         return next_step
 
     def _let_go(self) -> None:

@@ -207,7 +207,7 @@ class Attachment:
             return self._keep_open(Until.ROUTE)
         if judgement.verdict is not Verdict.AUTH_FAILURE and self._is_unasked and self.may_outlive:
             return self._ask(refused)
-        if judgement.verdict is Verdict.ASK and self.may_outlive and not (refused.is_there and self._conflicts_left):
+        if judgement.verdict is Verdict.ASK and self.may_outlive and not self._is_tried_again(refused):
             return self._perhaps_lost(refused)
         if judgement.verdict is not Verdict.AUTH_FAILURE and self.may_outlive:
             return self._refused_in_session(refused)
@@ -330,6 +330,10 @@ class Attachment:
             self._was_away = False  # back between that answer and the ping: the answer still was the ingress's
             return _AGAIN
         return self._pass(refused.status)
+
+    def _is_tried_again(self, refused: Refused) -> bool:
+        """Whether the stream is there already, and is had as soon as the server has noticed."""
+        return refused.is_there and bool(self._conflicts_left or (self.is_open and self._late_conflicts_left))
 
     def _perhaps_lost(self, refused: Refused) -> Step:
         if self._position.last_seen is not None and not self._position.is_poll:

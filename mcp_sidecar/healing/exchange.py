@@ -269,9 +269,9 @@ class Exchange:
             self._settle(Settled.UNPROVEN)
         match why:
             case Unhealed.NO_ROUTE | Unhealed.GATEWAY:
-                return self._wait(Awaited.ROUTE, Ask())
+                return self._wait(Awaited.ROUTE, self._then_again)
             case Unhealed.UNREACHABLE:
-                return self._wait(Awaited.CONNECT, Ask())
+                return self._wait(Awaited.CONNECT, self._then_again)
             case Unhealed.NOT_RESTORED:
                 return self._session_not_found()
             case _:
@@ -348,6 +348,11 @@ class Exchange:
         return self.safe_in_doubt or not self._arrival.may_have_run
 
     @property
+    def _then_again(self) -> Ask | Heal:
+        """After a wait: a session that is lost for certain need not be asked about, any other may be alive after all."""
+        return self._loss if self._loss.is_certain else Ask()
+
+    @property
     def _is_known_refusal(self) -> bool:
         """Whether a ping was refused in the words of the answer in question, before that answer came."""
         refusal = self._question.refusal if self._question is not None else None
@@ -422,7 +427,7 @@ class Exchange:
         self._note(Attempt.DID_NOT_RUN if is_trusted else Attempt.MAY_HAVE_RUN)
         return self._wait(Awaited.ROUTE, Ask() if self._has_resends else None)
 
-    def _wait(self, awaited: Awaited, then: Ask | None = None, *, pause_s: float | None = None) -> Step:
+    def _wait(self, awaited: Awaited, then: Ask | Heal | None = None, *, pause_s: float | None = None) -> Step:
         """Wait, if the message may be sent afterwards; else say at once what a wait that is over would say."""
         is_open = self._question is not None and self._arrival.is_open
         if self.mode is not Mode.HEAL or not (is_open or self._may_go_again):

@@ -30,7 +30,7 @@ JITTER_S = 0.050
 
 BUDGET_PERIOD_S = 60.0
 
-QUICK_TRIES, SLOW_PACE_S = 3, 0.250
+QUICK_TRIES, PAUSES_S = 3, (0.25, 0.5, 1.0)
 """After so many heals that failed in a row a session waits before each further one: its server cannot open sessions just
 now, and the budget should last until it can."""
 
@@ -126,7 +126,7 @@ class Healer:
     async def _fly(self, session: Session, loss: Loss, trigger: Trigger, turn: SlotRequest) -> HealEnd:
         started = self._tools.clock()
         if session.heals.failed >= QUICK_TRIES:
-            await asyncio.sleep(SLOW_PACE_S)
+            await asyncio.sleep(PAUSES_S[min(session.heals.failed - QUICK_TRIES, len(PAUSES_S) - 1)])
         queued = await self._turns.take(turn)
         try:
             if queued:

@@ -144,7 +144,7 @@ AGAIN: Final = Wait()
 FOR_CONNECT: Final = Wait(Until.CONNECT, keeps_open=True)
 FOR_ROUTE: Final = Wait(Until.ROUTE, keeps_open=True)
 HEAL: Final = Heal("python-404")
-PING_FIRST: Final = Ask()
+PING_FIRST: Final = Ask(is_remembered=False)
 NOT_FOUND: Final = Give(replies.SESSION_NOT_FOUND, reason=Reason.SESSION_LOST, rewrites=404)
 NOTHING_REWRITTEN: Final = Give(replies.SESSION_NOT_FOUND, reason=Reason.SESSION_LOST)
 DISPLACED: Final = Heal("id-minted-anew")
@@ -217,7 +217,7 @@ STORIES: Final[dict[str, tuple[Attachment, Story]]] = {
             FIRST_GET,
             (AWAY, FOR_CONNECT),
             BACK,
-            (refused(PERHAPS), Ask()),
+            (refused(PERHAPS), PING_FIRST),
             (ALIVE, AGAIN),
             BACK,
             (refused(PERHAPS), PING_FIRST),
