@@ -145,6 +145,7 @@ class Tries:
     """What was tried for one message, counted; each count has a bound, or says what may be done once more."""
 
     heals: int = 0
+    losses: int = 0  # of the answers, those in words that are known
     arrived: int = 0  # of the sends, those that reached somebody
     renewed: int = 0  # of the sends, those under new ids
     unsafe: int = 0  # of the sends, those that were not known to be harmless
@@ -269,9 +270,9 @@ class Exchange:
             self._settle(Settled.UNPROVEN)
         match why:
             case Unhealed.NO_ROUTE | Unhealed.GATEWAY:
-                return self._wait(Awaited.ROUTE, self._then_again)
+                return self._wait(Awaited.ROUTE, Ask())
             case Unhealed.UNREACHABLE:
-                return self._wait(Awaited.CONNECT, self._then_again)
+                return self._wait(Awaited.CONNECT, Ask())
             case Unhealed.NOT_RESTORED:
                 return self._session_not_found()
             case _:
@@ -348,11 +349,6 @@ class Exchange:
         return self.safe_in_doubt or not self._arrival.may_have_run
 
     @property
-    def _then_again(self) -> Ask | Heal:
-        """After a wait: a session that is lost for certain need not be asked about, any other may be alive after all."""
-        return self._loss if self._loss.is_certain else Ask()
-
-    @property
     def _is_known_refusal(self) -> bool:
         """Whether a ping was refused in the words of the answer in question, before that answer came."""
         refusal = self._question.refusal if self._question is not None else None
@@ -368,7 +364,8 @@ class Exchange:
         if not self._may_heal:
             return self._session_not_found()
         self._put(judgement)
-        if self.may_believe(judgement.refusal) and self.safe_in_doubt and not self._tries.heals:
+        self._tries.losses += 1
+        if self.may_believe(judgement.refusal) and self.safe_in_doubt and self._tries.losses == 1:
             return self._heal()
         return self._ask()
 
@@ -427,7 +424,7 @@ class Exchange:
         self._note(Attempt.DID_NOT_RUN if is_trusted else Attempt.MAY_HAVE_RUN)
         return self._wait(Awaited.ROUTE, Ask() if self._has_resends else None)
 
-    def _wait(self, awaited: Awaited, then: Ask | Heal | None = None, *, pause_s: float | None = None) -> Step:
+    def _wait(self, awaited: Awaited, then: Ask | None = None, *, pause_s: float | None = None) -> Step:
         """Wait, if the message may be sent afterwards; else say at once what a wait that is over would say."""
         is_open = self._question is not None and self._arrival.is_open
         if self.mode is not Mode.HEAL or not (is_open or self._may_go_again):
