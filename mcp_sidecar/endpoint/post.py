@@ -30,7 +30,7 @@ from mcp_sidecar.healing.policy import Mode, Policy
 from mcp_sidecar.healing.replay import is_safe_in_doubt
 from mcp_sidecar.healing.replies import Reason
 from mcp_sidecar.healing.session import UpstreamSessionId
-from mcp_sidecar.sessions.asker import Asker, Question, media_type_of
+from mcp_sidecar.sessions.asker import Asked, Asker, media_type_of
 from mcp_sidecar.sessions.call import Call
 from mcp_sidecar.sessions.heal import Loss, tell_loss
 from mcp_sidecar.sessions.in_flight import InFlight
@@ -302,7 +302,7 @@ class Post:
             if step.refusal is None:
                 generation, upstream_id = session.generation, session.upstream_id
             content_type = media_type_of(self._answer) if self._answer is not None else ""
-            question = Question(generation, upstream_id, step.refusal, content_type, step.elsewhere, step.is_remembered)
+            question = Asked(generation, upstream_id, step.refusal, content_type, step.elsewhere, step.is_remembered)
             asking = asker.ask(session, question, self._call.trigger, self._held)
         waited, found = await self._early.during(asking)
         if waited is not Waited.BACK:

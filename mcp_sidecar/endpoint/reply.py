@@ -18,7 +18,7 @@ from mcp_sidecar.healing.policy import Announce
 from mcp_sidecar.healing.position import note_unanswered
 from mcp_sidecar.healing.progress import Progress
 from mcp_sidecar.healing.replies import readdressed
-from mcp_sidecar.healing.stream_watch import AfterEnd, Question, StreamWatch, unanswered_ids
+from mcp_sidecar.healing.stream_watch import AfterEnd, StreamRefusal, StreamWatch, unanswered_ids
 from mcp_sidecar.sessions.call import Call
 from mcp_sidecar.sessions.recorder import Recorder
 from mcp_sidecar.sessions.services import Services
@@ -89,14 +89,14 @@ class Reply:
     def drop_withheld(self) -> None:
         """It was no answer: the request goes again."""
         if self._watch is not None:
-            self._watch.question = None
+            self._watch.refused = None
 
     async def pass_withheld(self) -> Step | None:
         """It was the answer after all, and is the request's whomever it names; what is none is not taken for one."""
         watch = self._watch
         assert watch is not None, "there was a stream"
-        assert watch.question is not None, "something is in question"
-        piece, watch.question = watch.question.withheld, None
+        assert watch.refused is not None, "something is in question"
+        piece, watch.refused = watch.refused.withheld, None
         assert piece is not None, "something is withheld"
         said = readdressed(piece.event.data or "", self._message)
         raw, _ = watch.relay(piece)
@@ -128,7 +128,7 @@ class Reply:
             self._watch = StreamWatch(mark, unanswered=waiting, announcement=self._announcement, progress=self.progress)
         watch = self._watch
         watch.mark, watch.renumbering = mark, renumbering
-        watch.question = Question(asks_about) if asks_about is not None else None
+        watch.refused = StreamRefusal(asks_about) if asks_about is not None else None
         if whole is not None:
             return await self._pass_json(answer, whole, watch)
         if to_sender and answer.status >= 400 and is_json(answer) and not self._responder.is_committed:

@@ -39,7 +39,7 @@ class AfterEnd(Enum):
 
 
 @dataclass(slots=True)
-class Question:
+class StreamRefusal:
     """What of a stream may have to be asked about.
 
     ``about`` reads an event's data and says what they refuse; the first one that is to be asked about is the ``refusal``, and
@@ -65,7 +65,7 @@ class StreamWatch:
     is handed to the caller once, by ``relay``. ``misaddressed``: what went by unread, too large or too deep, may have been
     an answer, under an id that the client does not know; it will not come again. ``heard`` counts what concerned the
     requests: answers to them, progress, the beginning of something large. ``announcing`` adds what the model is to know,
-    ``progress`` holds back what would go back, ``question`` what has to be asked about.
+    ``progress`` holds back what would go back, ``refused`` what has to be asked about.
     """
 
     mark: Mark
@@ -81,7 +81,7 @@ class StreamWatch:
     heard: int = 0
     announcement: Final[Announcement | None] = None
     progress: Final[Progress | None] = None
-    question: Question | None = None
+    refused: StreamRefusal | None = None
 
     def relay(self, piece: Block | Fragment) -> tuple[bytes, Message | None]:
         """What the client gets for one piece of the stream, and the message in it, if it holds one."""
@@ -91,7 +91,7 @@ class StreamWatch:
         event = piece.event
         self._note_fields(event)
         message = _message_in(event.data)
-        if self.question is not None and event.data and _may_refuse(message) and self.question.is_raised_by(piece):
+        if self.refused is not None and event.data and _may_refuse(message) and self.refused.is_raised_by(piece):
             return b"", None
         mapped = self._for_client(message) if message is not None else None
         if message is not None:
@@ -103,7 +103,7 @@ class StreamWatch:
     @property
     def refusal(self) -> Refusal | None:
         """What the stream has brought in place of a response."""
-        return self.question.refusal if self.question is not None else None
+        return self.refused.refusal if self.refused is not None else None
 
     @property
     def answered(self) -> bool:

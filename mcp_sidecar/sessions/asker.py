@@ -35,7 +35,7 @@ _OUTCOMES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class Asked:
     """What is asked about: a refusal, or only whether the server is there.
 
     ``generation`` and ``upstream_id`` are those that the request was sent under; see ``Ask`` for the others.
@@ -78,7 +78,7 @@ class Asker:
         self._findings(session).remember_useless(refusal, credential)
 
     async def ask(
-        self, session: Session, question: Question, trigger: Trigger, held: HeldRequest
+        self, session: Session, question: Asked, trigger: Trigger, held: HeldRequest
     ) -> tuple[Waited, PingAnswer]:
         """Ask, or wait for whoever does, no longer than ``held`` may."""
         known = self._known(session, question, trigger)
@@ -100,7 +100,7 @@ class Asker:
     async def ask_server(self, trigger: Trigger, held: HeldRequest) -> tuple[Waited, PingAnswer]:
         """Ask in no session whether the server is there."""
         own = OwnRequests(self._tools.upstream, None, trigger)
-        task = asyncio.create_task(self._ping(own, Question(1, None)))
+        task = asyncio.create_task(self._ping(own, Asked(1, None)))
         try:
             waited, answer = await self._holds.for_result(held, task)
         finally:
@@ -122,7 +122,7 @@ class Asker:
             session.talk.findings = Findings()
         return session.talk.findings
 
-    def _known(self, session: Session, question: Question, trigger: Trigger) -> PingAnswer | None:
+    def _known(self, session: Session, question: Asked, trigger: Trigger) -> PingAnswer | None:
         if question.refusal is None:
             return None
         findings = self._findings(session)
@@ -132,7 +132,7 @@ class Asker:
         is_settled = session.generation > question.generation or session.state is State.HEALING
         return findings.loss_of(question.generation) if is_settled else None
 
-    def _found(self, session: Session, question: Question, refusal: Refusal, answer: PingAnswer) -> None:
+    def _found(self, session: Session, question: Asked, refusal: Refusal, answer: PingAnswer) -> None:
         if question.is_remembered:
             self._findings(session).remember(refusal, answer, self._tools.clock())
         outcome = _OUTCOMES.get(answer.verdict, AskOutcome.UNDECIDED)
@@ -144,14 +144,14 @@ class Asker:
 
     # -- asking -------------------------------------------------------------------------------------------------------
 
-    def _start(self, session: Session, question: Question, trigger: Trigger) -> Flight:
+    def _start(self, session: Session, question: Asked, trigger: Trigger) -> Flight:
         key = session, question.generation
         flight = Flight(asyncio.create_task(self._fly(session, question, trigger)), trigger.credential)
         self._flights[key] = flight
         flight.task.add_done_callback(lambda _: self._flights.pop(key, None))
         return flight
 
-    async def _fly(self, session: Session, question: Question, trigger: Trigger) -> PingAnswer:
+    async def _fly(self, session: Session, question: Asked, trigger: Trigger) -> PingAnswer:
         own = OwnRequests(self._tools.upstream, session, trigger)
         answer = await self._ping(own, question)
         if question.elsewhere and self._is_perhaps_elsewhere(question, answer):
@@ -159,12 +159,12 @@ class Asker:
         self._findings(session).note(question.generation, answer)
         return answer
 
-    def _is_perhaps_elsewhere(self, question: Question, answer: PingAnswer) -> bool:
+    def _is_perhaps_elsewhere(self, question: Asked, answer: PingAnswer) -> bool:
         if answer.verdict is PingVerdict.REFUSED:
             return self.is_several and question.refusal is not None and question.refusal.is_same_as(answer.refusal)
         return answer.verdict is PingVerdict.ALIVE
 
-    async def _look_elsewhere(self, own: OwnRequests, question: Question, first: PingAnswer) -> PingAnswer:
+    async def _look_elsewhere(self, own: OwnRequests, question: Asked, first: PingAnswer) -> PingAnswer:
         """One server says that the session lives; perhaps another one refuses it in the words in question, or the reverse."""
         for _ in range(OTHER_CONNECTIONS):
             other = await self._ping(own, question, fresh=True)
@@ -175,7 +175,7 @@ class Asker:
                     return PingAnswer(PingVerdict.ELSEWHERE, refused)
         return first
 
-    async def _ping(self, own: OwnRequests, question: Question, *, fresh: bool = False) -> PingAnswer:
+    async def _ping(self, own: OwnRequests, question: Asked, *, fresh: bool = False) -> PingAnswer:
         return await ping(own, question.upstream_id, self._tools.policy.signatures, fresh=fresh)
 
 

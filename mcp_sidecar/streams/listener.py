@@ -37,7 +37,7 @@ from mcp_sidecar.healing.position import Position, note_unanswered
 from mcp_sidecar.healing.replies import Reason
 from mcp_sidecar.healing.session import Session, UpstreamSessionId
 from mcp_sidecar.healing.stream_watch import StreamWatch
-from mcp_sidecar.sessions.asker import Question, media_type_of
+from mcp_sidecar.sessions.asker import Asked, media_type_of
 from mcp_sidecar.sessions.call import Call
 from mcp_sidecar.sessions.heal import Loss, tell_loss
 from mcp_sidecar.sessions.judge import judge
@@ -259,7 +259,7 @@ class Listener:
         if step.refusal is None:
             return await sessions.refresher.ping(session, self._call.trigger)
         held = HeldRequest(0, self._services.policy.hold_timeout_s, is_stream=True)
-        question = Question(
+        question = Asked(
             self._generation,
             self._upstream_id,
             step.refusal,
