@@ -238,6 +238,17 @@ async def test_what_only_reads_is_sent_again(fault: Any, method: str) -> None:
         assert upstream.ledger.count(method) == 6
 
 
+async def test_a_tool_that_only_reads_is_sent_again_to_whom_the_server_has_said_so() -> None:
+    """By the hints in a list that this very principal was given; nobody else's call goes again, and no unsafe one."""
+    async with FakeUpstream(modern=True) as upstream, running_sidecar(upstream.url) as sidecar:
+        listing = {"jsonrpc": "2.0", "id": "t", "method": "tools/list", "params": {"_meta": META}}
+        assert (await post(sidecar, listing, Authorization="Bearer alice")).status == 200
+        for tool, who, status in [("echo", "alice", 200), ("echo", "bob", 502), ("charge", "alice", 502)]:
+            upstream.inject(ResetAfterExecution(), tool=tool)
+            assert (await post(sidecar, call(tool), Authorization=f"Bearer {who}")).status == status
+        assert len(upstream.ledger.executions("charge")) == 1
+
+
 async def test_discover_is_held_as_a_call_is() -> None:
     """A 503 makes clients fall back to sessions for as long as they are connected."""
     async with (

@@ -209,6 +209,15 @@ async def test_the_server_that_comes_back_is_compared(
         assert len(upstream.ledger.arrivals) == seen
 
 
+async def test_a_new_session_that_is_not_wanted_is_ended_in_its_own_revision() -> None:
+    """Strict servers refuse a DELETE that names another version than the one that this very session negotiated."""
+    async with connected(protocol_versions=("2025-06-18",)) as (upstream, _, client):
+        await upstream.restart(protocol_versions=("2025-11-25",))
+        assert is_not_found(await client.tool("charge"))
+        (ended,) = upstream.ledger.arrived(http_method="DELETE")
+        assert ended.header("mcp-protocol-version") == "2025-11-25"
+
+
 async def test_a_version_change_without_promised_notices_resets() -> None:
     """Strict form: where lists may have changed and the client was not promised to hear of it, 404."""
     async with connected(capabilities=UNPROMISED, healing__on_server_change="reset") as (upstream, _, client):

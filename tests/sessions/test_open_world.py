@@ -12,12 +12,15 @@ from collections.abc import Callable
 import pytest
 
 from mcp_sidecar.facts import AskOutcome, HealEnded, RefusalAsked, SessionLost
+from mcp_sidecar.verdicts.classify import Verdict
+from tests.support.corpus import Entry, entries
 from tests.support.dialects import JSON, TEXT_UTF8, Dialect, Said
 from tests.support.fake_upstream import FakeUpstream
 from tests.support.faults import Answer, EndStream, Fault, IngressPage, RoutePage
 from tests.support.scene import connected
 
 NOT_FOUND = b'{"jsonrpc":"2.0","error":{"code":-32001,"message":"Session not found"},"id":null}'
+FRAMING = frozenset({"content-length", "transfer-encoding", "connection", "content-encoding", "date", "keep-alive"})
 JSON_TYPE = (("Content-Type", JSON),)
 EVENTS = "text/event-stream"
 
@@ -166,6 +169,27 @@ async def test_calls_that_always_get_401_cost_one_useless_initialize() -> None:
             assert (await client.tool("echo")).status == 401
         assert len(upstream.ledger.initializes) == 2
         assert upstream.ledger.executions("charge") == []
+
+
+RECORDED = [entry for entry in entries() if entry.expect is Verdict.AUTH_FAILURE and entry.head is not None]
+
+
+@pytest.mark.parametrize("entry", [pytest.param(entry, id=entry.id) for entry in RECORDED])
+async def test_a_recorded_refusal_of_credentials_passes(entry: Entry) -> None:
+    """Untouched, whoever else is asked: neither a ping nor an `initialize` follows, and nothing is taken for a loss."""
+    async with connected() as (upstream, sidecar, client):
+        status = entry.head.status if entry.head is not None else 0
+        headers = tuple(pair for pair in entry.headers if pair[0].lower() not in FRAMING)
+        upstream.inject(Answer(status, headers, entry.body), times=None)
+        for tool in ("charge", "echo"):
+            answer = await client.tool(tool)
+            assert (answer.status, answer.body) == (status, entry.body)
+            assert answer.headers.getall("WWW-Authenticate", []) == [
+                value for name, value in headers if name.lower() == "www-authenticate"
+            ]
+        assert len(upstream.ledger.initializes) == 1
+        assert upstream.ledger.count("ping") == 0
+        assert sidecar.of(SessionLost) == []
 
 
 @pytest.mark.parametrize("status", [401, 403])
