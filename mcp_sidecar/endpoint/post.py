@@ -6,10 +6,9 @@ This is the one loop; everything that a step needs done is a method below it, in
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
 from functools import partial
 from http import HTTPStatus
-from typing import assert_never
+from typing import Final, assert_never
 
 from mcp_sidecar.downstream.response import Responder
 from mcp_sidecar.endpoint.early_stream import EarlyStream
@@ -39,12 +38,15 @@ from mcp_sidecar.sessions.recorder import Recorder
 from mcp_sidecar.sessions.services import Services
 from mcp_sidecar.upstream.answer import Answer, KeptAnswer, WholeJson, is_json, may_be_kept
 from mcp_sidecar.upstream.content import UpstreamFault
-from mcp_sidecar.verdicts.classify import RequestFacts, Verdict, is_plain_success
+from mcp_sidecar.verdicts.classify import Verdict, is_plain_success
 from mcp_sidecar.verdicts.refusals import Refusal, refusal_of
 from mcp_sidecar.waiting.hold import HeldRequest, Waited
 from mcp_sidecar.waiting.pauses import Pauses
 from mcp_sidecar.wire.headers import Pair
 from mcp_sidecar.wire.jsonrpc import JsonRpcId, Kind, Message
+
+_SERVED = (Pass, Send)
+_NO_IDS: Final = frozenset[JsonRpcId]()
 
 
 class Post:
@@ -239,7 +241,10 @@ class Post:
             self._json = await self._whole_json(answer)
         body = self._json.body if self._json is not None else None
         signatures = self._services.policy.signatures
-        judgement = (await judge(answer, self._facts(answer.status), signatures, body=body)).judgement
+        is_plain = 200 <= answer.status < 300 and (body is None or is_plain_success(body))
+        ids = _NO_IDS if is_plain else _ids_upstream(self._message, self._renumbering)
+        facts = self._call.facts(self._message.method, ids)
+        judgement = (await judge(answer, facts, signatures, body=body)).judgement
         if is_accepted(judgement, answer.status) and self._call.accepted(self._generation):
             self._exchange.session = self._call.knowledge
             self._take_part()
@@ -251,21 +256,9 @@ class Post:
             self._services.sessions.healer.refuse_foreign(self._label, judgement.signature.name)
         return step
 
-    def _facts(self, status: int) -> RequestFacts:
-        """What the classifier wants to know; of a plain success not by which ids it was asked for."""
-        if 200 <= status < 300 and (self._json is None or is_plain_success(self._json.body)):
-            return self._call.facts(self._message.method)
-        return self._call.facts(self._message.method, self._ids_upstream)
-
-    @property
-    def _ids_upstream(self) -> frozenset[JsonRpcId]:
-        """The ids under which the requests went."""
-        ids = self._renumbering.ids or [request.id for request in self._message.requests]
-        return frozenset(each for each in ids if each is not None)
-
     def _note_served(self, step: Step) -> None:
         """Whoever waits for a route may go on, unless it is still to be settled whether there is one."""
-        if isinstance(step, Pass | Send) or (isinstance(step, Give) and step.reason is Reason.SESSION_LOST):
+        if isinstance(step, _SERVED) or (isinstance(step, Give) and step.reason is Reason.SESSION_LOST):
             self._services.holds.route.note_served()
 
     def _tell_loss(self, signature: str, status: int) -> None:
@@ -391,22 +384,17 @@ class Post:
             return await self._reply.pass_refusal(self._refusal)
         answer = self._answer
         assert answer is not None, "there is an answer to pass"
-        if self._reply.has_withheld:
+        if step.to_sender and self._reply.has_withheld:
             return await self._reply.pass_withheld()
+        asks_about = None
+        if self._json is None and self._message.kind is Kind.REQUEST and self._exchange.may_ask:
+            asks_about = partial(_asked_about, self._message, self._renumbering, self._upstream_id)
         after = await self._reply.pass_on(
-            answer, self._json, self._mark, self._renumbering, to_sender=step.to_sender, asks_about=self._asks_about
+            answer, self._json, self._mark, self._renumbering, to_sender=step.to_sender, asks_about=asks_about
         )
         if after is None and session is not None and 200 <= answer.status < 300:
             self._services.sessions.list_check.answered(session, self._generation, self._call.trigger)
         return after
-
-    @property
-    def _asks_about(self) -> Callable[[bytes], Refusal | None] | None:
-        """What says of an event's data whether they are a refusal that has to be asked about."""
-        if self._json is not None or not self._exchange.may_ask or len(self._message.requests) != 1:
-            return None
-        without = (self._message.method or "", self._upstream_id or "")
-        return partial(_asked_about, self._ids_upstream, without)
 
     @property
     def _mark(self) -> Mark:
@@ -427,9 +415,18 @@ def _may_believe(call: Call, asker: Asker, refusal: Refusal | None) -> bool:
     return session is not None and asker.is_open(session, refusal, call.identity.credential)
 
 
-def _asked_about(ids: frozenset[JsonRpcId], without: tuple[str, ...], data: bytes) -> Refusal | None:
+def _ids_upstream(message: Message, renumbering: Renumbering) -> frozenset[JsonRpcId]:
+    """The ids under which the requests went."""
+    ids = renumbering.ids or [request.id for request in message.requests]
+    return frozenset(each for each in ids if each is not None)
+
+
+def _asked_about(
+    message: Message, renumbering: Renumbering, upstream_id: UpstreamSessionId | None, data: bytes
+) -> Refusal | None:
     """Whether an event's data are a refusal that has to be asked about."""
-    refusal = refusal_of(HTTPStatus.OK, data, ids=ids, without=without)
+    without = (message.method or "", upstream_id or "")
+    refusal = refusal_of(HTTPStatus.OK, data, ids=_ids_upstream(message, renumbering), without=without)
     return refusal if refusal.is_asked_about else None
 
 

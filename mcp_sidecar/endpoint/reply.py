@@ -118,7 +118,7 @@ class Reply:
         ``whole`` is its body if it is JSON and was read; ``to_sender``: an error in it is the request's, whomever it names;
         ``asks_about`` says of an event's data whether they are to be asked about. ``None`` where nothing is left to do.
         """
-        if whole is not None and not self._concerns_us(whole, mark, renumbering):
+        if whole is not None and not to_sender and not self._concerns_us(whole, mark, renumbering):
             self._give_up_waiting()
             await self._responder.start(answer.status, answer.reason, self._head(answer))
             await self._responder.write(whole.body)
@@ -130,7 +130,7 @@ class Reply:
         watch.mark, watch.renumbering = mark, renumbering
         watch.refused = StreamRefusal(asks_about) if asks_about is not None else None
         if whole is not None:
-            return await self._pass_json(answer, whole, watch)
+            return await self._pass_json(answer, whole, watch, to_sender=to_sender)
         if to_sender and answer.status >= 400 and is_json(answer) and not self._responder.is_committed:
             return await self._pass_to_sender(answer)
         if is_event_stream(answer) and 200 <= answer.status < 300:
@@ -146,8 +146,7 @@ class Reply:
         """Whether there is anything to write anew, to learn, or to wait for in a JSON answer."""
         is_as_sent = mark.generation == FIRST and not renumbering.ids and not renumbering.tokens
         is_one = not self._message.members and whole.body.startswith(b"{")
-        is_error = len(self._message.requests) == 1 and b'"error"' in whole.body
-        return not is_as_sent or not is_one or is_error or self._recorder.is_taught or self._responder.is_committed
+        return not is_as_sent or not is_one or self._recorder.is_taught or self._responder.is_committed
 
     @property
     def _announcement(self) -> Announcement | None:
@@ -162,15 +161,16 @@ class Reply:
 
     # -- JSON ---------------------------------------------------------------------------------------------------------
 
-    async def _pass_json(self, answer: Answer, whole: WholeJson, watch: StreamWatch) -> Step | None:
+    async def _pass_json(self, answer: Answer, whole: WholeJson, watch: StreamWatch, *, to_sender: bool) -> Step | None:
         mapped = watch.answer_whole(whole.message)
         self._recorder.learn(whole.message, answer)
         if watch.misaddressed:
             return self._exchange.stream_broke(AfterEnd.TELL)
-        said = readdressed(whole.body.decode("utf-8", "replace"), self._message) if mapped is None else None
-        if said is not None and watch.unanswered:
-            watch.unanswered.clear()
-            mapped = json.loads(said)
+        if to_sender and mapped is None and watch.unanswered:
+            said = readdressed(whole.body.decode("utf-8", "replace"), self._message)
+            if said is not None:
+                watch.unanswered.clear()
+                mapped = json.loads(said)
         body = whole.body if mapped is None else dump(mapped)
         if self._responder.is_committed:
             if not watch.answered:
@@ -199,9 +199,7 @@ class Reply:
         relay = EventRelay(self._services, self._call, watch, self._responder, learn, has_begun=has_begun)
         try:
             with self._services.streams.open.post(is_stream=True):
-                after = await relay.run(
-                    answer, may_resend=lambda: self._exchange.may_resend_stream, may_ask=self._exchange.may_ask
-                )
+                after = await relay.run(answer, self._exchange)
         except (ConnectionError, asyncio.CancelledError):  # the client left, and perhaps without the last event
             note_unanswered(self._call.session, watch, unanswered_ids(self._message))
             raise

@@ -247,7 +247,7 @@ class Exchange:
                 self._settle(Settled.UNPROVEN)
                 return self._go_on()
             case _:
-                return self._pass(to_sender=answer.verdict is PingVerdict.ALIVE)
+                return self._pass(to_sender=True)
 
     def healed(self) -> Step:
         """The session stands on a new upstream session."""
@@ -334,7 +334,8 @@ class Exchange:
     @property
     def may_ask(self) -> bool:
         """Whether what its answer's stream brings may be asked about."""
-        return self.mode is Mode.HEAL and self.session is SessionKnowledge.BOUND and not self.is_unread
+        is_known = self.mode is Mode.HEAL and self.session is SessionKnowledge.BOUND
+        return is_known and (self.opaque or not self.message.is_unread)
 
     @property
     def _may_heal(self) -> bool:
@@ -373,7 +374,7 @@ class Exchange:
         if self._is_useless(judgement):
             return self._pass(useless=judgement.refusal)
         if not self.may_ask or not self._may_heal:
-            return self._pass()
+            return self._pass(to_sender=self.may_ask)
         self._put(judgement)
         return self._ask()
 

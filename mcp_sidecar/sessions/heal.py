@@ -161,10 +161,11 @@ class HealAttempt:
 
     async def _not_accepted(self, answer: Answer) -> HealEnd | float:
         """How the heal ends, or the pause that the server wants, 0 where it names none."""
-        pause_s = await _pause_wanted(answer)
-        if pause_s is not None:
-            return pause_s
-        match judge_initialize_status(answer.status, await decoded_body(answer, PEEK_BYTES)):
+        body = await decoded_body(answer, PEEK_BYTES)
+        told_s = retry_after_s(answer.header(hdrs.RETRY_AFTER))
+        match judge_initialize_status(answer.status, body, retry_after=told_s is not None):
+            case InitializeVerdict.BUSY:
+                return told_s or 0.0
             case InitializeVerdict.AUTH:
                 # Not counted: tokens are not verified here, and a bad one must not spend the owner's budget.
                 self._end(HealOutcome.FAILED, "the credentials were refused")
@@ -232,11 +233,9 @@ class HealAttempt:
         """Twice where the new session is not known: it may have gone to another one of several servers."""
         for _ in range(2):
             async with await self._own.post(INITIALIZED, upstream_id, in_session=True) as answer:
-                verdict = await self._retelling.judge("notifications/initialized", answer)
-                if verdict is StepVerdict.LOST:
+                if await self._retelling.judge("notifications/initialized", answer) is StepVerdict.LOST:
                     continue
-                pause_s = await _pause_wanted(answer)
-                return pause_s if pause_s is not None else self._after(verdict)
+                return None if 200 <= answer.status < 300 else await self._not_accepted(answer)
         return self._after(StepVerdict.LOST)
 
     def _after(self, verdict: StepVerdict) -> HealEnd | None:
@@ -312,14 +311,6 @@ def tell_loss(session: Session, loss: Loss, emit: Emit) -> None:
     """Say that a session is lost, unless that was said of this generation before."""
     if session.note_told_lost(loss.generation):
         emit(SessionLost(session.label, loss.signature, loss.status, loss.generation))
-
-
-async def _pause_wanted(answer: Answer) -> float | None:
-    """How long a server that has no time wants to be left alone, in seconds: 0 where it names no pause."""
-    told_s = retry_after_s(answer.header(hdrs.RETRY_AFTER))
-    body = await decoded_body(answer, PEEK_BYTES) if answer.status >= 400 else b""
-    verdict = judge_initialize_status(answer.status, body, retry_after=told_s is not None)
-    return (told_s or 0.0) if verdict is InitializeVerdict.BUSY else None
 
 
 def _new_session_id(answer: Answer) -> UpstreamSessionId | None:

@@ -53,7 +53,7 @@ async def _ask(
     fresh: bool,
     heads: Callable[[Answer], object] | None,
 ) -> PingAnswer:
-    ping_id = f"{PING_ID}-{next(_pings)}"
+    ping_id = f"{PING_ID}-{next(_pings):06}"
     body = b'{"jsonrpc":"2.0","id":"%b","method":"ping"}' % ping_id.encode()
     in_session = own.session is not None
     async with await own.post(body, upstream_id, in_session=in_session, fresh=fresh) as answer:

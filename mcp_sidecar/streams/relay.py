@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from mcp_sidecar.config import Limits
 from mcp_sidecar.downstream.response import Responder
+from mcp_sidecar.healing.exchange import Exchange
 from mcp_sidecar.healing.position import can_be_sent_back
 from mcp_sidecar.healing.stream_watch import AfterEnd, Ending, StreamWatch, after_end
 from mcp_sidecar.sessions.call import Call
@@ -102,8 +103,8 @@ class EventRelay:
         self._has_begun = has_begun
         self._give_up_at: float | None = None  # loop time; a resumed stream has brought nothing of ours so far
 
-    async def run(self, answer: Answer, *, may_resend: Callable[[], bool], may_ask: bool = False) -> AfterEnd:
-        """Relay until the stream has ended for good, and say what is left to do."""
+    async def run(self, answer: Answer, exchange: Exchange) -> AfterEnd:
+        """Relay until the stream has ended for good, and say what is left to do; ``exchange`` knows what may be done."""
         blocks_before = -1
         resumed: Answer | None = None
         try:
@@ -118,9 +119,9 @@ class EventRelay:
                 after = after_end(
                     self._watch,
                     ending,
-                    may_resend=may_resend(),
+                    may_resend=exchange.may_resend_stream,
                     may_resume=has_advanced and self._may_resume(),
-                    may_ask=may_ask,
+                    may_ask=exchange.may_ask,
                 )
                 if after is not AfterEnd.RESUME:
                     return after
@@ -131,7 +132,7 @@ class EventRelay:
                     resumed.close()
                 resumed = await self._resume()
                 if resumed is None:
-                    return after_end(self._watch, ending, may_resend=may_resend(), may_resume=False)
+                    return after_end(self._watch, ending, may_resend=exchange.may_resend_stream, may_resume=False)
         finally:
             if resumed is not None:
                 resumed.close()

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final
 
-from mcp_sidecar.verdicts.refusals import Refusal, refusal_of
+from mcp_sidecar.verdicts.refusals import Refusal, is_plain_error, refusal_of
 from mcp_sidecar.verdicts.signatures import (
     JSON_RPC_METHOD_NOT_FOUND,
     ROUTE_ROWS,
@@ -219,7 +219,7 @@ def judge_initialize_status(status: int, body: bytes, *, retry_after: bool = Fal
 
     ``retry_after`` is whether that header is there.
     """
-    content = _read(status, body[:PEEK_BYTES], complete=len(body) <= PEEK_BYTES)
+    content = _read(status, said_in(body[:PEEK_BYTES]), complete=len(body) <= PEEK_BYTES)
     if 200 <= status < 300:
         return InitializeVerdict.REJECTED if content.error is not None else InitializeVerdict.ACCEPTED_STATUS
     if status in _AUTH_STATUSES or status in _LOGIN_REDIRECTS:
@@ -258,7 +258,10 @@ def _judge_success(
     # No server needs more than a peek to say that a session is lost; a result is not searched, whatever it speaks of.
     if not complete or b'"error"' not in body:
         return _OK
-    content = _read(head.status, body, complete)
+    said = said_in(body)
+    if is_plain_error(said, facts.rpc_ids):
+        return _OK
+    content = _read(head.status, said, complete)
     row = first_fit((*extra, *TABLE), content.wording, facts.http_method, facts.rpc_method)
     refusal = _refusal(facts, head, content)
     verdict = _in_band_verdict(content, row, refusal)
@@ -273,7 +276,7 @@ def _judge_success(
 def _judge_failure(
     facts: RequestFacts, head: AnswerHead, body: bytes, complete: bool, extra: tuple[Signature, ...]
 ) -> Judgement:
-    content = _read(head.status, body, complete)
+    content = _read(head.status, said_in(body), complete)
     row = _row(facts, head, content, extra)
     refusal = _refusal(facts, head, content)
     verdict = _verdict(facts, head, content, row, refusal)
@@ -354,8 +357,7 @@ def _media_type(head: AnswerHead) -> str:
     return media_type(head.content_type)
 
 
-def _read(status: int, body: bytes, complete: bool) -> _Content:
-    said = said_in(body)
+def _read(status: int, said: Said, complete: bool) -> _Content:
     text, document = said.text, said.document
     if document is NotJson.NOT_JSON:
         return _read_text(status, said, complete)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final
 
-from mcp_sidecar.verdicts.words import Said, Words, said_in, words_of
+from mcp_sidecar.verdicts.words import Said, Words, said_in, speaks_of_session, words_of
 from mcp_sidecar.wire.jsonrpc import JsonRpcId
 
 NEVER_ASKED: Final = frozenset({402, 403, 405, 407, 408, 411, 413, 414, 415, 429, 431, 451})
@@ -81,6 +81,14 @@ def refusal_of(
     addressee = Addressee.NOT_JSON_RPC if message is None else _addressee(message.get("id") if error else None, ids)
     is_code = isinstance(code, int) and not isinstance(code, bool)
     return Refusal(words_of(status, read, without=without), addressee, code if is_code else None, challenged)
+
+
+def is_plain_error(said: Said, ids: frozenset[JsonRpcId]) -> bool:
+    """Whether it is the error of one of these requests, and does not speak of a session anywhere: the usual case."""
+    message = said.json_rpc
+    if message is None or not isinstance(message.get("error"), dict) or speaks_of_session(said.text):
+        return False
+    return _addressee(message.get("id"), ids) is Addressee.REQUEST
 
 
 def _addressee(found: object, ids: frozenset[JsonRpcId]) -> Addressee:

@@ -46,7 +46,7 @@ class Words:
     @property
     def speak_of_session(self) -> bool:
         """Whether a session, or `initialize`, is what it is about."""
-        return _SESSION.search(self.text) is not None
+        return speaks_of_session(self.text)
 
     @property
     def speak_of_presence(self) -> bool:
@@ -57,6 +57,11 @@ class Words:
     def speak_of_credentials(self) -> bool:
         """Whether it asks for a credential, or for another one."""
         return _CREDENTIALS.search(self.text) is not None
+
+
+def speaks_of_session(text: str) -> bool:
+    """Whether a session, or `initialize`, is named in it."""
+    return _SESSION.search(text) is not None
 
 
 class NotJson(Enum):

@@ -389,7 +389,9 @@ async def test_an_upstream_that_cannot_initialize_sees_no_storm(fault: Fault) ->
         await upstream.restart()
         upstream.inject(fault, times=None, rpc_method="initialize")
         answers = await asyncio.gather(*(client.tool("charge") for _ in range(10)))
-        assert all(is_not_found(answer) for answer in answers)
+        assert all(
+            is_not_found(answer) or answer.error["data"]["reason"] == "upstream_unavailable" for answer in answers
+        )
         assert len(upstream.ledger.initializes) <= 1 + 5
         assert upstream.ledger.executions("charge") == []
         assert len(sidecar.of(SessionLost)) == 1
