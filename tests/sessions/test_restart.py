@@ -18,6 +18,7 @@ from tests.support.waiting import eventually
 ANSWERS = pytest.mark.parametrize("answers", Answers, ids=lambda answers: answers.value)
 
 
+@pytest.mark.long
 @ANSWERS
 @pytest.mark.parametrize("dialect", sorted(DIALECTS))
 async def test_every_signature_is_healed(dialect: str, answers: Answers) -> None:
@@ -35,6 +36,7 @@ async def test_every_signature_is_healed(dialect: str, answers: Answers) -> None
         assert len(sidecar.of(SessionLost)) == 1
 
 
+@pytest.mark.long
 @ANSWERS
 @pytest.mark.parametrize("dialect", sorted(DIALECTS))
 async def test_an_unsafe_call_goes_again_behind_one_ping(dialect: str, answers: Answers) -> None:
@@ -50,7 +52,7 @@ async def test_an_unsafe_call_goes_again_behind_one_ping(dialect: str, answers: 
         assert upstream.ledger.count("ping") == 1
 
 
-@pytest.mark.load
+@pytest.mark.long
 async def test_a_burst_after_a_restart_costs_one_initialize_per_session() -> None:
     """50 sessions with 20 concurrent calls each: all succeed with 50 initializes."""
     async with FakeUpstream() as upstream, running_sidecar(upstream.url) as sidecar:
