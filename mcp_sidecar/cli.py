@@ -40,6 +40,12 @@ SETTINGS = (
 _SETTINGS_EPILOG = (
     "Every option is also a variable, such as MCP_SIDECAR_UPSTREAM; config.example.toml lists all settings."
 )
+_DEV_EPILOG = f"""\
+{PROGRAM} dev -- python server.py
+
+The server gets a free port in PORT (FASTMCP_PORT, UVICORN_PORT), and in place of {{port}} in its command. On every save a
+new one is started beside it and takes its place when it answers; a server with a port of its own is found, and is stopped
+before the next one starts."""
 _EPILOG = f"""\
 `{PROGRAM} http://127.0.0.1:9000/mcp` is all that is needed to stand in front of a server.
 `{PROGRAM} COMMAND --help` tells the options of a command; without a command it is `{SERVE}`."""
@@ -135,7 +141,7 @@ def parse(command: Command, words: Sequence[str]) -> Namespace:
     if unknown:
         options = [word.partition("=")[0] for word in unknown if word.startswith("-")]
         if options:
-            parser.error(f"unknown option: {' '.join(options)}{_nearest_option(options[0], parser)}")
+            parser.error(f"unknown option: {' '.join(options)}{_nearest_option(options[0], command)}")
         if not hasattr(arguments, "url") or any("://" not in word for word in unknown):
             parser.error(f"{command.name} takes nothing more: {' '.join(unknown)}")
         arguments.url += unknown  # behind an option, where argparse does not look for it any more
@@ -184,10 +190,10 @@ def _nearest_command(word: str) -> str:
     return nearest(word, names, cutoff=0.6) or f"; there are {', '.join(names)}"
 
 
-def _nearest_option(word: str, parser: ArgumentParser) -> str:
+def _nearest_option(word: str, command: Command) -> str:
     from mcp_sidecar.settings.sources import nearest
 
-    return nearest(word, [option for action in parser._actions for option in action.option_strings], "--", cutoff=0.6)  # noqa: SLF001
+    return nearest(word, options_of(command), "--", cutoff=0.6)
 
 
 # -- the commands -----------------------------------------------------------------------------------------------------
@@ -235,6 +241,33 @@ def _demo(_: Namespace) -> int:
     return _with_extra(run, DEMO, "demo")
 
 
+def _developing(parser: ArgumentParser) -> None:
+    add_settings(parser, ("listen", "admin", "config", "log-level"))
+    parser.add_argument("--path", metavar="PATH", default="/mcp", help="the path of the MCP endpoint (default /mcp)")
+    parser.add_argument("--upstream", metavar="URL", help="where the server is, if it has a port of its own")
+    parser.add_argument(
+        "--watch",
+        metavar="PATH",
+        action="append",
+        default=[],
+        help="watch this, too: a path, or a pattern such as '*.json'",
+    )
+    parser.add_argument(
+        "--ignore", metavar="PATTERN", action="append", default=[], help="pass over this, as a line of .gitignore would"
+    )
+    parser.add_argument("--once", action="store_true", help="end with the server's exit status when it ends by itself")
+    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="what runs the server")
+
+
+def _dev(arguments: Namespace) -> int:
+    def run() -> int:
+        from mcp_sidecar.commands import dev
+
+        return dev.run(arguments, load_settings)
+
+    return _with_extra(run, "dev", "reload")
+
+
 def _completing(parser: ArgumentParser) -> None:
     parser.add_argument("shell", choices=SHELLS, help="the shell to complete in")
 
@@ -247,6 +280,7 @@ def _completion(arguments: Namespace) -> int:
 
 COMMANDS: tuple[Command, ...] = (
     Command(SERVE, "stand in front of an MCP server (default)", _serving, _serve, _SETTINGS_EPILOG),
+    Command("dev", "run a server, watch its files, restart it; its clients stay", _developing, _dev, _DEV_EPILOG),
     Command(DEMO, "show a heal, end to end; needs no server", _nothing, _demo),
     Command(
         CHECK_CONFIG,

@@ -39,7 +39,7 @@ def run(settings: Settings) -> int:
     _collect_rarely()
     _return_memory()
     try:
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
             return runner.run(_serve(settings))
     finally:
         logs.close(LAST_LINES_S)
@@ -70,7 +70,7 @@ def _return_memory() -> None:
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, MAPPED_FROM_BYTES)
 
 
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     """uvloop where it is installed, which is where it can be (docs/decisions/0006); else asyncio's own."""
     try:
         import uvloop

@@ -127,6 +127,16 @@ LAYERS: Final = (
         libraries=("shtab",),
     ),
     Layer(modules="mcp_sidecar.__main__", parts=("mcp_sidecar.cli",)),
+    # Runs a sidecar in its own process and moves it from one upstream to the next.
+    Layer(
+        modules="mcp_sidecar.commands.dev",
+        parts=(
+            *("mcp_sidecar.__version__", "mcp_sidecar.app", "mcp_sidecar.process", "mcp_sidecar.commands.mcp_client"),
+            *(WIRE, HEALING, WAITING, UPSTREAM, DOWNSTREAM, SESSIONS, OPS, SETTINGS, FACTS, CONFIG),
+        ),
+        libraries=("pathspec", "psutil", "watchfiles"),
+    ),
+    Layer(modules="mcp_sidecar.commands.mcp_client", parts=(WIRE,), libraries=("aiohttp",)),
     # Users of the sidecar: they start one and never reach into it.
     Layer(modules="mcp_sidecar.commands", libraries=("httpx", "mcp", "uvicorn")),
 )

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Final
 
-from mcp_sidecar.healing.announcement import Announcement
+from mcp_sidecar.healing.announcement import Announcement, ListPromise
 from mcp_sidecar.healing.marked_ids import Mark, Renumbering, event_to_client, to_client
 from mcp_sidecar.healing.progress import Progress
 from mcp_sidecar.wire.jsonrpc import JsonRpcId, Kind, Message, NotJson, parse
@@ -57,7 +57,7 @@ class StreamWatch:
     misaddressed: bool = False
     blocks: int = 0
     heard: int = 0
-    announcement: Final[Announcement | None] = None
+    announcement: Final[Announcement | ListPromise | None] = None
     progress: Progress | None = None
 
     def relay(self, piece: Block | Fragment) -> tuple[bytes, Message | None]:
