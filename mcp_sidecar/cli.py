@@ -46,6 +46,7 @@ _DEV_EPILOG = f"""\
 The server gets a free port in PORT (FASTMCP_PORT, UVICORN_PORT), and in place of {{port}} in its command. On every save a
 new one is started beside it and takes its place when it answers; a server with a port of its own is found, and is stopped
 before the next one starts."""
+_PROBE_EPILOG = "It calls no tool. Exit status 0: healable; 3: not, or not to be told; 4: no MCP server."
 _EPILOG = f"""\
 `{PROGRAM} http://127.0.0.1:9000/mcp` is all that is needed to stand in front of a server.
 `{PROGRAM} COMMAND --help` tells the options of a command; without a command it is `{SERVE}`."""
@@ -268,6 +269,24 @@ def _dev(arguments: Namespace) -> int:
     return _with_extra(run, "dev", "reload")
 
 
+def _probing(parser: ArgumentParser) -> None:
+    parser.add_argument("server", metavar="URL", help="the MCP server's URL, as clients use it today")
+    parser.add_argument("--restart", metavar="COMMAND", help="restart the server for real with this, and show the heal")
+    parser.add_argument(
+        "--header", metavar="NAME: VALUE", action="append", default=[], help="send this, too, such as a credential"
+    )
+    parser.add_argument("--json", action="store_true", help="for scripts")
+    parser.add_argument(
+        "--capture", metavar="FOLDER", help="write its answers, without ids and tokens, to be contributed"
+    )
+
+
+def _probe(arguments: Namespace) -> int:
+    from mcp_sidecar.commands import probe
+
+    return probe.run(arguments, load_settings)
+
+
 def _completing(parser: ArgumentParser) -> None:
     parser.add_argument("shell", choices=SHELLS, help="the shell to complete in")
 
@@ -281,6 +300,7 @@ def _completion(arguments: Namespace) -> int:
 COMMANDS: tuple[Command, ...] = (
     Command(SERVE, "stand in front of an MCP server (default)", _serving, _serve, _SETTINGS_EPILOG),
     Command("dev", "run a server, watch its files, restart it; its clients stay", _developing, _dev, _DEV_EPILOG),
+    Command("probe", "tell how a server behaves, and what the sidecar will do", _probing, _probe, _PROBE_EPILOG),
     Command(DEMO, "show a heal, end to end; needs no server", _nothing, _demo),
     Command(
         CHECK_CONFIG,

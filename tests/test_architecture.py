@@ -136,6 +136,14 @@ LAYERS: Final = (
         ),
         libraries=("pathspec", "psutil", "watchfiles"),
     ),
+    # Judges answers as the proxy does, and for `--restart` runs one in its own process.
+    Layer(
+        modules="mcp_sidecar.commands.probe",
+        parts=(
+            *("mcp_sidecar.app", "mcp_sidecar.facts", "mcp_sidecar.commands.mcp_client"),
+            *(WIRE, VERDICTS, OPS, SETTINGS),
+        ),
+    ),
     Layer(modules="mcp_sidecar.commands.mcp_client", parts=(WIRE,), libraries=("aiohttp",)),
     # Users of the sidecar: they start one and never reach into it.
     Layer(modules="mcp_sidecar.commands", libraries=("httpx", "mcp", "uvicorn")),
