@@ -88,8 +88,13 @@ class Pool:
             self._bound.pop(owner)[0].close()
 
     async def retire(self) -> None:
-        """Close what is free now and the others behind their answers; returns behind the last of them."""
+        """Close what is free now and the others behind their answers; returns behind the last of them.
+
+        Listening streams have no answer to wait for, and are broken off: whoever listens comes back elsewhere.
+        """
         self._is_retired = True
+        for connection in [each for each in self._all if each.is_listening]:
+            connection.abort()
         for connection, _ in (*self._free, *self._bound.values()):
             connection.close()
         self._free.clear()

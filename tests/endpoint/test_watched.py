@@ -130,6 +130,21 @@ async def test_credentials_are_not_kept_for_a_heal() -> None:
         assert running.watcher.healed() == 1
 
 
+async def test_who_listens_with_credentials_comes_back_by_itself() -> None:
+    """When the old connections end, its stream breaks, goes on in the new server, and has the session healed for it."""
+    async with watched() as (running, _, new), McpClient(running.url, headers=bearer("t")) as client:
+        await client.initialize()
+        async with await client.get_stream() as stream:
+            pool, _ = await running.sessions.take_over(running.at(new))
+            assert pool is not None
+            await running.sidecar.services.upstream.retire(pool, 3600)
+            await eventually(lambda: running.watcher.healed() == 1)
+            await eventually(lambda: any(arrival.http_method == "GET" for arrival in new.ledger.arrivals))
+            new.notify("notifications/tools/list_changed")
+            message = await stream.next_message()
+            assert message is not None and message["method"] == "notifications/tools/list_changed"
+
+
 @pytest.mark.parametrize("capability", [{"listChanged": True}, {}], ids=["promised", "not promised"])
 async def test_changed_lists_are_told_whatever_the_server_promised(capability: dict[str, bool]) -> None:
     """The client was promised it in the server's place, and hears of it right after the take-over."""
@@ -167,8 +182,11 @@ async def test_where_no_server_will_come_calls_end_with_the_reason() -> None:
         for answer in (await call, await client.call("ping", id=7)):
             assert is_error(answer, 7, "server_failed_to_start") and answer.error["message"] == "SyntaxError: no"
         assert (await client.notify("notifications/progress", {"progressToken": 1, "progress": 1})).status == 202
+        running.sessions.hope()
+        waiting = asyncio.create_task(client.tool("echo", text="a"))
+        await eventually(lambda: len(running.sidecar.services.holds) == 1)
         await running.sessions.take_over(running.at(new))
-        assert (await client.tool("echo", text="b")).text == "b"
+        assert (await waiting).text == "a"
 
 
 async def test_what_passes_is_shown() -> None:

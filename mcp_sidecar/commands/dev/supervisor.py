@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,6 +33,7 @@ SILENT_AFTER_S = 30.0
 DRAIN_S, DRAIN_FIXED_S = 10.0, 2.0
 """How long calls on the old server may go on; where the new one waits for its port, not for long."""
 TOLD_LINES = 8
+_SPEAKS_OF_ERRORS = re.compile(r"error|exception|fail|cannot|not found|denied|already in use", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,6 +157,8 @@ class Supervisor:
         began = clock()
         if self._fixed is not None:
             await self._stop_current()
+        if self._current is None:
+            self._sessions.hope()
         port = ports.free_port() if self._fixed is None else None
         try:
             server = await child.start(self._command(port), self._environment(port), self._guard, self._screen.child)
@@ -277,8 +281,9 @@ class Supervisor:
         self._not_started(cause, "\n".join(list(server.last_lines)[-TOLD_LINES:]), status)
 
     def _not_started(self, cause: str, last_words: str, status: int) -> None:
-        summary = last_words.strip().rpartition("\n")[2].strip()
-        self._screen.say(f"{cause or 'the server'} → does not start (exit status {status}): {summary}", RED)
+        self._screen.say(
+            f"{cause or 'the server'} → does not start (exit status {status}): {cause_in(last_words)}", RED
+        )
         if self._current is not None:
             self._screen.say("the last good server goes on answering", DIM)
         else:
@@ -332,3 +337,9 @@ class Supervisor:
         await asyncio.gather(*(server.end() for server in list(child.RUNNING)))
         with contextlib.suppress(OSError):
             child.kill_orphans(self._known())
+
+
+def cause_in(last_words: str) -> str:
+    """The one line of a server's last words that says why: the last that speaks of an error, else the last."""
+    lines = [line.strip() for line in last_words.splitlines() if line.strip()]
+    return next((line for line in reversed(lines) if _SPEAKS_OF_ERRORS.search(line)), lines[-1] if lines else "")

@@ -51,6 +51,10 @@ class Sessions:
         self._services.upstream.point_at(None)
         self._services.holds.fail(why)
 
+    def hope(self) -> None:
+        """A server is being started: calls wait for it again."""
+        self._services.holds.fail(None)
+
     async def _heal_all(self) -> int:
         live = {session: trigger for session, trigger in self._triggers.items() if not session.is_ended}
         self._triggers = live

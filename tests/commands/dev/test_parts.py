@@ -16,6 +16,7 @@ from mcp_sidecar.commands.dev.files import told, watched
 from mcp_sidecar.commands.dev.lists import counted, difference, items_of
 from mcp_sidecar.commands.dev.ports import filled_in
 from mcp_sidecar.commands.dev.screen import MAX_LINES_PER_SECOND, Flood
+from mcp_sidecar.commands.dev.supervisor import cause_in
 from mcp_sidecar.wire.jsonrpc import parse
 
 # -- files ------------------------------------------------------------------------------------------------------------
@@ -201,3 +202,17 @@ def test_snippets_name_the_url() -> None:
         start, end = line.find("{"), line.rfind("}")
         if start >= 0:
             json.loads(line[start : end + 1])
+
+
+@pytest.mark.parametrize(
+    ("last_words", "cause"),
+    [
+        ("Traceback:\n  x\nSyntaxError: invalid syntax\n", "SyntaxError: invalid syntax"),
+        ("ERROR: address already in use\nINFO: shutdown complete", "ERROR: address already in use"),
+        ("bye\n\n", "bye"),
+        ("", ""),
+    ],
+)
+def test_the_line_that_says_why(last_words: str, cause: str) -> None:
+    """A server may say more behind its error; where nothing speaks of one, its last line is all there is."""
+    assert cause_in(last_words) == cause
