@@ -145,7 +145,8 @@ class Passthrough:
             waited = await self._services.holds.for_connect(held)
             if waited is Waited.BACK:
                 return True
-            own = replies.unavailable(message.id)
+            own, why = replies.unavailable(message.id), self._services.holds.failure
+            own = replies.failed_to_start(own, why) if why is not None else own
         await self._responder.give(own)
         return False
 

@@ -6,6 +6,7 @@ This is the one loop; everything that a step needs done is a method below it, in
 from __future__ import annotations
 
 import secrets
+from dataclasses import replace
 from functools import partial
 from http import HTTPStatus
 from typing import Final, assert_never
@@ -347,7 +348,13 @@ class Post:
     def _released(self, waited: Waited) -> Step:
         if waited is Waited.ENDED:
             return self._exchange.ended()
-        return self._exchange.cancelled() if waited is Waited.CANCELLED else self._exchange.expired()
+        return self._exchange.cancelled() if waited is Waited.CANCELLED else self._expired()
+
+    def _expired(self) -> Step:
+        step, why = self._exchange.expired(), self._services.holds.failure
+        if why is None or not isinstance(step, Give) or step.reason is Reason.OUTCOME_UNKNOWN:
+            return step
+        return replace(step, answer=replies.failed_to_start(step.answer, why))
 
     # -- Give ---------------------------------------------------------------------------------------------------------
 

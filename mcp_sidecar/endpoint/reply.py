@@ -11,7 +11,7 @@ from typing import Any
 
 from mcp_sidecar.downstream.response import Responder
 from mcp_sidecar.healing import replies
-from mcp_sidecar.healing.announcement import Announcement, calls_in
+from mcp_sidecar.healing.announcement import Announcement, ListPromise, calls_in
 from mcp_sidecar.healing.exchange import Exchange, Give, Step
 from mcp_sidecar.healing.marked_ids import FIRST, Mark, Renumbering
 from mcp_sidecar.healing.policy import Announce
@@ -149,7 +149,9 @@ class Reply:
         return not is_as_sent or not is_one or self._recorder.is_taught or self._responder.is_committed
 
     @property
-    def _announcement(self) -> Announcement | None:
+    def _announcement(self) -> Announcement | ListPromise | None:
+        if self._recorder.is_initialize and self._services.policy.promises_lists:
+            return ListPromise()
         session = self._call.session
         if session is None or self._services.policy.announce is not Announce.RESULT:
             return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from enum import Enum
 from http import HTTPStatus
 from typing import Any
@@ -22,6 +23,9 @@ PARSE_ERROR = -32700
 RETRY_AFTER_S = 1
 HTTP_ERROR = "http_error"
 """The ``data.reason`` where the upstream has answered, but on a stream its status cannot be passed on."""
+
+FAILED_TO_START = "server_failed_to_start"
+"""The ``data.reason`` where `dev` runs the server, and the last save has left it unable to start."""
 
 JSON = "application/json"
 TEXT = "text/plain; charset=utf-8"
@@ -149,6 +153,16 @@ def broken_gateway(request_id: JsonRpcId) -> OwnAnswer:
 def outcome_unknown(request_id: JsonRpcId) -> OwnAnswer:
     """What a client gets that polls for a request whose upstream session is gone."""
     return OwnAnswer(HTTPStatus.OK, JSON, dump(error(request_id, Reason.OUTCOME_UNKNOWN)))
+
+
+def failed_to_start(answer: OwnAnswer, why: str) -> OwnAnswer:
+    """The answer for an upstream that is away, where it is known why it does not come back: in its own last words."""
+    if answer.content_type != JSON:
+        return answer
+    said = json.loads(answer.body)
+    for one in said if isinstance(said, list) else [said]:
+        one["error"] |= {"message": why, "data": {"reason": FAILED_TO_START}}
+    return replace(answer, body=dump(said))
 
 
 def opaque(reason: Reason) -> OwnAnswer:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Final
 
-from mcp_sidecar.healing.announcement import Announcement
+from mcp_sidecar.healing.announcement import Announcement, ListPromise
 from mcp_sidecar.healing.marked_ids import Mark, Renumbering, event_to_client, to_client
 from mcp_sidecar.healing.progress import Progress
 from mcp_sidecar.verdicts.refusals import Refusal
@@ -79,7 +79,7 @@ class StreamWatch:
     misaddressed: bool = False
     blocks: int = 0
     heard: int = 0
-    announcement: Final[Announcement | None] = None
+    announcement: Final[Announcement | ListPromise | None] = None
     progress: Final[Progress | None] = None
     refused: StreamRefusal | None = None
 

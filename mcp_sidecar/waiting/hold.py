@@ -87,6 +87,7 @@ class Holds:
         self._streams = 0
         self._bytes = 0
         self._draining = False
+        self.failure: str | None = None
         self._turns = Slots(GO_ON_AT_A_TIME, HEAD_PATIENCE_S)
         self.route = Route(clock)
         self.availability = Availability(can_connect, emit, clock, self.waiting)
@@ -180,6 +181,12 @@ class Holds:
         for held in self._held:
             _release(held, Waited.EXPIRED)
 
+    def fail(self, why: str | None) -> None:
+        """The server cannot come back by itself: release everybody, and hold nobody until this is told otherwise."""
+        self.failure = why
+        for held in self._held if why is not None else ():
+            _release(held, Waited.EXPIRED)
+
     async def _in_turn(self, held: HeldRequest) -> Waited:
         """Wait for one of the places that all share who go on."""
         self.went_on(held)  # perhaps nothing came of it last time
@@ -244,7 +251,7 @@ class Holds:
         full = has_no_place and not held.is_stream
         if full:
             self._emit(HoldOverflowed(len(self._held), self._bytes))
-        if full or self._draining:
+        if full or self._draining or (self.failure is not None and not held.is_stream):
             yield False
             return
         held.released = None
