@@ -392,6 +392,20 @@ class TestInstalling:
         assert python(made, tmp_path / "lock.txt", pip=None).is_ready
         assert not left.exists()
 
+    def test_a_python_is_the_same_by_any_name(self, index: Index, tmp_path: Path) -> None:
+        """``python3`` and ``python3.11`` are one, and so is the one of an environment; none makes anew what another made."""
+        environment = python(tmp_path / "made", _lock(tmp_path, *index.locked), pip=None)
+        (alias := tmp_path / "python").symlink_to(os.path.realpath(sys.executable))
+        ask = (
+            "from pathlib import Path; from tools.environments import python\n"
+            f"print(python(Path({str(tmp_path / 'made')!r}), Path({str(tmp_path / 'lock.txt')!r}), pip=None).fingerprint)"
+        )
+        said = {
+            subprocess.run([name, "-c", ask], cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
+            for name in (alias, sys.executable)
+        }
+        assert said == {environment.fingerprint}
+
     def test_a_python_without_a_pip_to_lend_brings_its_own(self, index: Index, tmp_path: Path) -> None:
         """Debian's may have none, and that of another Python may be too old or not start."""
         environment = python(tmp_path / "made", _lock(tmp_path, *index.locked), pip=None)

@@ -107,7 +107,8 @@ class Environment:
     @property
     def fingerprint(self) -> str:
         """Name the state that the pins ask for; another Python or another command is another state."""
-        digest = hashlib.sha256(repr((sys.version, self.commands)).encode())
+        commands = repr(self.commands).replace(repr(BASE), repr(os.path.realpath(BASE)))  # it has several names
+        digest = hashlib.sha256(f"{sys.version}\n{commands}".encode())
         for pin in self.pins:
             digest.update(hashlib.sha256(pin).digest())
         return digest.hexdigest()
