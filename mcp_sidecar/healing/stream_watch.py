@@ -84,7 +84,12 @@ class StreamWatch:
     refused: StreamRefusal | None = None
 
     def relay(self, piece: Block | Fragment) -> tuple[bytes, Message | None]:
-        """What the client gets for one piece of the stream, and the message in it, if it holds one."""
+        """What the client gets for one piece of the stream, and the message in it, if it holds one.
+
+        What follows a refusal is not the request's.
+        """
+        if self.refused is not None and self.refused.refusal is not None:
+            return b"", None
         self.blocks += 1
         if isinstance(piece, Fragment):
             return self._relay_fragment(piece), None
@@ -217,7 +222,7 @@ def _may_refuse(message: Message | None) -> bool:
     """Whether an event may be a refusal: an error, or no message at all."""
     if message is None or message.kind is Kind.OTHER:
         return message is None or not message.is_unread
-    return message.kind is Kind.RESPONSE and message.error is not None
+    return message.kind is Kind.RESPONSE and "result" not in message.value
 
 
 def _message_in(data: str | None) -> Message | None:

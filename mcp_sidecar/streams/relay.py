@@ -177,8 +177,6 @@ class EventRelay:
         return Ending.CLEAN
 
     def _pass(self, piece: Block | Fragment, answer: Answer) -> bytes:
-        if self._watch.refusal is not None:
-            return b""  # what follows a refusal is not the request's
         data, message = self._watch.relay(piece)
         if message is not None:
             self._learn(message, answer)

@@ -406,7 +406,7 @@ async def test_a_route_that_is_away_is_waited_for(page: RoutePage) -> None:
 
 
 async def test_a_route_that_comes_back_is_seen_soon() -> None:
-    """However often a held request asked in vain, it is healed and answered as soon as the server can be reached."""
+    """However often a held request asked in vain, it is healed and answered within a pause of the server's return."""
     async with connected() as (upstream, sidecar, client):
         planted = upstream.inject(RoutePage(), times=None)
         call = asyncio.create_task(client.tool("charge"))
@@ -416,7 +416,7 @@ async def test_a_route_that_comes_back_is_seen_soon() -> None:
         await upstream.clear()
         back = now()
         assert (await call).text == "charged 1"
-        assert now() - back < 0.2
+        assert now() - back < 1.5
         assert len(sidecar.of(HealEnded)) == 1
 
 
