@@ -142,8 +142,9 @@ class Router:
 
     def enter(self) -> None:
         """A request is under way; ``leave`` is to follow."""
+        if not self._under_way:
+            self._idle.clear()
         self._under_way += 1
-        self._idle.clear()
 
     def leave(self) -> None:
         """A request is not under way any more."""
