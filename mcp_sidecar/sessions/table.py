@@ -326,13 +326,11 @@ class SessionTable:
         self._by_use.move_to_end((session.client_id, session.record.principal))
 
     def _is_expired(self, session: Session, now: float) -> bool:
-        return self._is_too_old(session, now) or (self._is_unused(session, now) and not session.exchanges)
+        is_too_old = now - session.opened_at >= self._limits.max_lifetime_s
+        return is_too_old or (self._is_unused(session, now) and not session.exchanges)
 
     def _is_unused(self, session: Session, now: float) -> bool:
         return now - session.last_used_at >= self._limits.idle_ttl_s
-
-    def _is_too_old(self, session: Session, now: float) -> bool:
-        return now - session.opened_at >= self._limits.max_lifetime_s
 
     def _remove(self, session: Session, reason: SessionEnd) -> None:
         del self._by_use[session.client_id, session.principal]
