@@ -188,6 +188,8 @@ class ClientConnection(asyncio.Protocol):
         self._phase = Phase.EXCHANGE
         if behind and not self._read_body(behind):
             raise Unreadable(Fault.UNREADABLE)
+        if self._framing is not None:
+            self.pause_reading()  # until somebody wants the body
         request.in_flight, self._in_flight = self._in_flight, None
         self._request = request
         if self._wake is not None:
