@@ -103,6 +103,7 @@ class ClientConnection(asyncio.Protocol):
         self.transport = None
         self._phase = Phase.CLOSING
         self._common.lost(self)
+        self._common.handler.note_gone(self)
         if self._passage is not None:
             passage, self._passage = self._passage, None
             passage.client_left()
