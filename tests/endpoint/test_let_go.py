@@ -52,6 +52,7 @@ def no_collector() -> Iterator[None]:
     gc.enable()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("answer", "body"),
     [
