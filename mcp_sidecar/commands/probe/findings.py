@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from mcp_sidecar.commands.mcp_client import Said
 from mcp_sidecar.commands.probe.questions import PINGS_ON_NEW_CONNECTIONS, REQUEST_ID, Answered, Seen
+from mcp_sidecar.healing.replies import SESSION_NOT_FOUND
 from mcp_sidecar.verdicts.classify import AnswerHead, Judgement, RequestFacts, SessionKnowledge, Verdict, judge_body
 from mcp_sidecar.verdicts.words import content_of, words_of
 from mcp_sidecar.wire.revisions import FIRST_SESSIONLESS
@@ -186,6 +187,11 @@ def _in_a_restart(seen: Seen) -> Iterator[Finding]:
             "a restart is only seen by streams that break; let the server refuse ids that it does not know",
         )
         return
+    if said.media_type == "text/plain" and said.body == SESSION_NOT_FOUND.body:
+        text = "this is the answer of a sidecar, not of a server"
+        yield Finding(
+            "sidecar", text, Level.PLAIN, "probe the server behind it: what it says to lost sessions never comes here"
+        )
     shown = _shown(post)
     if judgement.verdict is Verdict.SESSION_LOST and judgement.signature is not None:
         row = judgement.signature
