@@ -26,6 +26,7 @@ from mcp_sidecar.healing.principal import Principals
 from mcp_sidecar.ops import logs
 from mcp_sidecar.ops.admin import Admin
 from mcp_sidecar.ops.metrics import Metrics
+from mcp_sidecar.sessions.asker import Asker
 from mcp_sidecar.sessions.heal import HealServices
 from mcp_sidecar.sessions.healer import Healer
 from mcp_sidecar.sessions.keeper import Keeper
@@ -242,11 +243,11 @@ def build_services(
         upstream, table, notifier, policy, limits.max_buffered_answer, emit, clock, streams.listening
     )
     principals = Principals(policy.principal_headers, secrets.token_bytes(32), policy.principal_cookies)
-    healer, list_check = Healer(healing, holds), ListCheck(healing)
+    healer, asker, list_check = Healer(healing, holds), Asker(healing, holds), ListCheck(healing)
     refresher = SessionRefresher(healing, list_check)
     return Services(
         upstream=upstream,
-        sessions=Sessions(table, principals, policy.bind_principal, healer, notifier, list_check, refresher),
+        sessions=Sessions(table, principals, policy.bind_principal, healer, asker, notifier, list_check, refresher),
         holds=holds,
         streams=streams,
         policy=policy,

@@ -323,6 +323,7 @@ PARTICIPLES: Final = {
     "waiting": "what it is about; 'wait' would be a verb",
     "asking": "the noun of what settles a refusal",
     "sealed": "the scheme of the store, `sealed:`",
+    "ping": "the request of this name",
     "framing": "HTTP's noun for where a message ends",
 }
 """Files and packages that look like participles and are none, with the reason."""

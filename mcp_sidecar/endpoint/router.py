@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import traceback
 from collections.abc import Awaitable
+from functools import partial
 from pathlib import PurePath
 from typing import Protocol
 
@@ -292,7 +293,8 @@ class Router:
         incoming.message, incoming.rpc_label = message, rpc_label(message)
         version = incoming.headers.get(PROTOCOL_VERSION_HEADER)
         if is_sessionless_request(message.meta_protocol_version, message.method, version):
-            await self._passing(incoming).sessionless(message, body)
+            asks = partial(self.services.sessions.identity_of, incoming.fields, incoming.target.partition("?")[2])
+            await self._passing(incoming).sessionless(message, body, asks)
         else:
             await self._session_post(incoming, message, body, is_encoded=is_encoded)
 

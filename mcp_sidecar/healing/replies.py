@@ -104,6 +104,25 @@ def instead_of(message: Message, status: int, phrase: str, said: Mapping[str, An
     return _for_each(message, lambda request_id: {"jsonrpc": "2.0", "id": request_id, "error": error})
 
 
+def readdressed(body: str, message: Message) -> str | None:
+    """An error for this one request that is addressed to nobody, or to another, under the request's id; else ``None``.
+
+    A body that is no JSON-RPC becomes an error of ours that says what the server did.
+    """
+    if len(message.requests) != 1 or message.members:
+        return None
+    own_id = message.requests[0].id
+    try:
+        said = json.loads(body)
+    except (ValueError, RecursionError):
+        said = None
+    if isinstance(said, dict) and said.get("jsonrpc") == "2.0" and "method" not in said and "result" not in said:
+        if said.get("id") == own_id or not isinstance(said.get("error"), dict):
+            return None
+        return dump({**said, "id": own_id}).decode()
+    return None
+
+
 def _for_each(message: Message, make: Callable[[JsonRpcId], dict[str, object]]) -> OwnAnswer:
     if message.kind is Kind.OTHER:
         return OwnAnswer(HTTPStatus.OK, JSON, dump(make(None)))

@@ -50,6 +50,8 @@ LINES: Mapping[type[facts.Fact], Line] = {
     facts.SessionOpened: Line("session_opened", logging.DEBUG),
     facts.SessionEnded: Line("session_ended", logging.DEBUG),
     facts.SessionLost: Line("session_lost", logging.DEBUG),  # HealEnded tells it again, with its outcome
+    facts.RefusalAsked: Line("refusal_asked", logging.INFO, throttled=True),
+    facts.SeveralServers: Line("several_servers", logging.WARNING),
     facts.HealEnded: Line("heal_ended", logging.WARNING),
     facts.RequestReplayed: Line("request_replayed", logging.DEBUG),
     facts.AnswerRewritten: Line("answer_rewritten", logging.INFO, throttled=True),

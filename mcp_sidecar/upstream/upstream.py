@@ -47,6 +47,7 @@ class Upstream:
         self.host_line = host_line(config)
         self.passes_host = config.host_header == PASSED
         self.idle_timeout_s = config.idle_timeout_s
+        self.affinity_cookies = config.affinity_cookies
 
     async def open(self) -> None:
         """Make the connection pool."""

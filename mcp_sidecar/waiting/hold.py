@@ -126,6 +126,11 @@ class Holds:
                 if self.route.apply(held):
                     return Waited.BACK
 
+    async def for_turn(self, held: HeldRequest, pause_s: float) -> Waited:
+        """Wait so long for a server that is there and has no time."""
+        with self._room_for(held) as there_is:
+            return await self._pause(held, pause_s) if there_is else Waited.EXPIRED
+
     async def for_result(self, held: HeldRequest, result: asyncio.Task[T]) -> tuple[Waited, T | None]:
         """Wait for somebody else's work, which goes on whatever becomes of this request."""
         with self._room_for(held) as there_is:

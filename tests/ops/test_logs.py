@@ -20,6 +20,8 @@ EXAMPLES: dict[str, tuple[facts.Fact, str]] = {
     "request_served": (facts.RequestServed("POST", "tools/call", 200, 0.01), "debug"),
     "session_opened": (facts.SessionOpened("ab12", "2025-11-25"), "debug"),
     "session_ended": (facts.SessionEnded("ab12", facts.SessionEnd.EXPIRED), "debug"),
+    "refusal_asked": (facts.RefusalAsked("ab12", facts.AskOutcome.LOST, 422, "text/plain", None), "info"),
+    "several_servers": (facts.SeveralServers("ab12"), "warning"),
     "session_lost": (facts.SessionLost("ab12", "python-404", 404, 0), "debug"),
     "heal_ended": (facts.HealEnded("ab12", facts.HealOutcome.HEALED, "python-404", "as before", 1, 0.01), "info"),
     "request_replayed": (facts.RequestReplayed("ab12", facts.ReplayCause.NOT_SENT, "ping"), "debug"),

@@ -15,7 +15,7 @@ from mcp_sidecar.commands.mcp_client import Said
 from mcp_sidecar.commands.probe.questions import PINGS_ON_NEW_CONNECTIONS, REQUEST_ID, Answered, Seen
 from mcp_sidecar.healing.replies import SESSION_NOT_FOUND
 from mcp_sidecar.verdicts.classify import AnswerHead, Judgement, RequestFacts, SessionKnowledge, Verdict, judge_body
-from mcp_sidecar.verdicts.words import content_of, words_of
+from mcp_sidecar.verdicts.words import said_in, words_of
 from mcp_sidecar.wire.revisions import FIRST_SESSIONLESS
 
 
@@ -356,5 +356,5 @@ def _spoken(said: Said) -> str:
         found = nested if isinstance(nested, str) else message.get("detail")
         if isinstance(found, str):
             return " ".join(found.split())
-    text = content_of(said.body)
+    text = said_in(said.body).text
     return "" if text.startswith(("<", "{", "[")) else " ".join(text.split())
