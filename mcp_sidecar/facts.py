@@ -243,6 +243,20 @@ class RequestRejected:
 
 
 @dataclass(frozen=True, slots=True)
+class OriginRefused:
+    """A web page may not call. ``origin`` is in canonical form, ``null``, or empty where it is none."""
+
+    origin: str
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamRefusesHost:
+    """The upstream does not want to be called by the ``Host`` that it gets."""
+
+    status: int
+
+
+@dataclass(frozen=True, slots=True)
 class SidecarFault:
     """A bug of the sidecar, contained to one exchange. ``error`` is the exception's type, ``where`` module and line."""
 
@@ -269,6 +283,8 @@ Fact = (
     | UpstreamBack
     | HoldOverflowed
     | RequestRejected
+    | OriginRefused
+    | UpstreamRefusesHost
     | SidecarFault
 )
 

@@ -28,6 +28,8 @@ _LENGTH_OF_CONTENT_LENGTH = len("content-length")
 IN_ONE_PIECE_BYTES = 64 * 1024
 """What is collected at most within one turn of the loop."""
 
+SAID_BYTES = 512
+
 EVENT_STREAM_HEADERS: tuple[Pair, ...] = (
     ("Content-Type", "text/event-stream"),
     ("Cache-Control", "no-cache, no-transform"),
@@ -76,11 +78,12 @@ class Responder:
         "keep_alive",
         "last_write_at",
         "may_comment",
+        "said",
         "status",
     )
 
     def __init__(self, client: Client, request: Request, clock: Callable[[], float]) -> None:
-        """``clock`` gives monotonic seconds."""
+        """``clock`` gives monotonic seconds. ``said`` becomes the beginning of an error's body."""
         self._client: Client | None = client
         self._clock = clock
         self._is_head = request.method == hdrs.METH_HEAD
@@ -92,6 +95,7 @@ class Responder:
         self._is_bodiless = False
         self._is_cut = False
         self.status = 0
+        self.said = b""
         self.keep_alive = request.keep_alive
         self.is_event_stream = False
         self.may_comment = False
@@ -119,6 +123,8 @@ class Responder:
         """Send a part of the body. Waits where the client reads slowly."""
         if data and not self._is_bodiless:
             assert self.status, "the head comes first"
+            if self.status >= 400 and not self.said:
+                self.said = data[:SAID_BYTES]
             self.last_write_at = self._clock()
             await self._put(framing.chunk(data) if self._is_chunked else data)
 

@@ -13,8 +13,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import traceback
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterable
+from http import HTTPStatus
 from pathlib import PurePath
 
 from aiohttp import hdrs
@@ -33,7 +35,7 @@ from mcp_sidecar.endpoint.observe import Observe
 from mcp_sidecar.endpoint.passthrough import Passthrough
 from mcp_sidecar.endpoint.post import Post
 from mcp_sidecar.endpoint.refusals import Refusal
-from mcp_sidecar.facts import RequestRejected, RequestServed, SidecarFault
+from mcp_sidecar.facts import OriginRefused, RequestRejected, RequestServed, SidecarFault, UpstreamRefusesHost
 from mcp_sidecar.healing import replies
 from mcp_sidecar.healing.labels import NO_METHOD, OTHER, http_label, rpc_label
 from mcp_sidecar.healing.replies import Reason
@@ -44,9 +46,10 @@ from mcp_sidecar.sessions.services import Services
 from mcp_sidecar.streams.listener import Listener
 from mcp_sidecar.waiting.budget import Claim
 from mcp_sidecar.wire import headers, origins
-from mcp_sidecar.wire.headers import Fields, Pair
+from mcp_sidecar.wire.headers import Fields, Pair, is_forwarding
 from mcp_sidecar.wire.jsonrpc import UNREAD, Kind, Message, parse
 from mcp_sidecar.wire.origins import Move
+from mcp_sidecar.wire.proxies import FORWARDED, TrustedProxies, told_origin
 from mcp_sidecar.wire.reply import OwnAnswer
 from mcp_sidecar.wire.revisions import PROTOCOL_VERSION_HEADER, is_sessionless_request, is_sessionless_version
 
@@ -55,6 +58,13 @@ CLIENT_LEFT = 499
 
 
 REMEMBERED_HOSTS = 256
+
+REFUSES_HOST = frozenset({HTTPStatus.MISDIRECTED_REQUEST.value, HTTPStatus.FORBIDDEN.value})
+_SPEAKS_OF_HOST = re.compile(
+    rb"\b(?:invalid|missing|bad|unknown|disallowed) host\b|\bhost header\b|\bhost\b.{0,40}\bnot allowed\b",
+    re.IGNORECASE,
+)
+"""Servers that know their own names answer others 421 (the Python SDK) or 403 (the TypeScript, Go and Rust ones)."""
 
 _FOR_THE_SESSION = frozenset({"mcp-session-id"})
 
@@ -102,6 +112,7 @@ class Router:
         self.plain_endpoints: tuple[str, ...] = () if "%" in self._endpoint else (self._endpoint, f"{self._endpoint}/")
         self._hosts: dict[str, bool] = {}
         self._moves: dict[str, Move] = {}
+        self._proxies = TrustedProxies(listen.trusted_proxies)
         self._own_origins: tuple[str, ...] = (listen.public_url,) if listen.public_url else ()
         self._on_loopback = origins.is_loopback(listen.host)
         self.scheme = "https" if listen.tls_certificate else "http"
@@ -136,9 +147,17 @@ class Router:
         finally:
             if incoming.begun is not None:
                 incoming.begun.drop()
+            if status in REFUSES_HOST:
+                self._note_refused_host(status, incoming.responder.said)
             seconds = self.services.clock() - started
             self.services.emit(RequestServed(http_label(request.method), incoming.rpc_label, status, seconds))
             self.leave()
+
+    def _note_refused_host(self, status: int, said: bytes) -> None:
+        """Tell where it was the upstream's word, and about ``Host``: else nobody knows which setting helps."""
+        is_own = said == refusals.BAD_HOST.body[: len(said)] != b""
+        if not is_own and (status == HTTPStatus.MISDIRECTED_REQUEST or _SPEAKS_OF_HOST.search(said)):
+            self.services.emit(UpstreamRefusesHost(status))
 
     def enter(self) -> None:
         """A request is under way; ``leave`` is to follow."""
@@ -199,6 +218,7 @@ class Router:
             return refusals.BAD_HOST
         for origin in found.getall(hdrs.ORIGIN, ()):
             if not self._is_allowed_origin(origin):
+                self.services.emit(OriginRefused("null" if origin == "null" else origins.canonical(origin) or ""))
                 return refusals.BAD_ORIGIN
         return None
 
@@ -344,19 +364,39 @@ class Router:
     # -- passing on ---------------------------------------------------------------------------------------------------
 
     def _upstream_pairs(self, incoming: Incoming, without: frozenset[str] = frozenset()) -> list[Pair]:
-        host, peer = incoming.headers.get(hdrs.HOST), incoming.request.peer
-        return incoming.fields.for_upstream(without=without, peer=peer, scheme=self.scheme, host=host)
+        scheme, host = self._client_origin(incoming)
+        peer = incoming.request.peer
+        is_trusted = self._proxies.holds(peer)
+        return incoming.fields.for_upstream(without=without, peer=peer, scheme=scheme, host=host, is_trusted=is_trusted)
+
+    def _client_origin(self, incoming: Incoming) -> tuple[str, str | None]:
+        """Scheme and authority that the client has used, as far as somebody who may say so says."""
+        scheme, host = self.scheme, incoming.headers.get(hdrs.HOST)
+        if not any(map(is_forwarding, incoming.fields.names)) or not self._proxies.holds(incoming.request.peer):
+            return scheme, host
+        told_scheme, told_host = told_origin(incoming.fields)
+        return told_scheme or scheme, told_host or host
+
+    def lets_forwarding_pass(self, peer: str | None, names: Iterable[str]) -> bool:
+        """Whether nothing that ``peer`` says of those before it, in headers of these names, is to be left out or read."""
+        said = [name for name in names if is_forwarding(name)]
+        return not said or (FORWARDED not in said and self._proxies.holds(peer))
 
     def _move(self, incoming: Incoming) -> Move:
-        host = incoming.headers.get(hdrs.HOST)
-        if self._listen.public_url or host is None:
-            return Move(self._upstream.origin, self._own_origins[0])
-        move = self._moves.get(host)
+        scheme, host = self._client_origin(incoming)
+        own = self._own_origins[0] if self._listen.public_url or host is None else f"{scheme}://{host}"
+        move = self._moves.get(own)
         if move is None:
-            move = Move(self._upstream.origin, f"{self.scheme}://{host}")
+            move = Move(self._upstream.origin, own, self._upstream_hosts(incoming))
             if len(self._moves) < REMEMBERED_HOSTS:
-                self._moves[host] = move
+                self._moves[own] = move
         return move
+
+    def _upstream_hosts(self, incoming: Incoming) -> tuple[str, ...]:
+        """What the upstream gets as ``Host``, and so takes for its own."""
+        upstream = self.services.upstream
+        clients = incoming.headers.get(hdrs.HOST) if upstream.passes_host else None
+        return (upstream.host_line.removeprefix("Host: ") if clients is None else clients,)
 
     def _passing(self, incoming: Incoming) -> Passthrough:
         pairs = self._upstream_pairs(incoming)

@@ -1,8 +1,8 @@
 """Log lines: how they are written, and which line each fact becomes.
 
 The law of this file: a line shows fixed words, numbers and the short hash of a session, nothing that a client or an
-upstream wrote. Other libraries' lines are cut down to their fixed part, too: an HTTP parser quotes the header that it
-stumbled over, and that may be a token.
+upstream wrote, but for a refused origin in canonical form. Other libraries' lines are cut down to their fixed part, too: an
+HTTP parser quotes the header that it stumbled over, and that may be a token.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from mcp_sidecar.ops.log_writer import LogWriter
 
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 QUIET_SECONDS = 1.0
+MAX_SAID = 64
+"""So many lines are said once; what comes after them is said by the refusals that go with them."""
 
 _LIBRARY_LEVELS = {
     "aiohttp.access": logging.CRITICAL + 1,  # one line per request, with its path
@@ -37,11 +39,13 @@ class Line:
     """What a fact type is called in the log and how severe it is.
 
     ``throttled`` lines can be provoked as fast as requests come in: one in a second is written, the others counted.
+    ``setting`` is the key that would help; such a line is written once for each way in which it can be said.
     """
 
     event: str
     level: int
     throttled: bool = False
+    setting: str | None = None
 
 
 LINES: Mapping[type[facts.Fact], Line] = {
@@ -63,6 +67,8 @@ LINES: Mapping[type[facts.Fact], Line] = {
     facts.UpstreamBack: Line("upstream_back", logging.INFO),
     facts.HoldOverflowed: Line("hold_overflowed", logging.WARNING, throttled=True),
     facts.RequestRejected: Line("request_rejected", logging.INFO, throttled=True),
+    facts.OriginRefused: Line("origin_refused", logging.WARNING, setting="listen.allowed_origins"),
+    facts.UpstreamRefusesHost: Line("upstream_refuses_host", logging.WARNING, setting="upstream.host_header"),
     facts.SidecarFault: Line("sidecar_fault", logging.ERROR),
 }
 """One fact type, one log event."""
@@ -96,6 +102,7 @@ def configure(log_format: str | None, level: str, *, stream: TextIO | None = Non
         cache_logger_on_first_use=False,
     )
     _facts.minimum, _facts.last_written, _facts.logger = LEVELS[level], {}, log().bind()
+    _facts.said.clear()
     _route_libraries()
 
 
@@ -171,6 +178,7 @@ class FactLog:
     minimum: int = logging.INFO
     clock: Callable[[], float] = time.monotonic
     last_written: dict[tuple[str, object], _Kept] = field(default_factory=dict)
+    said: set[facts.Fact] = field(default_factory=set)
     logger: FilteringBoundLogger = field(default_factory=log)
     """Bound once: ``log`` makes a new one for every line."""
 
@@ -181,6 +189,11 @@ class FactLog:
         if level < self.minimum:
             return
         shown = _fields(fact)
+        if line.setting is not None:
+            if fact in self.said or len(self.said) >= MAX_SAID:
+                return
+            self.said.add(fact)
+            shown["setting"] = line.setting
         if line.throttled or _is_refusal(fact):
             kept_back = self._kept_back(line.event, shown.get("reason", shown.get("from_status")))
             if kept_back is None:

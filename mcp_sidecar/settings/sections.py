@@ -24,6 +24,7 @@ from pydantic import (
     model_validator,
 )
 
+from mcp_sidecar.config import NEAR_NETWORKS
 from mcp_sidecar.healing.policy import Announce, Mode, OnServerChange
 from mcp_sidecar.settings import values
 from mcp_sidecar.verdicts.signatures import Signature, operator_signature
@@ -83,6 +84,7 @@ Origins = Annotated[tuple[str, ...], BeforeValidator(values.each(values.words(va
 Hosts = Annotated[tuple[str, ...], BeforeValidator(values.each(values.words(values.host_header)))]
 HeaderNames = Annotated[tuple[str, ...], BeforeValidator(values.each(values.words(values.header_name)))]
 CookieNames = Annotated[tuple[str, ...], BeforeValidator(values.each(values.words(values.cookie_name)))]
+Networks = Annotated[tuple[str, ...], BeforeValidator(values.each(values.words(values.network)))]
 UpstreamHost = Annotated[str, BeforeValidator(values.words(values.upstream_host))]
 Words = Annotated[tuple[str, ...], BeforeValidator(values.each(values.words(str)))]
 PublicOrigin = Annotated[str, BeforeValidator(values.words(values.public_origin))]
@@ -160,6 +162,10 @@ class ListenSection(_Section):
         None,
         description="The origin under which clients know the sidecar, where something else stands in front of it.",
         examples=["https://mcp.example.com"],
+    )
+    trusted_proxies: Networks = Field(
+        NEAR_NETWORKS,
+        description="Whose X-Forwarded-* and Forwarded are believed and passed on; those of others are replaced.",
     )
     drain_delay: Seconds = Field(
         0.0,

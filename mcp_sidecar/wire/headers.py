@@ -79,11 +79,21 @@ class Fields:
         made.names = "\n".join([pair[0] for pair in pairs]).lower().split("\n") if pairs else []
         return made
 
-    def for_upstream(self, *, without: frozenset[str], peer: str | None, scheme: str, host: str | None) -> list[Pair]:
-        """The client's headers as the upstream gets them, with those of ``forwarding``."""
+    def for_upstream(
+        self, *, without: frozenset[str], peer: str | None, scheme: str, host: str | None, is_trusted: bool = True
+    ) -> list[Pair]:
+        """The client's headers as the upstream gets them, with those of ``forwarding``.
+
+        What a peer that is not trusted says of those before it is left out.
+        """
+        if not is_trusted:
+            without = without.union(filter(is_forwarding, self.names))
+            names: Container[str] = ()
+            hops: list[str] = []
+        else:
+            names, hops = self.names, self.values("x-forwarded-for")
         pairs = self._less(_union(NOT_AS_IT_IS, without))
-        hops = self.values("x-forwarded-for")
-        return pairs + forwarding(self.names, hops, peer=peer, scheme=scheme, host=host)
+        return pairs + forwarding(names, hops, peer=peer, scheme=scheme, host=host)
 
     def for_client(self, without: frozenset[str] = frozenset()) -> list[Pair]:
         """The upstream's headers as the client gets them, less ``without`` (lower case)."""
@@ -99,6 +109,11 @@ class Fields:
         if "connection" in self.names and not _SAYS_NO_NAME.issuperset(self.values("connection")):
             dropped |= one_hop_names(self.pairs)
         return [pair for name, pair in zip(self.names, self.pairs, strict=True) if name not in dropped]
+
+
+def is_forwarding(name: str) -> bool:
+    """Whether a header (lower case) says where a request has come from: ``Forwarded``, or one of ``X-Forwarded-*``."""
+    return name == "forwarded" or name.startswith("x-forwarded-")
 
 
 def forwarding(

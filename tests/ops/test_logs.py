@@ -34,6 +34,8 @@ EXAMPLES: dict[str, tuple[facts.Fact, str]] = {
     "upstream_back": (facts.UpstreamBack(1.5, 3), "info"),
     "hold_overflowed": (facts.HoldOverflowed(10, 100), "warning"),
     "request_rejected": (facts.RequestRejected(403, "origin not allowed"), "info"),
+    "origin_refused": (facts.OriginRefused("https://app.example"), "warning"),
+    "upstream_refuses_host": (facts.UpstreamRefusesHost(421), "warning"),
     "sidecar_fault": (facts.SidecarFault("KeyError", "mcp_sidecar.proxy.x:12"), "error"),
 }
 
@@ -75,7 +77,23 @@ def test_a_fact_is_one_line(event: str) -> None:
     [line] = written(stream)
     assert (line.pop("event"), line.pop("level")) == (event, level)
     assert line.pop("timestamp").endswith("Z")
+    setting = line.pop("setting", None)
+    assert setting == logs.LINES[type(fact)].setting
     assert line == {name: getattr(fact, name) for name in fact.__dataclass_fields__}
+
+
+def test_what_a_setting_would_help_is_said_once() -> None:
+    """Once for each origin, say, and of a bounded number; ``request_rejected`` goes on."""
+    stream = configured("info")
+    for _ in range(3):
+        logs.log_fact(facts.UpstreamRefusesHost(421))
+        for number in range(2 * logs.MAX_SAID):
+            logs.log_fact(facts.OriginRefused(f"https://{number}.example"))
+    lines = written(stream)
+    assert len(lines) == logs.MAX_SAID
+    assert lines[0]["setting"] == "upstream.host_header"
+    assert {line["setting"] for line in lines[1:]} == {"listen.allowed_origins"}
+    assert len({line.get("origin") for line in lines}) == logs.MAX_SAID
 
 
 def test_nothing_per_request_at_info() -> None:
