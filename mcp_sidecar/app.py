@@ -12,6 +12,7 @@ import ssl
 import time
 from collections.abc import Callable
 
+from mcp_sidecar import __version__
 from mcp_sidecar.config import ListenConfig
 from mcp_sidecar.downstream.common import Patience
 from mcp_sidecar.downstream.keepalive import Keepalive
@@ -19,12 +20,14 @@ from mcp_sidecar.downstream.server import Server
 from mcp_sidecar.downstream.tls import ServerTls
 from mcp_sidecar.endpoint import refusals
 from mcp_sidecar.endpoint.router import Router
-from mcp_sidecar.facts import Emit, Fact
+from mcp_sidecar.facts import Emit, Fact, RequestServed
 from mcp_sidecar.healing.labels import RPC_METHODS
 from mcp_sidecar.healing.principal import Principals
-from mcp_sidecar.ops import logs
+from mcp_sidecar.ops import logs, page
+from mcp_sidecar.ops.access import Access
 from mcp_sidecar.ops.admin import Admin
 from mcp_sidecar.ops.metrics import Metrics
+from mcp_sidecar.ops.status import USUAL, Now, StatusBoard
 from mcp_sidecar.sessions.heal import HealServices
 from mcp_sidecar.sessions.healer import Healer
 from mcp_sidecar.sessions.keeper import Keeper
@@ -37,7 +40,10 @@ from mcp_sidecar.sessions.sessions import Sessions
 from mcp_sidecar.sessions.stores.by_url import store_at
 from mcp_sidecar.sessions.stores.store import Times
 from mcp_sidecar.sessions.table import SessionTable
+from mcp_sidecar.sessions.view import SessionsView
 from mcp_sidecar.settings import Settings
+from mcp_sidecar.settings.toml import effective
+from mcp_sidecar.token_file import TokenFile
 from mcp_sidecar.upstream.upstream import Upstream
 from mcp_sidecar.verdicts.signatures import TABLE
 from mcp_sidecar.waiting.hold import Holds
@@ -61,27 +67,32 @@ class Sidecar:
         """Needs a running event loop. ``clock`` gives monotonic seconds."""
         self._settings = settings
         self._listen = settings.listen_config()
-        self._is_accepting = False
+        self.is_accepting = False
         self._metrics = Metrics(
             signatures=[row.name for row in (*settings.policy().signatures, *TABLE)], rpc_methods=RPC_METHODS
         )
         self.services = build_services(settings, self._emit, clock)
+        services = self.services
+        self.sessions = SessionsView(services.sessions.table, services.holds, clock)
         self._keepalive = Keepalive(self._listen.comment_interval_s, self.services.clock)
         self._ingress = Router(self.services, self._keepalive, self._listen, settings.upstream_config())
         self._server = self._new_server()
         self._tls: ServerTls | None = None
+        self._board = StatusBoard(self._now, self._metrics.calls, page.live, time.time)
         self._admin = Admin(
-            self._metrics,
-            self._sessions_view,
-            lambda: self._is_accepting,
-            allowed_hosts=self._listen.allowed_hosts,
+            self._metrics, self, Access(_token_file(settings)), allowed_hosts=self._listen.allowed_hosts
         )
+        self._draining: asyncio.Task[None] | None = None
         self._sweeper: asyncio.Task[None] | None = None
+        self._lookout: asyncio.Task[None] | None = None
         self.address = ""
         self.client_url = ""
         self.admin_address: str | None = None
         self.starting = ""
         self._bind_gauges()
+        self._metrics.describe(
+            version=__version__, mode=settings.policy().mode.value, store=settings.sessions.store.partition(":")[0]
+        )
 
     async def start(self) -> None:
         """Listen. Raises OSError where an address cannot be had; ``starting`` then says which."""
@@ -98,14 +109,25 @@ class Sidecar:
         self.address = _shown(host, port)
         self.client_url = self._client_url(host, port)
         self._sweeper = asyncio.create_task(self._sweep())
-        self._is_accepting = True
+        self._lookout = asyncio.create_task(self._look_out())
+        self.is_accepting = True
+
+    def begin_drain(self) -> None:
+        """Drain, once, and go on running."""
+        if self._draining is None:
+            self._draining = asyncio.create_task(self._drain())
 
     async def drain(self) -> None:
         """Stop accepting, end GET streams, release what is held, and wait for the POST exchanges.
 
         ``listen.drain_delay`` before that all goes on as before, but not ready: balancers have that time to learn it.
         """
-        self._is_accepting = False
+        self.begin_drain()
+        assert self._draining is not None, "it has begun"
+        await asyncio.shield(self._draining)
+
+    async def _drain(self) -> None:
+        self.is_accepting = False
         self._server.announce_end()
         if self._listen.drain_delay_s:
             await asyncio.sleep(self._listen.drain_delay_s)
@@ -116,11 +138,12 @@ class Sidecar:
 
     async def stop(self) -> None:
         """Cut what is still open, and let go of everything."""
-        self._is_accepting = False
+        self.is_accepting = False
         await self._server.close()
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-            await asyncio.gather(self._sweeper, return_exceptions=True)
+        for task in (self._sweeper, self._lookout, self._draining):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
         await self.services.holds.availability.stop()
         await self.services.sessions.stop()
         await self._keepalive.stop()
@@ -163,6 +186,46 @@ class Sidecar:
     def _emit(self, fact: Fact) -> None:
         self._metrics.record(fact)
         logs.log_fact(fact)
+        if not isinstance(fact, RequestServed) or fact.outcome not in USUAL:
+            self._board.note(fact)
+
+    async def _look_out(self) -> None:
+        """Notice an upstream that has gone while nobody asked for anything."""
+        while True:
+            await asyncio.sleep(self._listen.comment_interval_s)
+            self._board.tick()
+            await self.services.holds.availability.look()
+
+    async def upstream_is_there(self) -> bool:
+        """Whether it accepts connections, by a try if nobody has tried lately."""
+        return await self.services.holds.availability.find_out()
+
+    def status(self) -> str:
+        """The live part of the status page."""
+        return self._board.html()
+
+    def settings(self) -> str:
+        """The settings in effect, secrets masked."""
+        return effective(self._settings)
+
+    def _now(self) -> Now:
+        services, upstream = self.services, self._settings.upstream_config()
+        clients, servers = self.sessions.programs()
+        return Now(
+            version=__version__,
+            mode=services.policy.mode.value,
+            url=self.client_url,
+            upstream_url=upstream.origin + upstream.endpoint,
+            is_up=services.holds.availability.is_up,
+            is_draining=not self.is_accepting,
+            last_answer=self._last_answer(),
+            sessions=len(self.sessions),
+            held=len(services.holds),
+            get_streams=services.streams.open.get_streams,
+            post_streams=services.streams.open.post_streams,
+            clients=clients,
+            servers=servers,
+        )
 
     async def _sweep(self) -> None:
         while True:
@@ -180,23 +243,15 @@ class Sidecar:
             get_streams=lambda: services.streams.open.get_streams,
             post_streams=lambda: services.streams.open.post_streams,
             upstream_up=lambda: services.holds.availability.is_up,
+            last_answer=self._last_answer,
+            clients=self.sessions.by_client,
             log_lines_dropped=logs.dropped,
         )
 
-    def _sessions_view(self) -> list[dict[str, object]]:
-        now = self.services.clock()
-        return [
-            {
-                "session": session.label,
-                "age_seconds": round(now - session.opened_at, 3),
-                "idle_seconds": round(now - session.last_used_at, 3),
-                "generation": session.generation,
-                "state": session.state.value,
-                "protocol_version": session.handshake.protocol_version,
-                "streams": session.streams,
-            }
-            for session in self.services.sessions.table
-        ]
+    def _last_answer(self) -> float:
+        """When the upstream's last success came, in seconds of the wall clock; 0 is never."""
+        at = self.services.holds.availability.worked_at
+        return time.time() - (self.services.clock() - at) if at is not None else 0.0
 
 
 def build_services(settings: Settings, emit: Emit, clock: Callable[[], float]) -> Services:
@@ -264,6 +319,11 @@ def _keeper(settings: Settings, clock: Callable[[], float]) -> Keeper:
         times=times,
         timeout_s=STORE_TIMEOUT_S,
     )
+
+
+def _token_file(settings: Settings) -> TokenFile | None:
+    path = settings.admin.token_file
+    return TokenFile(path) if path is not None else None
 
 
 def _new_tag() -> str:

@@ -22,6 +22,19 @@ class HealOutcome(StrEnum):
     FAILED = "failed"  # `initialize` was rejected
 
 
+class CallOutcome(StrEnum):
+    """What became of a call, as its client would say. An answer is what the server said, an error of its own included."""
+
+    ANSWERED = "answered"
+    ANSWERED_AFTER_HEAL = "answered_after_heal"
+    ANSWERED_AFTER_HOLD = "answered_after_hold"
+    UNAVAILABLE = "unavailable"  # the upstream was away, or the store of sessions
+    UNKNOWN = "unknown"  # it may have run
+    SESSION_LOST = "session_lost"  # the client is to start over
+    REJECTED = "rejected"  # an HTTP error: ours for what it was, or the upstream's
+    CLIENT_LEFT = "client_left"  # before there was an answer, or it took back its request
+
+
 class ReplayCause(StrEnum):
     """Why a request was sent a second time."""
 
@@ -83,11 +96,22 @@ class HintKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RequestServed:
-    """A client request got its answer. ``rpc_method`` is a label of the bounded set, ``seconds`` the whole exchange."""
+    """A client request got its answer. ``rpc_method`` is a label of the bounded set, ``seconds`` the whole exchange.
+
+    ``outcome`` is set where it was a call: a POST with a JSON-RPC request.
+    """
 
     http_method: str
     rpc_method: str
     status: int
+    seconds: float
+    outcome: CallOutcome | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RequestHeld:
+    """A request has waited for the upstream or for a heal, and waits no more."""
+
     seconds: float
 
 
@@ -266,6 +290,7 @@ class SidecarFault:
 
 Fact = (
     RequestServed
+    | RequestHeld
     | SessionOpened
     | SessionEnded
     | SessionLost

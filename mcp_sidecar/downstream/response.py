@@ -74,16 +74,22 @@ class Responder:
         "_pending",
         "_pending_bytes",
         "has_commented",
+        "is_answered",
         "is_event_stream",
         "keep_alive",
         "last_write_at",
         "may_comment",
         "said",
         "status",
+        "told",
     )
 
     def __init__(self, client: Client, request: Request, clock: Callable[[], float]) -> None:
-        """``clock`` gives monotonic seconds. ``said`` becomes the beginning of an error's body."""
+        """``clock`` gives monotonic seconds.
+
+        ``said`` becomes the beginning of an error's body, ``told`` what an answer of our own tells; ``is_answered`` is set as
+        soon as what the client waits for has gone out, whatever is still to come.
+        """
         self._client: Client | None = client
         self._clock = clock
         self._is_head = request.method == hdrs.METH_HEAD
@@ -96,11 +102,18 @@ class Responder:
         self._is_cut = False
         self.status = 0
         self.said = b""
+        self.told = ""
+        self.is_answered = False
         self.keep_alive = request.keep_alive
         self.is_event_stream = False
         self.may_comment = False
         self.has_commented = False
         self.last_write_at = 0.0
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the client knows that it has not got all of its answer."""
+        return self._is_cut
 
     @property
     def is_committed(self) -> bool:
@@ -137,8 +150,10 @@ class Responder:
         """Give an answer of our own: as a whole, or as the last event of a stream under way."""
         if self.status:
             if self.is_event_stream and answer.body:
+                self.told = answer.tells
                 await self.write(encode_event(answer.body))
             return
+        self.told = answer.tells
         head = [("Content-Type", answer.content_type)] if answer.content_type else []
         if answer.status != HTTPStatus.NO_CONTENT:
             head.append(("Content-Length", str(len(answer.body))))

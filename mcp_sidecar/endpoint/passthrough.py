@@ -12,11 +12,12 @@ from http import HTTPStatus
 
 from mcp_sidecar.downstream.response import Responder
 from mcp_sidecar.downstream.upload import BrokenBody, Upload
+from mcp_sidecar.endpoint.outcome import Detour
 from mcp_sidecar.facts import ActionObserved, ObservedAction, ReplayCause, RequestReplayed
 from mcp_sidecar.healing import replies
 from mcp_sidecar.healing.labels import rpc_label
 from mcp_sidecar.sessions.services import Services
-from mcp_sidecar.streams.relay import relay_rest
+from mcp_sidecar.streams.relay import Overhearing, relay_rest
 from mcp_sidecar.upstream.answer import EVENT_STREAM, Answer, is_event_stream
 from mcp_sidecar.upstream.content import UpstreamFault
 from mcp_sidecar.upstream.events import event_batches
@@ -24,7 +25,7 @@ from mcp_sidecar.verdicts.classify import NO_SIGNATURE
 from mcp_sidecar.waiting.hold import HeldRequest, Waited
 from mcp_sidecar.wire import headers
 from mcp_sidecar.wire.headers import Pair, media_type
-from mcp_sidecar.wire.jsonrpc import Message
+from mcp_sidecar.wire.jsonrpc import Kind, Message
 from mcp_sidecar.wire.origins import Move
 from mcp_sidecar.wire.reply import OwnAnswer
 from mcp_sidecar.wire.sse import Block, EventSplitter, parse_event, with_data
@@ -60,6 +61,7 @@ class Passthrough:
         self._move = move
         self._without = without
         self._owner = owner
+        self.detour = Detour.NONE
 
     async def other_path(self, upload: Upload | None) -> None:
         """A path that is not the MCP endpoint: streamed both ways, 503 at once while the upstream is away.
@@ -95,6 +97,12 @@ class Passthrough:
         policy = self._services.policy
         is_connect = message.method == "server/discover"
         held = HeldRequest(len(body), policy.connect_hold_timeout_s if is_connect else policy.hold_timeout_s)
+        try:
+            await self._sessionless(message, body, held)
+        finally:
+            self._services.holds.leave(held)
+
+    async def _sessionless(self, message: Message, body: bytes, held: HeldRequest) -> None:
         while True:
             try:
                 try:
@@ -106,12 +114,13 @@ class Passthrough:
             except UpstreamFault as fault:
                 if not await self._may_try_again(fault, message, held):
                     return
+                self.detour = Detour.HOLD
                 self._services.emit(RequestReplayed("", ReplayCause.NOT_SENT, rpc_label(message)))
                 continue
             async with answer:
                 if 200 <= answer.status < 300:
                     self._services.holds.availability.note_worked()
-                await self._relay(answer)
+                await self._relay(answer, message)
             return
 
     async def _may_try_again(self, fault: UpstreamFault, message: Message, held: HeldRequest) -> bool:
@@ -136,7 +145,7 @@ class Passthrough:
 
     # -- the answer ---------------------------------------------------------------------------------------------------
 
-    async def _relay(self, answer: Answer) -> None:
+    async def _relay(self, answer: Answer, message: Message | None = None) -> None:
         await self._responder.start(
             answer.status, answer.reason, self._move.headers(answer.client_headers(self._without))
         )
@@ -146,7 +155,18 @@ class Passthrough:
             await self._services.streams.listening.serve(self._relay_old_transport(answer))
             return
         with self._services.streams.open.post(is_stream=self._method == "POST" and is_event_stream(answer)):
-            await relay_rest(answer, self._responder)
+            await relay_rest(answer, self._responder, self._overhearing(answer, message))
+
+    def _overhearing(self, answer: Answer, message: Message | None) -> Overhearing | None:
+        """Who listens for the response on a stream: clients leave behind it, and have been answered then."""
+        if message is None or not is_event_stream(answer):
+            return None
+
+        def note(said: Message, _: Answer) -> None:
+            if said.kind is Kind.RESPONSE and said.id == message.id:
+                self._responder.is_answered = True
+
+        return Overhearing(answer, self._services.limits.max_buffered_answer, note)
 
     async def _relay_old_transport(self, answer: Answer) -> None:
         """An event stream of 2024-11-05 names the URL to POST to; clients must not be led past the sidecar."""

@@ -11,6 +11,7 @@ from typing import assert_never
 
 from mcp_sidecar.downstream.response import Responder
 from mcp_sidecar.endpoint.early_stream import EarlyStream
+from mcp_sidecar.endpoint.outcome import Detour
 from mcp_sidecar.endpoint.reply import Reply
 from mcp_sidecar.facts import (
     AnswerRewritten,
@@ -75,6 +76,14 @@ class Post:
         self._refusal: KeptAnswer | None = None
         self._generation = 1
         self._renumbering = Renumbering()
+        self._was_healed = False
+
+    @property
+    def detour(self) -> Detour:
+        """What the answer has cost so far."""
+        if self._was_healed:
+            return Detour.HEAL
+        return Detour.HOLD if self._held.waited_s else Detour.NONE
 
     async def run(self) -> None:
         """Take the exchange to its end."""
@@ -272,6 +281,7 @@ class Post:
         if waited is not Waited.BACK:
             return self._released(waited)
         if end.why is None:
+            self._was_healed = True
             return self._exchange.healed()
         self._refusal = end.refusal
         return self._exchange.unhealed(end.why)

@@ -32,10 +32,18 @@ from mcp_sidecar.endpoint.body import UNREADABLE, read_body
 from mcp_sidecar.endpoint.delete import Delete
 from mcp_sidecar.endpoint.early_stream import EarlyStream
 from mcp_sidecar.endpoint.observe import Observe
+from mcp_sidecar.endpoint.outcome import CLIENT_LEFT, Detour, is_call, outcome_of
 from mcp_sidecar.endpoint.passthrough import Passthrough
 from mcp_sidecar.endpoint.post import Post
 from mcp_sidecar.endpoint.refusals import Refusal
-from mcp_sidecar.facts import OriginRefused, RequestRejected, RequestServed, SidecarFault, UpstreamRefusesHost
+from mcp_sidecar.facts import (
+    CallOutcome,
+    OriginRefused,
+    RequestRejected,
+    RequestServed,
+    SidecarFault,
+    UpstreamRefusesHost,
+)
 from mcp_sidecar.healing import replies
 from mcp_sidecar.healing.labels import NO_METHOD, OTHER, http_label, rpc_label
 from mcp_sidecar.healing.replies import Reason
@@ -52,10 +60,6 @@ from mcp_sidecar.wire.origins import Move
 from mcp_sidecar.wire.proxies import FORWARDED, TrustedProxies, told_origin
 from mcp_sidecar.wire.reply import OwnAnswer
 from mcp_sidecar.wire.revisions import PROTOCOL_VERSION_HEADER, is_sessionless_request, is_sessionless_version
-
-CLIENT_LEFT = 499
-"""What nginx logs, too, for a client that did not wait for its answer."""
-
 
 REMEMBERED_HOSTS = 256
 
@@ -83,6 +87,8 @@ class Incoming:
         self.rpc_label = OTHER if request.method == hdrs.METH_POST else NO_METHOD
         self.message: Message | None = None
         self.in_session = False
+        self.is_refused = False
+        self.way: Post | Passthrough | None = None
         self.begun = _in_flight(request)
         self.owner = request.connection
 
@@ -150,8 +156,20 @@ class Router:
             if status in REFUSES_HOST:
                 self._note_refused_host(status, incoming.responder.said)
             seconds = self.services.clock() - started
-            self.services.emit(RequestServed(http_label(request.method), incoming.rpc_label, status, seconds))
+            status, outcome = self._ending(incoming, status)
+            self.services.emit(RequestServed(http_label(request.method), incoming.rpc_label, status, seconds, outcome))
             self.leave()
+
+    @staticmethod
+    def _ending(incoming: Incoming, status: int) -> tuple[int, CallOutcome | None]:
+        """What was sent, and what became of the call if it was one; answered is who leaves behind the response."""
+        responder = incoming.responder
+        if status == CLIENT_LEFT and responder.is_answered:
+            status = responder.status
+        if not is_call(incoming.message):
+            return status, CallOutcome.REJECTED if incoming.is_refused else None
+        told = Reason.OUTCOME_UNKNOWN.code if responder.is_cut and not responder.is_answered else responder.told
+        return status, outcome_of(status, told, incoming.way.detour if incoming.way is not None else Detour.NONE)
 
     def _note_refused_host(self, status: int, said: bytes) -> None:
         """Tell where it was the upstream's word, and about ``Host``: else nobody knows which setting helps."""
@@ -243,6 +261,7 @@ class Router:
         self.services.emit(RequestRejected(answer.status, answer.reason))
         incoming.responder.close_behind()
         if not incoming.responder.is_committed:
+            incoming.is_refused = incoming.method == "POST" and self._is_endpoint(incoming)
             await incoming.responder.give(answer)
 
     def _is_endpoint(self, incoming: Incoming) -> bool:
@@ -300,7 +319,8 @@ class Router:
         incoming.message, incoming.rpc_label = message, rpc_label(message)
         version = incoming.headers.get(PROTOCOL_VERSION_HEADER)
         if is_sessionless_request(message.meta_protocol_version, message.method, version):
-            await self._passing(incoming).sessionless(message, body)
+            incoming.way = passing = self._passing(incoming)
+            await passing.sessionless(message, body)
         else:
             await self._session_post(incoming, message, body, is_encoded=is_encoded)
 
@@ -326,6 +346,7 @@ class Router:
             after_s, responder = self.services.policy.early_stream_after_s, incoming.responder
             early = EarlyStream(after_s, self._keepalive, call, responder, message)
             posting = Post(self.services, call, message, body, responder, early, opaque=is_encoded, begun=begun)
+            incoming.way = posting
             await self._in_use(call, posting.run())
 
     async def _in_use(self, call: Call, work: Awaitable[None]) -> None:

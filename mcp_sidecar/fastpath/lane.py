@@ -15,7 +15,7 @@ from http import HTTPStatus
 from typing import Protocol
 
 from mcp_sidecar.downstream.common import Client
-from mcp_sidecar.facts import RequestServed
+from mcp_sidecar.facts import CallOutcome, RequestServed
 from mcp_sidecar.fastpath import plain_http
 from mcp_sidecar.healing.labels import rpc_label
 from mcp_sidecar.healing.marked_ids import FIRST
@@ -414,7 +414,8 @@ class Trip:
     def _tell(self, status: int) -> None:
         services = self._express.services
         seconds = services.clock() - self._started_at
-        services.emit(RequestServed("POST", rpc_label(self._message), status, seconds))
+        outcome = CallOutcome.CLIENT_LEFT if status == CLIENT_LEFT else CallOutcome.ANSWERED
+        services.emit(RequestServed("POST", rpc_label(self._message), status, seconds, outcome))
 
 
 def _body(head: Head, received: bytes) -> bytes | None:

@@ -50,6 +50,7 @@ class Line:
 
 LINES: Mapping[type[facts.Fact], Line] = {
     facts.RequestServed: Line("request_served", logging.DEBUG),
+    facts.RequestHeld: Line("request_held", logging.DEBUG),
     facts.SessionOpened: Line("session_opened", logging.DEBUG),
     facts.SessionEnded: Line("session_ended", logging.DEBUG),
     facts.SessionLost: Line("session_lost", logging.DEBUG),  # HealEnded tells it again, with its outcome
@@ -185,7 +186,7 @@ class FactLog:
     def write(self, fact: facts.Fact) -> None:
         """Write one fact."""
         line = LINES[type(fact)]
-        level = _level(fact, line)
+        level = line.level if type(fact) not in _LEVEL_OF else _LEVEL_OF[type(fact)](fact)
         if level < self.minimum:
             return
         shown = _fields(fact)
@@ -194,8 +195,9 @@ class FactLog:
                 return
             self.said.add(fact)
             shown["setting"] = line.setting
-        if line.throttled or _is_refusal(fact):
-            kept_back = self._kept_back(line.event, shown.get("reason", shown.get("from_status")))
+        if line.throttled or _is_provoked(fact):
+            cause = shown.get("reason", shown.get("from_status", shown.get("outcome")))
+            kept_back = self._kept_back(line.event, cause)
             if kept_back is None:
                 return
             shown |= {"kept_back": kept_back} if kept_back else {}
@@ -218,14 +220,30 @@ class _Kept:
     lines: int = 0
 
 
-def _is_refusal(fact: facts.Fact) -> bool:
-    """Tell what anybody who knows a lost id can provoke with every request."""
-    return isinstance(fact, facts.HealEnded) and fact.outcome is facts.HealOutcome.REFUSED
+def _is_provoked(fact: facts.Fact) -> bool:
+    """Tell what anybody can provoke with every request, or who knows a lost id."""
+    if isinstance(fact, facts.HealEnded):
+        return fact.outcome is facts.HealOutcome.REFUSED
+    return isinstance(fact, facts.RequestServed) and fact.outcome in _UP_TO_THE_CLIENT
 
 
-def _level(fact: facts.Fact, line: Line) -> int:
-    healed = isinstance(fact, facts.HealEnded) and fact.outcome is facts.HealOutcome.HEALED
-    return logging.INFO if healed else line.level
+_UP_TO_THE_CLIENT = frozenset({facts.CallOutcome.REJECTED, facts.CallOutcome.CLIENT_LEFT})
+
+
+def _level_of_heal(fact: facts.HealEnded) -> int:
+    return logging.INFO if fact.outcome is facts.HealOutcome.HEALED else logging.WARNING
+
+
+def _level_of_request(fact: facts.RequestServed) -> int:
+    """A call that ended other than answered is told."""
+    return logging.DEBUG if fact.outcome in _AS_USUAL else logging.INFO
+
+
+_AS_USUAL = frozenset({None, facts.CallOutcome.ANSWERED})
+_LEVEL_OF: Mapping[type[facts.Fact], Callable[[Any], int]] = {
+    facts.HealEnded: _level_of_heal,
+    facts.RequestServed: _level_of_request,
+}
 
 
 def _fields(fact: facts.Fact) -> dict[str, Any]:

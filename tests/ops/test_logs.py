@@ -17,6 +17,7 @@ from mcp_sidecar.ops import logs
 
 EXAMPLES: dict[str, tuple[facts.Fact, str]] = {
     "request_served": (facts.RequestServed("POST", "tools/call", 200, 0.01), "debug"),
+    "request_held": (facts.RequestHeld(0.5), "debug"),
     "session_opened": (facts.SessionOpened("ab12", "2025-11-25"), "debug"),
     "session_ended": (facts.SessionEnded("ab12", facts.SessionEnd.EXPIRED), "debug"),
     "session_lost": (facts.SessionLost("ab12", "python-404", 404, 0), "debug"),
@@ -101,8 +102,28 @@ def test_nothing_per_request_at_info() -> None:
     stream = configured("info")
     for fact, _ in EXAMPLES.values():
         logs.log_fact(fact)
-    quiet = {"request_served", "session_opened", "session_ended", "session_lost", "request_replayed", "hint_dropped"}
+    quiet = {
+        "request_served",
+        "request_held",
+        "session_opened",
+        "session_ended",
+        "session_lost",
+        "request_replayed",
+        "hint_dropped",
+    }
     assert {line["event"] for line in written(stream)} == set(EXAMPLES) - quiet
+
+
+@pytest.mark.parametrize("outcome", [None, *facts.CallOutcome])
+def test_a_call_that_was_not_simply_answered_is_told(outcome: facts.CallOutcome | None) -> None:
+    """One line each at ``info``; what anybody can provoke with every request is told once a second."""
+    stream = configured("info")
+    for _ in range(3):
+        logs.log_fact(facts.RequestServed("POST", "tools/call", 200, 0.01, outcome))
+    lines = [line["outcome"] for line in written(stream)]
+    provoked = {facts.CallOutcome.REJECTED, facts.CallOutcome.CLIENT_LEFT}
+    number = 0 if outcome in (None, facts.CallOutcome.ANSWERED) else 1 if outcome in provoked else 3
+    assert lines == [str(outcome)] * number
 
 
 @pytest.mark.parametrize("outcome", facts.HealOutcome)
