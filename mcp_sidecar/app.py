@@ -27,7 +27,7 @@ from mcp_sidecar.ops import logs, page
 from mcp_sidecar.ops.access import Access
 from mcp_sidecar.ops.admin import Admin
 from mcp_sidecar.ops.metrics import Metrics
-from mcp_sidecar.ops.status import USUAL, Now, StatusBoard
+from mcp_sidecar.ops.status import USUAL, Load, Now, Place, StatusBoard
 from mcp_sidecar.sessions.heal import HealServices
 from mcp_sidecar.sessions.healer import Healer
 from mcp_sidecar.sessions.keeper import Keeper
@@ -186,7 +186,7 @@ class Sidecar:
     def _emit(self, fact: Fact) -> None:
         self._metrics.record(fact)
         logs.log_fact(fact)
-        if not isinstance(fact, RequestServed) or fact.outcome not in USUAL:
+        if fact.__class__ is not RequestServed or fact.outcome not in USUAL:
             self._board.note(fact)
 
     async def _look_out(self) -> None:
@@ -212,17 +212,16 @@ class Sidecar:
         services, upstream = self.services, self._settings.upstream_config()
         clients, servers = self.sessions.programs()
         return Now(
-            version=__version__,
-            mode=services.policy.mode.value,
-            url=self.client_url,
-            upstream_url=upstream.origin + upstream.endpoint,
+            place=Place(
+                version=__version__,
+                mode=services.policy.mode.value,
+                url=self.client_url,
+                upstream_url=upstream.origin + upstream.endpoint,
+            ),
+            load=Load(sessions=len(self.sessions), streams=self.open_streams, held=len(services.holds)),
             is_up=services.holds.availability.is_up,
             is_draining=not self.is_accepting,
             last_answer=self._last_answer(),
-            sessions=len(self.sessions),
-            held=len(services.holds),
-            get_streams=services.streams.open.get_streams,
-            post_streams=services.streams.open.post_streams,
             clients=clients,
             servers=servers,
         )

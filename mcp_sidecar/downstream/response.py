@@ -10,6 +10,7 @@ import asyncio
 import socket
 import struct
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Protocol
 
@@ -55,6 +56,19 @@ class Client(Protocol):
         """Wait until it has taken most of what was sent."""
 
 
+@dataclass(slots=True)
+class Notes:
+    """What is remembered of an answer that has gone out.
+
+    ``said`` is the beginning of an error's body, ``told`` the reason that an answer of our own gives; ``is_answered`` is set
+    as soon as what the client waits for has gone out, whatever is still to come.
+    """
+
+    said: bytes = b""
+    told: str = ""
+    is_answered: bool = False
+
+
 class Responder:
     """Answers one client request, once.
 
@@ -74,22 +88,16 @@ class Responder:
         "_pending",
         "_pending_bytes",
         "has_commented",
-        "is_answered",
         "is_event_stream",
         "keep_alive",
         "last_write_at",
         "may_comment",
-        "said",
+        "notes",
         "status",
-        "told",
     )
 
     def __init__(self, client: Client, request: Request, clock: Callable[[], float]) -> None:
-        """``clock`` gives monotonic seconds.
-
-        ``said`` becomes the beginning of an error's body, ``told`` what an answer of our own tells; ``is_answered`` is set as
-        soon as what the client waits for has gone out, whatever is still to come.
-        """
+        """``clock`` gives monotonic seconds."""
         self._client: Client | None = client
         self._clock = clock
         self._is_head = request.method == hdrs.METH_HEAD
@@ -101,9 +109,7 @@ class Responder:
         self._is_bodiless = False
         self._is_cut = False
         self.status = 0
-        self.said = b""
-        self.told = ""
-        self.is_answered = False
+        self.notes = Notes()
         self.keep_alive = request.keep_alive
         self.is_event_stream = False
         self.may_comment = False
@@ -136,8 +142,8 @@ class Responder:
         """Send a part of the body. Waits where the client reads slowly."""
         if data and not self._is_bodiless:
             assert self.status, "the head comes first"
-            if self.status >= 400 and not self.said:
-                self.said = data[:SAID_BYTES]
+            if self.status >= 400 and not self.notes.said:
+                self.notes.said = data[:SAID_BYTES]
             self.last_write_at = self._clock()
             await self._put(framing.chunk(data) if self._is_chunked else data)
 
@@ -150,10 +156,10 @@ class Responder:
         """Give an answer of our own: as a whole, or as the last event of a stream under way."""
         if self.status:
             if self.is_event_stream and answer.body:
-                self.told = answer.tells
+                self.notes.told = answer.tells
                 await self.write(encode_event(answer.body))
             return
-        self.told = answer.tells
+        self.notes.told = answer.tells
         head = [("Content-Type", answer.content_type)] if answer.content_type else []
         if answer.status != HTTPStatus.NO_CONTENT:
             head.append(("Content-Length", str(len(answer.body))))

@@ -164,7 +164,7 @@ class Passthrough:
 
         def note(said: Message, _: Answer) -> None:
             if said.kind is Kind.RESPONSE and said.id == message.id:
-                self._responder.is_answered = True
+                self._responder.notes.is_answered = True
 
         return Overhearing(answer, self._services.limits.max_buffered_answer, note)
 

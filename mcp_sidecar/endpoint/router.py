@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import re
 import traceback
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Collection
 from http import HTTPStatus
 from pathlib import PurePath
 
@@ -54,7 +54,7 @@ from mcp_sidecar.sessions.services import Services
 from mcp_sidecar.streams.listener import Listener
 from mcp_sidecar.waiting.budget import Claim
 from mcp_sidecar.wire import headers, origins
-from mcp_sidecar.wire.headers import Fields, Pair, is_forwarding
+from mcp_sidecar.wire.headers import Fields, Pair
 from mcp_sidecar.wire.jsonrpc import UNREAD, Kind, Message, parse
 from mcp_sidecar.wire.origins import Move
 from mcp_sidecar.wire.proxies import FORWARDED, TrustedProxies, told_origin
@@ -154,7 +154,7 @@ class Router:
             if incoming.begun is not None:
                 incoming.begun.drop()
             if status in REFUSES_HOST:
-                self._note_refused_host(status, incoming.responder.said)
+                self._note_refused_host(status, incoming.responder.notes.said)
             seconds = self.services.clock() - started
             status, outcome = self._ending(incoming, status)
             self.services.emit(RequestServed(http_label(request.method), incoming.rpc_label, status, seconds, outcome))
@@ -164,11 +164,15 @@ class Router:
     def _ending(incoming: Incoming, status: int) -> tuple[int, CallOutcome | None]:
         """What was sent, and what became of the call if it was one; answered is who leaves behind the response."""
         responder = incoming.responder
-        if status == CLIENT_LEFT and responder.is_answered:
+        if status == CLIENT_LEFT and responder.notes.is_answered:
             status = responder.status
         if not is_call(incoming.message):
             return status, CallOutcome.REJECTED if incoming.is_refused else None
-        told = Reason.OUTCOME_UNKNOWN.code if responder.is_cut and not responder.is_answered else responder.told
+        told = (
+            Reason.OUTCOME_UNKNOWN.code
+            if responder.is_cut and not responder.notes.is_answered
+            else responder.notes.told
+        )
         return status, outcome_of(status, told, incoming.way.detour if incoming.way is not None else Detour.NONE)
 
     def _note_refused_host(self, status: int, said: bytes) -> None:
@@ -393,15 +397,14 @@ class Router:
     def _client_origin(self, incoming: Incoming) -> tuple[str, str | None]:
         """Scheme and authority that the client has used, as far as somebody who may say so says."""
         scheme, host = self.scheme, incoming.headers.get(hdrs.HOST)
-        if not any(map(is_forwarding, incoming.fields.names)) or not self._proxies.holds(incoming.request.peer):
+        if not incoming.fields.may_be_forwarded or not self._proxies.holds(incoming.request.peer):
             return scheme, host
         told_scheme, told_host = told_origin(incoming.fields)
         return told_scheme or scheme, told_host or host
 
-    def lets_forwarding_pass(self, peer: str | None, names: Iterable[str]) -> bool:
-        """Whether nothing that ``peer`` says of those before it, in headers of these names, is to be left out or read."""
-        said = [name for name in names if is_forwarding(name)]
-        return not said or (FORWARDED not in said and self._proxies.holds(peer))
+    def lets_forwarding_pass(self, peer: str | None, names: Collection[str]) -> bool:
+        """Whether nothing that ``peer`` says of those before it is to be left out or read, by all names of headers."""
+        return FORWARDED not in names and self._proxies.holds(peer)
 
     def _move(self, incoming: Incoming) -> Move:
         scheme, host = self._client_origin(incoming)

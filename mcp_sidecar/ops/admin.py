@@ -190,12 +190,18 @@ class Admin:
             return _text(503, "too many status streams\n")
         stream = asyncio.create_task(self._send_status(request, answer := web.StreamResponse(headers=_STREAM)))
         self._streams.add(stream)
-        stream.add_done_callback(self._streams.discard)
+        stream.add_done_callback(self._forget)
         try:
             await asyncio.gather(stream, return_exceptions=True)
         finally:
             stream.cancel()
         return answer
+
+    def _forget(self, stream: asyncio.Task[None]) -> None:
+        """It has ended; that its reader has left is nobody's news."""
+        self._streams.discard(stream)
+        if not stream.cancelled():
+            stream.exception()
 
     async def _send_status(self, request: web.Request, answer: web.StreamResponse) -> None:
         shown, silent_s = "", 0.0

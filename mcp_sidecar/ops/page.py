@@ -102,10 +102,8 @@ def live(picture: Picture) -> str:
     cards = "".join(
         (
             _card("Upstream", _upstream(picture)),
-            _card(
-                "Sessions", f'<p class="big">{now.sessions}</p><p>{now.get_streams + now.post_streams} open streams</p>'
-            ),
-            _card("Waiting", f'<p class="big">{now.held}</p><p>requests held now</p>'),
+            _card("Sessions", f'<p class="big">{now.load.sessions}</p><p>{now.load.streams} open streams</p>'),
+            _card("Waiting", f'<p class="big">{now.load.held}</p><p>requests held now</p>'),
             _card("This sidecar", _sidecar(picture)),
         )
     )
@@ -129,7 +127,7 @@ def _upstream(picture: Picture) -> str:
     last = _time(now.last_answer) if now.last_answer else "none yet"
     return (
         f'<p><span class="chip {kind}">{word}</span> since {_time(picture.since)}</p>'
-        f'<p><code>{escape(now.upstream_url)}</code></p><p class="dim">last good answer: {last}</p>'
+        f'<p><code>{escape(now.place.upstream_url)}</code></p><p class="dim">last good answer: {last}</p>'
     )
 
 
@@ -137,8 +135,8 @@ def _sidecar(picture: Picture) -> str:
     now = picture.now
     kind, word = ("bad", "draining") if now.is_draining else ("ok", "accepting")
     return (
-        f'<p><span class="chip {kind}">{word}</span></p><p><code>{escape(now.url)}</code></p>'
-        f'<p class="dim">version {escape(now.version)}, mode {escape(now.mode)}</p>'
+        f'<p><span class="chip {kind}">{word}</span></p><p><code>{escape(now.place.url)}</code></p>'
+        f'<p class="dim">version {escape(now.place.version)}, mode {escape(now.place.mode)}</p>'
     )
 
 

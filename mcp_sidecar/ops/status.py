@@ -25,20 +25,33 @@ Program = tuple[str, str, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Now:
-    """The state of this moment. Times are seconds of the wall clock, 0 is never."""
+class Place:
+    """What this sidecar is: ``url`` for its clients, ``upstream_url`` behind it."""
 
     version: str
     mode: str
     url: str
     upstream_url: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """How much there is of what is open."""
+
+    sessions: int
+    streams: int
+    held: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Now:
+    """The state of this moment. Times are seconds of the wall clock, 0 is never."""
+
+    place: Place
+    load: Load
     is_up: bool
     is_draining: bool
     last_answer: float
-    sessions: int
-    held: int
-    get_streams: int
-    post_streams: int
     clients: tuple[Program, ...]
     servers: tuple[Program, ...]
 

@@ -161,7 +161,7 @@ class EventRelay:
                     deadline.reschedule(None)
                 self._responder.may_comment = not self._watch.in_fragment
                 await self._responder.write(data)
-                self._responder.is_answered = self._watch.answered
+                self._responder.notes.is_answered = self._watch.answered
         except UpstreamFault:
             return Ending.BROKEN
         if not self._watch.unanswered:

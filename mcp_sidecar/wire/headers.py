@@ -86,14 +86,17 @@ class Fields:
 
         What a peer that is not trusted says of those before it is left out.
         """
-        if not is_trusted:
-            without = without.union(filter(is_forwarding, self.names))
-            names: Container[str] = ()
-            hops: list[str] = []
-        else:
-            names, hops = self.names, self.values("x-forwarded-for")
+        names: Container[str] = self.names
+        hops = self.values("x-forwarded-for")
+        if not is_trusted and self.may_be_forwarded:
+            without, names, hops = without.union(filter(is_forwarding, self.names)), (), []
         pairs = self._less(_union(NOT_AS_IT_IS, without))
         return pairs + forwarding(names, hops, peer=peer, scheme=scheme, host=host)
+
+    @property
+    def may_be_forwarded(self) -> bool:
+        """Whether a header may say where the request has come from; quick, and sometimes wrongly so."""
+        return "forwarded" in "\n".join(self.names)
 
     def for_client(self, without: frozenset[str] = frozenset()) -> list[Pair]:
         """The upstream's headers as the client gets them, less ``without`` (lower case)."""
