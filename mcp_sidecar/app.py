@@ -11,6 +11,7 @@ import secrets
 import ssl
 import time
 from collections.abc import Callable
+from urllib.parse import urlsplit
 
 from mcp_sidecar import __version__
 from mcp_sidecar.config import ListenConfig
@@ -47,6 +48,7 @@ from mcp_sidecar.token_file import TokenFile
 from mcp_sidecar.upstream.upstream import Upstream
 from mcp_sidecar.verdicts.signatures import TABLE
 from mcp_sidecar.waiting.hold import Holds
+from mcp_sidecar.wire.origins import is_loopback
 
 try:
     from mcp_sidecar.fastpath.door import door_to
@@ -120,7 +122,8 @@ class Sidecar:
     async def drain(self) -> None:
         """Stop accepting, end GET streams, release what is held, and wait for the POST exchanges.
 
-        ``listen.drain_delay`` before that all goes on as before, but not ready: balancers have that time to learn it.
+        ``listen.drain_delay`` before that all goes on as before, but not ready: balancers have that time to learn it. But
+        nobody waits for a server on this host that has gone: it ends with us, as in a pod whose server is stopped first.
         """
         self.begin_drain()
         assert self._draining is not None, "it has begun"
@@ -129,11 +132,13 @@ class Sidecar:
     async def _drain(self) -> None:
         self.is_accepting = False
         self._server.announce_end()
+        if is_loopback(urlsplit(self._settings.upstream_config().origin).hostname or ""):
+            self.services.holds.expect_no_return()
         if self._listen.drain_delay_s:
             await asyncio.sleep(self._listen.drain_delay_s)
         self._server.stop_accepting()
         self.services.holds.drain()
-        self.services.streams.listening.end_all()
+        self.services.streams.listening.cut_all()
         await self._ingress.wait_until_idle(self._listen.drain_timeout_s)
 
     async def stop(self) -> None:

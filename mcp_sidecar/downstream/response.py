@@ -69,6 +69,16 @@ class Notes:
     is_answered: bool = False
 
 
+class Page(Protocol):
+    """The web page that an answer goes to, if it goes to one."""
+
+    def passed(self, status: int, pairs: Iterable[Pair]) -> None:
+        """The upstream's answer goes to it."""
+
+    def own(self) -> tuple[Pair, ...]:
+        """The headers that an answer of our own has for it."""
+
+
 class Responder:
     """Answers one client request, once.
 
@@ -93,6 +103,7 @@ class Responder:
         "last_write_at",
         "may_comment",
         "notes",
+        "page",
         "status",
     )
 
@@ -110,6 +121,7 @@ class Responder:
         self._is_cut = False
         self.status = 0
         self.notes = Notes()
+        self.page: Page | None = None
         self.keep_alive = request.keep_alive
         self.is_event_stream = False
         self.may_comment = False
@@ -127,7 +139,13 @@ class Responder:
         return self.status != 0
 
     async def start(self, status: int, reason: str | None, pairs: Iterable[Pair]) -> None:
-        """Give the head of an answer. It is sent by the end of this turn of the loop."""
+        """Give the head of the upstream's answer. It is sent by the end of this turn of the loop."""
+        if self.page is not None:
+            pairs = list(pairs)
+            self.page.passed(status, pairs)
+        await self._start(status, reason, pairs)
+
+    async def _start(self, status: int, reason: str | None, pairs: Iterable[Pair]) -> None:
         head = self._head(status, _phrase(status) if reason is None else reason, pairs)
         self.status = status
         self.last_write_at = self._clock()
@@ -136,7 +154,7 @@ class Responder:
     async def start_events(self, pairs: Iterable[Pair] = ()) -> None:
         """Give the head of an event stream of our own."""
         self.is_event_stream = True
-        await self.start(HTTPStatus.OK, None, [*EVENT_STREAM_HEADERS, *pairs])
+        await self._start(HTTPStatus.OK, None, [*EVENT_STREAM_HEADERS, *pairs, *self._said_to_page])
 
     async def write(self, data: bytes) -> None:
         """Send a part of the body. Waits where the client reads slowly."""
@@ -163,8 +181,13 @@ class Responder:
         head = [("Content-Type", answer.content_type)] if answer.content_type else []
         if answer.status != HTTPStatus.NO_CONTENT:
             head.append(("Content-Length", str(len(answer.body))))
-        await self.start(answer.status, None, [*head, *answer.headers, *pairs])
+        own = () if _speaks_of_access(answer.headers) else self._said_to_page
+        await self._start(answer.status, None, [*head, *answer.headers, *pairs, *own])
         await self.write(answer.body)
+
+    @property
+    def _said_to_page(self) -> tuple[Pair, ...]:
+        return self.page.own() if self.page is not None else ()
 
     def close_behind(self) -> None:
         """Serve nothing more on this connection."""
@@ -241,6 +264,11 @@ class Responder:
         pending, self._pending, self._pending_bytes = self._pending, [], 0
         if pending and self._client is not None:
             self._client.write(b"".join(pending) if len(pending) > 1 else pending[0])
+
+
+def _speaks_of_access(pairs: Iterable[Pair]) -> bool:
+    """Whether the upstream's word to a page is in it already: browsers refuse what is said twice."""
+    return any(name.lower().startswith("access-control-") for name, _ in pairs)
 
 
 def last_answer(answer: OwnAnswer) -> bytes:

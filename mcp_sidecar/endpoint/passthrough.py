@@ -92,6 +92,33 @@ class Passthrough:
                 raise
         return await send(may_idle=may_idle, fresh=True)
 
+    async def preflight(self) -> None:
+        """A browser asks whether a page may send a request to the endpoint: this waits as that request would.
+
+        It only reads, so that it may be sent again whatever has become of it.
+        """
+        holds = self._services.holds
+        held = HeldRequest(0, self._services.policy.hold_timeout_s)
+        try:
+            while True:
+                try:
+                    answer = await self._send(None, may_idle=False)
+                except UpstreamFault as fault:
+                    if fault.fault.may_have_arrived and held.waited_s:
+                        await self._responder.give(replies.BAD_GATEWAY)
+                        return
+                    if await holds.for_connect(held) is not Waited.BACK:
+                        await self._responder.give(replies.UNAVAILABLE_PATH)
+                        return
+                    continue
+                finally:
+                    holds.went_on(held)
+                async with answer:
+                    await self._relay(answer)
+                return
+        finally:
+            holds.leave(held)
+
     async def sessionless(self, message: Message, body: bytes) -> None:
         """A request of 2026-07-28."""
         policy = self._services.policy

@@ -29,6 +29,7 @@ from mcp_sidecar.downstream.request import Request
 from mcp_sidecar.downstream.response import Responder
 from mcp_sidecar.endpoint import refusals
 from mcp_sidecar.endpoint.body import UNREADABLE, read_body
+from mcp_sidecar.endpoint.cors import Cors
 from mcp_sidecar.endpoint.delete import Delete
 from mcp_sidecar.endpoint.early_stream import EarlyStream
 from mcp_sidecar.endpoint.observe import Observe
@@ -118,6 +119,7 @@ class Router:
         self.plain_endpoints: tuple[str, ...] = () if "%" in self._endpoint else (self._endpoint, f"{self._endpoint}/")
         self._hosts: dict[str, bool] = {}
         self._moves: dict[str, Move] = {}
+        self._cors = Cors()
         self._proxies = TrustedProxies(listen.trusted_proxies)
         self._own_origins: tuple[str, ...] = (listen.public_url,) if listen.public_url else ()
         self._on_loopback = origins.is_loopback(listen.host)
@@ -228,9 +230,19 @@ class Router:
         refused = self._gate(incoming)
         if refused is not None:
             return self._reject(incoming, refused)
+        origin = incoming.headers.get(hdrs.ORIGIN)
+        if origin is not None:
+            incoming.responder.page = self._cors.of(origin)
+            if self._is_preflight(incoming) and self.services.policy.heals:
+                return self._passing(incoming).preflight()
         if self._is_endpoint(incoming) and incoming.method in ("POST", "GET", "DELETE"):
             return self._endpoint_request(incoming)
         return self._passing(incoming).other_path(incoming.request.upload)
+
+    def _is_preflight(self, incoming: Incoming) -> bool:
+        """Whether a browser asks if a page may send a request to the endpoint."""
+        asks = incoming.method == "OPTIONS" and "Access-Control-Request-Method" in incoming.headers
+        return asks and incoming.request.upload is None and self._is_endpoint(incoming)
 
     def _gate(self, incoming: Incoming) -> Refusal | None:
         found = incoming.headers

@@ -88,6 +88,7 @@ class Holds:
         self._streams = 0
         self._bytes = 0
         self._draining = False
+        self._in_vain = False
         self._turns = Slots(GO_ON_AT_A_TIME, HEAD_PATIENCE_S)
         self.route = Route(clock)
         self.availability = Availability(can_connect, emit, clock, self.waiting)
@@ -98,6 +99,8 @@ class Holds:
 
     async def for_connect(self, held: HeldRequest) -> Waited:
         """Wait until the upstream accepts connections."""
+        if self._in_vain:
+            return Waited.EXPIRED
         with self._room_for(held) as there_is:
             if not there_is:
                 return Waited.EXPIRED
@@ -175,6 +178,13 @@ class Holds:
         """Release everything that belongs to what is over: it must not be sent any more."""
         for held in self._by_owner.get(owner, ()):
             _release(held, Waited.ENDED)
+
+    def expect_no_return(self) -> None:
+        """An upstream that cannot be connected to from now on ends with this process: nobody waits for it any more."""
+        self._in_vain = True
+        if not self.availability.is_up:
+            for held in self._held:
+                _release(held, Waited.EXPIRED)
 
     def drain(self) -> None:
         """Release everybody, and hold nobody any more."""
