@@ -45,14 +45,14 @@ _STYLE = """
 header,main,footer,.static{max-width:64rem;margin:0 auto;padding:0 1rem}
 header{padding-top:1.2rem}h1{font-size:1.3rem;margin:0}
 h2{font-size:1rem;margin:0 0 .5rem}p{margin:.2rem 0}.dim{color:var(--dim)}a{color:var(--link)}code{font-size:.92em}
-.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(15rem,1fr));gap:.8rem;margin:1rem 0}
+.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(13.5rem,1fr));gap:.8rem;margin:1rem 0}
 .card{background:var(--card);border:1px solid var(--line);border-radius:.5rem;padding:.8rem 1rem;min-width:0;
 margin-bottom:.8rem}
 .cards .card{margin:0}.chip{display:inline-block;border-radius:1rem;padding:.05rem .7rem;font-weight:600}
 .chip.ok{background:var(--okbg);color:var(--okink)}.chip.bad{background:var(--badbg);color:var(--badink)}
 .big{font-size:1.5rem;font-weight:600}table{border-collapse:collapse;width:100%}
 td,th{text-align:left;padding:.15rem .5rem .15rem 0;
-vertical-align:top;overflow-wrap:anywhere}th{color:var(--dim);font-weight:600}td.n{text-align:right;white-space:nowrap}
+vertical-align:top;overflow-wrap:anywhere}th{color:var(--dim);font-weight:600}td.n,th.n{text-align:right;white-space:nowrap}
 time{white-space:nowrap}svg{width:100%;height:8rem;display:block;border-bottom:1px solid var(--line)}
 rect.ok,i.ok{fill:var(--ok);background:var(--ok)}rect.saved,i.saved{fill:var(--saved);background:var(--saved)}
 rect.bad,i.bad{fill:var(--bad);background:var(--bad)}rect.other,i.other{fill:var(--other);background:var(--other)}
@@ -145,6 +145,12 @@ def _time(at: float) -> str:
     return f'<time datetime="{moment:%Y-%m-%dT%H:%M:%SZ}">{moment:%b %d, %H:%M:%S} UTC</time>'
 
 
+def _clock(at: float) -> str:
+    """The time of day; the rest is shown to whoever points at it."""
+    moment = datetime.fromtimestamp(at, UTC)
+    return f'<time datetime="{moment:%Y-%m-%dT%H:%M:%SZ}" title="{moment:%b %d, UTC}">{moment:%H:%M:%S}</time>'
+
+
 def _chart(minutes: tuple[Totals, ...]) -> str:
     stacks = [[sum(minute.get(each, 0) for each in outcomes) for _, _, outcomes in _KINDS] for minute in minutes]
     most = max((sum(stack) for stack in stacks), default=0) or 1
@@ -184,7 +190,7 @@ def _events(events: tuple[Event, ...]) -> str:
     if not events:
         return '<p class="dim">Nothing that anybody would have noticed.</p>'
     rows = "".join(
-        f'<tr><td><i class="{"bad" if event.is_bad else "saved"}"></i>{_time(event.at)}</td>'
+        f'<tr><td><i class="{"bad" if event.is_bad else "saved"}"></i>{_clock(event.at)}</td>'
         f"<td>{escape(event.text)}</td></tr>"
         for event in events
     )
@@ -201,6 +207,7 @@ def _programs(programs: tuple[Program, ...], none: str) -> str:
     more = sum(number for _, _, number in programs[MAX_PROGRAMS:])
     rest = f'<tr><td>others</td><td></td><td class="n">{more}</td></tr>' if more else ""
     return (
-        '<table><thead><tr><th scope="col">name</th><th scope="col">version</th><th scope="col">sessions</th></tr></thead>'
+        '<table><thead><tr><th scope="col">name</th><th scope="col">version</th>'
+        '<th scope="col" class="n">sessions</th></tr></thead>'
         f"<tbody>{rows}{rest}</tbody></table>"
     )
