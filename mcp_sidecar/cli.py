@@ -17,7 +17,7 @@ from mcp_sidecar.ops import standard_streams
 from mcp_sidecar.settings import Loaded, Mistakes, effective, load
 
 PROGRAM = "mcp-sidecar"
-SERVE, DEMO, CHECK_CONFIG = "serve", "demo", "check-config"
+SERVE, DEMO, CHECK_CONFIG, HEALTH = "serve", "demo", "check-config", "health"
 COULD_NOT_RUN, MISTAKE, INTERRUPTED = 1, 2, 130
 
 # Option, what stands for its value, help. The values themselves are read by the settings, so that every mistake is told.
@@ -38,6 +38,7 @@ commands:
   {SERVE}         stand in front of the MCP server (default)
   {DEMO}          show a heal, end to end; needs no server
   {CHECK_CONFIG}  tell every mistake in the settings, or print the settings in effect
+  {HEALTH}        exit 0 if the sidecar of these settings is ready
 
 Every option is also a variable, such as MCP_SIDECAR_UPSTREAM; config.example.toml lists all settings."""
 
@@ -127,6 +128,16 @@ def _check_config(options: Mapping[str, Sequence[str]]) -> int:
     return 0
 
 
+def _health(options: Mapping[str, Sequence[str]]) -> int:
+    """The upstream may be told to the sidecar alone, on its command line; nobody asks it here."""
+    loaded = _loaded({**options, "upstream": options["upstream"] or ["http://not-asked.invalid"]})
+    if loaded is None:
+        return MISTAKE
+    from mcp_sidecar.commands import health
+
+    return health.run(loaded.settings.admin_address)
+
+
 def _demo(options: Mapping[str, Sequence[str]]) -> int:
     if any(options.values()):
         _complain(f"{DEMO} takes no options (see {PROGRAM} --help)")
@@ -142,7 +153,7 @@ def _demo(options: Mapping[str, Sequence[str]]) -> int:
         return COULD_NOT_RUN
 
 
-_RUN = {SERVE: _serve, DEMO: _demo, CHECK_CONFIG: _check_config}
+_RUN = {SERVE: _serve, DEMO: _demo, CHECK_CONFIG: _check_config, HEALTH: _health}
 
 
 def _loaded(options: Mapping[str, Sequence[str]]) -> Loaded | None:

@@ -134,7 +134,7 @@ def test_an_unknown_command_is_a_mistake(capsys: pytest.CaptureFixture[str]) -> 
     """A word that is no command is told in one line."""
     assert main(("sevre",)) == 2
     assert capsys.readouterr().err.splitlines() == [
-        "unknown command: sevre; there are serve, demo, check-config (see mcp-sidecar --help)"
+        "unknown command: sevre; there are serve, demo, check-config, health (see mcp-sidecar --help)"
     ]
 
 

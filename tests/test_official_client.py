@@ -8,6 +8,7 @@ import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,7 +27,7 @@ CALLS = 60
 
 
 @asynccontextmanager
-async def sdk_session(url: str, ca_file: Path | None = None) -> AsyncIterator[mcp.ClientSession]:
+async def sdk_session(url: str, ca_file: Path | None = None) -> AsyncIterator[Any]:
     """A session of the official client. ``ca_file`` is whom it trusts, where that is not the system's."""
     from mcp.client.streamable_http import streamable_http_client
 
