@@ -11,6 +11,7 @@ import secrets
 import ssl
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from urllib.parse import urlsplit
 
 from mcp_sidecar import __version__
@@ -20,7 +21,7 @@ from mcp_sidecar.downstream.keepalive import Keepalive
 from mcp_sidecar.downstream.server import Server
 from mcp_sidecar.downstream.tls import ServerTls
 from mcp_sidecar.endpoint import refusals
-from mcp_sidecar.endpoint.router import Router
+from mcp_sidecar.endpoint.router import Router, Watch
 from mcp_sidecar.facts import Emit, Fact, RequestServed
 from mcp_sidecar.healing.labels import RPC_METHODS
 from mcp_sidecar.healing.principal import Principals
@@ -29,6 +30,7 @@ from mcp_sidecar.ops.access import Access
 from mcp_sidecar.ops.admin import Admin
 from mcp_sidecar.ops.metrics import Metrics
 from mcp_sidecar.ops.status import USUAL, Load, Now, Place, StatusBoard
+from mcp_sidecar.sessions.asker import Asker
 from mcp_sidecar.sessions.heal import HealServices
 from mcp_sidecar.sessions.healer import Healer
 from mcp_sidecar.sessions.keeper import Keeper
@@ -65,19 +67,26 @@ SILENT_INTERVALS = 3
 class Sidecar:
     """The running proxy: one main listener, one admin listener, one upstream."""
 
-    def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
-        """Needs a running event loop. ``clock`` gives monotonic seconds."""
+    def __init__(
+        self, settings: Settings, clock: Callable[[], float] = time.monotonic, *, watch: Watch | None = None
+    ) -> None:
+        """Needs a running event loop. ``clock`` gives monotonic seconds.
+
+        ``watch``: it runs for a developer, who is shown what passes, and whose clients are promised to hear of changes.
+        """
         self._settings = settings
+        self._watch = watch
         self._listen = settings.listen_config()
         self.is_accepting = False
         self._metrics = Metrics(
             signatures=[row.name for row in (*settings.policy().signatures, *TABLE)], rpc_methods=RPC_METHODS
         )
-        self.services = build_services(settings, self._emit, clock)
+        self.services = build_services(settings, self._emit, clock, promises_lists=watch is not None)
         services = self.services
         self.sessions = SessionsView(services.sessions.table, services.holds, clock)
         self._keepalive = Keepalive(self._listen.comment_interval_s, self.services.clock)
         self._ingress = Router(self.services, self._keepalive, self._listen, settings.upstream_config())
+        self._ingress.watch = watch
         self._server = self._new_server()
         self._tls: ServerTls | None = None
         self._board = StatusBoard(self._now, self._metrics.calls, page.live, time.time)
@@ -164,7 +173,7 @@ class Sidecar:
             patience=Patience(limits.client_timeout_s, self._listen.comment_interval_s * SILENT_INTERVALS),
             clock=self.services.clock,
         )
-        door = door_to(self._ingress) if door_to is not None else None
+        door = door_to(self._ingress) if door_to is not None and self._watch is None else None
         if door is not None:
             server.open_door(door)
         return server
@@ -193,6 +202,8 @@ class Sidecar:
         logs.log_fact(fact)
         if fact.__class__ is not RequestServed or fact.outcome not in USUAL:
             self._board.note(fact)
+        if self._watch is not None:
+            self._watch.heard(fact)
 
     async def _look_out(self) -> None:
         """Notice an upstream that has gone while nobody asked for anything."""
@@ -258,9 +269,11 @@ class Sidecar:
         return time.time() - (self.services.clock() - at) if at is not None else 0.0
 
 
-def build_services(settings: Settings, emit: Emit, clock: Callable[[], float]) -> Services:
+def build_services(
+    settings: Settings, emit: Emit, clock: Callable[[], float], *, promises_lists: bool = False
+) -> Services:
     """Put together what every exchange works with. Needs a running event loop."""
-    policy, limits = settings.policy(), settings.limits_config()
+    policy, limits = replace(settings.policy(), promises_lists=promises_lists), settings.limits_config()
     streams = OpenStreams()
     table = SessionTable(
         settings.session_limits(),
@@ -289,11 +302,11 @@ def build_services(settings: Settings, emit: Emit, clock: Callable[[], float]) -
         upstream, table, notifier, policy, limits.max_buffered_answer, emit, clock, streams.listening
     )
     principals = Principals(policy.principal_headers, secrets.token_bytes(32), policy.principal_cookies)
-    healer, list_check = Healer(healing, holds), ListCheck(healing)
+    healer, asker, list_check = Healer(healing, holds), Asker(healing, holds), ListCheck(healing)
     refresher = SessionRefresher(healing, list_check)
     return Services(
         upstream=upstream,
-        sessions=Sessions(table, principals, policy.bind_principal, healer, notifier, list_check, refresher),
+        sessions=Sessions(table, principals, policy.bind_principal, healer, asker, notifier, list_check, refresher),
         holds=holds,
         streams=streams,
         policy=policy,

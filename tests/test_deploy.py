@@ -87,7 +87,7 @@ def test_outcomes_in_queries_are_outcomes() -> None:
         for value in re.findall(r'outcome[!=~]+"([^"]+)"', query)
         for word in value.split("|")
     }
-    known = {*facts.CallOutcome, *facts.HealOutcome}
+    known = {*facts.CallOutcome, *facts.HealOutcome, *facts.AskOutcome}
     assert [word for word in words if not any(re.fullmatch(word, each) for each in known)] == []
 
 

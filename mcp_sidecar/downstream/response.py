@@ -105,6 +105,7 @@ class Responder:
         "notes",
         "page",
         "status",
+        "tap",
     )
 
     def __init__(self, client: Client, request: Request, clock: Callable[[], float]) -> None:
@@ -127,6 +128,8 @@ class Responder:
         self.may_comment = False
         self.has_commented = False
         self.last_write_at = 0.0
+        self.tap: Callable[[bytes], None] | None = None
+        """Is shown the body as it goes to the client."""
 
     @property
     def is_cut(self) -> bool:
@@ -163,6 +166,8 @@ class Responder:
             if self.status >= 400 and not self.notes.said:
                 self.notes.said = data[:SAID_BYTES]
             self.last_write_at = self._clock()
+            if self.tap is not None:
+                self.tap(data)
             await self._put(framing.chunk(data) if self._is_chunked else data)
 
     async def comment(self) -> None:

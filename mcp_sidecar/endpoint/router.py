@@ -16,8 +16,10 @@ import asyncio
 import re
 import traceback
 from collections.abc import Awaitable, Collection
+from functools import partial
 from http import HTTPStatus
 from pathlib import PurePath
+from typing import Protocol
 
 from aiohttp import hdrs
 from yarl import URL
@@ -39,6 +41,7 @@ from mcp_sidecar.endpoint.post import Post
 from mcp_sidecar.endpoint.refusals import Refusal
 from mcp_sidecar.facts import (
     CallOutcome,
+    Fact,
     OriginRefused,
     RequestRejected,
     RequestServed,
@@ -72,6 +75,16 @@ _SPEAKS_OF_HOST = re.compile(
 """Servers that know their own names answer others 421 (the Python SDK) or 403 (the TypeScript, Go and Rust ones)."""
 
 _FOR_THE_SESSION = frozenset({"mcp-session-id"})
+
+
+class Watch(Protocol):
+    """Whoever runs the sidecar for a developer, and shows what passes."""
+
+    def heard(self, fact: Fact) -> None:
+        """Something happened."""
+
+    async def post(self, call: Call, message: Message, responder: Responder, work: Awaitable[None]) -> None:
+        """Do the work of one POST, and look at it."""
 
 
 class Incoming:
@@ -111,6 +124,7 @@ class Router:
     ) -> None:
         """``bound_to`` is to be called with the address as soon as it is known."""
         self.services = services
+        self.watch: Watch | None = None
         self._bodies = services.upstream.budget.requests
         self._keepalive = keepalive
         self._listen = listen
@@ -335,8 +349,9 @@ class Router:
         incoming.message, incoming.rpc_label = message, rpc_label(message)
         version = incoming.headers.get(PROTOCOL_VERSION_HEADER)
         if is_sessionless_request(message.meta_protocol_version, message.method, version):
+            asks = partial(self.services.sessions.identity_of, incoming.fields, incoming.target.partition("?")[2])
             incoming.way = passing = self._passing(incoming)
-            await passing.sessionless(message, body)
+            await passing.sessionless(message, body, asks)
         else:
             await self._session_post(incoming, message, body, is_encoded=is_encoded)
 
@@ -363,7 +378,8 @@ class Router:
             early = EarlyStream(after_s, self._keepalive, call, responder, message)
             posting = Post(self.services, call, message, body, responder, early, opaque=is_encoded, begun=begun)
             incoming.way = posting
-            await self._in_use(call, posting.run())
+            work = posting.run()
+            await self._in_use(call, self.watch.post(call, message, responder, work) if self.watch else work)
 
     async def _in_use(self, call: Call, work: Awaitable[None]) -> None:
         """A session is not idle while one of its exchanges runs; whoever only claims it has none in it."""

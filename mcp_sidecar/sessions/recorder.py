@@ -18,6 +18,7 @@ from mcp_sidecar.sessions.call import Call
 from mcp_sidecar.sessions.table import SessionTable
 from mcp_sidecar.upstream.answer import Answer, WholeJson, may_hold_message
 from mcp_sidecar.wire import headers
+from mcp_sidecar.wire.cookies import affinity_cookies
 from mcp_sidecar.wire.jsonrpc import Kind, Message, is_initialize_result
 
 TEACHING = LEARNT | LISTINGS.keys()
@@ -30,11 +31,14 @@ class Recorder:
     ``generation`` is the one that the request was last sent under, ``renumbering`` the ids that it then bore.
     """
 
-    def __init__(self, table: SessionTable, policy: Policy, call: Call, message: Message) -> None:
-        """Nothing is known yet."""
+    def __init__(
+        self, table: SessionTable, policy: Policy, call: Call, message: Message, cookie_names: tuple[str, ...] = ()
+    ) -> None:
+        """Nothing is known yet. ``cookie_names`` are the names of those that lead to the server of a new session."""
         self._table = table
         self._compares = policy.heals and policy.compare_lists
         self._call = call
+        self._cookie_names = cookie_names
         self._ids: tuple[ClientSessionId, UpstreamSessionId] | None = None  # of the new session
         self.message = message
         self.generation = 1
@@ -121,4 +125,6 @@ class Recorder:
         self.shown_id(session_id)
         assert self._ids is not None
         client_id, upstream_id = self._ids
-        self._table.open(client_id, self._call.principal, handshake, upstream_id).accept(self._call.identity)
+        session = self._table.open(client_id, self._call.principal, handshake, upstream_id)
+        session.accept(self._call.identity)
+        session.cookies = affinity_cookies(answer.headers, self._cookie_names)

@@ -88,11 +88,11 @@ async def test_a_session_with_a_running_exchange_is_in_use(mode: Mode) -> None:
         store.sweep()
         async with await client.get_stream() as stream:
             assert stream.status == 200
-            await eventually(lambda: [view["streams"] for view in sidecar._sessions_view()] == [1])
+            await eventually(lambda: [view["streams"] for view in list(sidecar.sessions.rows())] == [1])
             store._clock = lambda: now() + 3 * 86_401
             store.sweep()
             assert len(store) == 1
-        await eventually(lambda: [view["streams"] for view in sidecar._sessions_view()] == [0])
+        await eventually(lambda: [view["streams"] for view in list(sidecar.sessions.rows())] == [0])
         store.sweep()
         assert len(store) == 1
         store._clock = lambda: now() + 4 * 86_402
@@ -103,6 +103,7 @@ async def test_a_session_with_a_running_exchange_is_in_use(mode: Mode) -> None:
 # -- rewrite ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @ANSWERS
 @pytest.mark.parametrize("dialect", CONCLUSIVE)
 async def test_rewrite_answers_every_lost_session_with_the_404(dialect: str, answers: Answers) -> None:
@@ -187,6 +188,7 @@ async def test_rewrite_replays_nothing(fault: Fault, reason: str, tool: str) -> 
 # -- observe ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @ANSWERS
 @pytest.mark.parametrize("dialect", sorted(DIALECTS))
 async def test_observe_passes_every_answer_as_it_came(dialect: str, answers: Answers) -> None:
@@ -242,7 +244,9 @@ async def test_observe_answers_as_a_plain_proxy_while_the_upstream_is_away() -> 
         pytest.param(IngressPage(503), 503, "refuse", id="ingress-503"),
         pytest.param(ResetAfterExecution(), 502, "refuse", id="reset"),
         pytest.param(RoutePage(), 404, "heal", id="route-404"),
-        pytest.param(Says(500, (), b"broken"), 500, None, id="error"),
+        pytest.param(Says(500, (), b"broken"), 500, "heal", id="error"),
+        pytest.param(Says(422, (), b"broken"), 422, "heal", id="what only a ping could settle"),
+        pytest.param(Says(415, (), b"broken"), 415, None, id="what is never asked about"),
     ],
 )
 async def test_observe_changes_no_failure(fault: Fault, status: int, action: str | None) -> None:
