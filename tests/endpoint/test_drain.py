@@ -65,6 +65,28 @@ async def test_every_answer_of_a_drain_is_the_last_of_its_connection(body: bytes
         assert b"\r\nConnection: close\r\n" in answer.data
 
 
+async def test_an_answer_that_had_begun_is_not_the_last_one() -> None:
+    """Its client was not told so, and may have sent the next request already: that one's answer says it."""
+    async with connected(listen__drain_delay=5) as (upstream, sidecar, client):
+        head = f"POST /mcp HTTP/1.1\r\nHost: localhost\r\nMcp-Session-Id: {client.session_id}\r\n"
+        head += "Accept: application/json, text/event-stream\r\nContent-Type: application/json\r\n"
+
+        def call(tool: str) -> bytes:
+            body = f'{{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{{"name":"{tool}","arguments":{{}}}}}}'
+            return f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode()
+
+        reader, writer = await asyncio.open_connection("127.0.0.1", sidecar.port)
+        writer.write(call("slow"))
+        assert b"Connection" not in await reader.readuntil(b"\r\n\r\n")
+        async with draining(sidecar):
+            upstream.slow_gate.set()
+            await reader.readuntil(b"0\r\n\r\n")
+            writer.write(call("echo"))
+            assert b"\r\nConnection: close\r\n" in await reader.readuntil(b"\r\n\r\n")
+            await reader.read()
+        writer.close()
+
+
 async def test_a_listening_stream_is_broken_off() -> None:
     """Clients open another after a break; after a clean end some never do. Until ``drain_delay`` is over it stays."""
     async with connected(listen__drain_delay=5) as (_, sidecar, client):
