@@ -211,6 +211,14 @@ def cookie_name(text: str) -> str:
     return text
 
 
+def network(text: str) -> str:
+    """Read the addresses of proxies: one, or a range such as ``10.0.0.0/8``."""
+    try:
+        return str(ipaddress.ip_network(text))
+    except ValueError as error:
+        raise ValueError(f"must hold addresses or ranges, such as 10.0.0.0/8, not {shown(text)}") from error
+
+
 def upstream_host(text: str) -> str:
     """Read what the upstream gets as ``Host``: a literal, or one of two words."""
     return text.lower() if text.lower() in {"auto", "client"} else host_header(text)

@@ -168,6 +168,7 @@ class EventRelay:
                     deadline.reschedule(None)
                 self._responder.may_comment = not self._watch.in_fragment
                 await self._responder.write(data)
+                self._responder.notes.is_answered = self._watch.answered
                 if self._watch.refusal is not None:
                     return Ending.CLEAN
         except UpstreamFault:
