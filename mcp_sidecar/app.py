@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import socket
 import ssl
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from urllib.parse import urlsplit
 
-from mcp_sidecar.config import ListenConfig
+from mcp_sidecar.config import ListenConfig, UpstreamConfig
 from mcp_sidecar.downstream.common import Patience
 from mcp_sidecar.downstream.keepalive import Keepalive
 from mcp_sidecar.downstream.server import Server
@@ -32,15 +35,18 @@ from mcp_sidecar.sessions.list_check import ListCheck
 from mcp_sidecar.sessions.notifier import Notifier
 from mcp_sidecar.sessions.open_streams import OpenStreams
 from mcp_sidecar.sessions.refresher import SessionRefresher
+from mcp_sidecar.sessions.rounds import Rounds
 from mcp_sidecar.sessions.services import Services
 from mcp_sidecar.sessions.sessions import Sessions
+from mcp_sidecar.sessions.store_guard import StoreGuard
 from mcp_sidecar.sessions.stores.by_url import store_at
-from mcp_sidecar.sessions.stores.store import Times
+from mcp_sidecar.sessions.stores.store import StoreUnusable, Times
 from mcp_sidecar.sessions.table import SessionTable
 from mcp_sidecar.settings import Settings
 from mcp_sidecar.upstream.upstream import Upstream
 from mcp_sidecar.verdicts.signatures import TABLE
 from mcp_sidecar.waiting.hold import Holds
+from mcp_sidecar.wire.origins import is_loopback
 
 try:
     from mcp_sidecar.fastpath.door import door_to
@@ -48,10 +54,12 @@ except ModuleNotFoundError:  # the proxy works without it
     door_to = None  # type: ignore[assignment]
 
 SWEEP_INTERVAL_S = 30.0
-STORE_TIMEOUT_S = 0.250
-"""How long anybody waits for the store of sessions."""
 SILENT_INTERVALS = 3
 """For so many comment intervals a client may take nothing of a stream."""
+
+
+class CannotStart(Exception):
+    """Something that was configured cannot be used. The text is one line for whoever did."""
 
 
 class Sidecar:
@@ -84,7 +92,12 @@ class Sidecar:
         self._bind_gauges()
 
     async def start(self) -> None:
-        """Listen. Raises OSError where an address cannot be had; ``starting`` then says which."""
+        """Listen. Raises OSError where an address cannot be had, ``CannotStart`` for the store; ``starting`` says which."""
+        self.starting = "sessions.store"
+        try:
+            await self.services.sessions.rounds.start()
+        except StoreUnusable as error:
+            raise CannotStart(str(error)) from None
         await self.services.upstream.open()
         admin = self._settings.admin_address
         if admin is not None:
@@ -149,6 +162,11 @@ class Sidecar:
             _read_again("upstream.ca_file", self.services.upstream.reload)
 
     @property
+    def store(self) -> str:
+        """Where sessions are kept, as people are shown it."""
+        return str(self.services.sessions.rounds.keeper.store)
+
+    @property
     def open_streams(self) -> int:
         """Event streams to clients, GET and POST."""
         return self.services.streams.open.get_streams + self.services.streams.open.post_streams
@@ -169,11 +187,12 @@ class Sidecar:
             await asyncio.sleep(SWEEP_INTERVAL_S)
             self.services.sessions.table.sweep_old()
             self.services.sessions.table.sweep()
+            await self.services.sessions.rounds.sweep()
             if self._tls is not None and self._tls.has_changed():
                 self.read_files_again()
 
     def _bind_gauges(self) -> None:
-        services = self.services
+        services, keeper = self.services, self.services.sessions.rounds.keeper
         self._metrics.bind(
             sessions=lambda: len(services.sessions.table),
             held_requests=lambda: len(services.holds),
@@ -182,6 +201,7 @@ class Sidecar:
             upstream_up=lambda: services.holds.availability.is_up,
             log_lines_dropped=logs.dropped,
         )
+        self._metrics.bind_store(is_up=lambda: keeper.store.is_up, unsaved_records=lambda: keeper.unsaved)
 
     def _sessions_view(self) -> list[dict[str, object]]:
         now = self.services.clock()
@@ -202,14 +222,14 @@ class Sidecar:
 def build_services(settings: Settings, emit: Emit, clock: Callable[[], float]) -> Services:
     """Put together what every exchange works with. Needs a running event loop."""
     policy, limits = settings.policy(), settings.limits_config()
-    streams = OpenStreams()
+    streams, keeper = OpenStreams(), _keeper(settings, emit, clock)
     table = SessionTable(
         settings.session_limits(),
         emit,
         salt=secrets.token_bytes(16),
         clock=clock,
         new_tag=_new_tag,
-        keeper=_keeper(settings, clock),
+        keeper=keeper,
         adopts=policy.bind_principal and policy.adopt_credentials,
         on_displaced=streams.upstream.break_off,
     )
@@ -230,11 +250,12 @@ def build_services(settings: Settings, emit: Emit, clock: Callable[[], float]) -
         upstream, table, notifier, policy, limits.max_buffered_answer, emit, clock, streams.listening
     )
     principals = Principals(policy.principal_headers, secrets.token_bytes(32), policy.principal_cookies)
+    rounds = Rounds(keeper, principals.use)
     healer, list_check = Healer(healing, holds), ListCheck(healing)
     refresher = SessionRefresher(healing, list_check)
     return Services(
         upstream=upstream,
-        sessions=Sessions(table, principals, policy.bind_principal, healer, notifier, list_check, refresher),
+        sessions=Sessions(table, principals, policy.bind_principal, healer, notifier, list_check, refresher, rounds),
         holds=holds,
         streams=streams,
         policy=policy,
@@ -254,16 +275,19 @@ def _read_again(key: str, read: Callable[[], None]) -> None:
         logs.log().info("tls_files_read", key=key)
 
 
-def _keeper(settings: Settings, clock: Callable[[], float]) -> Keeper:
-    limits, times = settings.session_limits(), Times(time.time, clock)
-    return Keeper(
-        store_at("memory:", limits, times),
-        limits,
-        instance=settings.upstream_config().origin,
-        index_key=secrets.token_bytes(32),
-        times=times,
-        timeout_s=STORE_TIMEOUT_S,
-    )
+def _keeper(settings: Settings, emit: Emit, clock: Callable[[], float]) -> Keeper:
+    limits, times, upstream = settings.session_limits(), Times(time.time, clock), settings.upstream_config()
+    config = settings.store_config()
+    if config.instance == "auto":
+        config = replace(config, instance=_instance(upstream))
+    store = StoreGuard(store_at(config, limits, times), timeout_s=config.timeout_s, clock=clock, emit=emit)
+    return Keeper(store, limits, instance=config.instance, namespace=config.namespace, times=times)
+
+
+def _instance(upstream: UpstreamConfig) -> str:
+    """Which upstream this is, to all who share a store: on loopback another on each host."""
+    url = f"{upstream.origin}{upstream.endpoint}"
+    return f"{socket.gethostname()} {url}" if is_loopback(urlsplit(upstream.origin).hostname or "") else url
 
 
 def _new_tag() -> str:

@@ -14,11 +14,11 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from mcp_sidecar.app import Sidecar
+from mcp_sidecar.app import CannotStart, Sidecar
 from mcp_sidecar.ops import logs
 from mcp_sidecar.settings import Settings
 
-COULD_NOT_LISTEN = 1
+COULD_NOT_START = 1
 M_MMAP_THRESHOLD, MAPPED_FROM_BYTES = -3, 128 * 1024
 """Of glibc's `mallopt`; the value is the one that it begins with, and stays so once it is set."""
 COLLECT_AFTER = (20_000, 20, 20)
@@ -86,9 +86,9 @@ async def _serve(settings: Settings) -> int:
     try:
         await sidecar.start()
     except OSError as error:
-        logs.say(f"{sidecar.starting}: {error.strerror or error}")
-        await sidecar.stop()
-        return COULD_NOT_LISTEN
+        return await _give_up(sidecar, error.strerror or str(error))
+    except CannotStart as error:
+        return await _give_up(sidecar, str(error))
     _on_hangup(sidecar.read_files_again)
     _tell_start(sidecar, settings)
     if settings.has_chosen_max_sessions:
@@ -101,6 +101,12 @@ async def _serve(settings: Settings) -> int:
     return 0
 
 
+async def _give_up(sidecar: Sidecar, reason: str) -> int:
+    logs.say(f"{sidecar.starting}: {reason}")
+    await sidecar.stop()
+    return COULD_NOT_START
+
+
 def _tell_start(sidecar: Sidecar, settings: Settings) -> None:
     """Say what to do next: the URL that clients are given stands first."""
     upstream = settings.upstream_config()
@@ -111,6 +117,7 @@ def _tell_start(sidecar: Sidecar, settings: Settings) -> None:
         address=sidecar.address,
         admin=sidecar.admin_address,
         mode=settings.policy().mode.value,
+        store=sidecar.store,
     )
 
 

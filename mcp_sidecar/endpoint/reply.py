@@ -9,6 +9,7 @@ from http import HTTPStatus
 from typing import Any
 
 from mcp_sidecar.downstream.response import Responder
+from mcp_sidecar.endpoint.initialize import Opening
 from mcp_sidecar.healing import replies
 from mcp_sidecar.healing.announcement import Announcement, calls_in
 from mcp_sidecar.healing.exchange import Exchange, Give, Step
@@ -126,6 +127,7 @@ class Reply:
     async def _pass_json(self, answer: Answer, whole: WholeJson, watch: StreamWatch) -> Step | None:
         mapped = watch.answer_whole(whole.message)
         self._recorder.learn(whole.message, answer)
+        await self._recorder.settle()
         if watch.misaddressed:
             return self._exchange.stream_broke(AfterEnd.TELL)
         body = whole.body if mapped is None else dump(mapped)
@@ -146,25 +148,36 @@ class Reply:
     # -- event streams ------------------------------------------------------------------------------------------------
 
     async def _pass_events(self, answer: Answer, watch: StreamWatch) -> Step | None:
-        has_begun = self._responder.is_committed
-        if not has_begun:
-            self._responder.is_event_stream = True
-            await self._responder.start(answer.status, answer.reason, self._head(answer, without={"content-length"}))
+        has_begun, client = self._responder.is_committed, self._client(answer)
+        if client is self._responder and not has_begun:
+            await self._start_events(answer)
         has_begun |= await self._tell_waiting()
         watch.last_event_id = watch.former_event_id = None  # of an attempt before this one
         learn = self._recorder.learn
-        relay = EventRelay(self._services, self._call, watch, self._responder, learn, has_begun=has_begun)
+        relay = EventRelay(self._services, self._call, watch, client, learn, has_begun=has_begun)
         try:
             with self._services.streams.open.post(is_stream=True):
                 after = await relay.run(answer, may_resend=lambda: self._exchange.may_resend_stream)
         except (ConnectionError, asyncio.CancelledError):  # the client left, and perhaps without the last event
             note_unanswered(self._call.session, watch, unanswered_ids(self._message))
             raise
+        if isinstance(client, Opening) and after not in (AfterEnd.TELL, AfterEnd.RESEND):
+            await client.let_go()
         if after is AfterEnd.CUT:
             self._responder.cut()
         # It may poll, or have left unnoticed; should the session be lost first, it still learns that nobody will answer.
         note_unanswered(self._call.session, watch, watch.unanswered)
         return self._exchange.stream_broke(after)
+
+    def _client(self, answer: Answer) -> Responder | Opening:
+        """Who gets the events: a client that opens a session gets them once it is recorded."""
+        if not self._recorder.is_initialize or self._responder.is_committed:
+            return self._responder
+        return Opening(self._responder, self._recorder, lambda: self._start_events(answer))
+
+    async def _start_events(self, answer: Answer) -> None:
+        self._responder.is_event_stream = True
+        await self._responder.start(answer.status, answer.reason, self._head(answer, without={"content-length"}))
 
     async def _tell_waiting(self) -> bool:
         """What the client was to be told, and could not be so far, goes ahead of what it waits for. True if there was any."""

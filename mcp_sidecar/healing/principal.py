@@ -114,6 +114,11 @@ class Principals:
         self._key = key
         self._told: dict[Principal, Identity] = {}
 
+    def use(self, key: bytes) -> None:
+        """The secret of the hashes from now on."""
+        self._key = key
+        self._told.clear()
+
     def of(self, fields: Fields, query: str = "") -> Identity:
         """Who a request to the endpoint with this query is from."""
         credentials = [(name, value.strip()) for name in self._names for value in fields.values(name)]

@@ -9,6 +9,7 @@ from mcp_sidecar.sessions.healer import Healer
 from mcp_sidecar.sessions.list_check import ListCheck
 from mcp_sidecar.sessions.notifier import Notifier
 from mcp_sidecar.sessions.refresher import SessionRefresher
+from mcp_sidecar.sessions.rounds import Rounds
 from mcp_sidecar.sessions.table import SessionTable
 from mcp_sidecar.wire.headers import Fields
 
@@ -24,6 +25,7 @@ class Sessions:
     notifier: Notifier
     list_check: ListCheck
     refresher: SessionRefresher
+    rounds: Rounds
 
     def identity_of(self, fields: Fields, query: str) -> Identity:
         """Who asks, as far as the request tells."""
@@ -36,3 +38,4 @@ class Sessions:
         await self.refresher.stop()
         await self.list_check.stop()
         await self.notifier.stop()
+        await self.rounds.stop()

@@ -96,12 +96,6 @@ def _url(value: object) -> values.HttpUrl:
     return values.http_url(value.strip())
 
 
-def _store(text: str) -> str:
-    if text != "memory:":
-        raise ValueError("must be memory: (no other store can be used yet)")
-    return text
-
-
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
@@ -339,9 +333,22 @@ class HealingSection(_Section):
 class SessionsSection(_Section):
     """What is remembered, and for how long."""
 
-    store: Annotated[str, BeforeValidator(values.words(_store))] = Field(
-        "memory:", description="Where sessions are remembered. Only memory: can be used now."
+    store: Annotated[str, BeforeValidator(values.words(values.store_url))] = Field(
+        "auto",
+        description="Where sessions are remembered. sqlite:PATH is a file, which several sidecars of a host may share; with "
+        "memory: they end with this process. auto: a file in $XDG_STATE_HOME/mcp-sidecar where that can be written, else "
+        "memory:, which it also is in the modes rewrite and observe.",
     )
+    instance: Text = Field(
+        "auto",
+        description="What tells this sidecar's upstream from those of others that share the store: a session's upstream id "
+        "is used only with the instance that gave it out. auto: host name and URL where the upstream is on loopback, else "
+        "the URL.",
+    )
+    namespace: Annotated[str, BeforeValidator(values.words(values.namespace))] = Field(
+        "default", description="Sidecars that share a store share their sessions only within a namespace."
+    )
+    store_timeout: SecondsAboveZero = Field(0.25, description="How many seconds anybody waits for the store.")
     idle_ttl: SecondsAboveZero = Field(
         86_400.0, description="A session without a request for so many seconds is ended; its id is answered 404."
     )

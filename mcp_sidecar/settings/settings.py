@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import TypeVar
 
-from pydantic import BaseModel, ValidationInfo, field_validator
+from pydantic import BaseModel, PrivateAttr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
-from mcp_sidecar.config import KEEP_ALIVE_S, Limits, ListenConfig, SessionLimits, UpstreamConfig
-from mcp_sidecar.healing.policy import Policy
+from mcp_sidecar.config import KEEP_ALIVE_S, Limits, ListenConfig, SessionLimits, StoreConfig, UpstreamConfig
+from mcp_sidecar.healing.policy import Mode, Policy
 from mcp_sidecar.settings.sections import (
     AdminSection,
     HealingSection,
@@ -49,6 +49,7 @@ class Settings(BaseSettings):
     sessions: SessionsSection
     limits: LimitsSection
     log: LogSection
+    _state_folder: str | None = PrivateAttr(None)
 
     def __init__(self, *levels: Level) -> None:
         # Empty sections make a missing URL a mistake of `upstream.url`, the key that people know.
@@ -135,6 +136,26 @@ class Settings(BaseSettings):
     def limits_config(self) -> Limits:
         """Hand down the sizes."""
         return _handed_down(Limits, self.limits)
+
+    def store_config(self) -> StoreConfig:
+        """Hand down where sessions are kept."""
+        sessions = self.sessions
+        is_kept = self.healing.mode is Mode.HEAL or sessions.store != "auto"
+        return StoreConfig(
+            url=sessions.store if is_kept else "memory:",
+            instance=sessions.instance,
+            namespace=sessions.namespace,
+            timeout_s=sessions.store_timeout,
+            state_folder=self._state_folder,
+        )
+
+    def standing_in(self, environment: Mapping[str, str]) -> Settings:
+        """The same, for a process of this environment."""
+        state, home = environment.get("XDG_STATE_HOME", ""), environment.get("HOME", "")
+        # What is not absolute counts for nothing (XDG Base Directory Specification).
+        folder = state if state.startswith("/") else f"{home}/.local/state" if home.startswith("/") else None
+        self._state_folder = f"{folder}/mcp-sidecar" if folder else None
+        return self
 
     def session_limits(self) -> SessionLimits:
         """Hand down how long and how many sessions are remembered."""

@@ -125,7 +125,9 @@ class Holds:
                 if self.route.apply(held):
                     return Waited.BACK
 
-    async def for_result(self, held: HeldRequest, result: asyncio.Task[T]) -> tuple[Waited, T | None]:
+    async def for_result(
+        self, held: HeldRequest, result: asyncio.Future[T] | asyncio.Task[T]
+    ) -> tuple[Waited, T | None]:
         """Wait for somebody else's work, which goes on whatever becomes of this request."""
         with self._room_for(held) as there_is:
             if not there_is:
@@ -191,7 +193,7 @@ class Holds:
         # Out of time, but the upstream is there: it goes on without a place.
         return held.released or Waited.BACK
 
-    async def _wait(self, held: HeldRequest, awaited: asyncio.Future[T] | asyncio.Task[T]) -> tuple[Waited, T | None]:
+    async def _wait(self, held: HeldRequest, awaited: asyncio.Future[T]) -> tuple[Waited, T | None]:
         await self._until_woken(held, self._left_s(held), awaited)
         if held.released is not None:
             return held.released, None

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from mcp_sidecar.sessions.stores.store import Entry, Key, Touch
+from mcp_sidecar.sessions.stores.store import Claim, Entry, Key, Touch
 
 
 class MemoryStore:
     """Takes everything, keeps nothing, finds nothing, and never waits."""
 
     outlives_process = False
+
+    def __str__(self) -> str:
+        """As in ``sessions.store``."""
+        return "memory:"
 
     async def open(self) -> None:
         """Nothing to do."""
@@ -26,7 +30,9 @@ class MemoryStore:
         """Nothing is known that the table does not know."""
         return {}
 
-    async def put(self, key: Key, entry: Entry, *, expected: int, ttl_s: float) -> Entry | None:
+    async def put(
+        self, key: Key, entry: Entry, *, expected: int, ttl_s: float, claim: Claim | None = None
+    ) -> Entry | None:
         """The table holds it."""
         return None
 
@@ -37,11 +43,11 @@ class MemoryStore:
         """Nothing is missed."""
         return ()
 
-    async def claim(self, instance: bytes, upstream_id: bytes, key: Key, *, ttl_s: float) -> Key | None:
-        """The table knows whose it was."""
+    async def holder(self, claim: Claim) -> Key | None:
+        """The table knows."""
         return None
 
-    async def secret(self, name: str, fresh: bytes) -> bytes:
+    async def secret(self, name: str, fresh: bytes, *, replaces: bytes | None = None) -> bytes:
         """Nobody shares it."""
         return fresh
 

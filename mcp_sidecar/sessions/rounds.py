@@ -1,0 +1,84 @@
+"""What is done for the store in the background: changes are written together, and the store hears which sessions are in use.
+
+The rule of this file: it runs only while there is something to do, and never faster than the store answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+from mcp_sidecar.sessions.keeper import Keeper
+from mcp_sidecar.sessions.stores.store import StoreAway
+
+FLUSH_AFTER_S: Final = 0.2
+"""What is learnt within so long is one write."""
+
+TOUCH_INTERVAL_S: Final = 10.0
+SLOWEST_PACE_S: Final = 1.0
+"""Between tries while the store is away or cannot write."""
+
+
+class Rounds:
+    """Looks after one keeper."""
+
+    def __init__(self, keeper: Keeper, on_keys: Callable[[bytes], None]) -> None:
+        """``on_keys`` is told with what all who share the store hash principals."""
+        self.keeper = keeper
+        self._on_keys = on_keys
+        self._noted = asyncio.Event()
+        self._tasks: tuple[asyncio.Task[None], ...] = ()
+        keeper.on_noted = self._noted.set
+
+    async def start(self) -> None:
+        """Open the store, and begin. Raises ``StoreUnusable``; one that is only away comes back by itself."""
+        await self.keeper.store.open()
+        await self._get_keys()
+        if self.keeper.outlives_process:
+            self._tasks = asyncio.create_task(self._flush()), asyncio.create_task(self._touch())
+
+    async def stop(self) -> None:
+        """Write what there is to write, and let go of the store."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self.keeper.outlives_process:
+            await self.keeper.touch()
+            await self.keeper.flush()
+        await self.keeper.store.close()
+
+    async def sweep(self) -> None:
+        """Have the store forget what has expired."""
+        try:
+            await self.keeper.store.sweep()
+        except StoreAway:
+            return
+
+    async def _get_keys(self) -> bool:
+        try:
+            self._on_keys(await self.keeper.get_keys())
+        except StoreAway:
+            return False
+        return True
+
+    async def _flush(self) -> None:
+        pace_s = FLUSH_AFTER_S
+        while True:
+            if self.keeper.has_keys or await self._get_keys():
+                break
+            await asyncio.sleep(SLOWEST_PACE_S)
+        while True:
+            await self._noted.wait()
+            await asyncio.sleep(pace_s)
+            self._noted.clear()
+            if await self.keeper.flush():
+                pace_s = FLUSH_AFTER_S
+            else:
+                self._noted.set()
+                pace_s = min(pace_s * 2, SLOWEST_PACE_S)
+
+    async def _touch(self) -> None:
+        while True:
+            await asyncio.sleep(TOUCH_INTERVAL_S)
+            await self.keeper.touch()
