@@ -234,6 +234,11 @@ class Session:
         if self.accepted.identities is not self.record.accepted:
             self.record = replace(self.record, accepted=self.accepted.identities)
 
+    def belong_to(self, principal: Principal) -> None:
+        """Whose it is under another secret: what was accepted is not known under that."""
+        self.record = replace(self.record, principal=principal, accepted=())
+        self.accepted = Accepted(principal)
+
     def may_be_claimed_by(self, identity: Identity) -> bool:
         """Whether the upstream may be asked to accept another principal's credential in it.
 

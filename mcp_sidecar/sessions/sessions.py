@@ -30,7 +30,9 @@ class Sessions:
     def identity_of(self, fields: Fields, query: str) -> Identity:
         """Who asks, as far as the request tells."""
         identity = self.principals.of(fields, query)
-        return identity if self.binds else replace(identity, principal=ANONYMOUS, kind=(), is_verbatim=True)
+        return (
+            identity if self.binds else replace(identity, principal=ANONYMOUS, kind=(), is_verbatim=True, earlier=None)
+        )
 
     async def stop(self) -> None:
         """Abandon what is under way for them."""

@@ -22,7 +22,7 @@ from mcp_sidecar.config import SessionLimits
 from mcp_sidecar.facts import Emit, SessionEnd, SessionEnded, SessionOpened
 from mcp_sidecar.healing.handshake import Handshake
 from mcp_sidecar.healing.marked_ids import FIRST, Marks
-from mcp_sidecar.healing.principal import Identity, Principal
+from mcp_sidecar.healing.principal import ANONYMOUS, Identity, Principal
 from mcp_sidecar.healing.record import Instance, SessionRecord
 from mcp_sidecar.healing.session import ClientSessionId, Event, Session, State, UpstreamSessionId
 from mcp_sidecar.sessions.ended_ids import EndedIds
@@ -236,12 +236,24 @@ class SessionTable:
     def look_up(self, client_id: ClientSessionId, identity: Identity) -> FoundSession:
         """Whose session a request with this id is in. What is only claimed is not used by it."""
         own = self._live(self._by_use.get((client_id, identity.principal)))
+        if own is None and identity.earlier is not None:
+            own = self._told_anew(client_id, identity)
         if own is None:
             return self._anothers(client_id, identity)
         if not own.accepted.holds(identity):
             return FoundSession(claimed=own)
         self._touch(own)
         return FoundSession(own)
+
+    def _told_anew(self, client_id: ClientSessionId, identity: Identity) -> Session | None:
+        """A session that was opened before the secret of all principals was known: it is its owner's under the right hash."""
+        session = self._by_use.pop((client_id, identity.earlier or ANONYMOUS), None)
+        if session is not None:
+            session.belong_to(identity.principal)
+            self._by_use[client_id, identity.principal] = session
+            self._keeper.forget(session)
+            self._keeper.note(session)
+        return session
 
     def _anothers(self, client_id: ClientSessionId, identity: Identity) -> FoundSession:
         """Of those who hold the id, who has adopted this credential; else the one that may, if it is only one."""
