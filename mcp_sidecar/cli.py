@@ -18,6 +18,7 @@ from mcp_sidecar.settings import Loaded, Mistakes, effective, load
 
 PROGRAM = "mcp-sidecar"
 SERVE, DEMO, CHECK_CONFIG = "serve", "demo", "check-config"
+RESTART_SIDECAR = "restart-sidecar"
 COULD_NOT_RUN, MISTAKE, INTERRUPTED = 1, 2, 130
 
 # Option, what stands for its value, help. The values themselves are read by the settings, so that every mistake is told.
@@ -26,7 +27,7 @@ _OPTIONS = (
     ("listen", "HOST:PORT", "where clients connect (default 127.0.0.1:8080; port 0 picks a free one)"),
     ("admin", "HOST:PORT|off", "probes, metrics and the list of sessions (default 127.0.0.1:9464)"),
     ("mode", "MODE", "heal (default), rewrite: only answer with the right 404, or observe: only count"),
-    ("store", "URL", "where sessions are remembered (default memory:)"),
+    ("store", "URL", "where sessions are remembered: auto (default), memory: or sqlite:PATH"),
     ("config", "FILE", "TOML file with any of the settings"),
     ("log-format", "FORMAT", "console or json (default: console on a terminal, else json)"),
     ("log-level", "LEVEL", "debug, info (default), warning or error"),
@@ -36,7 +37,7 @@ _COMMANDS = f"""\
 
 commands:
   {SERVE}         stand in front of the MCP server (default)
-  {DEMO}          show a heal, end to end; needs no server
+  {DEMO}          show a heal, end to end; needs no server. With --{RESTART_SIDECAR} it is killed, too
   {CHECK_CONFIG}  tell every mistake in the settings, or print the settings in effect
 
 Every option is also a variable, such as MCP_SIDECAR_UPSTREAM; config.example.toml lists all settings."""
@@ -59,6 +60,7 @@ def parser() -> argparse.ArgumentParser:
     )
     built.add_argument("command", nargs="*", help=argparse.SUPPRESS)
     built.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
+    built.add_argument(f"--{RESTART_SIDECAR}", action="store_true", help=argparse.SUPPRESS)
     for name, value, meaning in _OPTIONS:
         built.add_argument(f"--{name}", metavar=value, help=meaning, action="append", default=[])
     return built
@@ -90,6 +92,9 @@ def _parsed(argv: Sequence[str] | None) -> tuple[str, dict[str, list[str]]]:
     if command not in _RUN:
         built.error(f"unknown command: {command}; there are {', '.join(_RUN)}")
     given: dict[str, list[str]] = {name: getattr(arguments, name.replace("-", "_")) for name, _, _ in _OPTIONS}
+    if arguments.restart_sidecar and command != DEMO:
+        built.error(f"--{RESTART_SIDECAR} is an option of {DEMO}")
+    given[RESTART_SIDECAR] = ["yes"] if arguments.restart_sidecar else []
     return command, given | {"upstream": [*given["upstream"], *urls]}
 
 
@@ -128,13 +133,14 @@ def _check_config(options: Mapping[str, Sequence[str]]) -> int:
 
 
 def _demo(options: Mapping[str, Sequence[str]]) -> int:
-    if any(options.values()):
+    restarts_sidecar = bool(options[RESTART_SIDECAR])
+    if any(values for name, values in options.items() if name != RESTART_SIDECAR):
         _complain(f"{DEMO} takes no options (see {PROGRAM} --help)")
         return MISTAKE
     try:
         from mcp_sidecar.commands import demo
 
-        return demo.run()
+        return demo.run(restarts_sidecar=True) if restarts_sidecar else demo.run()
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] == "mcp_sidecar":
             raise
