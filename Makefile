@@ -28,7 +28,7 @@ demo:  ## kill and restart a server under a client, without the sidecar and with
 	@$(DEMO)/bin/python -m mcp_sidecar demo
 
 check: lint types  ## for daily work: lint, types, and the tests of the core and the proxy, in about a minute
-	$(BIN)/python -m pytest $(PARALLEL) --hypothesis-profile quick -m "$(NOT_ALONE) and not load" tests/test_architecture.py \
+	$(BIN)/python -m pytest $(PARALLEL) --hypothesis-profile quick -m "$(NOT_ALONE) and not long" tests/test_architecture.py \
 		tests/wire tests/verdicts tests/healing tests/waiting tests/downstream tests/endpoint tests/streams tests/upstream tests/fastpath tests/sessions $(PYTEST_ARGS)
 
 test: setup  ## every test that needs only Python and Node

@@ -45,6 +45,7 @@ def no_collector() -> Iterator[None]:
     gc.enable()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("answer", "body"),
     [

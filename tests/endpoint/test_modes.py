@@ -103,6 +103,7 @@ async def test_a_session_with_a_running_exchange_is_in_use(mode: Mode) -> None:
 # -- rewrite ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @ANSWERS
 @pytest.mark.parametrize("dialect", CONCLUSIVE)
 async def test_rewrite_answers_every_lost_session_with_the_404(dialect: str, answers: Answers) -> None:
@@ -187,6 +188,7 @@ async def test_rewrite_replays_nothing(fault: Fault, reason: str, tool: str) -> 
 # -- observe ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @ANSWERS
 @pytest.mark.parametrize("dialect", sorted(DIALECTS))
 async def test_observe_passes_every_answer_as_it_came(dialect: str, answers: Answers) -> None:

@@ -162,6 +162,7 @@ async def test_a_small_json_answer_that_breaks_is_told(at: int) -> None:
         assert answer.error["data"] == {"reason": "outcome_unknown"}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dialect", sorted(DIALECTS))
 @pytest.mark.parametrize("chunked", [False, True], ids=["announced", "chunked"])
 async def test_a_refusal_that_breaks_is_understood_or_passed(dialect: str, chunked: bool) -> None:

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 WITHOUT = """
@@ -39,6 +41,7 @@ print("works")
 """
 
 
+@pytest.mark.long
 def test_without_the_package_everything_else_works() -> None:
     """Every other module is imported, and a session is served."""
     done = subprocess.run([sys.executable, "-c", WITHOUT], cwd=ROOT, capture_output=True, text=True, check=False)

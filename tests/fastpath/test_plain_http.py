@@ -160,6 +160,7 @@ def parsed(parser: Any, data: bytes, loop: asyncio.AbstractEventLoop, **options:
     return message, payload.read_nowait(-1) if payload.total_bytes else b"", payload.is_eof()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("parser", [HttpRequestParser, HttpRequestParserPy])
 @settings(max_examples=500)
 @given(data=messages(FIRST_LINES))
@@ -176,6 +177,7 @@ def test_a_request_that_is_taken_is_read_alike(loop: asyncio.AbstractEventLoop, 
     assert (body, is_whole) == (data[request.body_at : request.size], len(data) >= request.size)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("parser", [HttpResponseParser, HttpResponseParserPy])
 @settings(max_examples=500)
 @given(data=messages(STATUS_LINES))

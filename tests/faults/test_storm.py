@@ -37,7 +37,7 @@ _SETTINGS: Final = {
 
 
 @pytest.mark.parametrize("seed", [pytest.param(seed, id=f"seed-{seed}") for seed in SEEDS])
-@pytest.mark.load
+@pytest.mark.long
 async def test_nothing_is_doubled_mixed_up_or_left_over(seed: int) -> None:
     """Whatever the upstream does, an unsafe call runs once at most, every call gets its own answer, and all is let go of."""
     report = Report(ANSWERS)

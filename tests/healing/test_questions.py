@@ -51,6 +51,7 @@ def test_they_are_known_as_the_client_sees_them() -> None:
     assert memory.take_dead(3) == ["tag.2.0"]
 
 
+@pytest.mark.long
 def test_a_million_questions() -> None:
     """The latest are kept."""
     memory = Questions()

@@ -49,7 +49,7 @@ def open_sessions(sidecar: WatchedSidecar, count: int) -> list[str]:
     return list(names)
 
 
-@pytest.mark.load
+@pytest.mark.long
 async def test_a_thousand_sessions_are_healed_at_once() -> None:
     """A thousand clients call right after a restart: all succeed, with one initialize each."""
     async with FakeUpstream() as upstream, running_sidecar(upstream.url) as sidecar, new_http() as http:
@@ -62,7 +62,7 @@ async def test_a_thousand_sessions_are_healed_at_once() -> None:
         assert [fact.outcome for fact in sidecar.of(HealEnded)] == [HealOutcome.HEALED] * 1000
 
 
-@pytest.mark.load
+@pytest.mark.long
 async def test_an_outage_under_many_sessions_ends_well() -> None:
     """Four hundred clients call while the server is down: nothing is lost when it comes back without their sessions.
 
@@ -138,7 +138,7 @@ async def _never() -> bool:
     return False
 
 
-@pytest.mark.load
+@pytest.mark.long
 def test_ten_thousand_sessions_are_not_healed_in_the_same_second() -> None:
     """All notice the loss in one moment, and the server could serve all: still they come in turn, and all come."""
 

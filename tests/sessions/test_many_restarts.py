@@ -31,6 +31,7 @@ def params_of(events: list[Event], method: str) -> list[dict[str, Any]]:
     return [message["params"] for message in messages if message is not None and message["method"] == method]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("event_store", "calls", "restarts"),
     [

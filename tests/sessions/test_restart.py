@@ -21,6 +21,7 @@ UNVOUCHED = {"affine", "agentdeals", "neotoma-404", "neotoma-503", "one-mcp", "u
 ANSWERS = pytest.mark.parametrize("answers", Answers, ids=lambda answers: answers.value)
 
 
+@pytest.mark.long
 @ANSWERS
 @pytest.mark.parametrize("dialect", sorted(DIALECTS))
 async def test_every_signature_is_healed(dialect: str, answers: Answers) -> None:
@@ -38,6 +39,7 @@ async def test_every_signature_is_healed(dialect: str, answers: Answers) -> None
         assert len(sidecar.of(SessionLost)) == 1
 
 
+@pytest.mark.long
 @ANSWERS
 @pytest.mark.parametrize("dialect", sorted(DIALECTS))
 async def test_an_unsafe_call_is_replayed_only_on_proof(dialect: str, answers: Answers) -> None:
@@ -56,7 +58,7 @@ async def test_an_unsafe_call_is_replayed_only_on_proof(dialect: str, answers: A
             assert len(upstream.ledger.executions("charge")) == 2
 
 
-@pytest.mark.load
+@pytest.mark.long
 async def test_a_burst_after_a_restart_costs_one_initialize_per_session() -> None:
     """50 sessions with 20 concurrent calls each: all succeed with 50 initializes."""
     async with FakeUpstream() as upstream, running_sidecar(upstream.url) as sidecar:

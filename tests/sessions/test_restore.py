@@ -308,6 +308,7 @@ KILLED = [(step, kill) for step in STEPS for kill in KILLS if (step, kill) != ("
 """An `initialize` has no session to lose."""
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("step", "kill"), KILLED)
 async def test_killed_at_every_step(step: str, kill: str) -> None:
     """No hang, no 404, nothing half restored is taken for whole, no orphan is left, and the next request heals again."""
@@ -340,6 +341,7 @@ async def test_killed_at_every_step(step: str, kill: str) -> None:
         assert list(upstream.sessions)[-1] in ran_in
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("at", [StallAt.BEFORE_EXECUTION, StallAt.BEFORE_HEADERS, StallAt.MID_BODY])
 @pytest.mark.parametrize("step", list(STEPS)[:-1])
 async def test_stuck_at_every_step(step: str, at: StallAt) -> None:
@@ -390,6 +392,7 @@ class Counting:
         self._ids = itertools.count(1)
 
 
+@pytest.mark.long
 async def test_a_step_that_hangs_for_good_ends_the_heal() -> None:
     """After some seconds the new session is given up and ended, and the next heal begins anew."""
     async with scene(healing__hold_timeout=0.2) as (upstream, sidecar, client):

@@ -80,6 +80,7 @@ async def test_a_loss_in_words_of_its_own_is_found_by_asking() -> None:
         assert [fact.outcome for fact in sidecar.of(HealEnded)] == [HealOutcome.HEALED]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("status", [400, 409, 500])
 async def test_a_stream_that_is_there_already_is_tried_for_minutes(status: int) -> None:
     """Some servers learn only after 170 s that the former stream is gone: the client's own stays open, and is commented."""
@@ -120,6 +121,7 @@ async def expiring(upstream: FakeUpstream, idle_s: float) -> None:
         upstream.forget()
 
 
+@pytest.mark.long
 async def test_a_session_that_expires_is_healed_ever_more_rarely() -> None:
     """One heal, then doubling intervals, of which nobody hears anything. A call is healed at once, and tells of it."""
     async with scene(listen__comment_interval=20) as (upstream, sidecar, client):

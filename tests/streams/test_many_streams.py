@@ -62,7 +62,7 @@ async def listening(clients: list[McpClient]) -> list[Stream]:
     return streams
 
 
-@pytest.mark.load
+@pytest.mark.long
 async def test_a_thousand_streams_survive_a_restart() -> None:
     """All are attached again, with one initialize each and few at a time; calls meanwhile go before idle streams."""
     async with (
@@ -103,7 +103,7 @@ async def _all_hear(upstream: FakeUpstream, streams: list[Stream]) -> None:
     assert {message and message["method"] for message in messages} == {"notifications/after"}
 
 
-@pytest.mark.load
+@pytest.mark.long
 async def test_streams_of_a_server_that_keeps_sessions_come_back_few_at_a_time() -> None:
     """No heal is needed, and the server is not overrun all the same."""
     count = 200

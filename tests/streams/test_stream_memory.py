@@ -89,7 +89,7 @@ async def way_with_session(sidecar: Sidecar, session_id: str = SESSION) -> Liste
     return way
 
 
-@pytest.mark.load
+@pytest.mark.long
 async def test_an_open_stream_is_small() -> None:
     """Objects of both its connections, tasks and all, without the transports, of which there are none here."""
     number, ways = 60, []

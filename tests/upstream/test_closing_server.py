@@ -10,6 +10,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
+
 from mcp_sidecar.facts import OutcomeUnknown
 from tests.support.sidecar import running_sidecar
 
@@ -114,6 +116,7 @@ class Client:
         return head + await self._reader.readexactly(int(length[1]) if length is not None else 0)
 
 
+@pytest.mark.long
 async def test_a_connection_whose_end_has_come_takes_no_call() -> None:
     """Of 720 calls of a tool that must not run twice, each of which meets a connection whose end is there and was not
     seen yet, next to none may end in doubt, and each runs once."""

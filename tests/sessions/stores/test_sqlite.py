@@ -379,6 +379,7 @@ def _count_up(path: str, rounds: int) -> None:
     asyncio.run(main())
 
 
+@pytest.mark.long
 async def test_several_processes_on_one_file(path: Path, clock: Clock) -> None:
     """Nobody's update is lost."""
     async with opened(path, clock):
