@@ -39,9 +39,11 @@ from mcp_sidecar.sessions.rounds import Rounds
 from mcp_sidecar.sessions.services import Services
 from mcp_sidecar.sessions.sessions import Sessions
 from mcp_sidecar.sessions.store_guard import StoreGuard
-from mcp_sidecar.sessions.stores.by_url import store_at
+from mcp_sidecar.sessions.stores.by_url import key_ring, store_at
+from mcp_sidecar.sessions.stores.keys import BadKeys
 from mcp_sidecar.sessions.stores.store import StoreUnusable, Times
 from mcp_sidecar.sessions.table import SessionTable
+from mcp_sidecar.sessions.tokens import Tokens
 from mcp_sidecar.settings import Settings
 from mcp_sidecar.upstream.upstream import Upstream
 from mcp_sidecar.verdicts.signatures import TABLE
@@ -66,14 +68,17 @@ class Sidecar:
     """The running proxy: one main listener, one admin listener, one upstream."""
 
     def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
-        """Needs a running event loop. ``clock`` gives monotonic seconds."""
+        """Needs a running event loop. ``clock`` gives monotonic seconds. Raises ``CannotStart``."""
         self._settings = settings
         self._listen = settings.listen_config()
         self._is_accepting = False
         self._metrics = Metrics(
             signatures=[row.name for row in (*settings.policy().signatures, *TABLE)], rpc_methods=RPC_METHODS
         )
-        self.services = build_services(settings, self._emit, clock)
+        try:
+            self.services = build_services(settings, self._emit, clock)
+        except StoreUnusable as error:
+            raise CannotStart(f"sessions.store: {error}") from None
         self._keepalive = Keepalive(self._listen.comment_interval_s, self.services.clock)
         self._ingress = Router(self.services, self._keepalive, self._listen, settings.upstream_config())
         self._server = self._new_server()
@@ -92,12 +97,11 @@ class Sidecar:
         self._bind_gauges()
 
     async def start(self) -> None:
-        """Listen. Raises OSError where an address cannot be had, ``CannotStart`` for the store; ``starting`` says which."""
-        self.starting = "sessions.store"
+        """Listen. Raises OSError where an address cannot be had, which ``starting`` then names, and ``CannotStart``."""
         try:
             await self.services.sessions.rounds.start()
         except StoreUnusable as error:
-            raise CannotStart(str(error)) from None
+            raise CannotStart(f"sessions.store: {error}") from None
         await self.services.upstream.open()
         admin = self._settings.admin_address
         if admin is not None:
@@ -154,8 +158,16 @@ class Sidecar:
             server.open_door(door)
         return server
 
+    def _read_keys_again(self) -> None:
+        try:
+            if self.services.sessions.rounds.read_keys_again():
+                logs.log().info("keys_read")
+        except BadKeys as error:
+            logs.log().warning("keys_unusable", reason=str(error))
+
     def read_files_again(self) -> None:
-        """Make new connections with what the TLS files hold now; files that cannot be used change nothing."""
+        """Seal with the keys, and make new connections with what the TLS files hold now; what is unusable changes nothing."""
+        self._read_keys_again()
         if self._tls is not None:
             _read_again("listen.tls_certificate", self._tls.read_again)
         if self._settings.upstream_config().ca_file is not None:
@@ -188,6 +200,7 @@ class Sidecar:
             self.services.sessions.table.sweep_old()
             self.services.sessions.table.sweep()
             await self.services.sessions.rounds.sweep()
+            self._read_keys_again()
             if self._tls is not None and self._tls.has_changed():
                 self.read_files_again()
 
@@ -250,7 +263,7 @@ def build_services(settings: Settings, emit: Emit, clock: Callable[[], float]) -
         upstream, table, notifier, policy, limits.max_buffered_answer, emit, clock, streams.listening
     )
     principals = Principals(policy.principal_headers, secrets.token_bytes(32), policy.principal_cookies)
-    rounds = Rounds(keeper, principals.use)
+    rounds = Rounds(keeper, principals)
     healer, list_check = Healer(healing, holds), ListCheck(healing)
     refresher = SessionRefresher(healing, list_check)
     return Services(
@@ -280,8 +293,22 @@ def _keeper(settings: Settings, emit: Emit, clock: Callable[[], float]) -> Keepe
     config = settings.store_config()
     if config.instance == "auto":
         config = replace(config, instance=_instance(upstream))
-    store = StoreGuard(store_at(config, limits, times), timeout_s=config.timeout_s, clock=clock, emit=emit)
-    return Keeper(store, limits, instance=config.instance, namespace=config.namespace, times=times)
+    ring = key_ring(config)
+    plain = store_at(config, limits, times, ring)
+    tokens = None
+    if config.url == "sealed:" and ring is not None:
+        lifetime_s = limits.max_lifetime_s
+        tokens = Tokens(ring, instance=config.instance, namespace=config.namespace, lifetime_s=lifetime_s)
+    store = StoreGuard(plain, timeout_s=config.timeout_s, clock=clock, emit=emit)
+    return Keeper(
+        store,
+        limits,
+        instance=config.instance,
+        namespace=config.namespace,
+        times=times,
+        tokens=tokens,
+        ring=ring,
+    )
 
 
 def _instance(upstream: UpstreamConfig) -> str:

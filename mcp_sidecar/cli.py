@@ -17,7 +17,7 @@ from mcp_sidecar.ops import standard_streams
 from mcp_sidecar.settings import Loaded, Mistakes, effective, load
 
 PROGRAM = "mcp-sidecar"
-SERVE, DEMO, CHECK_CONFIG = "serve", "demo", "check-config"
+SERVE, DEMO, CHECK_CONFIG, NEW_KEY = "serve", "demo", "check-config", "new-key"
 RESTART_SIDECAR = "restart-sidecar"
 COULD_NOT_RUN, MISTAKE, INTERRUPTED = 1, 2, 130
 
@@ -27,7 +27,7 @@ _OPTIONS = (
     ("listen", "HOST:PORT", "where clients connect (default 127.0.0.1:8080; port 0 picks a free one)"),
     ("admin", "HOST:PORT|off", "probes, metrics and the list of sessions (default 127.0.0.1:9464)"),
     ("mode", "MODE", "heal (default), rewrite: only answer with the right 404, or observe: only count"),
-    ("store", "URL", "where sessions are remembered: auto (default), memory: or sqlite:PATH"),
+    ("store", "URL", "where sessions are remembered: auto (default), memory:, sqlite:PATH or sealed:"),
     ("config", "FILE", "TOML file with any of the settings"),
     ("log-format", "FORMAT", "console or json (default: console on a terminal, else json)"),
     ("log-level", "LEVEL", "debug, info (default), warning or error"),
@@ -39,6 +39,7 @@ commands:
   {SERVE}         stand in front of the MCP server (default)
   {DEMO}          show a heal, end to end; needs no server. With --{RESTART_SIDECAR} it is killed, too
   {CHECK_CONFIG}  tell every mistake in the settings, or print the settings in effect
+  {NEW_KEY}       print a line for sessions.key_file
 
 Every option is also a variable, such as MCP_SIDECAR_UPSTREAM; config.example.toml lists all settings."""
 
@@ -148,7 +149,16 @@ def _demo(options: Mapping[str, Sequence[str]]) -> int:
         return COULD_NOT_RUN
 
 
-_RUN = {SERVE: _serve, DEMO: _demo, CHECK_CONFIG: _check_config}
+def _new_key(options: Mapping[str, Sequence[str]]) -> int:
+    if any(options.values()):
+        _complain(f"{NEW_KEY} takes no options (see {PROGRAM} --help)")
+        return MISTAKE
+    from mcp_sidecar.commands.keys import print_new_key
+
+    return 0 if print_new_key() else COULD_NOT_RUN
+
+
+_RUN = {SERVE: _serve, DEMO: _demo, CHECK_CONFIG: _check_config, NEW_KEY: _new_key}
 
 
 def _loaded(options: Mapping[str, Sequence[str]]) -> Loaded | None:

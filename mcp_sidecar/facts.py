@@ -269,6 +269,20 @@ class SessionAdopted:
 
 
 @dataclass(frozen=True, slots=True)
+class SessionIdRejected:
+    """A session id that claims to be a token of ours counts for nothing: it was answered 404. ``reason`` is a fixed word."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SessionNotSealed:
+    """A client or server says too much of itself for a token: its session lives in this process only."""
+
+    session: str
+
+
+@dataclass(frozen=True, slots=True)
 class HoldOverflowed:
     """A request was answered at once because the bound on held requests or bytes was reached."""
 
@@ -313,6 +327,8 @@ Fact = (
     | StoreLost
     | StoreBack
     | SessionAdopted
+    | SessionIdRejected
+    | SessionNotSealed
     | HoldOverflowed
     | RequestRejected
     | SidecarFault

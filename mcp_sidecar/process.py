@@ -81,12 +81,16 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 async def _serve(settings: Settings) -> int:
     descriptors = DescriptorLimit(raise_descriptor_limit())
-    sidecar = Sidecar(settings)
+    try:
+        sidecar = Sidecar(settings)
+    except CannotStart as error:
+        logs.say(str(error))
+        return COULD_NOT_START
     first, second = _stop_signals()
     try:
         await sidecar.start()
     except OSError as error:
-        return await _give_up(sidecar, error.strerror or str(error))
+        return await _give_up(sidecar, f"{sidecar.starting}: {error.strerror or error}")
     except CannotStart as error:
         return await _give_up(sidecar, str(error))
     _on_hangup(sidecar.read_files_again)
@@ -102,7 +106,7 @@ async def _serve(settings: Settings) -> int:
 
 
 async def _give_up(sidecar: Sidecar, reason: str) -> int:
-    logs.say(f"{sidecar.starting}: {reason}")
+    logs.say(reason)
     await sidecar.stop()
     return COULD_NOT_START
 

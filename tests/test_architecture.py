@@ -122,6 +122,8 @@ LAYERS: Final = (
     ),
     Layer(modules="mcp_sidecar.__main__", parts=("mcp_sidecar.cli",)),
     # Users of the sidecar: they start one and never reach into it.
+    # A key is made by whoever reads it.
+    Layer(modules="mcp_sidecar.commands.keys", parts=(f"{SESSIONS}.stores.keys",)),
     Layer(modules="mcp_sidecar.commands", libraries=("httpx", "mcp", "uvicorn")),
 )
 

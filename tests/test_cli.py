@@ -134,7 +134,7 @@ def test_an_unknown_command_is_a_mistake(capsys: pytest.CaptureFixture[str]) -> 
     """A word that is no command is told in one line."""
     assert main(("sevre",)) == 2
     assert capsys.readouterr().err.splitlines() == [
-        "unknown command: sevre; there are serve, demo, check-config (see mcp-sidecar --help)"
+        "unknown command: sevre; there are serve, demo, check-config, new-key (see mcp-sidecar --help)"
     ]
 
 
@@ -205,3 +205,24 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     names = "serve demo check-config --upstream --listen --admin --mode --store --config --log-format --log-level"
     assert all(name in text for name in names.split())
+
+
+def test_a_new_key_can_be_used(capsys: pytest.CaptureFixture[str]) -> None:
+    """One line on stdout and nothing else; every one is another."""
+    from mcp_sidecar.sessions.stores.keys import read_keys
+
+    assert main(("new-key",)) == 0
+    first = capsys.readouterr()
+    assert main(("new-key",)) == 0
+    second = capsys.readouterr()
+    assert (first.err, first.out.count("\n")) == ("", 1)
+    assert read_keys(first.out).first.id != read_keys(second.out).first.id
+
+
+def test_a_key_is_not_shown(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The settings in effect say that there is one."""
+    monkeypatch.setenv("MCP_SIDECAR_SESSIONS__KEY", "a-secret-key")
+    assert main(("check-config", "http://127.0.0.1:9/mcp")) == 0
+    told = capsys.readouterr()
+    assert "a-secret-key" not in told.out + told.err
+    assert 'key = "***"' in told.out

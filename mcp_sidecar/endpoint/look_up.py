@@ -28,12 +28,19 @@ class SessionLookUp:
         """To be used where ``may_be_loaded``."""
         self._services = services
         self._call = call
+        self.given: OwnAnswer | None = None
+
+    async def _load(self) -> bool:
+        """Ask once; false where it could not be asked. ``given`` is the answer to an id that counts for nothing."""
+        missing = await load_session(self._services.sessions, self._call)
+        self.given = replies.SESSION_NOT_FOUND if missing is Missing.REJECTED else None
+        return missing is not Missing.STORE_AWAY
 
     async def for_post(self, message: Message, size: int, *, opaque: bool) -> OwnAnswer | None:
         """Wait as for an upstream that is away; what to answer if the store does not come back."""
         waited = await self._settled(message, size)
         if waited is Waited.BACK:
-            return None
+            return self.given
         reason = Reason.CANCELLED if waited is Waited.CANCELLED else Reason.SESSION_STORE_UNAVAILABLE
         answer = replies.opaque(reason) if opaque else replies.in_session(message, reason)
         if answer is replies.ACCEPTED:
@@ -45,7 +52,7 @@ class SessionLookUp:
         policy, call, table = self._services.policy, self._call, self._services.sessions.table
         keys = frozenset(call.held_name(request.id) for request in message.requests)
         held = HeldRequest(size, policy.hold_timeout_s if policy.heals else 0.0, keys)
-        while await load_session(self._services.sessions, call) is Missing.STORE_AWAY:
+        while not await self._load():
             waited, _ = await self._services.holds.for_result(held, table.store_back())
             if waited is not Waited.BACK:
                 return waited
@@ -53,7 +60,7 @@ class SessionLookUp:
 
     async def for_delete(self) -> bool:
         """Nobody waits to end something; whether the store could say whose session it is."""
-        return await load_session(self._services.sessions, self._call) is not Missing.STORE_AWAY
+        return await self._load()
 
     def note_ended(self) -> None:
         """The upstream has ended a session of this id that the store may know."""
@@ -62,7 +69,7 @@ class SessionLookUp:
 
     async def for_get(self, responder: Responder, keepalive: Keepalive) -> bool:
         """Where the store is away, keep a stream open until it is back, and end it: the client comes again. False then."""
-        if await load_session(self._services.sessions, self._call) is not Missing.STORE_AWAY:
+        if await self._load():
             return True
         await self._services.streams.listening.serve(self._keep_open(responder, keepalive))
         return False

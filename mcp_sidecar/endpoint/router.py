@@ -247,14 +247,16 @@ class Router:
         looking = SessionLookUp(self.services, call)
         if incoming.method == "DELETE":
             is_known = await looking.for_delete()
-            await self._bodiless(incoming, call)
+            await self._bodiless(incoming, call, looking.given)
             if not is_known and HTTPStatus.OK <= incoming.responder.status < HTTPStatus.MULTIPLE_CHOICES:
                 looking.note_ended()
         elif await looking.for_get(incoming.responder, self._keepalive):
-            await self._bodiless(incoming, call)
+            await self._bodiless(incoming, call, looking.given)
 
-    def _bodiless(self, incoming: Incoming, call: Call) -> Awaitable[None]:
+    def _bodiless(self, incoming: Incoming, call: Call, given: OwnAnswer | None = None) -> Awaitable[None]:
         """A GET or DELETE of the endpoint."""
+        if given is not None:
+            return incoming.responder.give(given)
         if call.client_id is not None and self._is_over(call):
             return incoming.responder.give(replies.SESSION_NOT_FOUND)
         if incoming.method == "DELETE":

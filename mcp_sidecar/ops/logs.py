@@ -65,6 +65,8 @@ LINES: Mapping[type[facts.Fact], Line] = {
     facts.StoreLost: Line("session_store_lost", logging.WARNING),
     facts.StoreBack: Line("session_store_back", logging.INFO),
     facts.SessionAdopted: Line("session_adopted", logging.INFO),
+    facts.SessionIdRejected: Line("session_id_rejected", logging.INFO, throttled=True),
+    facts.SessionNotSealed: Line("session_not_sealed", logging.WARNING, throttled=True),
     facts.HoldOverflowed: Line("hold_overflowed", logging.WARNING, throttled=True),
     facts.RequestRejected: Line("request_rejected", logging.INFO, throttled=True),
     facts.SidecarFault: Line("sidecar_fault", logging.ERROR),

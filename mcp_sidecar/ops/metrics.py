@@ -30,6 +30,7 @@ from mcp_sidecar import facts
 
 REQUEST_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 HEAL_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 30.0)
+REJECTIONS = ("unreadable", "expired", "principal", "unknown_key")
 STORE_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25)
 STREAM_KINDS = ("get", "post")
 
@@ -127,6 +128,7 @@ class Metrics:
             facts.HintDropped: lambda fact: self._series(self._hints_dropped, fact.kind.value).inc(),
             facts.ActionObserved: lambda fact: self._series(self._observed, fact.action.value).inc(),
             facts.StoreAsked: self._store_asked,
+            facts.SessionIdRejected: lambda fact: self._series(self._ids_rejected, fact.reason).inc(),
             facts.SessionAdopted: lambda fact: self._series(self._adopted, fact.source.value).inc(),
         }
 
@@ -172,6 +174,9 @@ class Metrics:
         )
         self._store_errors = self._counter("store_errors", "Questions that it did not answer.", "operation")
         self._adopted = self._counter("sessions_adopted", "Sessions opened elsewhere that go on here.", "from")
+        self._ids_rejected = self._counter(
+            "session_ids_rejected", "Session ids that claim to be tokens and count for nothing.", "reason"
+        )
         self._store_up = self._gauge("store_up", "Whether the store of sessions has answered when it was asked last.")
         self._store_up.set(1)
         self._unsaved = self._gauge("store_unsaved_records", "Records and ends that the store does not know yet.")
@@ -211,6 +216,7 @@ class Metrics:
             (self._lists_changed, facts.ListKind),
             (self._streams, STREAM_KINDS),
             (self._adopted, facts.AdoptedFrom),
+            (self._ids_rejected, REJECTIONS),
         )
         for metric, values in known:
             for value in values:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 
+from mcp_sidecar.facts import AdoptedFrom
 from mcp_sidecar.healing.principal import Identity, Principal
 from mcp_sidecar.healing.session import ClientSessionId, Session, UpstreamSessionId
 from mcp_sidecar.sessions.look_ups import Missing
@@ -179,6 +180,8 @@ def read_call(sessions: Sessions, asked: RequestLine, pairs: list[Pair], move: M
 def may_be_loaded(sessions: Sessions, call: Call) -> bool:
     """Whether the request names a session that is not in memory and that a store may know as its own."""
     if call.client_id is None or call.may_heal:
+        return False
+    if call.claimed is not None and sessions.table.adopted_from is AdoptedFrom.SEALED:  # nobody else's is under this id
         return False
     return sessions.table.may_be_loaded(call.client_id, call.principal)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mcp_sidecar.facts import AdoptedFrom, Emit, HealEnded, HealOutcome, SessionAdopted, SessionEnd, SessionLost
+from mcp_sidecar.facts import Emit, HealEnded, HealOutcome, SessionAdopted, SessionEnd, SessionLost
 from mcp_sidecar.healing.exchange import Unhealed
 from mcp_sidecar.healing.handshake import INCOMPATIBLE, INITIALIZED, differences, is_same_server
 from mcp_sidecar.healing.hints import restarted
@@ -199,7 +199,7 @@ class HealAttempt:
         self._is_whole = True
         if is_new_here:
             seconds = self._tools.clock() - self._started
-            self._tools.emit(SessionAdopted(self._session.label, AdoptedFrom.STORE, seconds))
+            self._tools.emit(SessionAdopted(self._session.label, self._tools.table.adopted_from, seconds))
         else:
             self._end(HealOutcome.HEALED, "healed")
         self._tell_client(is_new_here=is_new_here)

@@ -20,7 +20,9 @@ from mcp_sidecar.healing.record import ClientSessionId, SessionRecord, UpstreamS
 from mcp_sidecar.healing.session import Session
 from mcp_sidecar.sessions.look_ups import LookUps, Missing
 from mcp_sidecar.sessions.store_guard import StoreGuard
-from mcp_sidecar.sessions.stores.store import ABSENT, Claim, Entry, Key, StoreAway, Times, Touch
+from mcp_sidecar.sessions.stores.keys import KeyRing
+from mcp_sidecar.sessions.stores.store import ABSENT, Claim, Entry, Key, StoreAway, StoreUnusable, Times, Touch
+from mcp_sidecar.sessions.tokens import Tokens
 
 MAX_TRIES = 8
 """How often one write is tried where others write, too; whoever loses so often leaves it to the next change."""
@@ -67,15 +69,28 @@ class Keeper:
     """Keeps the records of live sessions in one store."""
 
     def __init__(
-        self, store: StoreGuard, limits: SessionLimits, *, instance: str, namespace: str, times: Times
+        self,
+        store: StoreGuard,
+        limits: SessionLimits,
+        *,
+        instance: str,
+        namespace: str,
+        times: Times,
+        tokens: Tokens | None = None,
+        ring: KeyRing | None = None,
     ) -> None:
-        """``instance`` is the key of this process's upstream; sessions are shared within a ``namespace``."""
+        """``instance`` is the key of this process's upstream; sessions are shared within a ``namespace``.
+
+        ``tokens`` make the ids that clients see, where these hold all that is kept; ``ring`` has the keys of what is sealed.
+        """
         self.instance = instance
         self.wall = times.wall
         self.has_keys = False
         self.on_settled: Callable[[Session, Saving], None] = lambda _session, _saving: None
         self.on_noted: Callable[[], None] = lambda: None
         self.store = store
+        self.tokens = tokens
+        self.ring = ring
         self._limits = limits
         self._namespace = namespace
         self._index_key = secrets.token_bytes(KEY_BYTES)
@@ -94,9 +109,15 @@ class Keeper:
         return self.store.outlives_process
 
     async def get_keys(self) -> bytes:
-        """Get what all who share the store hash ids with; and the key of their principals. Raises ``StoreAway``."""
-        self._index_key = await self.store.secret(f"{self._namespace} index", self._index_key)
+        """Get what all who share the store hash ids with; and the key of their principals.
+
+        Raises ``StoreAway``, and ``StoreUnusable`` where they are sealed with a key that is not known here.
+        """
+        index = await self.store.secret(f"{self._namespace} index", self._index_key)
         principals = await self.store.secret(f"{self._namespace} principals", secrets.token_bytes(KEY_BYTES))
+        if not len(index) == len(principals) == KEY_BYTES:
+            raise StoreUnusable("what it holds is sealed: give sessions.key_file")
+        self._index_key = index
         self.has_keys = True
         if self._keyed is not None:
             self._keyed.set_result(None)

@@ -22,6 +22,7 @@ class Missing(Enum):
     UNKNOWN = "nobody has a session with this id"
     FOREIGN = "only another principal has"
     ENDED = "it was ended"
+    REJECTED = "it is a token that counts for nothing"
     STORE_AWAY = "the store that may know it is away"
 
 

@@ -122,10 +122,15 @@ class Recorder:
         handshake = Handshake.of(self.message.params, message.result or {})
         if handshake.is_too_large:
             return
+        is_shown = self._ids is not None
         self.shown_id(session_id)
         assert self._ids is not None
         client_id, upstream_id = self._ids
-        self._opened = self._table.open(client_id, self._call.principal, handshake, upstream_id)
+        if is_shown:
+            self._opened = self._table.open(client_id, self._call.principal, handshake, upstream_id)
+        else:
+            self._opened = self._table.open_sealed(client_id, self._call.identity, handshake, upstream_id)
+            self._ids = self._opened.client_id, upstream_id
         self._opened.accept(self._call.identity)
 
     async def settle(self) -> None:

@@ -6,9 +6,9 @@ The rule of this file: it runs only while there is something to do, and never fa
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import Final
 
+from mcp_sidecar.healing.principal import Principals
 from mcp_sidecar.sessions.keeper import Keeper
 from mcp_sidecar.sessions.stores.store import StoreAway
 
@@ -23,10 +23,11 @@ SLOWEST_PACE_S: Final = 1.0
 class Rounds:
     """Looks after one keeper."""
 
-    def __init__(self, keeper: Keeper, on_keys: Callable[[bytes], None]) -> None:
-        """``on_keys`` is told with what all who share the store hash principals."""
+    def __init__(self, keeper: Keeper, principals: Principals) -> None:
+        """``principals`` are hashed with what all who share the store do."""
         self.keeper = keeper
-        self._on_keys = on_keys
+        self._principals = principals
+        self._use_keys()
         self._noted = asyncio.Event()
         self._tasks: tuple[asyncio.Task[None], ...] = ()
         keeper.on_noted = self._noted.set
@@ -48,6 +49,19 @@ class Rounds:
             await self.keeper.flush()
         await self.keeper.store.close()
 
+    def read_keys_again(self) -> bool:
+        """Seal with the keys that there are now, if they have changed. Raises ``BadKeys``; then those of before stay."""
+        has_changed = self.keeper.ring is not None and self.keeper.ring.read_again()
+        if has_changed:
+            self._use_keys()
+        return has_changed
+
+    def _use_keys(self) -> None:
+        tokens = self.keeper.tokens
+        if tokens is not None:
+            tokens.renew()
+            self._principals.also_under(tokens.principal_keys)
+
     async def sweep(self) -> None:
         """Have the store forget what has expired."""
         try:
@@ -57,7 +71,7 @@ class Rounds:
 
     async def _get_keys(self) -> bool:
         try:
-            self._on_keys(await self.keeper.get_keys())
+            self._principals.use(await self.keeper.get_keys())
         except StoreAway:
             return False
         return True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from mcp_sidecar.healing.principal import ANONYMOUS, Identity, Principals
+from mcp_sidecar.healing.principal import NOBODY, Identity, Principals
 from mcp_sidecar.sessions.healer import Healer
 from mcp_sidecar.sessions.list_check import ListCheck
 from mcp_sidecar.sessions.notifier import Notifier
@@ -30,9 +30,7 @@ class Sessions:
     def identity_of(self, fields: Fields, query: str) -> Identity:
         """Who asks, as far as the request tells."""
         identity = self.principals.of(fields, query)
-        return (
-            identity if self.binds else replace(identity, principal=ANONYMOUS, kind=(), is_verbatim=True, earlier=None)
-        )
+        return identity if self.binds else replace(NOBODY, credential=identity.credential)
 
     async def stop(self) -> None:
         """Abandon what is under way for them."""

@@ -19,7 +19,15 @@ from typing import NamedTuple
 from weakref import WeakValueDictionary
 
 from mcp_sidecar.config import SessionLimits
-from mcp_sidecar.facts import Emit, SessionEnd, SessionEnded, SessionOpened
+from mcp_sidecar.facts import (
+    AdoptedFrom,
+    Emit,
+    SessionEnd,
+    SessionEnded,
+    SessionIdRejected,
+    SessionNotSealed,
+    SessionOpened,
+)
 from mcp_sidecar.healing.handshake import Handshake
 from mcp_sidecar.healing.marked_ids import FIRST, Marks
 from mcp_sidecar.healing.principal import ANONYMOUS, Identity, Principal
@@ -68,6 +76,7 @@ class SessionTable:
         self._clock = clock
         self._new_tag = new_tag
         self._keeper = keeper
+        self._tokens = keeper.tokens
         self._adopts = adopts
         self._on_displaced = on_displaced
         self._by_use: OrderedDict[Key, Session] = OrderedDict()
@@ -100,21 +109,36 @@ class SessionTable:
             own = ClientSessionId(f"{self._new_tag()}.{upstream_id}")
         return own
 
+    def open_sealed(
+        self, client_id: ClientSessionId, identity: Identity, handshake: Handshake, upstream_id: UpstreamSessionId
+    ) -> Session:
+        """The same, under an id that is a token, if there are any; one that would be too long stays ``client_id``."""
+        if self._tokens is None:
+            return self.open(client_id, identity.principal, handshake, upstream_id)
+        tag = self._new_tag()
+        made = self._tokens.made_for(identity, tag, handshake, upstream_id, self._keeper.wall())
+        if made is None:
+            self._emit(SessionNotSealed(self.label(client_id)))
+        shown = ClientSessionId(made) if made is not None else client_id
+        return self.open(shown, identity.principal, handshake, upstream_id, tag=tag)
+
     def open(
         self,
         client_id: ClientSessionId,
         principal: Principal,
         handshake: Handshake,
         upstream_id: UpstreamSessionId | None = None,
+        *,
+        tag: str = "",
     ) -> Session:
         """An ``initialize`` was answered with a new id: record the session behind it.
 
-        ``upstream_id`` is what the upstream calls it, where that is not the client's id.
+        ``upstream_id`` is what the upstream calls it, where that is not the client's id; ``tag`` is the one in a token.
         """
         if (old := self._by_use.get((client_id, principal))) is not None:
             self._remove(old, SessionEnd.REPLACED)
         self._ended.forget(client_id, principal)
-        wall, tag = self._keeper.wall(), self._new_tag()
+        wall, tag = self._keeper.wall(), tag or self._new_tag()
         minted = upstream_id or UpstreamSessionId(client_id)
         record = SessionRecord(
             handshake=self._shared(handshake),
@@ -147,6 +171,8 @@ class SessionTable:
             return None
         if not self.may_be_loaded(client_id, identity.principal):
             return Missing.ENDED if self.is_ended(client_id, identity.principal) else Missing.UNKNOWN
+        if self._is_token(client_id):
+            return self._unsealed(client_id, identity)
         found = await self._keeper.load(client_id, identity, adopts=self._adopts)
         if self._own(client_id, identity.principal) is not None:
             return None
@@ -166,7 +192,25 @@ class SessionTable:
 
     def may_be_loaded(self, client_id: ClientSessionId, principal: Principal) -> bool:
         """Whether a session that is not in memory is worth asking the store for."""
-        return self._keeper.outlives_process and not self.is_ended(client_id, principal)
+        is_kept = self._keeper.outlives_process or self._is_token(client_id)
+        return is_kept and not self.is_ended(client_id, principal)
+
+    def _is_token(self, client_id: ClientSessionId) -> bool:
+        return self._tokens is not None and self._tokens.is_one(client_id)
+
+    @property
+    def adopted_from(self) -> AdoptedFrom:
+        """What knows of sessions that were opened elsewhere."""
+        return AdoptedFrom.STORE if self._tokens is None else AdoptedFrom.SEALED
+
+    def _unsealed(self, client_id: ClientSessionId, identity: Identity) -> Missing | None:
+        """A token says all that there is to know of its session; one that counts for nothing is nobody else's id either."""
+        assert self._tokens is not None, "it is one"
+        found = self._tokens.read(client_id, identity, self._keeper.wall())
+        if isinstance(found, SessionRecord):
+            return self._loaded(client_id, found)
+        self._emit(SessionIdRejected(found.reason))
+        return Missing.REJECTED
 
     def _loaded(self, client_id: ClientSessionId, record: SessionRecord) -> Missing | None:
         principal = record.principal
@@ -409,7 +453,8 @@ class SessionTable:
 
     def _is_over_for_all(self, reason: SessionEnd) -> bool:
         """Not what was only put out of memory; of what is idle here a store knows whether it is used elsewhere."""
-        return reason is not SessionEnd.EVICTED and not (reason is SessionEnd.EXPIRED and self._keeper.outlives_process)
+        is_known_elsewhere = self._keeper.outlives_process or self._tokens is not None
+        return reason is not SessionEnd.EVICTED and not (reason is SessionEnd.EXPIRED and is_known_elsewhere)
 
     def _shared(self, handshake: Handshake) -> Handshake:
         """The same client against the same server says the same thousands of times: keep it once."""

@@ -75,6 +75,9 @@ Size = Annotated[int, BeforeValidator(values.size(0)), _SIZE_WRITTEN]
 SizeAboveZero = Annotated[int, BeforeValidator(values.size(1)), _SIZE_WRITTEN]
 # Below this an ordinary browser's request or an ordinary JWT does not fit, and nothing would work.
 HeaderSize = Annotated[int, BeforeValidator(values.size(1024)), _SIZE_WRITTEN]
+Secret = Annotated[
+    str, BeforeValidator(values.words(str)), PlainSerializer(lambda _: "***", return_type=str, when_used="unless-none")
+]
 Text = Annotated[str, BeforeValidator(values.words(str))]
 Path = Annotated[str, BeforeValidator(values.words(values.endpoint))]
 File = Annotated[str, BeforeValidator(values.words(_readable_file))]
@@ -335,9 +338,10 @@ class SessionsSection(_Section):
 
     store: Annotated[str, BeforeValidator(values.words(values.store_url))] = Field(
         "auto",
-        description="Where sessions are remembered. sqlite:PATH is a file, which several sidecars of a host may share; with "
-        "memory: they end with this process. auto: a file in $XDG_STATE_HOME/mcp-sidecar where that can be written, else "
-        "memory:, which it also is in the modes rewrite and observe.",
+        description="Where sessions are remembered. sqlite:PATH is a file, which several sidecars of a host may share. "
+        "sealed: is nowhere, for the session id holds all that a heal needs, encrypted. With memory: they end with this "
+        "process. auto is a file in $XDG_STATE_HOME/mcp-sidecar where that can be written, else memory:, which it also is in "
+        "the modes rewrite and observe.",
     )
     instance: Text = Field(
         "auto",
@@ -348,6 +352,18 @@ class SessionsSection(_Section):
     namespace: Annotated[str, BeforeValidator(values.words(values.namespace))] = Field(
         "default", description="Sidecars that share a store share their sessions only within a namespace."
     )
+    key_file: File | None = Field(
+        None,
+        description="A file of keys, one a line, as mcp-sidecar new-key prints them: the first seals, all open. With one, "
+        "records are encrypted. sealed: needs one. It is read again when it changes, and on SIGHUP.",
+        examples=["/etc/mcp-sidecar/keys"],
+    )
+    key: Secret | None = Field(
+        None,
+        validate_default=True,
+        description="The same keys, in place of the file: meant for the environment.",
+        examples=["***"],
+    )
     store_timeout: SecondsAboveZero = Field(0.25, description="How many seconds anybody waits for the store.")
     idle_ttl: SecondsAboveZero = Field(
         86_400.0, description="A session without a request for so many seconds is ended; its id is answered 404."
@@ -356,6 +372,13 @@ class SessionsSection(_Section):
     max_sessions: CountAboveZero = Field(
         100_000, description="Beyond so many sessions the one that has been idle longest is forgotten."
     )
+
+    @field_validator("key", mode="after")
+    @classmethod
+    def _one_source(cls, key: str | None, info: ValidationInfo) -> str | None:
+        if key is not None and info.data.get("key_file") is not None:
+            raise ValueError("is given, and so is sessions.key_file: one of them is enough")
+        return key
 
 
 class LimitsSection(_Section):

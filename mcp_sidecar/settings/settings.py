@@ -83,6 +83,16 @@ class Settings(BaseSettings):
             raise Misfit("address", "is taken by listen.address")
         return admin
 
+    @field_validator("sessions", mode="after")
+    @classmethod
+    def _observes_no_tokens(cls, sessions: SessionsSection, info: ValidationInfo) -> SessionsSection:
+        healing = info.data.get("healing")
+        if healing is not None and healing.mode is Mode.OBSERVE and sessions.store == "sealed:":
+            raise Misfit(
+                "store", "is sealed:, which makes ids of its own: not with healing.mode observe, which changes nothing"
+            )
+        return sessions
+
     @property
     def admin_address(self) -> tuple[str, int] | None:
         """Host and port of the admin listener; None where it is off."""
@@ -146,6 +156,8 @@ class Settings(BaseSettings):
             instance=sessions.instance,
             namespace=sessions.namespace,
             timeout_s=sessions.store_timeout,
+            key_file=sessions.key_file,
+            key=sessions.key,
             state_folder=self._state_folder,
         )
 

@@ -215,11 +215,11 @@ def cookie_name(text: str) -> str:
 def store_url(text: str) -> str:
     """Read where sessions are kept. What a URL may hold beyond its scheme is the store's business."""
     scheme, colon, rest = text.partition(":")
-    if text.lower() in {"auto", "memory:"}:
+    if text.lower() in {"auto", "memory:", "sealed:"}:
         return text.lower()
     if scheme.lower() == "sqlite" and colon and rest and not rest.endswith("/"):
         return f"sqlite:{rest}"
-    raise ValueError("must be auto, memory: or sqlite:PATH")
+    raise ValueError("must be auto, memory:, sqlite:PATH or sealed:")
 
 
 def namespace(text: str) -> str:

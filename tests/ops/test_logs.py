@@ -36,6 +36,8 @@ EXAMPLES: dict[str, tuple[facts.Fact, str]] = {
     "session_store_lost": (facts.StoreLost("the disk is full"), "warning"),
     "session_store_back": (facts.StoreBack(1.5), "info"),
     "session_adopted": (facts.SessionAdopted("ab12", facts.AdoptedFrom.STORE, 0.5), "info"),
+    "session_id_rejected": (facts.SessionIdRejected("expired"), "info"),
+    "session_not_sealed": (facts.SessionNotSealed("ab12"), "warning"),
     "hold_overflowed": (facts.HoldOverflowed(10, 100), "warning"),
     "request_rejected": (facts.RequestRejected(403, "origin not allowed"), "info"),
     "sidecar_fault": (facts.SidecarFault("KeyError", "mcp_sidecar.proxy.x:12"), "error"),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import secrets
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,10 +16,22 @@ from typing import Any
 
 import pytest
 
-from mcp_sidecar.facts import HealEnded, SessionAdopted, SessionLost, SidecarFault, StoreBack, StoreLost
+from mcp_sidecar.app import CannotStart
+from mcp_sidecar.facts import (
+    HealEnded,
+    SessionAdopted,
+    SessionEnd,
+    SessionIdRejected,
+    SessionLost,
+    SessionNotSealed,
+    SidecarFault,
+    StoreBack,
+    StoreLost,
+)
+from mcp_sidecar.sessions.stores.keys import new_key
 from tests.support import behaviour
 from tests.support.behaviour import Answers
-from tests.support.client import McpClient
+from tests.support.client import Answer, McpClient, new_http
 from tests.support.credentials import alice, bearer
 from tests.support.dialects import Mint
 from tests.support.fake_upstream import FakeUpstream
@@ -449,3 +462,202 @@ class TestStoreAway:
             await here.upstream.restart()
             async with here.sidecar() as third, here.client(third, newcomer) as client:
                 assert (await client.tool("charge", amount=4)).text == "charged 4"
+
+
+class TestSealed:
+    """`sealed:`: the client's session id holds what a heal needs, and nothing is kept anywhere."""
+
+    KEY, OTHER_KEY = new_key(), new_key()
+
+    @asynccontextmanager
+    async def sidecar(self, upstream: FakeUpstream, key: str = KEY, **settings: Any) -> AsyncIterator[WatchedSidecar]:
+        given = {"store": "sealed:", "sessions__key": key, **settings}
+        async with running_sidecar(upstream.url, **given) as sidecar:
+            yield sidecar
+            assert sidecar.of(SidecarFault) == []
+
+    @staticmethod
+    def client(sidecar: WatchedSidecar, former: McpClient | None = None, **changes: Any) -> McpClient:
+        kept = {} if former is None else {"session_id": former.session_id, "headers": former.headers}
+        return McpClient(sidecar.url, **{**kept, **changes})
+
+    @ANSWERS
+    @WHAT
+    async def test_a_restart(self, answers: Answers, with_server: bool) -> None:
+        """The session goes on at the server that knows it, else it is healed; the id is a token and stays."""
+        async with FakeUpstream(answers=answers) as upstream:
+            async with self.sidecar(upstream) as first, self.client(first, headers=alice()) as former:
+                await former.initialize()
+                assert former.session_id is not None and former.session_id.startswith("mcps1.")
+                assert (await former.tool("charge", amount=1)).text == "charged 1"
+            if with_server:
+                await upstream.restart()
+            async with self.sidecar(upstream) as second, self.client(second, former) as client:
+                assert (await client.tool("charge", amount=2)).text == "charged 2"
+                assert set(client.seen_session_ids) <= {former.session_id}
+                assert len(second.of(HealEnded)) == with_server
+            assert len(upstream.ledger.initializes) == 1 + with_server
+            assert all(not (each.session_id or "").startswith("mcps1.") for each in upstream.ledger.arrivals)
+
+    async def test_another_replica(self) -> None:
+        """It goes on there at once, and neither server sees an id of the other's."""
+        async with FakeUpstream() as one, FakeUpstream() as other:
+            async with self.sidecar(one) as first, self.sidecar(other) as second:
+                async with self.client(first, headers=bearer("one")) as former:
+                    await former.initialize()
+                async with self.client(second, former) as client:
+                    assert (await client.tool("charge", amount=1)).text == "charged 1"
+                assert [fact.source for fact in second.of(SessionAdopted)] == ["sealed"]
+            assert {each.session_id for each in other.ledger.arrivals} & {
+                each.session_id for each in one.ledger.arrivals
+            } <= {None}
+
+    async def test_an_end(self) -> None:
+        """A DELETE is remembered by the process that has seen it."""
+        async with FakeUpstream() as upstream, self.sidecar(upstream) as sidecar, self.client(sidecar) as client:
+            await client.initialize()
+            assert (await client.delete()).status == 200
+            assert is_not_found(await client.tool("charge"))
+            assert upstream.ledger.executions("charge") == []
+
+    @pytest.mark.parametrize("method", ["POST", "GET", "DELETE"])
+    @pytest.mark.parametrize("reason", ["unreadable", "expired", "principal", "unknown_key"])
+    async def test_a_token_that_counts_for_nothing(self, reason: str, method: str) -> None:
+        """The 404, counted by its reason; it is never forwarded, for it is not the server's id."""
+        lifetime = 100
+        async with FakeUpstream() as upstream:
+            async with self.sidecar(upstream, sessions__max_lifetime=lifetime) as first, self.client(first) as former:
+                former.headers = alice()
+                await former.initialize(initialized=False)
+            arrived = len(upstream.ledger.arrivals)
+            changes = {"headers": alice(sub="eve")} if reason == "principal" else {}
+            key = self.OTHER_KEY if reason == "unknown_key" else self.KEY
+            async with self.sidecar(upstream, key) as second, self.client(second, former, **changes) as client:
+                if reason == "unreadable":
+                    client.session_id = f"{former.session_id}A"
+                if reason == "expired":
+                    second.services.sessions.rounds.keeper.tokens._lifetime_s = 0  # type: ignore[union-attr]
+                    async with self.client(second, headers=former.headers) as short:
+                        await short.initialize(initialized=False)
+                        client.session_id = short.session_id
+                        second.services.sessions.table.sweep_old()
+                        second.services.sessions.table._remove(
+                            next(iter(second.services.sessions.table)), SessionEnd.EVICTED
+                        )
+                        arrived = len(upstream.ledger.arrivals)
+                answer = await (client.tool("charge") if method == "POST" else self._bodiless(client, method))
+                assert is_not_found(answer)
+                assert [fact.reason for fact in second.of(SessionIdRejected)] == [reason]
+                assert len(upstream.ledger.arrivals) == arrived
+
+    @staticmethod
+    async def _bodiless(client: McpClient, method: str) -> Answer:
+        return await (client.delete() if method == "DELETE" else (await client.get_stream()).read())
+
+    async def test_a_jwt_that_anybody_could_have_written(self) -> None:
+        """A token for a principal that a JWT merely claims heals nothing: the server has to accept the credential."""
+        good = alice()
+        async with FakeUpstream(authorization=frozenset(good.values())) as upstream:
+            async with self.sidecar(upstream) as first, self.client(first, headers=good) as former:
+                await former.initialize()
+            await upstream.restart()
+            async with self.sidecar(upstream) as second, self.client(second, former, headers=alice()) as forger:
+                assert (await forger.tool("charge")).status == 401
+                async with self.client(second, former) as client:
+                    assert (await client.tool("charge", amount=1)).text == "charged 1"
+
+    async def test_rotation(self, tmp_path: Path) -> None:
+        """Append, move to the front, remove: nobody gets a 404 while the token's key is there, and the file is read again."""
+        file = tmp_path / "keys"
+        file.write_text(self.KEY)
+        settings = {"store": "sealed:", "sessions__key_file": str(file)}
+        async with FakeUpstream() as upstream, running_sidecar(upstream.url, **settings) as sidecar:
+            old, new = (McpClient(sidecar.url, headers=bearer(name), http=new_http()) for name in ("old", "new"))
+            await old.initialize()
+            for keys in ([self.KEY, self.OTHER_KEY], [self.OTHER_KEY, self.KEY]):
+                (tmp_path / "next").write_text("\n".join(keys))
+                (tmp_path / "next").replace(file)
+                sidecar.read_files_again()
+                assert (await old.tool("charge", amount=1)).text == "charged 1"
+            await new.initialize()
+            async with running_sidecar(upstream.url, **settings) as other:
+                for each in (old, new):
+                    async with self.client(other, each) as client:
+                        assert (await client.tool("charge", amount=2)).text == "charged 2"
+            file.write_text("not a key")
+            sidecar.read_files_again()
+            assert (await new.tool("charge", amount=3)).text == "charged 3"
+            for each in (old, new):
+                assert each.http is not None
+                await each.http.close()
+
+    async def test_a_client_that_says_too_much(self) -> None:
+        """It goes under the server's own id, and is told once; its session lives in this process."""
+        async with FakeUpstream() as upstream, self.sidecar(upstream) as sidecar, self.client(sidecar) as client:
+            noise: dict[str, Any] = {"experimental": {secrets.token_hex(16): {} for _ in range(200)}}
+            await client.initialize(capabilities=noise)
+            assert client.session_id in upstream.sessions
+            assert len(sidecar.of(SessionNotSealed)) == 1
+            await upstream.restart()
+            assert (await client.tool("charge", amount=1)).text == "charged 1"
+
+
+class TestKeys:
+    """Records in a file, encrypted where there is a key."""
+
+    async def test_nothing_is_readable_without_the_key(self, tmp_path: Path) -> None:
+        """Neither what the client said nor the server's ids; with the key the session goes on."""
+        key = new_key()
+        async with host(tmp_path) as here:
+            async with here.sidecar(sessions__key=key) as first, here.client(first) as former:
+                await former.initialize()
+            kept = b"".join(path.read_bytes() for path in (tmp_path / "state").iterdir())
+            assert former.session_id is not None
+            assert former.session_id.encode() not in kept and b"test-client" not in kept
+            await here.upstream.restart()
+            async with here.sidecar(sessions__key=key) as second, here.client(second, former) as client:
+                assert (await client.tool("charge", amount=1)).text == "charged 1"
+
+    async def test_a_key_that_comes_later(self, tmp_path: Path) -> None:
+        """What was written in clear is read, and sealed with its next write."""
+        async with host(tmp_path) as here:
+            async with here.sidecar() as first, here.client(first) as former:
+                await former.initialize()
+            for key in (new_key(),) * 2:
+                await here.upstream.restart()
+                async with here.sidecar(sessions__key=key) as second, here.client(second, former) as client:
+                    assert (await client.tool("charge", amount=1)).text == "charged 1"
+
+    async def test_rotation(self, tmp_path: Path) -> None:
+        """Under a new first key everything goes on, and later without the old one: what was sealed anew is."""
+        old, new = new_key(), new_key()
+        async with host(tmp_path) as here:
+            async with here.sidecar(sessions__key=old) as first, here.client(first) as former:
+                await former.initialize()
+            for keys in (f"{new}\n{old}", new):
+                await here.upstream.restart()
+                async with here.sidecar(sessions__key=keys) as second, here.client(second, former) as client:
+                    assert (await client.tool("charge", amount=1)).text == "charged 1"
+
+    @pytest.mark.parametrize("key", [None, "another"])
+    async def test_the_wrong_key(self, tmp_path: Path, key: str | None) -> None:
+        """The process does not start, and the reason names the setting."""
+        async with host(tmp_path) as here:
+            async with here.sidecar(sessions__key=new_key()):
+                pass
+            settings = {} if key is None else {"sessions__key": new_key()}
+            with pytest.raises(CannotStart, match=r"sessions\.key_file"):
+                async with here.sidecar(**settings):
+                    pass
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"sessions__key": "short"}, {"sessions__key": "A" * 86}], ids=["none", "short", "not random"]
+)
+async def test_sealed_needs_a_key(settings: dict[str, str]) -> None:
+    """One line says so, and quotes nothing of it."""
+    with pytest.raises(CannotStart) as caught:
+        async with running_sidecar("http://127.0.0.1:9/mcp", store="sealed:", **settings):
+            pass
+    assert "key" in str(caught.value)
+    assert not any(value in str(caught.value) for value in settings.values())

@@ -369,7 +369,7 @@ def test_variables_of_a_service_are_passed_over(service: str) -> None:
         ),
         pytest.param(
             {"MCP_SIDECAR_STORE": "redis://:pw@h"},
-            "sessions.store: must be auto, memory: or sqlite:PATH (MCP_SIDECAR_STORE)",
+            "sessions.store: must be auto, memory:, sqlite:PATH or sealed: (MCP_SIDECAR_STORE)",
             id="store",
         ),
         pytest.param(

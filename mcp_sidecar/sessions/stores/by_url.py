@@ -5,14 +5,31 @@ from __future__ import annotations
 from pathlib import Path
 
 from mcp_sidecar.config import SessionLimits, StoreConfig
+from mcp_sidecar.sessions.stores.at_rest import SealingStore
 from mcp_sidecar.sessions.stores.automatic import AutomaticStore
+from mcp_sidecar.sessions.stores.keys import BadKeys, KeyRing
 from mcp_sidecar.sessions.stores.memory import MemoryStore
 from mcp_sidecar.sessions.stores.sqlite import SqliteStore
 from mcp_sidecar.sessions.stores.store import Store, StoreUnusable, Times
 
 
-def store_at(config: StoreConfig, limits: SessionLimits, times: Times) -> Store:
-    """The store, not yet opened. Raises ``StoreUnusable``, without quoting what may hold a password."""
+def key_ring(config: StoreConfig) -> KeyRing | None:
+    """The keys, if there are any. Raises ``StoreUnusable``."""
+    if config.key_file is None and config.key is None:
+        return None
+    try:
+        return KeyRing(file=config.key_file, text=config.key)
+    except BadKeys as error:
+        raise StoreUnusable(f"{config.key_file or 'sessions.key'}: {error}") from None
+
+
+def store_at(config: StoreConfig, limits: SessionLimits, times: Times, ring: KeyRing | None = None) -> Store:
+    """The store, not yet opened; with keys it seals. Raises ``StoreUnusable``, without quoting what may hold a password."""
+    store = _plain(config, limits, times, ring)
+    return SealingStore(store, ring) if ring is not None and not isinstance(store, MemoryStore) else store
+
+
+def _plain(config: StoreConfig, limits: SessionLimits, times: Times, ring: KeyRing | None) -> Store:
 
     def sqlite(path: Path) -> SqliteStore:
         return SqliteStore(path, times=times, max_entries=limits.max_sessions, ended_ttl_s=limits.max_lifetime_s)
@@ -23,9 +40,13 @@ def store_at(config: StoreConfig, limits: SessionLimits, times: Times) -> Store:
             return AutomaticStore(config, sqlite)
         case "memory:" if not rest:
             return MemoryStore()
+        case "sealed:" if not rest:
+            if ring is None:
+                raise StoreUnusable("sealed: needs sessions.key_file; `mcp-sidecar new-key` prints a key")
+            return MemoryStore("sealed:")
         case "sqlite:" if rest and not rest.endswith("/"):
             return sqlite(Path(rest).expanduser())
         case "sqlite:":
             raise StoreUnusable("sqlite: needs the path of a file, as in sqlite:/var/lib/mcp-sidecar/sessions.db")
         case _:
-            raise StoreUnusable("no such store: use auto, memory: or sqlite:PATH")
+            raise StoreUnusable("no such store: use auto, memory:, sqlite:PATH or sealed:")

@@ -1,4 +1,4 @@
-"""``memory:``: sessions live in this process and end with it.
+"""``memory:``: sessions live in this process and end with it. ``sealed:``: and in what their clients know.
 
 The session table holds them already, so nothing is kept here a second time, and there is nothing to ask.
 """
@@ -16,9 +16,13 @@ class MemoryStore:
 
     outlives_process = False
 
+    def __init__(self, shown: str = "memory:") -> None:
+        """``shown`` is what stands in ``sessions.store``."""
+        self._shown = shown
+
     def __str__(self) -> str:
         """As in ``sessions.store``."""
-        return "memory:"
+        return self._shown
 
     async def open(self) -> None:
         """Nothing to do."""
