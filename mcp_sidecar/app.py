@@ -294,7 +294,7 @@ def _keeper(settings: Settings, emit: Emit, clock: Callable[[], float]) -> Keepe
     if config.instance == "auto":
         config = replace(config, instance=_instance(upstream))
     ring = key_ring(config)
-    plain = store_at(config, limits, times, ring)
+    plain = store_at(config, limits, times, ring, _warn_of_store)
     tokens = None
     if config.url == "sealed:" and ring is not None:
         lifetime_s = limits.max_lifetime_s
@@ -309,6 +309,10 @@ def _keeper(settings: Settings, emit: Emit, clock: Callable[[], float]) -> Keepe
         tokens=tokens,
         ring=ring,
     )
+
+
+def _warn_of_store(detail: str) -> None:
+    logs.log().warning("session_store_setting", detail=detail)
 
 
 def _instance(upstream: UpstreamConfig) -> str:

@@ -27,7 +27,7 @@ _OPTIONS = (
     ("listen", "HOST:PORT", "where clients connect (default 127.0.0.1:8080; port 0 picks a free one)"),
     ("admin", "HOST:PORT|off", "probes, metrics and the list of sessions (default 127.0.0.1:9464)"),
     ("mode", "MODE", "heal (default), rewrite: only answer with the right 404, or observe: only count"),
-    ("store", "URL", "where sessions are remembered: auto (default), memory:, sqlite:PATH or sealed:"),
+    ("store", "URL", "where sessions are remembered: auto (default), memory:, sqlite:PATH, redis://HOST, sealed:"),
     ("config", "FILE", "TOML file with any of the settings"),
     ("log-format", "FORMAT", "console or json (default: console on a terminal, else json)"),
     ("log-level", "LEVEL", "debug, info (default), warning or error"),

@@ -17,7 +17,7 @@ from typing import Final
 
 import pytest
 
-from mcp_sidecar.cli import CHECK_CONFIG, DEMO, SERVE, parser
+from mcp_sidecar.cli import CHECK_CONFIG, DEMO, NEW_KEY, SERVE, parser
 from mcp_sidecar.ops.metrics import Metrics
 from mcp_sidecar.settings import KEYS
 
@@ -134,7 +134,7 @@ def _parses(line: str) -> bool:
         except SystemExit as leaving:
             return leaving.code == 0
     words = [word for word in command if "://" not in word]
-    return not words or " ".join(words) in {SERVE, DEMO, CHECK_CONFIG}
+    return not words or " ".join(words) in {SERVE, DEMO, CHECK_CONFIG, NEW_KEY}
 
 
 def _known_variable(name: str) -> bool:

@@ -122,7 +122,9 @@ class Principals:
 
     def use(self, key: bytes) -> None:
         """The secret of the hashes from now on; who was told by another one before is known again."""
-        self._earlier_key = self._key if self._told and key != self._key else None
+        if key == self._key:
+            return
+        self._earlier_key = self._key if self._told else None
         self._key = key
         self._told.clear()
 

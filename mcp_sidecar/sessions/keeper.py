@@ -88,12 +88,13 @@ class Keeper:
         self.has_keys = False
         self.on_settled: Callable[[Session, Saving], None] = lambda _session, _saving: None
         self.on_noted: Callable[[], None] = lambda: None
+        self.on_principals: Callable[[bytes], None] = lambda _key: None
         self.store = store
         self.tokens = tokens
         self.ring = ring
         self._limits = limits
         self._namespace = namespace
-        self._index_key = secrets.token_bytes(KEY_BYTES)
+        self._index_key, self._principal_key = secrets.token_bytes(KEY_BYTES), secrets.token_bytes(KEY_BYTES)
         self._keyed: asyncio.Future[None] | None = None
         self._clock = times.clock
         self._was_away = False
@@ -108,20 +109,23 @@ class Keeper:
         """Whether the store may know more than the table."""
         return self.store.outlives_process
 
-    async def get_keys(self) -> bytes:
-        """Get what all who share the store hash ids with; and the key of their principals.
+    async def get_keys(self) -> None:
+        """Get what all who share the store hash ids and principals with, or give it to one that was emptied.
 
         Raises ``StoreAway``, and ``StoreUnusable`` where they are sealed with a key that is not known here.
         """
         index = await self.store.secret(f"{self._namespace} index", self._index_key)
-        principals = await self.store.secret(f"{self._namespace} principals", secrets.token_bytes(KEY_BYTES))
+        principals = await self.store.secret(f"{self._namespace} principals", self._principal_key)
         if not len(index) == len(principals) == KEY_BYTES:
             raise StoreUnusable("what it holds is sealed: give sessions.key_file")
-        self._index_key = index
+        if index != self._index_key and self.has_keys:  # it was emptied, and somebody else has begun anew
+            self._unsaved |= dict.fromkeys(self._saved)
+            self._saved.clear()
+        self._index_key, self._principal_key = index, principals
+        self.on_principals(principals)
         self.has_keys = True
-        if self._keyed is not None:
+        if self._keyed is not None and not self._keyed.done():
             self._keyed.set_result(None)
-        return principals
 
     def back(self) -> asyncio.Future[None]:
         """Done as soon as the store can be asked for sessions."""
@@ -272,7 +276,7 @@ class Keeper:
     def _claim_of(self, record: SessionRecord, saved: _Saved | None) -> Claim | None:
         """What the upstream has minted since the record was written last."""
         here = record.at(self.instance)
-        is_known = saved is not None and saved.stored.at(self.instance) == here
+        is_known = saved is not None and saved.source is not None and saved.stored.at(self.instance) == here
         return self._claim(here.upstream_id) if here is not None and here.upstream_id and not is_known else None
 
     def _take_in(self, session: Session, saved: _Saved | None, standing: Entry) -> Saving | None:
@@ -339,7 +343,10 @@ class Keeper:
         A store that was away may have lost any of them: then all that are in memory are looked at.
         """
         now, step = self._clock(), self._limits.idle_ttl_s * TOUCH_AFTER
-        is_back, self._was_away = self._was_away, False
+        is_back = self._was_away
+        if is_back and not await self._has_keys_again():
+            return
+        self._was_away = False
         due = [
             session
             for session, saved in self._saved.items()
@@ -362,12 +369,23 @@ class Keeper:
         except StoreAway:
             self._was_away = True
             return False
+        if missed and not await self._has_keys_again():
+            return False
         for key, session in touches.items():
             saved = self._saved.get(session)
             if saved is not None:
                 source = None if key in missed else saved.source
                 self._saved[session] = replace(saved, source=source, at=self._clock())
                 self.note(session)
+        return True
+
+    async def _has_keys_again(self) -> bool:
+        """A store that has lost records may have lost what they are found by."""
+        try:
+            await self.get_keys()
+        except (StoreAway, StoreUnusable):
+            self._was_away = True
+            return False
         return True
 
     @property

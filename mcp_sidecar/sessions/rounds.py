@@ -6,6 +6,7 @@ The rule of this file: it runs only while there is something to do, and never fa
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Final
 
 from mcp_sidecar.healing.principal import Principals
@@ -16,6 +17,8 @@ FLUSH_AFTER_S: Final = 0.2
 """What is learnt within so long is one write."""
 
 TOUCH_INTERVAL_S: Final = 10.0
+CANCEL_AGAIN_S: Final = 0.1
+
 SLOWEST_PACE_S: Final = 1.0
 """Between tries while the store is away or cannot write."""
 
@@ -30,7 +33,10 @@ class Rounds:
         self._use_keys()
         self._noted = asyncio.Event()
         self._tasks: tuple[asyncio.Task[None], ...] = ()
+        self._is_back = asyncio.Event()
         keeper.on_noted = self._noted.set
+        keeper.on_principals = principals.use
+        keeper.store.on_back = self._is_back.set
 
     async def start(self) -> None:
         """Open the store, and begin. Raises ``StoreUnusable``; one that is only away comes back by itself."""
@@ -41,9 +47,11 @@ class Rounds:
 
     async def stop(self) -> None:
         """Write what there is to write, and let go of the store."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        running = set(self._tasks)
+        while running:  # a client library may swallow one
+            for task in running:
+                task.cancel()
+            _, running = await asyncio.wait(running, timeout=CANCEL_AGAIN_S)
         if self.keeper.outlives_process:
             await self.keeper.touch()
             await self.keeper.flush()
@@ -71,7 +79,7 @@ class Rounds:
 
     async def _get_keys(self) -> bool:
         try:
-            self._principals.use(await self.keeper.get_keys())
+            await self.keeper.get_keys()
         except StoreAway:
             return False
         return True
@@ -94,5 +102,8 @@ class Rounds:
 
     async def _touch(self) -> None:
         while True:
-            await asyncio.sleep(TOUCH_INTERVAL_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(TOUCH_INTERVAL_S):
+                    await self._is_back.wait()
+            self._is_back.clear()
             await self.keeper.touch()

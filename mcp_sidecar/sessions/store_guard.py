@@ -31,7 +31,9 @@ class StoreGuard:
         self._timeout_s = timeout_s
         self._clock = clock
         self._emit = emit
+        self.on_back: Callable[[], None] = lambda: None
         self._away_since: float | None = None
+        self._is_closed = False
         self._back: asyncio.Future[None] | None = None
         self._probing: asyncio.Task[None] | None = None
 
@@ -55,9 +57,10 @@ class StoreGuard:
 
     async def close(self) -> None:
         """Let go of it."""
+        self._is_closed = True
         if self._probing is not None:
             self._probing.cancel()
-            await asyncio.gather(self._probing, return_exceptions=True)
+            await asyncio.wait({self._probing}, timeout=self._timeout_s)
         await self._store.close()
 
     def back(self) -> asyncio.Future[None]:
@@ -136,7 +139,7 @@ class StoreGuard:
 
     async def _probe(self) -> None:
         pace_s = QUICKEST_PACE_S
-        while self._away_since is not None:
+        while self._away_since is not None and not self._is_closed:
             await asyncio.sleep(pace_s * random.uniform(0.5, 1.0))
             pace_s = min(pace_s * 2, SLOWEST_PACE_S)
             try:
@@ -147,5 +150,6 @@ class StoreGuard:
                 continue
             self._emit(StoreBack(self._clock() - self._away_since))
             self._away_since = None
+        self.on_back()
         if self._back is not None and not self._back.done():
             self._back.set_result(None)

@@ -339,6 +339,7 @@ class SessionsSection(_Section):
     store: Annotated[str, BeforeValidator(values.words(values.store_url))] = Field(
         "auto",
         description="Where sessions are remembered. sqlite:PATH is a file, which several sidecars of a host may share. "
+        "redis://HOST is shared by replicas (rediss://, redis+unix://, redis+sentinel://HOST,HOST/SERVICE as well). "
         "sealed: is nowhere, for the session id holds all that a heal needs, encrypted. With memory: they end with this "
         "process. auto is a file in $XDG_STATE_HOME/mcp-sidecar where that can be written, else memory:, which it also is in "
         "the modes rewrite and observe.",

@@ -217,9 +217,11 @@ def store_url(text: str) -> str:
     scheme, colon, rest = text.partition(":")
     if text.lower() in {"auto", "memory:", "sealed:"}:
         return text.lower()
+    if scheme.lower() in {"redis", "rediss", "redis+unix", "redis+sentinel"} and rest.startswith("//"):
+        return f"{scheme.lower()}:{rest}"
     if scheme.lower() == "sqlite" and colon and rest and not rest.endswith("/"):
         return f"sqlite:{rest}"
-    raise ValueError("must be auto, memory:, sqlite:PATH or sealed:")
+    raise ValueError("must be auto, memory:, sqlite:PATH, sealed: or redis://HOST")
 
 
 def namespace(text: str) -> str:

@@ -49,7 +49,9 @@ async def test_sqlite(tmp_path: Path) -> None:
     assert (tmp_path / "state" / "sessions.db").is_file()
 
 
-@pytest.mark.parametrize("url", ["", "memory", "memory:x", "sqlite:", "sqlite:/tmp/", "redis://:pass@host", "file:x"])
+@pytest.mark.parametrize(
+    "url", ["", "memory", "memory:x", "sqlite:", "sqlite:/tmp/", "http://:pass@host", "redis:", "file:x"]
+)
 def test_what_is_no_store(url: str) -> None:
     """The reason says what there is, and quotes no password."""
     with pytest.raises(StoreUnusable) as caught:
