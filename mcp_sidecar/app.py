@@ -21,13 +21,14 @@ from mcp_sidecar.downstream.keepalive import Keepalive
 from mcp_sidecar.downstream.server import Server
 from mcp_sidecar.downstream.tls import ServerTls
 from mcp_sidecar.endpoint import refusals
-from mcp_sidecar.endpoint.router import Router
+from mcp_sidecar.endpoint.router import Router, Watch
 from mcp_sidecar.facts import Emit, Fact
 from mcp_sidecar.healing.labels import RPC_METHODS
 from mcp_sidecar.healing.principal import Principals
 from mcp_sidecar.ops import logs
 from mcp_sidecar.ops.admin import Admin
 from mcp_sidecar.ops.metrics import Metrics
+from mcp_sidecar.sessions.asker import Asker
 from mcp_sidecar.sessions.heal import HealServices
 from mcp_sidecar.sessions.healer import Healer
 from mcp_sidecar.sessions.keeper import Keeper
@@ -67,20 +68,27 @@ class CannotStart(Exception):
 class Sidecar:
     """The running proxy: one main listener, one admin listener, one upstream."""
 
-    def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
-        """Needs a running event loop. ``clock`` gives monotonic seconds. Raises ``CannotStart``."""
+    def __init__(
+        self, settings: Settings, clock: Callable[[], float] = time.monotonic, *, watch: Watch | None = None
+    ) -> None:
+        """Needs a running event loop. ``clock`` gives monotonic seconds. Raises ``CannotStart``.
+
+        ``watch``: it runs for a developer, who is shown what passes, and whose clients are promised to hear of changes.
+        """
         self._settings = settings
+        self._watch = watch
         self._listen = settings.listen_config()
         self._is_accepting = False
         self._metrics = Metrics(
             signatures=[row.name for row in (*settings.policy().signatures, *TABLE)], rpc_methods=RPC_METHODS
         )
         try:
-            self.services = build_services(settings, self._emit, clock)
+            self.services = build_services(settings, self._emit, clock, promises_lists=watch is not None)
         except StoreUnusable as error:
             raise CannotStart(f"sessions.store: {error}") from None
         self._keepalive = Keepalive(self._listen.comment_interval_s, self.services.clock)
         self._ingress = Router(self.services, self._keepalive, self._listen, settings.upstream_config())
+        self._ingress.watch = watch
         self._server = self._new_server()
         self._tls: ServerTls | None = None
         self._admin = Admin(
@@ -153,7 +161,7 @@ class Sidecar:
             patience=Patience(limits.client_timeout_s, self._listen.comment_interval_s * SILENT_INTERVALS),
             clock=self.services.clock,
         )
-        door = door_to(self._ingress) if door_to is not None else None
+        door = door_to(self._ingress) if door_to is not None and self._watch is None else None
         if door is not None:
             server.open_door(door)
         return server
@@ -193,6 +201,8 @@ class Sidecar:
     def _emit(self, fact: Fact) -> None:
         self._metrics.record(fact)
         logs.log_fact(fact)
+        if self._watch is not None:
+            self._watch.heard(fact)
 
     async def _sweep(self) -> None:
         while True:
@@ -232,9 +242,11 @@ class Sidecar:
         ]
 
 
-def build_services(settings: Settings, emit: Emit, clock: Callable[[], float]) -> Services:
+def build_services(
+    settings: Settings, emit: Emit, clock: Callable[[], float], *, promises_lists: bool = False
+) -> Services:
     """Put together what every exchange works with. Needs a running event loop."""
-    policy, limits = settings.policy(), settings.limits_config()
+    policy, limits = replace(settings.policy(), promises_lists=promises_lists), settings.limits_config()
     streams, keeper = OpenStreams(), _keeper(settings, emit, clock)
     table = SessionTable(
         settings.session_limits(),
@@ -264,11 +276,14 @@ def build_services(settings: Settings, emit: Emit, clock: Callable[[], float]) -
     )
     principals = Principals(policy.principal_headers, secrets.token_bytes(32), policy.principal_cookies)
     rounds = Rounds(keeper, principals)
-    healer, list_check = Healer(healing, holds), ListCheck(healing)
+    healer, asker, list_check = Healer(healing, holds), Asker(healing, holds), ListCheck(healing)
     refresher = SessionRefresher(healing, list_check)
+    sessions = Sessions(
+        table, principals, policy.bind_principal, healer, asker, notifier, list_check, refresher, rounds
+    )
     return Services(
         upstream=upstream,
-        sessions=Sessions(table, principals, policy.bind_principal, healer, notifier, list_check, refresher, rounds),
+        sessions=sessions,
         holds=holds,
         streams=streams,
         policy=policy,

@@ -6,6 +6,17 @@ from dataclasses import dataclass, field
 
 MIB = 1024 * 1024
 
+AFFINITY_COOKIES = (
+    "AWSALB*",
+    "GCLB",
+    "ARRAffinity*",
+    "INGRESSCOOKIE",
+    "SERVERID",
+    "route",
+    "BIGipServer*",
+)
+"""By which AWS, Google, Azure, ingress-nginx, HAProxy, nginx and F5 find the same server again."""
+
 KEEP_ALIVE_S = 4.0
 
 
@@ -13,9 +24,9 @@ KEEP_ALIVE_S = 4.0
 class UpstreamConfig:
     """The one MCP server behind the sidecar. ``origin`` is ``scheme://host[:port]`` without a trailing slash.
 
-    ``host_header`` is ``auto``, ``client``, or the host to name. ``keep_alive_s`` is how long a free connection is kept: less
-    than the five seconds after which uvicorn and Node close theirs, since a request sent into a closing connection could not
-    be told from one that was executed.
+    ``host_header`` is ``auto``, ``client``, or the host to name. ``affinity_cookies`` are names, perhaps with a ``*`` at the
+    end. ``keep_alive_s`` is how long a free connection is kept: less than the five seconds after which uvicorn and Node close
+    theirs, since a request sent into a closing connection could not be told from one that was executed.
     """
 
     origin: str
@@ -25,6 +36,7 @@ class UpstreamConfig:
     idle_timeout_s: float = 600.0
     keep_alive_s: float = KEEP_ALIVE_S
     host_header: str = "auto"
+    affinity_cookies: tuple[str, ...] = AFFINITY_COOKIES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

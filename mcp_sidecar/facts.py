@@ -30,6 +30,14 @@ class ReplayCause(StrEnum):
     AMBIGUOUS_SAFE = "ambiguous_safe"
 
 
+class AskOutcome(StrEnum):
+    """What asking with a ping found about a refusal."""
+
+    LOST = "lost"
+    ALIVE = "alive"
+    UNDECIDED = "undecided"
+
+
 class ObservedAction(StrEnum):
     """What mode ``heal`` would have done (mode ``observe``)."""
 
@@ -122,6 +130,27 @@ class SessionLost:
     signature: str
     status: int
     generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class RefusalAsked:
+    """A refusal in words that no row knows was asked about with a ping. ``content_type`` is a media type."""
+
+    session: str
+    outcome: AskOutcome
+    status: int
+    content_type: str
+    rpc_code: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class SeveralServers:
+    """Behind the upstream's one address stand servers that do not share their sessions: said once by each process."""
+
+    session: str
+    advice: str = (
+        "give the balancer affinity by the Mcp-Session-Id header or a cookie, or the servers one session store"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,6 +340,8 @@ Fact = (
     | SessionOpened
     | SessionEnded
     | SessionLost
+    | RefusalAsked
+    | SeveralServers
     | HealEnded
     | RequestReplayed
     | AnswerRewritten

@@ -14,6 +14,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from mcp_sidecar import __version__
 from mcp_sidecar.app import CannotStart, Sidecar
 from mcp_sidecar.ops import logs
 from mcp_sidecar.settings import Settings
@@ -38,7 +39,7 @@ def run(settings: Settings) -> int:
     _collect_rarely()
     _return_memory()
     try:
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
             return runner.run(_serve(settings))
     finally:
         logs.close(LAST_LINES_S)
@@ -69,7 +70,7 @@ def _return_memory() -> None:
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, MAPPED_FROM_BYTES)
 
 
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     """uvloop where it is installed, which is where it can be (docs/decisions/0006); else asyncio's own."""
     try:
         import uvloop
@@ -95,11 +96,13 @@ async def _serve(settings: Settings) -> int:
         return await _give_up(sidecar, str(error))
     _on_hangup(sidecar.read_files_again)
     _tell_start(sidecar, settings)
+    looking_up = asyncio.create_task(_look_for_upstream(sidecar))
     if settings.has_chosen_max_sessions:
         descriptors.compare(settings.session_limits().max_sessions)
     looking = asyncio.create_task(_look_at(descriptors, sidecar))
     await first.wait()
     looking.cancel()
+    looking_up.cancel()
     await _stop(sidecar, second)
     logs.log().info("stopped")
     return 0
@@ -113,16 +116,30 @@ async def _give_up(sidecar: Sidecar, reason: str) -> int:
 
 def _tell_start(sidecar: Sidecar, settings: Settings) -> None:
     """Say what to do next: the URL that clients are given stands first."""
-    upstream = settings.upstream_config()
-    logs.log().info(
-        "listening",
-        url=sidecar.client_url,
-        upstream=f"{upstream.origin}{upstream.endpoint}",
-        address=sidecar.address,
-        admin=sidecar.admin_address,
-        mode=settings.policy().mode.value,
-        store=sidecar.store,
-    )
+    config, mode, admin = settings.upstream_config(), settings.policy().mode.value, sidecar.admin_address
+    upstream = f"{config.origin}{config.endpoint}"
+    if not logs.is_console():
+        logs.log().info(
+            "listening",
+            url=sidecar.client_url,
+            upstream=upstream,
+            address=sidecar.address,
+            admin=admin,
+            mode=mode,
+            store=sidecar.store,
+        )
+        return
+    logs.say(f"mcp-sidecar {__version__}, mode {mode}")
+    logs.say(f"  for clients  {sidecar.client_url}")
+    logs.say(f"  MCP server   {upstream}")
+    logs.say(f"  sessions in  {sidecar.store}")
+    logs.say(f"  status       {f'http://{admin}/' if admin else 'off'}")
+
+
+async def _look_for_upstream(sidecar: Sidecar) -> None:
+    """Tell a person whether the server is there; that it is not is a line of its own."""
+    if logs.is_console() and await sidecar.services.upstream.can_connect():
+        logs.log().info("upstream_answers")
 
 
 # -- signals ----------------------------------------------------------------------------------------------------------

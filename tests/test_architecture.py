@@ -93,8 +93,9 @@ LAYERS: Final = (
         modules=FASTPATH,
         parts=(WIRE, VERDICTS, HEALING, UPSTREAM, DOWNSTREAM, SESSIONS, FACTS, CONFIG),
     ),
-    Layer(modules=f"{OPS}.logs", parts=(FACTS, f"{OPS}.log_writer"), libraries=("structlog",)),
+    Layer(modules=f"{OPS}.logs", parts=(FACTS, f"{OPS}.console", f"{OPS}.log_writer"), libraries=("structlog",)),
     Layer(modules=f"{OPS}.log_writer"),
+    Layer(modules=f"{OPS}.console"),
     Layer(modules=f"{OPS}.standard_streams"),
     Layer(modules=f"{OPS}.metrics", parts=(FACTS,), libraries=("prometheus_client",)),
     Layer(modules=f"{OPS}.admin", parts=(f"{OPS}.metrics", FACTS), libraries=("aiohttp",)),
@@ -112,15 +113,38 @@ LAYERS: Final = (
         ),
         libraries=("aiohttp",),
     ),
-    Layer(modules="mcp_sidecar.process", parts=("mcp_sidecar.app", f"{OPS}.logs", SETTINGS), libraries=("uvloop",)),
+    Layer(
+        modules="mcp_sidecar.process",
+        parts=("mcp_sidecar.app", "mcp_sidecar.__version__", f"{OPS}.logs", SETTINGS),
+        libraries=("uvloop",),
+    ),
     Layer(
         modules="mcp_sidecar.cli",
         parts=(
             *("mcp_sidecar.__version__", SETTINGS, f"{OPS}.logs", f"{OPS}.standard_streams"),
             *("mcp_sidecar.process", "mcp_sidecar.commands"),
         ),
+        libraries=("shtab",),
     ),
     Layer(modules="mcp_sidecar.__main__", parts=("mcp_sidecar.cli",)),
+    # Runs a sidecar in its own process and moves it from one upstream to the next.
+    Layer(
+        modules="mcp_sidecar.commands.dev",
+        parts=(
+            *("mcp_sidecar.__version__", "mcp_sidecar.app", "mcp_sidecar.process", "mcp_sidecar.commands.mcp_client"),
+            *(WIRE, HEALING, WAITING, UPSTREAM, DOWNSTREAM, SESSIONS, OPS, SETTINGS, FACTS, CONFIG),
+        ),
+        libraries=("pathspec", "psutil", "watchfiles"),
+    ),
+    # Judges answers as the proxy does, and for `--restart` runs one in its own process.
+    Layer(
+        modules="mcp_sidecar.commands.probe",
+        parts=(
+            *("mcp_sidecar.app", "mcp_sidecar.facts", "mcp_sidecar.commands.mcp_client"),
+            *(WIRE, VERDICTS, OPS, SETTINGS),
+        ),
+    ),
+    Layer(modules="mcp_sidecar.commands.mcp_client", parts=(WIRE,), libraries=("aiohttp",)),
     # Users of the sidecar: they start one and never reach into it.
     # A key is made by whoever reads it.
     Layer(modules="mcp_sidecar.commands.keys", parts=(f"{SESSIONS}.stores.keys",)),
@@ -301,6 +325,7 @@ PARTICIPLES: Final = {
     "waiting": "what it is about; 'wait' would be a verb",
     "asking": "the noun of what settles a refusal",
     "sealed": "the scheme of the store, `sealed:`",
+    "ping": "the request of this name",
     "framing": "HTTP's noun for where a message ends",
 }
 """Files and packages that look like participles and are none, with the reason."""
@@ -338,6 +363,7 @@ def test_the_page_about_architecture_gives_the_same_rules() -> None:
 CLOCKS: Final = {
     "mcp_sidecar.app": "hands the clock down to everything that decides or remembers by time",
     "mcp_sidecar.ops.logs": "keeps floods of a line back",
+    "mcp_sidecar.ops.console": "says the time of day, and formats it",
     "mcp_sidecar.downstream.common": "gives up clients that are silent in their turn",
     "mcp_sidecar.endpoint.early_stream": "opens a long hold's answer early",
     "mcp_sidecar.sessions.restore": "shares one deadline among its steps",
@@ -365,7 +391,9 @@ MAX_PARAMETERS: Final = 8
 MAX_MUTABLE_ATTRIBUTES: Final = 12
 
 # Classes that may have more, and why.
-MANY_PARAMETERS: Final[dict[str, str]] = {}
+MANY_PARAMETERS: Final[dict[str, str]] = {
+    "mcp_sidecar.sessions.sessions.Sessions": "the front door: one name for each of those who look after sessions",
+}
 MANY_ATTRIBUTES: Final = {
     "mcp_sidecar.downstream.connection.ClientConnection": "one object, since there is one for each of thousands of streams",
     "mcp_sidecar.ops.metrics.Metrics": "one attribute for each metric, made by the helpers of the constructor and kept",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import subprocess
 import sys
 import tomllib
 from collections.abc import Callable
@@ -12,7 +14,7 @@ from types import ModuleType
 import pytest
 
 from mcp_sidecar import __version__
-from mcp_sidecar.cli import main
+from mcp_sidecar.cli import COMMANDS, SHELLS, Command, main, options_of
 from mcp_sidecar.settings import Settings
 
 UPSTREAM = ("--upstream", "http://127.0.0.1:9000/mcp")
@@ -102,13 +104,13 @@ def test_unknown_variables_become_log_lines(
             ],
             id="values",
         ),
-        pytest.param(("--upstrem", "x"), ["unknown option: --upstrem (see mcp-sidecar --help)"], id="option"),
-        pytest.param(("--upstream",), ["argument --upstream: expected one argument (see mcp-sidecar --help)"], id="no-value"),
-        pytest.param(("--up", "x"), ["unknown option: --up (see mcp-sidecar --help)"], id="abbreviated"),
+        pytest.param(("--upstrem", "x"), ["unknown option: --upstrem; did you mean --upstream? (see mcp-sidecar {command} --help)"], id="option"),
+        pytest.param(("--upstream",), ["argument --upstream: expected one argument (see mcp-sidecar {command} --help)"], id="no-value"),
+        pytest.param(("--up", "x"), ["unknown option: --up (see mcp-sidecar {command} --help)"], id="abbreviated"),
         pytest.param(
             (*UPSTREAM, "http://127.0.0.1:9001/mcp"), ["upstream.url: two --upstream give different values"], id="two-upstreams"
         ),
-        pytest.param(("demo", "--mode", "heal"), ["demo takes no options (see mcp-sidecar --help)"], id="demo-with-options"),
+        pytest.param(("demo", "--mode", "heal"), ["unknown option: --mode (see mcp-sidecar demo --help)"], id="demo-with-options"),
         pytest.param(
             (*UPSTREAM, "--mode", "heal", "--mode", "observe"), ["healing.mode: two --mode give different values"], id="twice"
         ),
@@ -126,16 +128,41 @@ def test_mistakes_are_lines_on_stderr(
     if argv[:1] == ("demo",) and command:
         pytest.skip("two commands")
     assert main((*command, *argv)) == 2
-    assert capsys.readouterr().err.splitlines() == lines
+    shown = [line.format(command=command[0] if command else "serve") for line in lines]
+    assert capsys.readouterr().err.splitlines() == shown
     assert served == []
 
 
-def test_an_unknown_command_is_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:
-    """A word that is no command is told in one line."""
-    assert main(("sevre",)) == 2
-    assert capsys.readouterr().err.splitlines() == [
-        "unknown command: sevre; there are serve, demo, check-config, new-key (see mcp-sidecar --help)"
-    ]
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        pytest.param("sevre", "unknown command: sevre; did you mean serve? (see mcp-sidecar --help)", id="near"),
+        pytest.param(
+            "localhost:9000/mcp",
+            "unknown command: localhost:9000/mcp; did you mean the URL http://localhost:9000/mcp? (see mcp-sidecar --help)",
+            id="a URL without its scheme",
+        ),
+        pytest.param(
+            "demo now", "demo takes nothing more: now (see mcp-sidecar demo --help)", id="more than a command takes"
+        ),
+        pytest.param(
+            "serve --lissten 1",
+            "unknown option: --lissten; did you mean --listen? (see mcp-sidecar serve --help)",
+            id="an option of a command",
+        ),
+    ],
+)
+def test_the_nearest_name_is_told(capsys: pytest.CaptureFixture[str], words: str, line: str) -> None:
+    """What was misspelt is told in one line, with what was meant."""
+    assert main(words.split()) == 2
+    assert capsys.readouterr().err.splitlines() == [line]
+
+
+def test_an_unknown_word_without_a_near_one_gets_the_list(capsys: pytest.CaptureFixture[str]) -> None:
+    """Then every command is named."""
+    assert main(("quux",)) == 2
+    told = capsys.readouterr().err
+    assert all(command.name in told for command in COMMANDS)
 
 
 def test_check_config_prints_what_is_in_effect(
@@ -198,13 +225,43 @@ def test_an_interrupted_command_exits_as_shells_expect(monkeypatch: pytest.Monke
 
 
 def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
-    """Both print to stdout and exit with 0; the help names every command and option."""
+    """Both print to stdout and exit with 0; the help names every command."""
     assert main(("--version",)) == 0
     assert capsys.readouterr().out == f"mcp-sidecar {__version__}\n"
     assert main(("--help",)) == 0
     text = capsys.readouterr().out
-    names = "serve demo check-config --upstream --listen --admin --mode --store --config --log-format --log-level"
-    assert all(name in text for name in names.split())
+    assert all(command.name in text for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
+def test_every_command_has_a_help_of_its_own(capsys: pytest.CaptureFixture[str], command: Command) -> None:
+    """It names what the command takes, and nothing runs."""
+    assert main((command.name, "--help")) == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: mcp-sidecar {command.name}")
+    assert all(option in text for option in options_of(command))
+
+
+def test_help_of_serve_names_the_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    """The options of the contract are all there."""
+    assert main(("serve", "--help")) == 0
+    names = "--upstream --listen --admin --mode --store --config --log-format --log-level"
+    assert set(names.split()) <= set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_completion_script_knows_every_command(capsys: pytest.CaptureFixture[str], shell: str) -> None:
+    """For each shell there is a script, made of the very table that is parsed with."""
+    assert main(("completion", shell)) == 0
+    script = capsys.readouterr().out
+    assert all(command.name in script for command in COMMANDS) and "upstream" in script
+
+
+def test_the_version_loads_nothing_of_the_proxy() -> None:
+    """A completion or a version check in a script is quick: no settings, no event loop, no HTTP."""
+    heavy = "{'pydantic', 'aiohttp', 'structlog', 'asyncio', 'shtab'}"
+    code = f"import sys; from mcp_sidecar.cli import main; main(['--version']); sys.exit(len({heavy} & sys.modules.keys()))"
+    assert subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode == 0
 
 
 def test_a_new_key_can_be_used(capsys: pytest.CaptureFixture[str]) -> None:

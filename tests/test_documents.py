@@ -17,7 +17,7 @@ from typing import Final
 
 import pytest
 
-from mcp_sidecar.cli import CHECK_CONFIG, DEMO, NEW_KEY, SERVE, parser
+from mcp_sidecar.cli import COMMANDS, command_in, options_of, parse, whole_parser
 from mcp_sidecar.ops.metrics import Metrics
 from mcp_sidecar.settings import KEYS
 
@@ -130,11 +130,12 @@ def _parses(line: str) -> bool:
     words = shlex.split(line, comments=True)[1:]
     with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
         try:
-            command = parser().parse_intermixed_args(words).command
+            if words[0].startswith("-"):
+                whole_parser().parse_known_args(words[:1])
+            parse(*command_in(words))
         except SystemExit as leaving:
             return leaving.code == 0
-    words = [word for word in command if "://" not in word]
-    return not words or " ".join(words) in {SERVE, DEMO, CHECK_CONFIG, NEW_KEY}
+    return True
 
 
 def _known_variable(name: str) -> bool:
@@ -143,7 +144,7 @@ def _known_variable(name: str) -> bool:
 
 
 def _known_option(name: str) -> bool:
-    return name in FOREIGN_OPTIONS or any(name in action.option_strings for action in parser()._actions)
+    return name in FOREIGN_OPTIONS or name == "--version" or any(name in options_of(each) for each in COMMANDS)
 
 
 def _known_metrics() -> set[str]:

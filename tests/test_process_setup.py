@@ -75,5 +75,5 @@ def _told(log: io.StringIO) -> dict[str, int]:
 
 def test_the_loop_is_uvloop_where_there_is_one() -> None:
     """Without it asyncio's own loop does."""
-    with asyncio.Runner(loop_factory=process._loop_factory()) as runner:
+    with asyncio.Runner(loop_factory=process.loop_factory()) as runner:
         assert type(runner.get_loop()).__module__.startswith(UVLOOP_OR_ASYNCIO)

@@ -77,6 +77,7 @@ class Responder:
         "last_write_at",
         "may_comment",
         "status",
+        "tap",
     )
 
     def __init__(self, client: Client, request: Request, clock: Callable[[], float]) -> None:
@@ -97,6 +98,8 @@ class Responder:
         self.may_comment = False
         self.has_commented = False
         self.last_write_at = 0.0
+        self.tap: Callable[[bytes], None] | None = None
+        """Is shown the body as it goes to the client."""
 
     @property
     def is_committed(self) -> bool:
@@ -120,6 +123,8 @@ class Responder:
         if data and not self._is_bodiless:
             assert self.status, "the head comes first"
             self.last_write_at = self._clock()
+            if self.tap is not None:
+                self.tap(data)
             await self._put(framing.chunk(data) if self._is_chunked else data)
 
     async def comment(self) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from mcp_sidecar.downstream.response import Responder
 from mcp_sidecar.facts import ActionObserved, ObservedAction, SessionEnd
 from mcp_sidecar.healing import exchange, replies
-from mcp_sidecar.healing.exchange import Exchange, Give, Heal, Hold, Pass, Send
+from mcp_sidecar.healing.exchange import Ask, Exchange, Give, Heal, Hold, Pass, Send
 from mcp_sidecar.healing.marked_ids import FIRST
 from mcp_sidecar.healing.policy import Mode
 from mcp_sidecar.healing.replay import is_safe_in_doubt
@@ -72,7 +72,7 @@ class Observe:
                 await self._services.streams.listening.serve(self._listen(answer))
                 return
             judgement = await self._judged(answer)
-            if judgement.verdict in (Verdict.SESSION_LOST, Verdict.AMBIGUOUS):
+            if judgement.verdict in (Verdict.SESSION_LOST, Verdict.ASK):
                 is_bound = self._call.knowledge is SessionKnowledge.BOUND
                 self._note(ObservedAction.HEAL if is_bound else ObservedAction.REWRITE, judgement)
             await self._pass(answer)
@@ -157,7 +157,7 @@ def _would_do(step: exchange.Step) -> ObservedAction | None:
     match step:
         case Pass():
             return None
-        case Heal():
+        case Ask() | Heal():
             return ObservedAction.HEAL
         case Hold() | Send():
             return ObservedAction.REPLAY

@@ -1,12 +1,13 @@
 """What passes untouched: every other path, and sessionless traffic (2026-07-28) on the MCP endpoint.
 
-Other paths are never held. Of sessionless requests only a failed connect is tried again, since nothing was sent then; a
-stream that breaks is cut, and the client sends a new request with a new id (2026-07-28 changelog, Major 9).
+Other paths are never held. A sessionless request is sent again after a failed connect, since nothing was sent then, and
+after a break before its answer if it only reads; a stream that breaks is cut, and the client sends a new request
+with a new id (2026-07-28 changelog, Major 9).
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Hashable
+from collections.abc import AsyncIterator, Callable, Hashable
 from functools import partial
 from http import HTTPStatus
 
@@ -14,9 +15,12 @@ from mcp_sidecar.downstream.response import Responder
 from mcp_sidecar.downstream.upload import BrokenBody, Upload
 from mcp_sidecar.facts import ActionObserved, ObservedAction, ReplayCause, RequestReplayed
 from mcp_sidecar.healing import replies
+from mcp_sidecar.healing.exchange import MAX_RESENDS_IN_DOUBT
 from mcp_sidecar.healing.labels import rpc_label
+from mcp_sidecar.healing.principal import Identity
+from mcp_sidecar.healing.replay import is_safe_in_doubt
 from mcp_sidecar.sessions.services import Services
-from mcp_sidecar.streams.relay import relay_rest
+from mcp_sidecar.streams.relay import Overhearing, relay_rest
 from mcp_sidecar.upstream.answer import EVENT_STREAM, Answer, is_event_stream
 from mcp_sidecar.upstream.content import UpstreamFault
 from mcp_sidecar.upstream.events import event_batches
@@ -90,11 +94,10 @@ class Passthrough:
                 raise
         return await send(may_idle=may_idle, fresh=True)
 
-    async def sessionless(self, message: Message, body: bytes) -> None:
-        """A request of 2026-07-28."""
-        policy = self._services.policy
-        is_connect = message.method == "server/discover"
-        held = HeldRequest(len(body), policy.connect_hold_timeout_s if is_connect else policy.hold_timeout_s)
+    async def sessionless(self, message: Message, body: bytes, asks: Callable[[], Identity]) -> None:
+        """A request of 2026-07-28. ``asks`` tells who asks, where that counts."""
+        held = HeldRequest(len(body), self._services.policy.hold_timeout_s)
+        resends_left = MAX_RESENDS_IN_DOUBT
         while True:
             try:
                 try:
@@ -104,15 +107,37 @@ class Passthrough:
                 finally:
                     self._services.holds.went_on(held)
             except UpstreamFault as fault:
-                if not await self._may_try_again(fault, message, held):
+                cause = ReplayCause.NOT_SENT
+                if fault.fault.may_have_arrived and resends_left and self._only_reads(message, asks):
+                    resends_left -= 1
+                    cause = ReplayCause.AMBIGUOUS_SAFE
+                elif not await self._may_try_again(fault, message, held):
                     return
-                self._services.emit(RequestReplayed("", ReplayCause.NOT_SENT, rpc_label(message)))
+                self._services.emit(RequestReplayed("", cause, rpc_label(message)))
                 continue
             async with answer:
                 if 200 <= answer.status < 300:
                     self._services.holds.availability.note_worked()
-                await self._relay(answer)
+                await self._relay(answer, self._overhearing(message, asks, answer))
             return
+
+    def _only_reads(self, message: Message, asks: Callable[[], Identity]) -> bool:
+        """Whether it may run twice: by its method, or by what a server has said of the tool to this principal."""
+        policy = self._services.policy
+        is_call = message.method == "tools/call" and policy.trust_annotations
+        known = self._services.sessions.sessionless.of(asks().principal) if is_call else frozenset[str]()
+        return policy.heals and is_safe_in_doubt(message, known)
+
+    def _overhearing(self, message: Message, asks: Callable[[], Identity], answer: Answer) -> Overhearing | None:
+        if message.method != "tools/list" or not self._services.policy.heals or answer.status != HTTPStatus.OK:
+            return None
+        principal, sessionless = asks().principal, self._services.sessions.sessionless
+
+        def learn(said: Message, _: Answer) -> None:
+            if said.id == message.id and said.result is not None:
+                sessionless.learnt(principal, said.result, is_first_page=message.cursor is None)
+
+        return Overhearing(answer, self._services.limits.max_buffered_answer, learn)
 
     async def _may_try_again(self, fault: UpstreamFault, message: Message, held: HeldRequest) -> bool:
         own = self._own_answer(fault, message)
@@ -120,7 +145,8 @@ class Passthrough:
             waited = await self._services.holds.for_connect(held)
             if waited is Waited.BACK:
                 return True
-            own = replies.unavailable(message.id)
+            own, why = replies.unavailable(message.id), self._services.holds.failure
+            own = replies.failed_to_start(own, why) if why is not None else own
         await self._responder.give(own)
         return False
 
@@ -136,7 +162,7 @@ class Passthrough:
 
     # -- the answer ---------------------------------------------------------------------------------------------------
 
-    async def _relay(self, answer: Answer) -> None:
+    async def _relay(self, answer: Answer, overhearing: Overhearing | None = None) -> None:
         await self._responder.start(
             answer.status, answer.reason, self._move.headers(answer.client_headers(self._without))
         )
@@ -146,7 +172,7 @@ class Passthrough:
             await self._services.streams.listening.serve(self._relay_old_transport(answer))
             return
         with self._services.streams.open.post(is_stream=self._method == "POST" and is_event_stream(answer)):
-            await relay_rest(answer, self._responder)
+            await relay_rest(answer, self._responder, overhearing)
 
     async def _relay_old_transport(self, answer: Answer) -> None:
         """An event stream of 2024-11-05 names the URL to POST to; clients must not be led past the sidecar."""

@@ -6,8 +6,10 @@ This is the one loop; everything that a step needs done is a method below it, in
 from __future__ import annotations
 
 import secrets
+from dataclasses import replace
 from functools import partial
-from typing import assert_never
+from http import HTTPStatus
+from typing import Final, assert_never
 
 from mcp_sidecar.downstream.response import Responder
 from mcp_sidecar.endpoint.early_stream import EarlyStream
@@ -21,12 +23,14 @@ from mcp_sidecar.facts import (
     SessionEnd,
 )
 from mcp_sidecar.healing import outbound, replies
-from mcp_sidecar.healing.exchange import Awaited, Exchange, Give, Heal, Hold, Pass, Send, Step
+from mcp_sidecar.healing.exchange import Ask, Awaited, Exchange, Give, Heal, Hold, Pass, Send, Step
 from mcp_sidecar.healing.labels import rpc_label
 from mcp_sidecar.healing.marked_ids import FIRST, UNMARKED, Mark, Renumbering
 from mcp_sidecar.healing.policy import Mode, Policy
 from mcp_sidecar.healing.replay import is_safe_in_doubt
 from mcp_sidecar.healing.replies import Reason
+from mcp_sidecar.healing.session import UpstreamSessionId
+from mcp_sidecar.sessions.asker import Asked, Asker, media_type_of
 from mcp_sidecar.sessions.call import Call
 from mcp_sidecar.sessions.heal import Loss, tell_loss
 from mcp_sidecar.sessions.in_flight import InFlight
@@ -35,11 +39,15 @@ from mcp_sidecar.sessions.recorder import Recorder
 from mcp_sidecar.sessions.services import Services
 from mcp_sidecar.upstream.answer import Answer, KeptAnswer, WholeJson, is_json, may_be_kept
 from mcp_sidecar.upstream.content import UpstreamFault
-from mcp_sidecar.verdicts.classify import Answer as JudgedAnswer
-from mcp_sidecar.verdicts.classify import Verdict
+from mcp_sidecar.verdicts.classify import Verdict, is_plain_success
+from mcp_sidecar.verdicts.refusals import Refusal, refusal_of
 from mcp_sidecar.waiting.hold import HeldRequest, Waited
+from mcp_sidecar.waiting.pauses import Pauses
 from mcp_sidecar.wire.headers import Pair
-from mcp_sidecar.wire.jsonrpc import Kind, Message
+from mcp_sidecar.wire.jsonrpc import JsonRpcId, Kind, Message
+
+_SERVED = (Pass, Send)
+_NO_IDS: Final = frozenset[JsonRpcId]()
 
 
 class Post:
@@ -65,15 +73,18 @@ class Post:
         self._responder = responder
         self._begun = begun
         self._exchange = self._begin_exchange(opaque)
-        self._recorder = Recorder(services.sessions.table, services.policy, call, message)
+        self._recorder = Recorder(
+            services.sessions.table, services.policy, call, message, services.upstream.affinity_cookies
+        )
         self._reply = Reply(services, call, responder, self._exchange, self._recorder)
         self._early = early
         self._held = self._place()
         self._answer: Answer | None = None
         self._json: WholeJson | None = None
-        self._original: JudgedAnswer | None = None
         self._refusal: KeptAnswer | None = None
         self._generation = 1
+        self._upstream_id: UpstreamSessionId | None = None
+        self._pauses: Pauses | None = None
         self._renumbering = Renumbering()
 
     async def run(self) -> None:
@@ -86,12 +97,14 @@ class Post:
                 match step:
                     case Send():
                         step = await self._send(step)
+                    case Ask():
+                        step = await self._ask(step)
                     case Heal():
                         step = await self._heal(step)
                     case Hold():
-                        step = await self._hold(step.awaited)
+                        step = await self._hold(step)
                     case Pass():
-                        step = await self._pass()
+                        step = await self._pass(step)
                     case Give():
                         await self._give(step)
                         step = None
@@ -119,6 +132,7 @@ class Post:
             opaque=opaque,
             trust_503=policy.trust_503,
             endpoint_worked=self._services.holds.availability.has_worked,
+            may_believe=partial(_may_believe, self._call, self._services.sessions.asker),
         )
 
     def _place(self) -> HeldRequest:
@@ -149,6 +163,7 @@ class Post:
         if self._begun is not None:
             return await self._take_up(self._begun)
         self._drop_answer()
+        self._reply.drop_withheld()
         session = self._call.named_session
         self._generation = self._recorder.generation = session.generation if session is not None else 1
         if session is not None:
@@ -159,6 +174,7 @@ class Post:
             if session.displaced:
                 self._tell_loss("id-minted-anew", 0)
                 return self._exchange.displaced()
+            self._upstream_id = session.upstream_id
         outgoing = self._outgoing(renumber=step.renumber)
         if outgoing is None:
             return Give(replies.ACCEPTED, drops=True)
@@ -181,6 +197,8 @@ class Post:
         """The request is on its way already, under the generation of then."""
         self._begun = None
         self._generation = self._recorder.generation = begun.generation
+        if self._call.session is not None and self._call.session.generation == begun.generation:
+            self._upstream_id = self._call.session.upstream_id
         begun.is_taken = True
         try:
             self._answer = await self._services.upstream.take_up(begun.connection, self._call.owner)
@@ -224,19 +242,25 @@ class Post:
             self._json = await self._whole_json(answer)
         body = self._json.body if self._json is not None else None
         signatures = self._services.policy.signatures
-        judged = await judge(answer, self._call.facts(self._message.method), signatures, body=body)
-        judgement, self._original = judged.judgement, judged.seen
+        is_plain = 200 <= answer.status < 300 and (body is None or is_plain_success(body))
+        ids = _NO_IDS if is_plain else _ids_upstream(self._message, self._renumbering)
+        facts = self._call.facts(self._message.method, ids)
+        judgement = (await judge(answer, facts, signatures, body=body)).judgement
         if is_accepted(judgement, answer.status) and self._call.accepted(self._generation):
             self._exchange.session = self._call.knowledge
             self._take_part()
         step = self._exchange.judged(judgement, answer.status)
         if judgement.verdict is Verdict.SESSION_LOST:
             self._tell_loss(judgement.name, answer.status)
-        if not (isinstance(step, Hold) and step.awaited is Awaited.ROUTE):
-            self._services.holds.route.note_served()
+        self._note_served(step)
         if self._call.is_foreign and isinstance(step, Give) and judgement.signature is not None:
             self._services.sessions.healer.refuse_foreign(self._label, judgement.signature.name)
         return step
+
+    def _note_served(self, step: Step) -> None:
+        """Whoever waits for a route may go on, unless it is still to be settled whether there is one."""
+        if isinstance(step, _SERVED) or (isinstance(step, Give) and step.reason is Reason.SESSION_LOST):
+            self._services.holds.route.note_served()
 
     def _tell_loss(self, signature: str, status: int) -> None:
         """Mode ``rewrite`` heals nothing, and counts what it could."""
@@ -258,15 +282,41 @@ class Post:
         body = await answer.peek(limit + 1)
         return WholeJson(body) if answer.whole and len(body) <= limit else None
 
-    # -- Heal and Hold ------------------------------------------------------------------------------------------------
+    # -- Ask, Heal and Hold -------------------------------------------------------------------------------------------
+
+    async def _ask(self, step: Ask) -> Step:
+        session, asker = self._call.named_session, self._services.sessions.asker
+        self._let_go()
+        if session is None:
+            asking = asker.ask_server(self._call.trigger, self._held)
+        elif session.is_ended or session.displaced:
+            return self._exchange.ended() if session.is_ended else self._exchange.displaced()
+        else:
+            generation, upstream_id = self._generation, self._upstream_id
+            if step.refusal is None:
+                generation, upstream_id = session.generation, session.upstream_id
+            content_type = media_type_of(self._answer) if self._answer is not None else ""
+            question = Asked(generation, upstream_id, step.refusal, content_type, step.elsewhere, step.is_remembered)
+            asking = asker.ask(session, question, self._call.trigger, self._held)
+        waited, found = await self._early.during(asking)
+        if waited is not Waited.BACK:
+            return self._released(waited)
+        if session is not None and step.refusal is None:
+            self._generation = generation
+        next_step = self._exchange.asked(found)
+        self._note_served(next_step)
+        return next_step
+
+    def _let_go(self) -> None:
+        """It may take a while, and others can use the connection."""
+        if self._answer is not None and self._answer.whole:
+            self._answer.close()
 
     async def _heal(self, step: Heal) -> Step:
         session = self._call.named_session
         assert session is not None, "only a bound session is healed"
-        original = self._original if step.confirm else None
-        loss = Loss(self._generation, step.signature, self._answer.status if self._answer else 0, original)
-        if self._answer is not None and self._answer.whole:
-            self._answer.close()  # it may take a while, and others can use the connection
+        loss = Loss(self._generation, step.signature, self._answer.status if self._answer else 0, step.is_certain)
+        self._let_go()
         heal = self._services.sessions.healer.heal(session, loss, self._call.trigger, self._held)
         waited, end = await self._early.during(heal)
         if waited is not Waited.BACK:
@@ -276,19 +326,35 @@ class Post:
         self._refusal = end.refusal
         return self._exchange.unhealed(end.why)
 
-    async def _hold(self, awaited: Awaited) -> Step:
-        self._drop_answer()
-        if awaited is Awaited.CONNECT:
-            wait = self._services.holds.for_connect(self._held)
+    async def _hold(self, step: Hold) -> Step:
+        if step.is_in_question:
+            self._let_go()
         else:
-            wait = self._services.holds.for_route(self._held)
+            self._drop_answer()
+        holds = self._services.holds
+        match step.awaited:
+            case Awaited.CONNECT:
+                wait = holds.for_connect(self._held)
+            case Awaited.ROUTE:
+                wait = holds.for_route(self._held)
+            case Awaited.TURN:
+                self._pauses = self._pauses or Pauses()
+                wait = holds.for_turn(self._held, self._pauses.next_s(step.pause_s))
+            case _:
+                assert_never(step.awaited)
         waited = await self._early.during(wait)
         return self._exchange.back() if waited is Waited.BACK else self._released(waited)
 
     def _released(self, waited: Waited) -> Step:
         if waited is Waited.ENDED:
             return self._exchange.ended()
-        return self._exchange.cancelled() if waited is Waited.CANCELLED else self._exchange.expired()
+        return self._exchange.cancelled() if waited is Waited.CANCELLED else self._expired()
+
+    def _expired(self) -> Step:
+        step, why = self._exchange.expired(), self._services.holds.failure
+        if why is None or not isinstance(step, Give) or step.reason is Reason.OUTCOME_UNKNOWN:
+            return step
+        return replace(step, answer=replies.failed_to_start(step.answer, why))
 
     # -- Give ---------------------------------------------------------------------------------------------------------
 
@@ -317,15 +383,25 @@ class Post:
 
     # -- Pass ---------------------------------------------------------------------------------------------------------
 
-    async def _pass(self) -> Step | None:
+    async def _pass(self, step: Pass) -> Step | None:
+        session = self._call.session
+        if step.useless is not None and session is not None:
+            self._services.sessions.asker.found_useless(session, step.useless, self._call.identity.credential)
         if self._refusal is not None:
             return await self._reply.pass_refusal(self._refusal)
         answer = self._answer
         assert answer is not None, "there is an answer to pass"
-        step = await self._reply.pass_on(answer, self._json, self._mark, self._renumbering)
-        if step is None and self._call.session is not None and 200 <= answer.status < 300:
-            self._services.sessions.list_check.answered(self._call.session, self._generation, self._call.trigger)
-        return step
+        if step.to_sender and self._reply.has_withheld:
+            return await self._reply.pass_withheld()
+        asks_about = None
+        if self._json is None and self._message.kind is Kind.REQUEST and self._exchange.may_ask:
+            asks_about = partial(_asked_about, self._message, self._renumbering, self._upstream_id)
+        after = await self._reply.pass_on(
+            answer, self._json, self._mark, self._renumbering, to_sender=step.to_sender, asks_about=asks_about
+        )
+        if after is None and session is not None and 200 <= answer.status < 300:
+            self._services.sessions.list_check.answered(session, self._generation, self._call.trigger)
+        return after
 
     @property
     def _mark(self) -> Mark:
@@ -339,6 +415,26 @@ class Post:
 
 def _new_id() -> str:
     return f"mcp-sidecar-{secrets.token_hex(8)}"
+
+
+def _may_believe(call: Call, asker: Asker, refusal: Refusal | None) -> bool:
+    session = call.named_session
+    return session is not None and asker.is_open(session, refusal, call.identity.credential)
+
+
+def _ids_upstream(message: Message, renumbering: Renumbering) -> frozenset[JsonRpcId]:
+    """The ids under which the requests went."""
+    ids = renumbering.ids or [request.id for request in message.requests]
+    return frozenset(each for each in ids if each is not None)
+
+
+def _asked_about(
+    message: Message, renumbering: Renumbering, upstream_id: UpstreamSessionId | None, data: bytes
+) -> Refusal | None:
+    """Whether an event's data are a refusal that has to be asked about."""
+    without = (message.method or "", upstream_id or "")
+    refusal = refusal_of(HTTPStatus.OK, data, ids=_ids_upstream(message, renumbering), without=without)
+    return refusal if refusal.is_asked_about else None
 
 
 def _is_safe(message: Message, call: Call, policy: Policy, begun: InFlight | None) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+import json
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from http import HTTPStatus
 from typing import Any
@@ -11,13 +12,14 @@ from typing import Any
 from mcp_sidecar.downstream.response import Responder
 from mcp_sidecar.endpoint.initialize import Opening
 from mcp_sidecar.healing import replies
-from mcp_sidecar.healing.announcement import Announcement, calls_in
+from mcp_sidecar.healing.announcement import Announcement, ListPromise, calls_in
 from mcp_sidecar.healing.exchange import Exchange, Give, Step
 from mcp_sidecar.healing.marked_ids import FIRST, Mark, Renumbering
 from mcp_sidecar.healing.policy import Announce
 from mcp_sidecar.healing.position import note_unanswered
 from mcp_sidecar.healing.progress import Progress
-from mcp_sidecar.healing.stream_watch import AfterEnd, StreamWatch, unanswered_ids
+from mcp_sidecar.healing.replies import readdressed
+from mcp_sidecar.healing.stream_watch import AfterEnd, StreamRefusal, StreamWatch, unanswered_ids
 from mcp_sidecar.sessions.call import Call
 from mcp_sidecar.sessions.recorder import Recorder
 from mcp_sidecar.sessions.services import Services
@@ -28,15 +30,18 @@ from mcp_sidecar.upstream.answer import (
     WholeJson,
     decoded_body,
     is_event_stream,
+    is_json,
     kept,
     may_be_kept,
 )
 from mcp_sidecar.upstream.content import UpstreamFault
 from mcp_sidecar.verdicts.classify import PEEK_BYTES
+from mcp_sidecar.verdicts.refusals import Refusal
 from mcp_sidecar.wire import headers
 from mcp_sidecar.wire.headers import Pair
 from mcp_sidecar.wire.jsonrpc import Kind, Message, NotJson, dump, parse
 from mcp_sidecar.wire.reply import OwnAnswer
+from mcp_sidecar.wire.sse import with_data
 
 
 class Reply:
@@ -77,14 +82,44 @@ class Reply:
         await self._responder.give(own)
         return None
 
+    @property
+    def has_withheld(self) -> bool:
+        """Whether a refusal was kept back from the client's stream, to be asked about."""
+        return self._watch is not None and self._watch.refusal is not None
+
+    def drop_withheld(self) -> None:
+        """It was no answer: the request goes again."""
+        if self._watch is not None:
+            self._watch.refused = None
+
+    async def pass_withheld(self) -> Step | None:
+        """It was the answer after all, and is the request's whomever it names; what is none is not taken for one."""
+        watch = self._watch
+        assert watch is not None, "there was a stream"
+        assert watch.refused is not None, "something is in question"
+        piece, watch.refused = watch.refused.withheld, None
+        assert piece is not None, "something is withheld"
+        said = readdressed(piece.event.data or "", self._message)
+        raw, _ = watch.relay(piece)
+        await self._responder.write(raw if said is None else with_data(piece.raw, said))
+        return None if said is not None or watch.answered else self._exchange.stream_broke(AfterEnd.TELL)
+
     async def pass_on(
-        self, answer: Answer, whole: WholeJson | None, mark: Mark, renumbering: Renumbering
+        self,
+        answer: Answer,
+        whole: WholeJson | None,
+        mark: Mark,
+        renumbering: Renumbering,
+        *,
+        to_sender: bool = False,
+        asks_about: Callable[[bytes], Refusal | None] | None = None,
     ) -> Step | None:
         """Pass the answer to the attempt that went under ``mark`` with the ids of ``renumbering``.
 
-        ``whole`` is its body if it is JSON and was read. ``None`` where there is nothing left to do.
+        ``whole`` is its body if it is JSON and was read; ``to_sender``: an error in it is the request's, whomever it names;
+        ``asks_about`` says of an event's data whether they are to be asked about. ``None`` where nothing is left to do.
         """
-        if whole is not None and not self._concerns_us(whole, mark, renumbering):
+        if whole is not None and not to_sender and not self._concerns_us(whole, mark, renumbering):
             self._give_up_waiting()
             await self._responder.start(answer.status, answer.reason, self._head(answer))
             await self._responder.write(whole.body)
@@ -94,8 +129,11 @@ class Reply:
             self._watch = StreamWatch(mark, unanswered=waiting, announcement=self._announcement, progress=self.progress)
         watch = self._watch
         watch.mark, watch.renumbering = mark, renumbering
+        watch.refused = StreamRefusal(asks_about) if asks_about is not None else None
         if whole is not None:
-            return await self._pass_json(answer, whole, watch)
+            return await self._pass_json(answer, whole, watch, to_sender=to_sender)
+        if to_sender and answer.status >= 400 and is_json(answer) and not self._responder.is_committed:
+            return await self._pass_to_sender(answer)
         if is_event_stream(answer) and 200 <= answer.status < 300:
             return await self._pass_events(answer, watch)
         self._give_up_waiting()
@@ -112,7 +150,9 @@ class Reply:
         return not is_as_sent or not is_one or self._recorder.is_taught or self._responder.is_committed
 
     @property
-    def _announcement(self) -> Announcement | None:
+    def _announcement(self) -> Announcement | ListPromise | None:
+        if self._recorder.is_initialize and self._services.policy.promises_lists:
+            return ListPromise()
         session = self._call.session
         if session is None or self._services.policy.announce is not Announce.RESULT:
             return None
@@ -124,12 +164,17 @@ class Reply:
 
     # -- JSON ---------------------------------------------------------------------------------------------------------
 
-    async def _pass_json(self, answer: Answer, whole: WholeJson, watch: StreamWatch) -> Step | None:
+    async def _pass_json(self, answer: Answer, whole: WholeJson, watch: StreamWatch, *, to_sender: bool) -> Step | None:
         mapped = watch.answer_whole(whole.message)
         self._recorder.learn(whole.message, answer)
         await self._recorder.settle()
         if watch.misaddressed:
             return self._exchange.stream_broke(AfterEnd.TELL)
+        if to_sender and mapped is None and watch.unanswered:
+            said = readdressed(whole.body.decode("utf-8", "replace"), self._message)
+            if said is not None:
+                watch.unanswered.clear()
+                mapped = json.loads(said)
         body = whole.body if mapped is None else dump(mapped)
         if self._responder.is_committed:
             if not watch.answered:
@@ -148,32 +193,32 @@ class Reply:
     # -- event streams ------------------------------------------------------------------------------------------------
 
     async def _pass_events(self, answer: Answer, watch: StreamWatch) -> Step | None:
-        has_begun, client = self._responder.is_committed, self._client(answer)
-        if client is self._responder and not has_begun:
+        has_begun, opening = self._responder.is_committed, None
+        if (
+            self._recorder.is_initialize and not has_begun
+        ):  # a client that opens a session gets them once it is recorded
+            opening = Opening(self._responder, self._recorder, lambda: self._start_events(answer))
+        elif not has_begun:
             await self._start_events(answer)
         has_begun |= await self._tell_waiting()
         watch.last_event_id = watch.former_event_id = None  # of an attempt before this one
         learn = self._recorder.learn
-        relay = EventRelay(self._services, self._call, watch, client, learn, has_begun=has_begun)
+        relay = EventRelay(self._services, self._call, watch, opening or self._responder, learn, has_begun=has_begun)
         try:
             with self._services.streams.open.post(is_stream=True):
-                after = await relay.run(answer, may_resend=lambda: self._exchange.may_resend_stream)
+                after = await relay.run(answer, self._exchange)
         except (ConnectionError, asyncio.CancelledError):  # the client left, and perhaps without the last event
             note_unanswered(self._call.session, watch, unanswered_ids(self._message))
             raise
-        if isinstance(client, Opening) and after not in (AfterEnd.TELL, AfterEnd.RESEND):
-            await client.let_go()
+        if opening is not None and after not in (AfterEnd.TELL, AfterEnd.RESEND):
+            await opening.let_go()
         if after is AfterEnd.CUT:
             self._responder.cut()
         # It may poll, or have left unnoticed; should the session be lost first, it still learns that nobody will answer.
         note_unanswered(self._call.session, watch, watch.unanswered)
+        if watch.refusal is not None:
+            return self._exchange.stream_refused(watch.refusal, has_begun=watch.committed)
         return self._exchange.stream_broke(after)
-
-    def _client(self, answer: Answer) -> Responder | Opening:
-        """Who gets the events: a client that opens a session gets them once it is recorded."""
-        if not self._recorder.is_initialize or self._responder.is_committed:
-            return self._responder
-        return Opening(self._responder, self._recorder, lambda: self._start_events(answer))
 
     async def _start_events(self, answer: Answer) -> None:
         self._responder.is_event_stream = True
@@ -203,6 +248,19 @@ class Reply:
             await self._responder.give(given)
             return None
         return self._exchange.stream_broke(AfterEnd.TELL)
+
+    async def _pass_to_sender(self, answer: Answer) -> Step | None:
+        """An error answer whose JSON-RPC error names nobody, or somebody else."""
+        error = await kept(answer, PEEK_BYTES)
+        said = readdressed(error.body.decode("utf-8", "replace"), self._message) if answer.whole else None
+        if said is None:
+            return await self._pass_rest(answer)
+        body = said.encode()
+        pairs = [*self._head(answer, without={"content-length"}), ("Content-Length", str(len(body)))]
+        self._give_up_waiting()
+        await self._responder.start(answer.status, answer.reason, pairs)
+        await self._responder.write(body)
+        return None
 
     async def _error_said(self, answer: Answer) -> dict[str, Any] | None:
         """The JSON-RPC error in an error answer; what refuses credentials is nobody's to hand on."""

@@ -15,8 +15,10 @@ from __future__ import annotations
 import asyncio
 import traceback
 from collections.abc import Awaitable
+from functools import partial
 from http import HTTPStatus
 from pathlib import PurePath
+from typing import Protocol
 
 from aiohttp import hdrs
 from yarl import URL
@@ -35,7 +37,7 @@ from mcp_sidecar.endpoint.observe import Observe
 from mcp_sidecar.endpoint.passthrough import Passthrough
 from mcp_sidecar.endpoint.post import Post
 from mcp_sidecar.endpoint.refusals import Refusal
-from mcp_sidecar.facts import RequestRejected, RequestServed, SidecarFault
+from mcp_sidecar.facts import Fact, RequestRejected, RequestServed, SidecarFault
 from mcp_sidecar.healing import replies
 from mcp_sidecar.healing.labels import NO_METHOD, OTHER, http_label, rpc_label
 from mcp_sidecar.healing.replies import Reason
@@ -59,6 +61,16 @@ CLIENT_LEFT = 499
 REMEMBERED_HOSTS = 256
 
 _FOR_THE_SESSION = frozenset({"mcp-session-id"})
+
+
+class Watch(Protocol):
+    """Whoever runs the sidecar for a developer, and shows what passes."""
+
+    def heard(self, fact: Fact) -> None:
+        """Something happened."""
+
+    async def post(self, call: Call, message: Message, responder: Responder, work: Awaitable[None]) -> None:
+        """Do the work of one POST, and look at it."""
 
 
 class Incoming:
@@ -96,6 +108,7 @@ class Router:
     ) -> None:
         """``bound_to`` is to be called with the address as soon as it is known."""
         self.services = services
+        self.watch: Watch | None = None
         self._bodies = services.upstream.budget.requests
         self._keepalive = keepalive
         self._listen = listen
@@ -290,7 +303,8 @@ class Router:
         incoming.message, incoming.rpc_label = message, rpc_label(message)
         version = incoming.headers.get(PROTOCOL_VERSION_HEADER)
         if is_sessionless_request(message.meta_protocol_version, message.method, version):
-            await self._passing(incoming).sessionless(message, body)
+            asks = partial(self.services.sessions.identity_of, incoming.fields, incoming.target.partition("?")[2])
+            await self._passing(incoming).sessionless(message, body, asks)
         else:
             await self._session_post(incoming, message, body, is_encoded=is_encoded)
 
@@ -323,7 +337,8 @@ class Router:
             after_s, responder = self.services.policy.early_stream_after_s, incoming.responder
             early = EarlyStream(after_s, self._keepalive, call, responder, message)
             posting = Post(self.services, call, message, body, responder, early, opaque=is_encoded, begun=begun)
-            await self._in_use(call, posting.run())
+            work = posting.run()
+            await self._in_use(call, self.watch.post(call, message, responder, work) if self.watch else work)
 
     async def _in_use(self, call: Call, work: Awaitable[None]) -> None:
         """A session is not idle while one of its exchanges runs; whoever only claims it has none in it."""

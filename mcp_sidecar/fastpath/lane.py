@@ -198,6 +198,7 @@ class Express:
             and not session.displaced
             and not session.hints
             and not session.list_check_due
+            and not session.cookies
             and session.upstream_id is not None
             and (session.generation == FIRST or not self._announces)
         )
@@ -363,12 +364,12 @@ class Trip:
         return is_passed and (self._generation == FIRST or self._is_response(body))
 
     def _is_response(self, data: bytes) -> bool:
-        """Whether this is the answer to the request, and nothing else."""
+        """Whether this is the result that the request is for, and nothing else: an error may speak of the session."""
         try:
             message = parse(data)
         except NotJson:
             return False
-        return message.kind is Kind.RESPONSE and message.id == self._message.id
+        return message.kind is Kind.RESPONSE and message.id == self._message.id and "result" in message.value
 
     def _pass(self, head: Head, body: bytes) -> None:
         self._stop_waiting()

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from mcp_sidecar.facts import ListKind
 from mcp_sidecar.healing.hints import RESTARTED
 from mcp_sidecar.healing.session import Session
 from mcp_sidecar.wire.jsonrpc import JsonRpcId, Message, valid_id
@@ -34,6 +35,20 @@ class Announcement:
         if announced is not None:
             session.note_told_restart()
         return announced
+
+
+class ListPromise:
+    """The way back of one `initialize`: the client is promised to hear of changed lists, of those that there are."""
+
+    def added_to(self, answer: Any, _: int) -> Any | None:
+        """As of an ``Announcement``."""
+        result = answer.get("result") if isinstance(answer, dict) else None
+        said = result.get("capabilities") if isinstance(result, dict) else None
+        if not isinstance(result, dict) or not isinstance(said, dict):
+            return None
+        lists = {kind.value: said[kind.value] for kind in ListKind if isinstance(said.get(kind.value), dict)}
+        promised = {name: {**capability, "listChanged": True} for name, capability in lists.items()}
+        return {**answer, "result": {**result, "capabilities": {**said, **promised}}}
 
 
 def calls_in(requests: Iterable[Message]) -> frozenset[JsonRpcId]:

@@ -20,14 +20,14 @@ from dataclasses import dataclass
 from enum import Enum
 
 from mcp_sidecar.healing import replies
-from mcp_sidecar.healing.exchange import Give, Heal, Pass, Unhealed
+from mcp_sidecar.healing.exchange import Ask, Give, Heal, Pass, Unhealed
 from mcp_sidecar.healing.policy import Mode
 from mcp_sidecar.healing.position import Position
 from mcp_sidecar.healing.replies import Reason
 from mcp_sidecar.healing.session import Session
 from mcp_sidecar.healing.stream_watch import StreamWatch
-from mcp_sidecar.verdicts.asking import PingAnswer, PingVerdict
 from mcp_sidecar.verdicts.classify import Judgement, Verdict
+from mcp_sidecar.verdicts.refusals import PingAnswer, PingVerdict
 from mcp_sidecar.verdicts.words import words_of
 from mcp_sidecar.wire.faults import Fault
 
@@ -58,11 +58,6 @@ class Get:
     """Ask the upstream for the stream. ``comes_back``: it was there before."""
 
     comes_back: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """Ask with a `ping` on the same session whether it lives; what the GET was answered waits meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,10 +206,9 @@ class Attachment:
         if judgement.verdict is Verdict.UNAVAILABLE and not judgement.jsonrpc_body and self.may_outlive:
             return self._keep_open(Until.ROUTE)
         if judgement.verdict is not Verdict.AUTH_FAILURE and self._is_unasked and self.may_outlive:
-            self._in_question = refused
-            return Ask()
-        if judgement.verdict is Verdict.AMBIGUOUS:
-            return self._lost(judgement, status, now)
+            return self._ask(refused)
+        if judgement.verdict is Verdict.ASK and self.may_outlive and not self._is_tried_again(refused):
+            return self._perhaps_lost(refused)
         if judgement.verdict is not Verdict.AUTH_FAILURE and self.may_outlive:
             return self._refused_in_session(refused)
         return self._pass(status)
@@ -224,7 +218,8 @@ class Attachment:
         refused, self._in_question = self._in_question, None
         if ping.verdict is PingVerdict.REFUSED:
             status = ping.refusal.words.status if ping.refusal is not None else 0
-            return self._lost(Judgement(Verdict.SESSION_LOST), status, now)
+            signature = refused.judgement.signature if refused is not None else None
+            return self._lost(Judgement(Verdict.SESSION_LOST, signature), status, now, is_told=False)
         if refused is not None and ping.verdict in _NOT_THE_SERVERS:
             return self._keep_open(Until.CONNECT if ping.verdict is PingVerdict.AWAY else Until.ROUTE)
         self._forget_break()
@@ -245,9 +240,6 @@ class Attachment:
                 return self._keep_open(Until.CONNECT)
             case Unhealed.NO_ROUTE | Unhealed.GATEWAY:
                 return self._keep_open(Until.ROUTE)
-            case Unhealed.ALIVE if self._was_away:
-                self._was_away = False  # back between that answer and the probe: the answer still was the ingress's
-                return _AGAIN
             case Unhealed.NOT_RESTORED:
                 return self._session_not_found()
             case _:
@@ -305,7 +297,7 @@ class Attachment:
     def _get(self, *, comes_back: bool = False) -> Step:
         session = self._session
         if session is not None and session.displaced:  # it would be a window into another one's session
-            self._loss = Heal("id-minted-anew", confirm=False), 0
+            self._loss = Heal("id-minted-anew"), 0
             return self._loss[0] if self._mode is Mode.HEAL else self._session_not_found()
         if self._mode is Mode.HEAL and self._position.is_stranded(self.generation):
             return Tell()
@@ -334,19 +326,30 @@ class Attachment:
         if self.is_open and self._position.last_seen is not None:
             self._position.forget()  # it cannot be resumed here
             return _AGAIN
-        if refused.judgement.verdict is Verdict.AMBIGUOUS and self._was_away:
+        if refused.judgement.bare_404 and self._was_away:
             self._was_away = False  # back between that answer and the ping: the answer still was the ingress's
             return _AGAIN
         return self._pass(refused.status)
 
-    def _lost(self, judgement: Judgement, status: int, now: float) -> Step:
-        is_certain = judgement.verdict is Verdict.SESSION_LOST
-        self._loss = Heal(judgement.name, confirm=not is_certain), status
-        if not self.may_outlive:
-            return self._session_not_found() if is_certain else self._pass(status)
-        if not is_certain and self._position.last_seen is not None:
+    def _is_tried_again(self, refused: Refused) -> bool:
+        """Whether the stream is there already, and is had as soon as the server has noticed."""
+        return refused.is_there and bool(self._conflicts_left or (self.is_open and self._late_conflicts_left))
+
+    def _perhaps_lost(self, refused: Refused) -> Step:
+        if self._position.last_seen is not None and not self._position.is_poll:
             self._position.forget()  # perhaps only the resume was refused (rmcp up to 1.4: 500)
             return _AGAIN
+        return self._ask(refused)
+
+    def _ask(self, refused: Refused) -> Ask:
+        self._in_question = refused
+        return Ask(refused.judgement.refusal, is_remembered=not refused.judgement.bare_404)
+
+    def _lost(self, judgement: Judgement, status: int, now: float, *, is_told: bool = True) -> Step:
+        """``is_told``: not only once `initialize` has agreed."""
+        self._loss = Heal(judgement.name, is_told), status
+        if not self.may_outlive:
+            return self._session_not_found()
         pause_s = self._session.expiry_pause_s(now) if self.is_expiry and self._session is not None else 0.0
         return Wait(keeps_open=True, pause_s=pause_s) if pause_s else self._loss[0]
 

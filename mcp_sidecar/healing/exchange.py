@@ -7,12 +7,15 @@ hang; then heal.
 
 ::
 
-    begin ──▶ Send ──▶ judged ──▶ Pass                       the upstream's answer, untouched
+    begin ──▶ Send ──▶ judged ──▶ Pass                       the upstream's answer
+                │         ├─────▶ Ask ───▶ asked ───▶ Pass | Send | Heal | Hold
                 │         ├─────▶ Heal ──▶ healed ──▶ Send   twice per exchange
-                │         ├─────▶ Hold ──▶ back ──▶ Send     until the hold ends
+                │         ├─────▶ Hold ──▶ back ──▶ Send | Ask | Heal, until the hold ends
                 │         └─────▶ Give                       an answer of our own
                 ├─────▶ failed ─▶ Send | Hold | Give
                 └─────▶ displaced ─▶ Heal | Give             its id is another session's now
+
+Known words are quick, asking is proof. Of what a refused message did, only a ping that is refused in the same words tells.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from http import HTTPStatus
+from typing import Final
 
 from mcp_sidecar.facts import ReplayCause
 from mcp_sidecar.healing import replies
@@ -30,6 +34,8 @@ from mcp_sidecar.healing.replay import AfterLoss, after_loss
 from mcp_sidecar.healing.replies import Reason
 from mcp_sidecar.healing.stream_watch import AfterEnd
 from mcp_sidecar.verdicts.classify import Judgement, SessionKnowledge, Verdict
+from mcp_sidecar.verdicts.refusals import PingAnswer, PingVerdict, Refusal
+from mcp_sidecar.verdicts.words import Words
 from mcp_sidecar.wire.faults import Fault
 from mcp_sidecar.wire.jsonrpc import Kind, Message
 from mcp_sidecar.wire.reply import OwnAnswer
@@ -37,8 +43,15 @@ from mcp_sidecar.wire.reply import OwnAnswer
 MAX_HEALS = 2
 """How often one message has its session healed: a server that loses each new session at once is given up."""
 
+MAX_RESENDS = 3
+"""How often a request that has arrived goes again, whatever it was answered: a gateway is waited for with pings."""
+
 MAX_RESENDS_IN_DOUBT = 2
 """How often a harmless request goes again after resets: a request that crashes its server must not do so for ever."""
+
+
+UNNAMED = "unnamed"
+"""Stands where the name of a signature would."""
 
 
 class Awaited(Enum):
@@ -46,6 +59,7 @@ class Awaited(Enum):
 
     CONNECT = "connect"  # until the upstream accepts connections
     ROUTE = "route"  # until an ingress has its route back
+    TURN = "turn"  # until the server, which is there, has time
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,23 +74,47 @@ _FIRST_TIME = Send()
 
 
 @dataclass(frozen=True, slots=True)
+class Ask:
+    """Ask with a ping on the same session, or wait for whoever does. ``refusal`` is what is asked about, if anything is.
+
+    ``elsewhere``: also on other connections, should this one find the session alive. ``is_remembered``: the same refusal is
+    not asked about again for a while; a route may be missing once more at any time.
+    """
+
+    refusal: Refusal | None = None
+    elsewhere: bool = False
+    is_remembered: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Heal:
-    """Have the session re-initialized, or wait for whoever is at it. ``confirm``: ask with a ping first."""
+    """Have the session re-initialized, or wait for whoever is at it. ``is_certain``: that it is lost is to be told."""
 
     signature: str
-    confirm: bool
+    is_certain: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """Keep the message until the upstream is back."""
+    """Keep the message until the upstream is back, with its answer where ``is_in_question``.
+
+    ``pause_s`` is how long the server itself wants to be left alone.
+    """
 
     awaited: Awaited
+    is_in_question: bool = False
+    pause_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """Pass the upstream's answer on as it is."""
+    """Pass the upstream's answer on; an error in it ``to_sender``, whoever it is addressed to.
+
+    ``useless``: a heal has changed nothing about it, and none is tried for its words again.
+    """
+
+    to_sender: bool = False
+    useless: Refusal | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,14 +127,12 @@ class Give:
     rewrites: int | None = None
 
 
-Step = Send | Heal | Hold | Pass | Give
+Step = Send | Ask | Heal | Hold | Pass | Give
 
 
 class Unhealed(Enum):
     """Why a heal did not end in a new upstream session."""
 
-    ALIVE = "alive"  # the session lives: the answer was about this message only
-    UNPROVEN = "unproven"  # neither alive nor lost
     UNREACHABLE = "unreachable"  # no connection
     NO_ROUTE = "no route"  # `initialize` met a 404, too: the route is missing, and nothing behind it was reached
     GATEWAY = "gateway"  # a page of an ingress, or a break, in the place of the server's answer: proves nothing
@@ -109,10 +145,10 @@ class Tries:
     """What was tried for one message, counted; each count has a bound, or says what may be done once more."""
 
     heals: int = 0
-    resends: int = 0  # after an attempt that may have run
+    losses: int = 0  # of the answers, those in words that are known
+    arrived: int = 0  # of the sends, those that reached somebody
     renewed: int = 0  # of the sends, those under new ids
     unsafe: int = 0  # of the sends, those that were not known to be harmless
-    missing_routes: int = 0  # refusals that proved to be an ingress's
 
 
 @dataclass(slots=True)
@@ -121,19 +157,26 @@ class Exchange:
 
     ``is_safe`` gives the verdict of the replay matrix at this moment: a server that was exchanged takes its hints with
     it. ``opaque`` says that the body is encoded and was not read; ``endpoint_worked`` that the endpoint has answered 2xx
-    in this process.
+    in this process; ``may_believe`` whether strong words are taken for what they say without a ping.
     """
 
-    message: Message
+    message: Final[Message]
     session: SessionKnowledge
-    mode: Mode
-    is_safe: Callable[[], bool]
-    opaque: bool = False
-    trust_503: bool = False
-    endpoint_worked: bool = False
+    mode: Final[Mode]
+    is_safe: Final[Callable[[], bool]]
+    opaque: Final[bool] = False
+    trust_503: Final[bool] = False
+    endpoint_worked: Final[bool] = False
+    may_believe: Final[Callable[[Refusal | None], bool]] = lambda _: True
     _arrival: Arrival = field(default=Arrival.NOT_SENT, init=False)
-    _tries: Tries = field(default_factory=Tries, init=False)
-    _refusal: Judgement | None = field(default=None, init=False)  # the last answer, while a heal is to settle it
+    _tries: Final[Tries] = field(default_factory=Tries, init=False)
+    _question: Judgement | None = field(default=None, init=False)  # the last answer, while it is to be settled
+    _loss: Heal = field(default=Heal(UNNAMED, is_certain=False), init=False)
+    _was_away: bool = field(default=False, init=False)  # the upstream, while the answer was in question
+    _before: Arrival = field(default=Arrival.NOT_SENT, init=False)  # this attempt
+    _then: Ask | Heal | None = field(default=None, init=False)  # what a wait is for
+    _met: Final[set[Words]] = field(default_factory=set, init=False)  # by pings: who refuses so has dispatched nothing
+    _healed_from: Refusal | None = field(default=None, init=False)
     _last_status: int | None = field(default=None, init=False)
 
     # -- what the driver reports --------------------------------------------------------------------------------------
@@ -148,15 +191,19 @@ class Exchange:
             return self._session_not_found()
         if after_loss(self.message) is AfterLoss.DROP:
             return Give(replies.ACCEPTED, drops=True)
-        return Heal("id-minted-anew", confirm=False)
+        return Heal("id-minted-anew")
 
     def judged(self, judgement: Judgement, status: int) -> Step:
         """The upstream answered, and the classifier has said what the answer means for the session."""
         self._last_status = status
+        self._tries.arrived += 1
+        self._before = self._arrival
         match judgement.verdict:
             case Verdict.SESSION_LOST:
                 return self._lost(judgement)
-            case Verdict.AMBIGUOUS:
+            case Verdict.ASK:
+                return self._perhaps_lost(judgement)
+            case Verdict.UNAVAILABLE if judgement.refusal is not None and judgement.jsonrpc_body:
                 return self._perhaps_lost(judgement)
             case Verdict.UNAVAILABLE if not judgement.jsonrpc_body:
                 return self._gateway_page(status)
@@ -170,31 +217,62 @@ class Exchange:
         self._note(Attempt.MAY_HAVE_RUN if fault.may_have_arrived else Attempt.DID_NOT_RUN)
         if not fault.may_have_arrived:
             return self._wait(Awaited.CONNECT)
-        return self._resend() if self.may_resend_stream else self._outcome_unknown()
+        self._tries.arrived += 1
+        return self._send_in_doubt() if self.may_resend_stream else self._outcome_unknown()
+
+    def asked(self, answer: PingAnswer) -> Step:  # noqa: PLR0911 - a table
+        """Somebody has asked with a ping."""
+        question = self._question
+        is_same = question is not None and question.refusal is not None and question.refusal.is_same_as(answer.refusal)
+        match answer.verdict:
+            case PingVerdict.REFUSED if question is None or is_same or not _is_unauthorized(answer):
+                return self._refused(answer, is_same=is_same)
+            case PingVerdict.ELSEWHERE if is_same:
+                self._settle(Settled.PROVEN)
+                return self._send(ReplayCause.NOT_SENT) if self._has_resends else self._pass()
+            case PingVerdict.BUSY:
+                if is_same:
+                    self._settle(Settled.PROVEN)
+                return self._wait(Awaited.TURN, Ask(), pause_s=answer.retry_after_s)
+            case PingVerdict.AWAY:
+                return self._wait(Awaited.CONNECT, Ask())
+            case PingVerdict.GATEWAY:
+                return self._wait(Awaited.ROUTE, Ask())
+            case _ if question is None:
+                return self._go_on()
+            case PingVerdict.ALIVE if self._is_known_refusal:
+                self._settle(Settled.PROVEN)  # it came back between that answer and the ping
+                return self._go_on()
+            case PingVerdict.ALIVE if question.bare_404 and self._was_away and self.safe_in_doubt:
+                self._settle(Settled.UNPROVEN)
+                return self._go_on()
+            case _:
+                return self._pass(to_sender=True)
 
     def healed(self) -> Step:
         """The session stands on a new upstream session."""
         self._tries.heals += 1
-        self._settle(Settled.PROVEN)
+        if self._question is not None:
+            self._healed_from = self._question.refusal
+        if self._arrival.is_open and not self.safe_in_doubt and self._question is not None:
+            return self._ask()  # it was harmless on the server before this one: did it run there?
+        self._settle(Settled.UNPROVEN)
         after = after_loss(self.message)
         if after is not AfterLoss.REPLAY:
             return Give(replies.ACCEPTED, drops=after is AfterLoss.DROP)
-        return self._send(ReplayCause.SESSION_LOST) if self._may_go_again else self._outcome_unknown()
+        if not self._may_go_again:
+            return self._outcome_unknown()
+        return self._send(ReplayCause.SESSION_LOST) if self._has_resends else self.expired()
 
     def unhealed(self, why: Unhealed) -> Step:
         """The heal ended otherwise."""
+        if why is not Unhealed.UNAUTHORIZED:
+            self._settle(Settled.UNPROVEN)
         match why:
-            case Unhealed.ALIVE if self._was_the_routes_404:
-                self._tries.resends += 1
-                self._settle_by_route()
-                return self.back()
-            case Unhealed.NO_ROUTE:
-                self._tries.missing_routes += self._met_bare_404
-                self._settle(Settled.PROVEN)
-                return self._wait(Awaited.ROUTE)
-            case Unhealed.UNREACHABLE | Unhealed.GATEWAY:
-                self._settle(Settled.UNPROVEN)
-                return self._wait(Awaited.CONNECT if why is Unhealed.UNREACHABLE else Awaited.ROUTE)
+            case Unhealed.NO_ROUTE | Unhealed.GATEWAY:
+                return self._wait(Awaited.ROUTE, Ask())
+            case Unhealed.UNREACHABLE:
+                return self._wait(Awaited.CONNECT, Ask())
             case Unhealed.NOT_RESTORED:
                 return self._session_not_found()
             case _:
@@ -202,11 +280,11 @@ class Exchange:
 
     def back(self) -> Step:
         """The hold ended: the upstream may be back. The session id is tried as it is."""
-        return self._send_in_doubt() if self._arrival.may_have_run else self._send(ReplayCause.NOT_SENT)
+        return self._then if self._then is not None else self._go_on()
 
     def expired(self) -> Step:
         """The wait lasted as long as it may, or there was no room for it, or the sidecar drains."""
-        self._settle_by_route()
+        self._settle(Settled.PROVEN if self._is_known_refusal else Settled.UNPROVEN)
         return self._outcome_unknown() if self._arrival.may_have_run else self._unavailable()
 
     def cancelled(self) -> Step:
@@ -230,16 +308,34 @@ class Exchange:
     @property
     def may_resend_stream(self) -> bool:
         """Whether what has certainly arrived may be begun anew: it is harmless, and a resend is left."""
-        return self.mode is Mode.HEAL and self.safe_in_doubt and self._has_resends
+        return self.mode is Mode.HEAL and self.safe_in_doubt and self._tries.arrived <= MAX_RESENDS_IN_DOUBT
 
     def stream_broke(self, after: AfterEnd) -> Step | None:
         """The answer's stream ended before its response; ``None`` where there is nothing left to do."""
         self._note(Attempt.MAY_HAVE_RUN)
-        if after is AfterEnd.RESEND:
-            return self._resend()
-        return self._outcome_unknown() if after is AfterEnd.TELL else None
+        match after:
+            case AfterEnd.ASK if self._may_heal:
+                return self._ask()
+            case AfterEnd.RESEND | AfterEnd.ASK if self.may_resend_stream:
+                return self._send_in_doubt()
+            case AfterEnd.TELL | AfterEnd.RESEND | AfterEnd.ASK:
+                return self._outcome_unknown()
+            case _:
+                return None
+
+    def stream_refused(self, refusal: Refusal, *, has_begun: bool) -> Step:
+        """The stream brought a refusal that is to be asked about, and nothing before it unless ``has_begun``."""
+        if not has_begun:
+            self._arrival = self._before
+        return self._perhaps_lost(Judgement(Verdict.ASK, refusal=refusal))
 
     # -- how it decides -----------------------------------------------------------------------------------------------
+
+    @property
+    def may_ask(self) -> bool:
+        """Whether what its answer's stream brings may be asked about."""
+        is_known = self.mode is Mode.HEAL and self.session is SessionKnowledge.BOUND
+        return is_known and (self.opaque or not self.message.is_unread)
 
     @property
     def _may_heal(self) -> bool:
@@ -247,81 +343,125 @@ class Exchange:
 
     @property
     def _has_resends(self) -> bool:
-        return self._tries.resends < MAX_RESENDS_IN_DOUBT
+        return self._tries.arrived <= MAX_RESENDS
 
     @property
     def _may_go_again(self) -> bool:
         return self.safe_in_doubt or not self._arrival.may_have_run
 
     @property
-    def _met_bare_404(self) -> bool:
-        return self._refusal is not None and self._refusal.bare_404
-
-    @property
-    def _was_the_routes_404(self) -> bool:
-        """Whether a 404 that a live session got was the route's, which came back before the ping.
-
-        Without a sign of that some server may have run the message and answered 404: only what is harmless goes again.
-        """
-        is_proven = self._tries.missing_routes > 0
-        return self._met_bare_404 and self._has_resends and (is_proven or self.safe_in_doubt)
+    def _is_known_refusal(self) -> bool:
+        """Whether a ping was refused in the words of the answer in question, before that answer came."""
+        refusal = self._question.refusal if self._question is not None else None
+        return refusal is not None and refusal.words in self._met
 
     def _lost(self, judgement: Judgement) -> Step:
-        is_bound = self.session is SessionKnowledge.BOUND
-        if self.mode is Mode.REWRITE or not is_bound:
+        if self.mode is Mode.REWRITE or self.session is not SessionKnowledge.BOUND:
             return self._session_not_found()
         if after_loss(self.message) is AfterLoss.DROP:
             return Give(replies.ACCEPTED, drops=True)
+        if self._is_useless(judgement):
+            return self._pass(useless=judgement.refusal)
         if not self._may_heal:
             return self._session_not_found()
-        return self._heal(judgement, confirm=False)
+        self._put(judgement)
+        self._tries.losses += 1
+        if self.may_believe(judgement.refusal) and self.safe_in_doubt and self._tries.losses == 1:
+            return self._heal()
+        return self._ask()
 
     def _perhaps_lost(self, judgement: Judgement) -> Step:
-        if self.mode is Mode.REWRITE or not self._may_heal:
-            return self._pass()
-        return self._heal(judgement, confirm=True)
+        if self._is_useless(judgement):
+            return self._pass(useless=judgement.refusal)
+        if not self.may_ask or not self._may_heal:
+            return self._pass(to_sender=self.may_ask)
+        self._put(judgement)
+        return self._ask()
 
-    def _heal(self, judgement: Judgement, *, confirm: bool) -> Step:
-        self._refusal = judgement
-        self._note(_refused(judgement))
-        return Heal(judgement.signature.name if judgement.signature is not None else "unnamed", confirm=confirm)
+    def _is_useless(self, judgement: Judgement) -> bool:
+        """Whether a heal has changed nothing about a refusal that looks like one of credentials."""
+        refusal, before = judgement.refusal, self._healed_from
+        return self._last_status == HTTPStatus.UNAUTHORIZED and refusal is not None and refusal.is_same_as(before)
+
+    def _put(self, judgement: Judgement) -> None:
+        """This answer is in question from now on."""
+        self._question, self._was_away = judgement, False
+        self._note(Attempt.PERHAPS_NOT)
+
+    def _ask(self) -> Ask:
+        refusal = self._question.refusal if self._question is not None else None
+        is_remembered = self._question is None or not self._question.bare_404
+        elsewhere = refusal is not None and refusal.words.speak_of_session
+        return Ask(refusal, elsewhere=elsewhere, is_remembered=is_remembered)
+
+    def _refused(self, answer: PingAnswer, *, is_same: bool) -> Step:
+        """The session is lost, if ``initialize`` agrees."""
+        if self.session is not SessionKnowledge.BOUND:
+            return self._go_on()  # the server answers; nobody's session was asked about
+        if self._arrival.is_open:
+            proves = is_same or self._is_known_refusal
+            self._arrival = self._arrival.after(Settled.PROVEN if proves else Settled.UNPROVEN)
+        if answer.refusal is not None and (answer.refusal.words.text or answer.refusal.words.status >= 400):
+            self._met.add(answer.refusal.words)
+        if after_loss(self.message) is AfterLoss.DROP and self._question is not None:
+            return Give(replies.ACCEPTED, drops=True)
+        return self._heal() if self._may_heal else self._session_not_found()
+
+    def _heal(self) -> Heal:
+        if self._question is not None:
+            is_certain = self._question.verdict is Verdict.SESSION_LOST
+            self._loss = Heal(self._question.signature.name if self._question.signature else UNNAMED, is_certain)
+        return self._loss
+
+    def _go_on(self) -> Step:
+        if not self._has_resends:
+            return self.expired()
+        if not self._arrival.may_have_run:
+            return self._send(ReplayCause.NOT_SENT)
+        return self._send_in_doubt() if self._may_go_again else self._outcome_unknown()
 
     def _gateway_page(self, status: int) -> Step:
         is_trusted = self.trust_503 and status == HTTPStatus.SERVICE_UNAVAILABLE
         self._note(Attempt.DID_NOT_RUN if is_trusted else Attempt.MAY_HAVE_RUN)
-        return self._wait(Awaited.ROUTE)
+        return self._wait(Awaited.ROUTE, Ask() if self._has_resends else None)
 
-    def _wait(self, awaited: Awaited) -> Step:
+    def _wait(self, awaited: Awaited, then: Ask | None = None, *, pause_s: float | None = None) -> Step:
         """Wait, if the message may be sent afterwards; else say at once what a wait that is over would say."""
-        return Hold(awaited) if self.mode is Mode.HEAL and self._may_go_again else self.expired()
+        is_open = self._question is not None and self._arrival.is_open
+        if self.mode is not Mode.HEAL or not (is_open or self._may_go_again):
+            return self.expired()
+        if not self._has_resends and not is_open:
+            return self.expired()
+        self._then, self._was_away = then, self._was_away or awaited is not Awaited.TURN
+        return Hold(awaited, is_open, pause_s)
 
     # -- what it notes ------------------------------------------------------------------------------------------------
 
     def _note(self, attempt: Attempt) -> None:
+        if self._arrival.is_open:
+            self._arrival = self._arrival.after(Settled.UNPROVEN)
         self._arrival = self._arrival.after(attempt)
 
     def _settle(self, settled: Settled) -> None:
-        """Say of a refusal that is in question whether it came before anything was dispatched.
+        """Say of an answer in question whether it came before anything was dispatched, and that it is settled.
 
-        A tool may answer 404 itself, after it ran. Only a ping or an ``initialize`` that is denied in the same way shows
-        that the message did not get as far; a page or a break in their place does not.
+        A tool may refuse by itself, after it ran. Only a ping that is refused in the same words shows that the message did
+        not get as far; a page or a break in its place does not.
         """
         if self._arrival.is_open:
             self._arrival = self._arrival.after(settled)
-        self._refusal = None
-
-    def _settle_by_route(self) -> None:
-        """Nobody was asked in vain: what counts is whether the route was missing before."""
-        self._settle(Settled.PROVEN if self._tries.missing_routes else Settled.UNPROVEN)
+        self._question = None
 
     # -- how it goes on -----------------------------------------------------------------------------------------------
 
-    def _pass(self) -> Pass:
+    def _pass(self, *, to_sender: bool = False, useless: Refusal | None = None) -> Pass:
+        self._settle(Settled.UNPROVEN)
         self._note(Attempt.MAY_HAVE_RUN)
-        return Pass()
+        return Pass(to_sender, useless)
 
     def _send(self, cause: ReplayCause | None = None) -> Send:
         self._tries.unsafe += not self.is_safe()
+        self._then = None
         was_tried = self._arrival is not Arrival.NOT_SENT
         if not was_tried and not self._tries.renewed:
             return _FIRST_TIME
@@ -330,10 +470,6 @@ class Exchange:
     def _send_in_doubt(self) -> Send:
         self._tries.renewed += 1  # sent again in one session, hence under ids of its own from now on
         return self._send(ReplayCause.AMBIGUOUS_SAFE)
-
-    def _resend(self) -> Send:
-        self._tries.resends += 1
-        return self._send_in_doubt()
 
     # -- what it answers ----------------------------------------------------------------------------------------------
 
@@ -360,8 +496,6 @@ class Exchange:
         return Give(replies.SESSION_NOT_FOUND, reason=Reason.SESSION_LOST, rewrites=self._last_status)
 
 
-def _refused(judgement: Judgement) -> Attempt:
-    """What a refusal shows that speaks of the session, should its session prove lost."""
-    if judgement.proves_not_run:
-        return Attempt.DID_NOT_RUN
-    return Attempt.PERHAPS_NOT if judgement.bare_404 else Attempt.MAY_HAVE_RUN
+def _is_unauthorized(answer: PingAnswer) -> bool:
+    """A ping that is refused as one without credentials says nothing of another refusal."""
+    return answer.refusal is not None and answer.refusal.words.status == HTTPStatus.UNAUTHORIZED

@@ -59,6 +59,8 @@ class Policy:
     announce: Announce = Announce.LOG
     early_stream_after_s: float = 0.0
     signatures: tuple[Signature, ...] = ()
+    promises_lists: bool = False
+    """Whether clients are told of changed lists, and told in `initialize` that they will be, whatever the server promises."""
 
     @property
     def heals(self) -> bool:

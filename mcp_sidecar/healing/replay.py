@@ -38,6 +38,7 @@ _UNKNOWN = Row()
 MATRIX: dict[str, Row] = {
     "initialize": Row(safe_in_doubt=True),  # costs at most an orphaned session
     "ping": _READ,
+    "server/discover": _READ,
     "tools/list": _READ,
     "prompts/list": _READ,
     "prompts/get": _READ,

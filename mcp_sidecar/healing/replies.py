@@ -7,7 +7,9 @@ carries the request's own id; ``initialize`` and sessionless traffic never get a
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from enum import Enum
 from http import HTTPStatus
 from typing import Any
@@ -21,6 +23,9 @@ PARSE_ERROR = -32700
 RETRY_AFTER_S = 1
 HTTP_ERROR = "http_error"
 """The ``data.reason`` where the upstream has answered, but on a stream its status cannot be passed on."""
+
+FAILED_TO_START = "server_failed_to_start"
+"""The ``data.reason`` where `dev` runs the server, and the last save has left it unable to start."""
 
 JSON = "application/json"
 TEXT = "text/plain; charset=utf-8"
@@ -101,6 +106,25 @@ def instead_of(message: Message, status: int, phrase: str, said: Mapping[str, An
     return _for_each(message, lambda request_id: {"jsonrpc": "2.0", "id": request_id, "error": error})
 
 
+def readdressed(body: str, message: Message) -> str | None:
+    """An error for this one request that is addressed to nobody, or to another, under the request's id; else ``None``.
+
+    A body that is no JSON-RPC becomes an error of ours that says what the server did.
+    """
+    if len(message.requests) != 1 or message.members:
+        return None
+    own_id = message.requests[0].id
+    try:
+        said = json.loads(body)
+    except (ValueError, RecursionError):
+        said = None
+    if isinstance(said, dict) and said.get("jsonrpc") == "2.0" and "method" not in said and "result" not in said:
+        if said.get("id") == own_id or not isinstance(said.get("error"), dict):
+            return None
+        return dump({**said, "id": own_id}).decode()
+    return None
+
+
 def _for_each(message: Message, make: Callable[[JsonRpcId], dict[str, object]]) -> OwnAnswer:
     if message.kind is Kind.OTHER:
         return OwnAnswer(HTTPStatus.OK, JSON, dump(make(None)))
@@ -131,6 +155,16 @@ def broken_gateway(request_id: JsonRpcId) -> OwnAnswer:
 def outcome_unknown(request_id: JsonRpcId) -> OwnAnswer:
     """What a client gets that polls for a request whose upstream session is gone."""
     return OwnAnswer(HTTPStatus.OK, JSON, dump(error(request_id, Reason.OUTCOME_UNKNOWN)))
+
+
+def failed_to_start(answer: OwnAnswer, why: str) -> OwnAnswer:
+    """The answer for an upstream that is away, where it is known why it does not come back: in its own last words."""
+    if answer.content_type != JSON:
+        return answer
+    said = json.loads(answer.body)
+    for one in said if isinstance(said, list) else [said]:
+        one["error"] |= {"message": why, "data": {"reason": FAILED_TO_START}}
+    return replace(answer, body=dump(said))
 
 
 def opaque(reason: Reason) -> OwnAnswer:

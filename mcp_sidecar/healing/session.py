@@ -19,6 +19,7 @@ from math import inf
 from typing import Any, Final
 
 from mcp_sidecar.healing.client_state import ClientState
+from mcp_sidecar.healing.findings import Findings
 from mcp_sidecar.healing.handshake import Handshake
 from mcp_sidecar.healing.hints import Hint, question_cancelled, resource_updated
 from mcp_sidecar.healing.lists import SeenLists
@@ -29,6 +30,7 @@ from mcp_sidecar.healing.progress import Progress
 from mcp_sidecar.healing.questions import Questions
 from mcp_sidecar.healing.record import ClientSessionId, Instance, SessionRecord, UpstreamSessionId
 from mcp_sidecar.healing.replay import updated as updated_tools
+from mcp_sidecar.wire.cookies import Cookies
 from mcp_sidecar.wire.jsonrpc import JsonRpcId, Message
 
 __all__ = ["ClientSessionId", "Event", "InvalidTransition", "Session", "State", "UpstreamSessionId", "diagram"]
@@ -132,6 +134,7 @@ class Talk:
 
     ``hints`` wait for an answer that can carry them. ``lists`` are those that the client has seen; ``list_check_due`` from a
     heal until somebody has begun to compare them. ``told_restart``: the model knows of the latest heal.
+    ``findings`` are those of the pings.
     """
 
     questions: Questions | None = None
@@ -141,6 +144,7 @@ class Talk:
     lists: SeenLists | None = None
     list_check_due: bool = False
     told_restart: bool = True
+    findings: Findings | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -150,7 +154,8 @@ class Session:
     ``label`` is the short salted hash that logs and the admin page show. ``instance`` is the key of this process's upstream
     in the record. Times are seconds of a monotonic clock that the owner reads. ``displaced``: nothing stands behind it here,
     since its upstream id has become another session's, or none was ever minted at this instance; it is healed before its
-    next request. ``is_new_here``: that, and it was opened elsewhere.
+    next request. ``is_new_here``: that, and it was opened elsewhere. ``cookies`` are those of load balancers that lead to the
+    upstream session.
     """
 
     client_id: Final[ClientSessionId]
@@ -166,6 +171,7 @@ class Session:
     displaced: bool = field(init=False, default=False)
     is_new_here: bool = field(init=False, default=False)
     accepted: Accepted = field(init=False)
+    cookies: Cookies = field(init=False, default=())
     activity: Final[Activity] = field(init=False, default_factory=Activity)
     heals: Final[HealBudget] = field(init=False, default_factory=HealBudget)
     talk: Final[Talk] = field(init=False, default_factory=Talk)
@@ -255,12 +261,12 @@ class Session:
         except KeyError:
             raise InvalidTransition(f"{event.value} while {self.state.value}") from None
 
-    def repoint(self, upstream_id: UpstreamSessionId | None, *, tools_still_hold: bool) -> None:
+    def repoint(self, upstream_id: UpstreamSessionId | None, *, tools_still_hold: bool, cookies: Cookies = ()) -> None:
         """A heal succeeded: from now on ``upstream_id`` stands behind the client's id (none: it became stateless)."""
         self.fire(Event.HEALED)
         if self.state is State.ENDED:
             return
-        self.upstream_id = upstream_id
+        self.upstream_id, self.cookies = upstream_id, cookies
         self.generation += 1
         self.displaced = self.is_new_here = False
         self.heals.failed = 0

@@ -7,13 +7,15 @@ passed on as if the stream were whole.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Final
 
-from mcp_sidecar.healing.announcement import Announcement
+from mcp_sidecar.healing.announcement import Announcement, ListPromise
 from mcp_sidecar.healing.marked_ids import Mark, Renumbering, event_to_client, to_client
 from mcp_sidecar.healing.progress import Progress
+from mcp_sidecar.verdicts.refusals import Refusal
 from mcp_sidecar.wire.jsonrpc import JsonRpcId, Kind, Message, NotJson, parse
 from mcp_sidecar.wire.sse import Block, Event, Fragment, parse_event
 
@@ -32,7 +34,27 @@ class AfterEnd(Enum):
     RESUME = "resume"  # one GET with Last-Event-ID on the same session
     RESEND = "resend"  # the request is harmless and nothing of consequence was relayed
     TELL = "tell"  # an error event with the request's id
+    ASK = "ask"  # whether the session lives: there is no response, or one that refuses
     CUT = "cut"  # in the middle of an event, or nobody knows the ids: nothing can be said
+
+
+@dataclass(slots=True)
+class StreamRefusal:
+    """What of a stream may have to be asked about.
+
+    ``about`` reads an event's data and says what they refuse; the first one that is to be asked about is the ``refusal``, and
+    its event is ``withheld``.
+    """
+
+    about: Final[Callable[[bytes], Refusal | None]]
+    refusal: Refusal | None = None
+    withheld: Block | None = None
+
+    def is_raised_by(self, piece: Block) -> bool:
+        """Whether this event is not for the client before somebody has asked."""
+        self.refusal = self.about((piece.event.data or "").encode("utf-8", "replace"))
+        self.withheld = piece if self.refusal is not None else None
+        return self.refusal is not None
 
 
 @dataclass(slots=True)
@@ -43,7 +65,7 @@ class StreamWatch:
     is handed to the caller once, by ``relay``. ``misaddressed``: what went by unread, too large or too deep, may have been
     an answer, under an id that the client does not know; it will not come again. ``heard`` counts what concerned the
     requests: answers to them, progress, the beginning of something large. ``announcing`` adds what the model is to know,
-    ``progress`` holds back what would go back.
+    ``progress`` holds back what would go back, ``refused`` what has to be asked about.
     """
 
     mark: Mark
@@ -57,8 +79,9 @@ class StreamWatch:
     misaddressed: bool = False
     blocks: int = 0
     heard: int = 0
-    announcement: Final[Announcement | None] = None
-    progress: Progress | None = None
+    announcement: Final[Announcement | ListPromise | None] = None
+    progress: Final[Progress | None] = None
+    refused: StreamRefusal | None = None
 
     def relay(self, piece: Block | Fragment) -> tuple[bytes, Message | None]:
         """What the client gets for one piece of the stream, and the message in it, if it holds one."""
@@ -68,12 +91,19 @@ class StreamWatch:
         event = piece.event
         self._note_fields(event)
         message = _message_in(event.data)
+        if self.refused is not None and event.data and _may_refuse(message) and self.refused.is_raised_by(piece):
+            return b"", None
         mapped = self._for_client(message) if message is not None else None
         if message is not None:
             self._note(message)
             if self.progress is not None and not self.progress.lets_pass(message, self.mark.generation):
                 return b"", message
         return event_to_client(piece.raw, event, mapped, self.mark), message
+
+    @property
+    def refusal(self) -> Refusal | None:
+        """What the stream has brought in place of a response."""
+        return self.refused.refusal if self.refused is not None else None
 
     @property
     def answered(self) -> bool:
@@ -149,11 +179,14 @@ class StreamWatch:
         return event_to_client(whole, event, None, self.mark) + raw[len(whole) :]
 
 
-def after_end(watch: StreamWatch, ending: Ending, *, may_resend: bool, may_resume: bool) -> AfterEnd:
+def after_end(  # noqa: PLR0911 - a table
+    watch: StreamWatch, ending: Ending, *, may_resend: bool, may_resume: bool, may_ask: bool = False
+) -> AfterEnd:
     """Decide what follows the end of a POST's stream.
 
-    ``may_resend``: the request is harmless in doubt and a resend is left. ``may_resume``: something new has come since
-    the last resume, and the session still stands where this stream began.
+    ``may_ask``: it is sent in a session that may be healed. ``may_resend``: the request is harmless in doubt and a resend is
+    left. ``may_resume``: something new has come since the last resume, and the session still stands where this stream
+    began.
     """
     watch.note_elsewhere()
     if watch.in_fragment:
@@ -168,14 +201,23 @@ def after_end(watch: StreamWatch, ending: Ending, *, may_resend: bool, may_resum
         return AfterEnd.FINISH  # a client that polled for a request under an id of ours would not know the answer
     if watch.last_event_id is not None and may_resume:
         return AfterEnd.RESUME
-    if may_resend and not watch.committed:
-        return AfterEnd.RESEND
-    return AfterEnd.TELL
+    if watch.committed:
+        return AfterEnd.TELL
+    if ending is Ending.CLEAN and may_ask:
+        return AfterEnd.ASK
+    return AfterEnd.RESEND if may_resend else AfterEnd.TELL
 
 
 def unanswered_ids(message: Message) -> set[JsonRpcId] | None:
     """The ids that a POST waits for; ``None`` where they are not known, since it is no message or was not read."""
     return None if message.kind is Kind.OTHER else {request.id for request in message.requests}
+
+
+def _may_refuse(message: Message | None) -> bool:
+    """Whether an event may be a refusal: an error, or no message at all."""
+    if message is None or message.kind is Kind.OTHER:
+        return message is None or not message.is_unread
+    return message.kind is Kind.RESPONSE and message.error is not None
 
 
 def _message_in(data: str | None) -> Message | None:

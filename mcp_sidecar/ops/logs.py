@@ -20,6 +20,7 @@ import structlog
 from structlog.typing import FilteringBoundLogger, Processor
 
 from mcp_sidecar import facts
+from mcp_sidecar.ops import console
 from mcp_sidecar.ops.log_writer import LogWriter
 
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
@@ -49,6 +50,8 @@ LINES: Mapping[type[facts.Fact], Line] = {
     facts.SessionOpened: Line("session_opened", logging.DEBUG),
     facts.SessionEnded: Line("session_ended", logging.DEBUG),
     facts.SessionLost: Line("session_lost", logging.DEBUG),  # HealEnded tells it again, with its outcome
+    facts.RefusalAsked: Line("refusal_asked", logging.INFO, throttled=True),
+    facts.SeveralServers: Line("several_servers", logging.WARNING),
     facts.HealEnded: Line("heal_ended", logging.WARNING),
     facts.RequestReplayed: Line("request_replayed", logging.DEBUG),
     facts.AnswerRewritten: Line("answer_rewritten", logging.INFO, throttled=True),
@@ -90,12 +93,12 @@ def configure(log_format: str | None, level: str, *, stream: TextIO | None = Non
     out = sys.stderr if stream is None else stream
     terminal = out.isatty()
     _target.open(out)
-    console = log_format == "console" or (log_format is None and terminal)
+    _target.is_console = log_format == "console" or (log_format is None and terminal)
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            _renderer(console=console, colours=colours and terminal),
+            _renderer(is_console=_target.is_console, colours=colours and terminal),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
         logger_factory=structlog.WriteLoggerFactory(file=cast("TextIO", _target)),
@@ -105,8 +108,15 @@ def configure(log_format: str | None, level: str, *, stream: TextIO | None = Non
     _route_libraries()
 
 
-def _renderer(*, console: bool, colours: bool) -> Processor:
-    return structlog.dev.ConsoleRenderer(colors=colours) if console else structlog.processors.JSONRenderer()
+def _renderer(*, is_console: bool, colours: bool) -> Processor:
+    if not is_console:
+        return structlog.processors.JSONRenderer()
+    return lambda _, __, event: console.line(event, coloured=colours, clock_time=console.local_time())
+
+
+def is_console() -> bool:
+    """Whether lines are written for a person."""
+    return _target.is_console
 
 
 def say(text: str) -> None:
@@ -133,6 +143,7 @@ class _Target:
     def __init__(self) -> None:
         self._writer: LogWriter | None = None
         self._stream: TextIO | None = None
+        self.is_console = False
 
     def open(self, stream: TextIO) -> None:
         self.close(0.0)

@@ -118,6 +118,7 @@ class Metrics:
         self._recorders: Mapping[type[facts.Fact], Callable[[Any], None]] = {
             facts.RequestServed: self._request_served,
             facts.SessionLost: lambda fact: self._series(self._lost, fact.signature).inc(),
+            facts.RefusalAsked: lambda fact: self._series(self._asked, fact.outcome.value).inc(),
             facts.HealEnded: self._heal_ended,
             facts.RequestReplayed: lambda fact: self._series(self._replays, fact.cause.value).inc(),
             facts.AnswerRewritten: lambda fact: self._series(self._rewritten, str(fact.from_status)).inc(),
@@ -138,6 +139,9 @@ class Metrics:
 
     def _make_healing_metrics(self) -> None:
         self._lost = self._counter("sessions_lost", "Sessions that the upstream forgot.", "signature")
+        self._asked = self._counter(
+            "refusals_asked", "Refusals that a ping was to settle, by what it found.", "outcome"
+        )
         self._heals = self._counter("heals", "Heals that came to an end.", "outcome")
         self._heal_seconds = Histogram(
             "mcp_sidecar_heal_seconds",
@@ -210,6 +214,7 @@ class Metrics:
             (self._replays, facts.ReplayCause),
             (self._unknown, rpc_methods),
             (self._dropped, facts.DroppedKind),
+            (self._asked, facts.AskOutcome),
             (self._observed, facts.ObservedAction),
             (self._restores_refused, facts.RestoreStep),
             (self._hints_dropped, facts.HintKind),

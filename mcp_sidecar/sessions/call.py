@@ -15,6 +15,7 @@ from mcp_sidecar.sessions.table import SessionTable
 from mcp_sidecar.upstream.answer import Answer
 from mcp_sidecar.verdicts.classify import RequestFacts, SessionKnowledge
 from mcp_sidecar.wire import headers
+from mcp_sidecar.wire.cookies import with_cookies
 from mcp_sidecar.wire.headers import Fields, Pair
 from mcp_sidecar.wire.jsonrpc import JsonRpcId
 from mcp_sidecar.wire.origins import Move
@@ -110,9 +111,11 @@ class Call:
         """The request as the reason for a heal."""
         return Trigger(self.target, self.pairs, self.identity.credential, self.owner)
 
-    def facts(self, rpc_method: str | None) -> RequestFacts:
-        """What the classifier wants to know."""
-        return RequestFacts(self.http_method, rpc_method, self.knowledge)
+    def facts(self, rpc_method: str | None, rpc_ids: frozenset[JsonRpcId] = frozenset()) -> RequestFacts:
+        """What the classifier wants to know. ``rpc_ids`` are those that the requests bore upstream."""
+        named = self.named_session
+        session_id = named.upstream_id if named is not None else self.client_id
+        return RequestFacts(self.http_method, rpc_method, self.knowledge, rpc_ids=rpc_ids, session_id=session_id)
 
     def upstream_headers(self, *, without: Iterable[str] = ()) -> list[Pair]:
         """The headers to send now, under the upstream session that stands behind the client's at this moment.
@@ -125,6 +128,8 @@ class Call:
         upstream_id = named.upstream_id if named is not None else _as_it_is(self.client_id)
         if upstream_id is not None:
             pairs.append((headers.SESSION_ID, upstream_id))
+        if named is not None and named.cookies:
+            pairs = with_cookies(pairs, named.cookies)
         return pairs
 
     def client_headers(self, answer: Answer, *, without: Iterable[str] = ()) -> list[Pair]:

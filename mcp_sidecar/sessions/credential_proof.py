@@ -9,13 +9,13 @@ from __future__ import annotations
 from mcp_sidecar.healing.session import Session
 from mcp_sidecar.sessions.call import Call
 from mcp_sidecar.sessions.heal import Loss
-from mcp_sidecar.sessions.judge import is_accepted, judge
 from mcp_sidecar.sessions.own_requests import OwnRequests
-from mcp_sidecar.sessions.restore import PING_BODY
+from mcp_sidecar.sessions.ping import ping
 from mcp_sidecar.sessions.services import Services
-from mcp_sidecar.upstream.content import UpstreamFault
-from mcp_sidecar.verdicts.classify import Judgement, RequestFacts, Verdict
+from mcp_sidecar.verdicts.classify import NO_SIGNATURE
+from mcp_sidecar.verdicts.refusals import PingVerdict
 from mcp_sidecar.waiting.hold import HeldRequest, Waited
+from mcp_sidecar.waiting.pauses import Pauses
 
 MAX_HEALS = 2
 
@@ -29,6 +29,7 @@ class CredentialProof:
         self._call = call
         self._held = HeldRequest(0, services.policy.hold_timeout_s, owner=call.claimed, is_stream=True)
         self._heals_left = MAX_HEALS
+        self._pauses = Pauses()
 
     async def run(self) -> None:
         """Ask until the upstream has said something, as long as a request may wait; ``call.session`` is set if it accepts."""
@@ -43,26 +44,26 @@ class CredentialProof:
         """Ask once; whether it is to be asked again."""
         if session.displaced:
             return await self._heal(session, Loss(session.generation, "id-minted-anew", 0))
-        generation = session.generation
+        generation, holds = session.generation, self._services.holds
         own = OwnRequests(self._services.upstream, session, self._call.trigger)
-        try:
-            async with await own.post(PING_BODY, session.upstream_id, in_session=True) as answer:
-                facts = RequestFacts("POST", "ping", self._call.knowledge)
-                judgement = (await judge(answer, facts, self._services.policy.signatures)).judgement
-                status = answer.status
-        except UpstreamFault as fault:
-            if fault.fault.may_have_arrived:
-                return await self._services.holds.for_route(self._held) is Waited.BACK
-            return await self._services.holds.for_connect(self._held) is Waited.BACK
-        return await self._answered(session, Loss(generation, judgement.name, status), judgement)
-
-    async def _answered(self, session: Session, loss: Loss, judgement: Judgement) -> bool:
-        if judgement.verdict is Verdict.UNAVAILABLE and not judgement.jsonrpc_body:
-            return await self._services.holds.for_route(self._held) is Waited.BACK
-        self._services.holds.route.note_served()
-        if is_accepted(judgement, loss.status):
-            return not self._call.accepted(loss.generation)
-        return judgement.verdict is Verdict.SESSION_LOST and await self._heal(session, loss)
+        found = await ping(own, session.upstream_id, self._services.policy.signatures)
+        match found.verdict:
+            case PingVerdict.AWAY:
+                return await holds.for_connect(self._held) is Waited.BACK
+            case PingVerdict.GATEWAY:
+                return await holds.for_route(self._held) is Waited.BACK
+            case PingVerdict.BUSY:
+                pause_s = self._pauses.next_s(found.retry_after_s)
+                return await holds.for_turn(self._held, pause_s) is Waited.BACK
+        holds.route.note_served()
+        match found.verdict:
+            case PingVerdict.ALIVE:
+                return not self._call.accepted(generation)
+            case PingVerdict.REFUSED:
+                status = found.refusal.words.status if found.refusal is not None else 0
+                return await self._heal(session, Loss(generation, NO_SIGNATURE, status, is_certain=False))
+            case _:
+                return False
 
     async def _heal(self, session: Session, loss: Loss) -> bool:
         if not self._call.may_heal or not self._heals_left:

@@ -1,4 +1,4 @@
-"""One heal, step by step: confirm with a ping, initialize, compare, ``initialized``, what else the client had set.
+"""One heal, step by step: initialize, compare, ``initialized``, what else the client had set.
 
 What is sent carries the credentials of the request that triggered the heal, and nothing of them is kept. A new session
 that is not told everything, or not wanted after all, is ended upstream and never taken for whole.
@@ -6,30 +6,35 @@ that is not told everything, or not wanted after all, is ended upstream and neve
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from aiohttp import hdrs
 
 from mcp_sidecar.facts import Emit, HealEnded, HealOutcome, SessionAdopted, SessionEnd, SessionLost
 from mcp_sidecar.healing.exchange import Unhealed
 from mcp_sidecar.healing.handshake import INCOMPATIBLE, INITIALIZED, differences, is_same_server
 from mcp_sidecar.healing.hints import restarted
 from mcp_sidecar.healing.policy import Policy
-from mcp_sidecar.healing.session import Event, Session, State, UpstreamSessionId
+from mcp_sidecar.healing.session import Session, State, UpstreamSessionId
 from mcp_sidecar.sessions.keeper import Saving
 from mcp_sidecar.sessions.notifier import Notifier
 from mcp_sidecar.sessions.open_streams import GetStreams
-from mcp_sidecar.sessions.own_requests import OwnRequests, Trigger, read_rpc_answer
-from mcp_sidecar.sessions.restore import Restore, in_time
+from mcp_sidecar.sessions.own_requests import OwnRequests, Trigger, in_time, read_rpc_answer
+from mcp_sidecar.sessions.restore import Restore
 from mcp_sidecar.sessions.table import SessionTable
-from mcp_sidecar.upstream.answer import Answer, KeptAnswer, decoded_body, kept
+from mcp_sidecar.upstream.answer import Answer, KeptAnswer, decoded_body, is_event_stream, kept
 from mcp_sidecar.upstream.content import UpstreamFault
 from mcp_sidecar.upstream.upstream import Upstream
-from mcp_sidecar.verdicts.classify import PEEK_BYTES, InitializeVerdict, ProbeVerdict, judge_initialize_status
-from mcp_sidecar.verdicts.classify import Answer as JudgedAnswer
+from mcp_sidecar.verdicts.classify import PEEK_BYTES, InitializeVerdict, judge_initialize_status
 from mcp_sidecar.verdicts.probes import StepVerdict
+from mcp_sidecar.waiting.pauses import Pauses
 from mcp_sidecar.wire import headers
+from mcp_sidecar.wire.cookies import affinity_cookies
 from mcp_sidecar.wire.faults import Fault
+from mcp_sidecar.wire.headers import retry_after_s
 from mcp_sidecar.wire.jsonrpc import Message, is_initialize_result
 
 REQUEST_ID = "mcp-sidecar-initialize"
@@ -37,7 +42,7 @@ REQUEST_ID = "mcp-sidecar-initialize"
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """How a request came to believe that its session is lost. ``ambiguous`` is the answer to confirm with a ping.
+    """How a request came to believe that its session is lost. Unless ``is_certain`` that is told once it is confirmed.
 
     ``is_expiry``: the server went on, and has let an idle session expire: nothing to tell anybody.
     """
@@ -45,7 +50,7 @@ class Loss:
     generation: int
     signature: str
     status: int
-    ambiguous: JudgedAnswer | None = None
+    is_certain: bool = True
     is_expiry: bool = False
 
 
@@ -93,14 +98,10 @@ class HealAttempt:
         """Do it. Raises ``UpstreamFault`` where the upstream breaks off."""
         if await self._tools.table.refresh(self._session):  # another process has healed it, or it was ended
             return HealEnd(Unhealed.NOT_RESTORED) if self._session.is_ended else HEALED
-        if self._loss.ambiguous is not None:
-            alive = await self._confirm(self._loss.ambiguous)
-            if alive is not None:
-                return alive
-        else:
+        if self._loss.is_certain:
             self._tell_loss()
         try:
-            return await self._initialize()
+            return await self._while_busy(self._initialize) or HEALED
         except BaseException:  # the upstream breaks off, or we are out of time: what was begun is not left behind
             await self._abandon()
             raise
@@ -122,21 +123,23 @@ class HealAttempt:
 
     # -- the steps ----------------------------------------------------------------------------------------------------
 
-    async def _confirm(self, original: JudgedAnswer) -> HealEnd | None:
-        """Ask with a ping on the same session; ``None`` means go on with ``initialize``."""
-        match await self._retelling.ping(original, self._session.upstream_id):
-            case ProbeVerdict.LOST:
-                return None
-            case ProbeVerdict.ALIVE:
-                self._session.fire(Event.ALIVE_AFTER_ALL)
-                return HealEnd(Unhealed.ALIVE)
-            case ProbeVerdict.UNAVAILABLE:
-                return HealEnd(Unhealed.GATEWAY)
-            case _:
-                self._session.fire(Event.ALIVE_AFTER_ALL)
-                return HealEnd(Unhealed.UNPROVEN)
+    async def _while_busy(self, step: Callable[[], Awaitable[HealEnd | float | None]]) -> HealEnd | None:
+        """Take a step again as long as the server says that it has no time, within the hold.
 
-    async def _initialize(self) -> HealEnd:
+        The pause is the server's own, spread, so that those whom a rate limit has sent away do not come back together.
+        """
+        pauses = Pauses()
+        give_up_at = self._started + self._tools.policy.hold_timeout_s
+        while isinstance(end := await step(), float):
+            pause_s = pauses.next_s(end or None)
+            if self._tools.clock() + pause_s > give_up_at:
+                self._end_unavailable("the server has no time")
+                await self._abandon()
+                return HealEnd(Unhealed.GATEWAY)
+            await asyncio.sleep(pause_s)
+        return end
+
+    async def _initialize(self) -> HealEnd | float:
         try:
             answer = await self._own.post(self._session.handshake.initialize_request(REQUEST_ID), None)
         except UpstreamFault as fault:
@@ -149,21 +152,29 @@ class HealAttempt:
             self._count()
             upstream_id = self._claimed_id = _new_session_id(answer)
             self._tools.table.claim_upstream_id(upstream_id, self._session)
+            self._own.cookies = affinity_cookies(answer.headers, self._tools.upstream.affinity_cookies)
             message = await read_rpc_answer(answer, REQUEST_ID, self._tools.max_answer_bytes)
+            if message is None and is_event_stream(answer):
+                raise UpstreamFault(Fault.BROKEN)
         self._tell_loss()
         if message is None or not is_initialize_result(message):
             return await self._give_up(HealOutcome.FAILED, "initialize was rejected")
+        self._own.version = str((message.result or {})["protocolVersion"])
         return await self._accept(message, upstream_id)
 
-    async def _not_accepted(self, answer: Answer) -> HealEnd:
+    async def _not_accepted(self, answer: Answer) -> HealEnd | float:
+        """How the heal ends, or the pause that the server wants, 0 where it names none."""
         body = await decoded_body(answer, PEEK_BYTES)
-        match judge_initialize_status(answer.status, body):
+        told_s = retry_after_s(answer.header(hdrs.RETRY_AFTER))
+        match judge_initialize_status(answer.status, body, retry_after=told_s is not None):
+            case InitializeVerdict.BUSY:
+                return told_s or 0.0
             case InitializeVerdict.AUTH:
                 # Not counted: tokens are not verified here, and a bad one must not spend the owner's budget.
                 self._end(HealOutcome.FAILED, "the credentials were refused")
                 return HealEnd(Unhealed.UNAUTHORIZED, refusal=await kept(answer, PEEK_BYTES))
             case InitializeVerdict.GONE | InitializeVerdict.UNAVAILABLE as verdict:
-                if self._loss.ambiguous is None:
+                if self._loss.is_certain:
                     self._count()
                 self._end_unavailable("no route to the server")
                 return HealEnd(Unhealed.NO_ROUTE if verdict is InitializeVerdict.GONE else Unhealed.GATEWAY)
@@ -224,7 +235,9 @@ class HealAttempt:
         """``None`` if the new session knows all that the old one knew; else how the heal ends, and it is ended, too."""
         if self._is_ours():
             await self._tools.streams.open_ahead(self._session, upstream_id)
-        end = await in_time(self._tell_initialized(upstream_id)) if self._is_ours() else None
+        end: HealEnd | None = None
+        if self._is_ours():
+            end = await self._while_busy(lambda: in_time(self._tell_initialized(upstream_id)))
         if end is None and upstream_id is not None:
             end = self._after(await self._retelling.run(upstream_id, capabilities, self._is_ours))
         if end is None and not self._is_ours():
@@ -237,11 +250,14 @@ class HealAttempt:
         """Whether the upstream has not minted the new id for another session meanwhile: that one must be left alone."""
         return self._tools.table.has_claimed(self._claimed_id, self._session)
 
-    async def _tell_initialized(self, upstream_id: UpstreamSessionId | None) -> HealEnd | None:
-        async with await self._own.post(INITIALIZED, upstream_id, in_session=True) as answer:
-            if await self._retelling.judge("notifications/initialized", answer) is StepVerdict.LOST:
-                return self._after(StepVerdict.LOST)
-            return None if 200 <= answer.status < 300 else await self._not_accepted(answer)
+    async def _tell_initialized(self, upstream_id: UpstreamSessionId | None) -> HealEnd | float | None:
+        """Twice where the new session is not known: it may have gone to another one of several servers."""
+        for _ in range(2):
+            async with await self._own.post(INITIALIZED, upstream_id, in_session=True) as answer:
+                if await self._retelling.judge("notifications/initialized", answer) is StepVerdict.LOST:
+                    continue
+                return None if 200 <= answer.status < 300 else await self._not_accepted(answer)
+        return self._after(StepVerdict.LOST)
 
     def _after(self, verdict: StepVerdict) -> HealEnd | None:
         """A server that was restarted once more is nothing to give up for: the next heal begins anew."""
@@ -261,7 +277,7 @@ class HealAttempt:
         store, former = self._tools.table, self._session.upstream_id
         if former != upstream_id:
             store.release_upstream_id(former, self._session)
-        self._session.repoint(upstream_id, tools_still_hold=tools_still_hold)
+        self._session.repoint(upstream_id, tools_still_hold=tools_still_hold, cookies=self._own.cookies)
         if not store.has_claimed(upstream_id, self._session):  # minted for another one since then
             store.displace(self._session)
 

@@ -30,7 +30,7 @@ JITTER_S = 0.050
 
 BUDGET_PERIOD_S = 60.0
 
-QUICK_TRIES, SLOW_PACE_S = 3, 0.250
+QUICK_TRIES, PAUSES_S = 3, (0.25, 0.5, 1.0)
 """After so many heals that failed in a row a session waits before each further one: its server cannot open sessions just
 now, and the budget should last until it can."""
 
@@ -72,7 +72,7 @@ class Healer:
             flight = self._flights.get(session)
             if flight is None:
                 if self._is_spent(session):
-                    if loss.ambiguous is None:
+                    if loss.is_certain:
                         tell_loss(session, loss, self._tools.emit)
                     self._refuse(session, loss, "heals of this session in a minute")
                     return Waited.BACK, HealEnd(Unhealed.NOT_RESTORED)
@@ -80,7 +80,7 @@ class Healer:
             if is_urgent:
                 self._turns.promote(flight.turn)
             waited, end = await self._holds.for_result(held, flight.task)
-            if end is None or self._counts_for(end, flight, loss, trigger, session):
+            if end is None or self._counts_for(end, flight, trigger, session):
                 return waited, end or HEALED
 
     def refuse_foreign(self, session_label: str, signature: str) -> None:
@@ -106,18 +106,15 @@ class Healer:
         return flight
 
     @staticmethod
-    def _counts_for(end: HealEnd, flight: Flight, loss: Loss, trigger: Trigger, session: Session) -> bool:
+    def _counts_for(end: HealEnd, flight: Flight, trigger: Trigger, session: Session) -> bool:
         """Whether the end of somebody's heal is the end for this request, too.
 
         Refused credentials are only those of the request that flew, and what came of one that the upstream has never
-        accepted in the session is nobody else's failure; a ping that found the session alive does not
-        outweigh an answer that needed no confirmation.
+        accepted in the session is nobody else's failure.
         """
         is_unproven = end.why is Unhealed.NOT_RESTORED and not session.accepted.knows(flight.credential)
         if (end.why is Unhealed.UNAUTHORIZED or is_unproven) and not session.is_ended:
             return flight.credential == trigger.credential
-        if end.why in (Unhealed.ALIVE, Unhealed.UNPROVEN):
-            return loss.ambiguous is not None
         return True
 
     def _is_spent(self, session: Session) -> bool:
@@ -129,7 +126,7 @@ class Healer:
     async def _fly(self, session: Session, loss: Loss, trigger: Trigger, turn: SlotRequest) -> HealEnd:
         started = self._tools.clock()
         if session.heals.failed >= QUICK_TRIES:
-            await asyncio.sleep(SLOW_PACE_S)
+            await asyncio.sleep(PAUSES_S[min(session.heals.failed - QUICK_TRIES, len(PAUSES_S) - 1)])
         queued = await self._turns.take(turn)
         try:
             if queued:

@@ -90,6 +90,7 @@ class Keeper:
         self.on_noted: Callable[[], None] = lambda: None
         self.on_principals: Callable[[bytes], None] = lambda _key: None
         self.store = store
+        self.outlives_process = store.outlives_process  # whether it may know more than the table
         self.tokens = tokens
         self.ring = ring
         self._limits = limits
@@ -104,16 +105,12 @@ class Keeper:
         self._ends: dict[tuple[ClientSessionId, Principal], None] = {}
         self._look_ups = LookUps(store, times.clock)
 
-    @property
-    def outlives_process(self) -> bool:
-        """Whether the store may know more than the table."""
-        return self.store.outlives_process
-
     async def get_keys(self) -> None:
         """Get what all who share the store hash ids and principals with, or give it to one that was emptied.
 
         Raises ``StoreAway``, and ``StoreUnusable`` where they are sealed with a key that is not known here.
         """
+        self.outlives_process = self.store.outlives_process
         index = await self.store.secret(f"{self._namespace} index", self._index_key)
         principals = await self.store.secret(f"{self._namespace} principals", self._principal_key)
         if not len(index) == len(principals) == KEY_BYTES:

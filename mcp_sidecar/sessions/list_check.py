@@ -101,7 +101,8 @@ class ListCheck:
             await self._tell(session, list(changed), trigger, may_reset=is_healed)
 
     async def _tell(self, session: Session, changed: list[ListKind], trigger: Trigger, *, may_reset: bool) -> None:
-        promised = {kind: is_promised(session.handshake, kind) for kind in changed}
+        promises = self._tools.policy.promises_lists
+        promised = {kind: promises or is_promised(session.handshake, kind) for kind in changed}
         for kind in changed:
             self._tools.emit(ListsChanged(session.label, kind, promised[kind]))
         resets = may_reset and self._tools.policy.on_server_change is OnServerChange.RESET

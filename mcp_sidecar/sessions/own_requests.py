@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Hashable
+from collections.abc import Awaitable, Hashable
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import TypeVar
 
 from mcp_sidecar.healing.principal import Principal
 from mcp_sidecar.healing.session import Session, UpstreamSessionId
@@ -15,10 +16,17 @@ from mcp_sidecar.upstream.content import UpstreamFault
 from mcp_sidecar.upstream.events import event_batches
 from mcp_sidecar.upstream.upstream import Upstream
 from mcp_sidecar.wire import headers
+from mcp_sidecar.wire.cookies import Cookies, with_cookies
+from mcp_sidecar.wire.faults import Fault
 from mcp_sidecar.wire.headers import Pair
 from mcp_sidecar.wire.jsonrpc import JsonRpcId, Kind, Message, NotJson, parse
 from mcp_sidecar.wire.revisions import PROTOCOL_VERSION_HEADER, sends_version_header
 from mcp_sidecar.wire.sse import Block, EventSplitter
+
+T = TypeVar("T")
+
+STEP_TIMEOUT_S = 5.0
+"""How long the new server may take for one step of a restore; a heal that hangs holds up everybody in its session."""
 
 DISCARD_TIMEOUT_S = 2.0
 """How long the end of a session that nobody wants is waited for."""
@@ -54,17 +62,28 @@ class Trigger:
 class OwnRequests:
     """Sends requests of ours to the upstream sessions behind one client's session."""
 
-    def __init__(self, upstream: Upstream, session: Session, trigger: Trigger) -> None:
-        """All of them bear the headers of ``trigger``."""
+    def __init__(self, upstream: Upstream, session: Session | None, trigger: Trigger) -> None:
+        """All of them bear the headers of ``trigger``.
+
+        ``version`` is the revision that they speak in a session, ``cookies`` lead to the server that holds it.
+        """
         self.session = session
+        self.version = session.handshake.protocol_version if session is not None else None
+        self.cookies: Cookies = session.cookies if session is not None else ()
         self._upstream = upstream
         self._target = trigger.target
         self._headers = trigger.own_headers()
         self._owner = trigger.owner
 
-    async def post(self, body: bytes, upstream_id: UpstreamSessionId | None, *, in_session: bool = False) -> Answer:
-        """Send a message; ``in_session`` also where the upstream minted no id. Raises ``UpstreamFault``."""
-        return await self._send("POST", body, upstream_id, in_session=in_session or upstream_id is not None)
+    async def post(
+        self, body: bytes, upstream_id: UpstreamSessionId | None, *, in_session: bool = False, fresh: bool = False
+    ) -> Answer:
+        """Send a message; ``in_session`` also where the upstream minted no id. Raises ``UpstreamFault``.
+
+        ``fresh``: on a new connection.
+        """
+        in_session = in_session or upstream_id is not None
+        return await self._send("POST", body, upstream_id, in_session=in_session, fresh=fresh)
 
     async def discard(self, upstream_id: UpstreamSessionId | None) -> None:
         """Leave no orphan behind: an upstream session that is not used is ended."""
@@ -76,15 +95,22 @@ class OwnRequests:
                 answer.close()
 
     async def _send(
-        self, method: str, body: bytes | None, upstream_id: UpstreamSessionId | None, *, in_session: bool
+        self,
+        method: str,
+        body: bytes | None,
+        upstream_id: UpstreamSessionId | None,
+        *,
+        in_session: bool,
+        fresh: bool = False,
     ) -> Answer:
         pairs = [*self._headers]
-        version = self.session.handshake.protocol_version
         if upstream_id is not None:
             pairs.append((headers.SESSION_ID, upstream_id))
-        if in_session and sends_version_header(version):
-            pairs.append((PROTOCOL_VERSION_HEADER, version))
-        return await self._upstream.send(method, self._target, pairs, body, owner=self._owner)
+        if in_session and self.version is not None and sends_version_header(self.version):
+            pairs.append((PROTOCOL_VERSION_HEADER, self.version))
+        if in_session:
+            pairs = with_cookies(pairs, self.cookies)
+        return await self._upstream.send(method, self._target, pairs, body, owner=self._owner, fresh=fresh)
 
 
 @lru_cache(maxsize=256)
@@ -127,3 +153,12 @@ def _response_in(body: bytes, request_id: JsonRpcId) -> Message | None:
         if candidate.kind is Kind.RESPONSE and candidate.id == request_id:
             return candidate
     return None
+
+
+async def in_time(step: Awaitable[T]) -> T:
+    """One step may take as long as this. Raises ``UpstreamFault``."""
+    try:
+        async with asyncio.timeout(STEP_TIMEOUT_S):
+            return await step
+    except TimeoutError:
+        raise UpstreamFault(Fault.STALLED) from None

@@ -19,6 +19,7 @@ from mcp_sidecar.sessions.keeper import Saving
 from mcp_sidecar.sessions.table import SessionTable
 from mcp_sidecar.upstream.answer import Answer, WholeJson, may_hold_message
 from mcp_sidecar.wire import headers
+from mcp_sidecar.wire.cookies import affinity_cookies
 from mcp_sidecar.wire.jsonrpc import Kind, Message, is_initialize_result
 
 TEACHING = LEARNT | LISTINGS.keys()
@@ -31,11 +32,14 @@ class Recorder:
     ``generation`` is the one that the request was last sent under, ``renumbering`` the ids that it then bore.
     """
 
-    def __init__(self, table: SessionTable, policy: Policy, call: Call, message: Message) -> None:
-        """Nothing is known yet."""
+    def __init__(
+        self, table: SessionTable, policy: Policy, call: Call, message: Message, cookie_names: tuple[str, ...] = ()
+    ) -> None:
+        """Nothing is known yet. ``cookie_names`` are the names of those that lead to the server of a new session."""
         self._table = table
         self._compares = policy.heals and policy.compare_lists
         self._call = call
+        self._cookie_names = cookie_names
         self._ids: tuple[ClientSessionId, UpstreamSessionId] | None = None  # of the new session
         self._opened: Session | None = None
         self.is_settled = False  # of an `initialize`: whether it has its result, or something that cannot wait for it
@@ -132,12 +136,14 @@ class Recorder:
             self._opened = self._table.open_sealed(client_id, self._call.identity, handshake, upstream_id)
             self._ids = self._opened.client_id, upstream_id
         self._opened.accept(self._call.identity)
+        self._opened.cookies = affinity_cookies(answer.headers, self._cookie_names)
 
     async def settle(self) -> None:
         """Have the store know of the session that was opened, before its client does: its next request may come elsewhere."""
         opened = self._opened
         if opened is not None and await self._table.save(opened) is Saving.TAKEN and self._ids is not None:
-            opened = self._opened = self._table.rename(opened)
-            opened.accept(self._call.identity)
-            self._ids = opened.client_id, self._ids[1]
-            await self._table.save(opened)
+            renamed = self._opened = self._table.rename(opened)
+            renamed.accept(self._call.identity)
+            renamed.cookies = opened.cookies
+            self._ids = renamed.client_id, self._ids[1]
+            await self._table.save(renamed)

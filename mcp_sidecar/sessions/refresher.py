@@ -10,23 +10,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any
-
-from aiohttp import hdrs
 
 from mcp_sidecar.healing.session import Session, State, UpstreamSessionId
 from mcp_sidecar.sessions.heal import HealServices
 from mcp_sidecar.sessions.list_check import ListCheck
 from mcp_sidecar.sessions.own_requests import OwnRequests, Trigger
-from mcp_sidecar.sessions.restore import PING_BODY, PING_ID, Restore, in_time
-from mcp_sidecar.upstream.answer import Answer, decoded_body, is_event_stream
-from mcp_sidecar.upstream.connection import UpstreamFault
-from mcp_sidecar.upstream.events import event_batches
-from mcp_sidecar.verdicts.asking import AWAY, BROKEN, PingAnswer, PingVerdict, judge_ping
-from mcp_sidecar.verdicts.classify import PEEK_BYTES
+from mcp_sidecar.sessions.ping import ping
+from mcp_sidecar.sessions.restore import Restore
+from mcp_sidecar.upstream.answer import Answer
+from mcp_sidecar.upstream.content import UpstreamFault
+from mcp_sidecar.verdicts.refusals import PingAnswer, PingVerdict
 from mcp_sidecar.wire import headers
-from mcp_sidecar.wire.jsonrpc import NotJson, parse
-from mcp_sidecar.wire.sse import Block, EventSplitter
 
 MAX_AT_A_TIME = 8
 """Like comparing lists, this is never urgent."""
@@ -58,10 +54,9 @@ class SessionRefresher:
 
     async def ping(self, session: Session, trigger: Trigger) -> PingAnswer:
         """Ask on the session, as it stands now, whether it lives."""
-        try:
-            return await in_time(self._ping(session, trigger))
-        except UpstreamFault as fault:
-            return BROKEN if fault.fault.may_have_arrived else AWAY
+        generation, own = session.generation, OwnRequests(self._tools.upstream, session, trigger)
+        follow = partial(self.follows, session, generation, trigger=trigger)
+        return await ping(own, session.upstream_id, self._tools.policy.signatures, heads=follow)
 
     def asked(self, session: Session, found: PingVerdict, trigger: Trigger) -> None:
         """A listening stream is there again behind a break, and a `ping` has shown this of its session."""
@@ -146,48 +141,6 @@ class SessionRefresher:
         restore = Restore(own, self._tools.policy.signatures, self._tools.max_answer_bytes, lambda _: None)
         await restore.run(upstream_id, session.handshake.capabilities, lambda: _is_at(session, generation))
 
-    # -- the ping -----------------------------------------------------------------------------------------------------
-
-    async def _ping(self, session: Session, trigger: Trigger) -> PingAnswer:
-        generation, upstream_id = session.generation, session.upstream_id
-        own = OwnRequests(self._tools.upstream, session, trigger)
-        async with await own.post(PING_BODY, upstream_id, in_session=True) as answer:
-            body = await _said(answer)
-            judged = judge_ping(
-                answer.status,
-                body,
-                ping_id=PING_ID,
-                without=(upstream_id,) if upstream_id is not None else (),
-                challenged=answer.header(hdrs.WWW_AUTHENTICATE) is not None,
-                retry_after=answer.header(hdrs.RETRY_AFTER) is not None,
-            )
-            if judged.verdict is PingVerdict.ALIVE:
-                self.follows(session, generation, answer, trigger)
-            return judged
-
 
 def _is_at(session: Session, generation: int) -> bool:
     return session.generation == generation and session.state is State.ESTABLISHED and not session.displaced
-
-
-async def _said(answer: Answer) -> bytes:
-    """A body, or the first event of a stream that says anything; what breaks off says what came of it."""
-    if not is_event_stream(answer):
-        return await decoded_body(answer, PEEK_BYTES)
-    splitter = EventSplitter(PEEK_BYTES)
-    async for batch in event_batches(answer, splitter):
-        for piece in batch:
-            if not isinstance(piece, Block):
-                return b""
-            said = (piece.event.data or "").encode("utf-8", "replace")
-            if said and not _is_by_the_way(said):
-                return said
-    return b""
-
-
-def _is_by_the_way(said: bytes) -> bool:
-    """Whether this is the server's own notification or question."""
-    try:
-        return parse(said).method is not None
-    except NotJson:
-        return False

@@ -3,38 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from mcp_sidecar.facts import Emit, RestoreRefused
 from mcp_sidecar.healing.client_state import RestoreRequest
 from mcp_sidecar.healing.session import UpstreamSessionId
 from mcp_sidecar.sessions.judge import see
-from mcp_sidecar.sessions.own_requests import OwnRequests, read_rpc_answer
+from mcp_sidecar.sessions.own_requests import OwnRequests, in_time, read_rpc_answer
+from mcp_sidecar.sessions.ping import ping
 from mcp_sidecar.upstream.answer import Answer, is_event_stream, is_json
-from mcp_sidecar.upstream.content import UpstreamFault
-from mcp_sidecar.verdicts.classify import Answer as JudgedAnswer
-from mcp_sidecar.verdicts.classify import ProbeVerdict, judge_probe
 from mcp_sidecar.verdicts.probes import StepVerdict, judge_step
+from mcp_sidecar.verdicts.refusals import PingVerdict
 from mcp_sidecar.verdicts.signatures import Signature
-from mcp_sidecar.wire.faults import Fault
-
-T = TypeVar("T")
 
 RESTORE_ID = "mcp-sidecar-restore"
-PING_ID = "mcp-sidecar-ping"
-PING_BODY = b'{"jsonrpc":"2.0","id":"%b","method":"ping"}' % PING_ID.encode()
-
-STEP_TIMEOUT_S = 5.0
-"""How long the new server may take for one step of a restore; a heal that hangs holds up everybody in its session."""
 
 ALL_STEPS_TIMEOUT_S = 30.0
 """How long all of it may take, well within what a heal may: what is not said by then counts as refused. A slow server and
 many subscriptions would otherwise keep a session from ever being healed."""
 
 _AFTER_PING = {
-    ProbeVerdict.LOST: StepVerdict.LOST,
-    ProbeVerdict.UNAVAILABLE: StepVerdict.GATEWAY,
+    PingVerdict.REFUSED: StepVerdict.LOST,
+    PingVerdict.GATEWAY: StepVerdict.GATEWAY,
+    PingVerdict.AWAY: StepVerdict.GATEWAY,
 }
 _GOES_ON = frozenset({StepVerdict.TAKEN, StepVerdict.REFUSED})
 
@@ -57,6 +49,7 @@ class Restore:
         Looks again at the end: the client may have set more meanwhile. ``is_ours``: the id was given to nobody else.
         """
         session = self._own.session
+        assert session is not None, "it is somebody's session that is restored"
         clock = asyncio.get_running_loop().time
         give_up_at = clock() + ALL_STEPS_TIMEOUT_S
         told: set[RestoreRequest] = set()
@@ -80,28 +73,13 @@ class Restore:
         is_read = is_json(answer) if 200 <= answer.status < 300 else not is_event_stream(answer)
         return judge_step(method, await see(answer, is_read=is_read), self._signatures)
 
-    async def ping(self, original: JudgedAnswer, upstream_id: UpstreamSessionId | None) -> ProbeVerdict:
-        """What a ``ping`` in the session shows about an ambiguous answer."""
-        async with await self._own.post(PING_BODY, upstream_id) as answer:
-            ping = await see(answer, is_read=not is_event_stream(answer))
-        return judge_probe(original, ping, self._signatures)
-
     async def _ask(self, request: RestoreRequest, own_id: str, upstream_id: UpstreamSessionId) -> StepVerdict:
         async with await self._own.post(request.body(own_id), upstream_id) as answer:
             verdict = await self.judge(request.step.value, answer)
             if verdict is StepVerdict.TAKEN:
                 message = await read_rpc_answer(answer, own_id, self._max_answer_bytes)
                 return StepVerdict.REFUSED if message is None or message.error is not None else verdict
-            original = await see(answer, is_read=False)
         if verdict is not StepVerdict.DOUBTFUL:
             return verdict
-        return _AFTER_PING.get(await self.ping(original, upstream_id), StepVerdict.REFUSED)
-
-
-async def in_time(step: Awaitable[T]) -> T:
-    """One step may take as long as this. Raises ``UpstreamFault``."""
-    try:
-        async with asyncio.timeout(STEP_TIMEOUT_S):
-            return await step
-    except TimeoutError:
-        raise UpstreamFault(Fault.STALLED) from None
+        found = await ping(self._own, upstream_id, self._signatures)
+        return _AFTER_PING.get(found.verdict, StepVerdict.REFUSED)

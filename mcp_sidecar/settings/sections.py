@@ -24,6 +24,7 @@ from pydantic import (
     model_validator,
 )
 
+from mcp_sidecar.config import AFFINITY_COOKIES
 from mcp_sidecar.healing.policy import Announce, Mode, OnServerChange
 from mcp_sidecar.settings import values
 from mcp_sidecar.verdicts.signatures import Signature, operator_signature
@@ -133,6 +134,11 @@ class UpstreamSection(_Section):
         "containers have for their host (host.docker.internal, host.containers.internal); client: the client's; else a "
         "literal.",
     )
+    affinity_cookies: CookieNames = Field(
+        AFFINITY_COOKIES,
+        description="Cookies of load balancers: what the answer to an initialize sets is kept with that upstream session and "
+        "sent with its requests where the client sends none of that name. * at the end stands for any rest.",
+    )
 
 
 class ListenSection(_Section):
@@ -219,7 +225,6 @@ class SignatureRow(_Section):
     status: CountAboveZero
     text: Text
     methods: Words = ()
-    may_have_run: bool = True
 
     @model_validator(mode="after")
     def _meant(self) -> SignatureRow:
@@ -233,7 +238,6 @@ class SignatureRow(_Section):
             status=self.status,
             text=self.text,
             methods=self.methods,
-            may_have_run=self.may_have_run,
         )
 
 
@@ -308,8 +312,7 @@ class HealingSection(_Section):
     signatures: Annotated[tuple[SignatureRow, ...], BeforeValidator(values.items)] = Field(
         (),
         description="More ways in which the upstream says that a session is lost: the status, a regular expression tried at "
-        "the start of the message (of all of it for 401 and 403), optionally a name, the methods it answers, and whether the "
-        "request may have run.",
+        "the start of the message (of all of it for 401 and 403), optionally a name and the methods it answers.",
         examples=[
             [
                 {
@@ -317,7 +320,6 @@ class HealingSection(_Section):
                     "status": 400,
                     "text": "no such session",
                     "methods": ["POST"],
-                    "may_have_run": False,
                 }
             ]
         ],

@@ -120,6 +120,7 @@ class Settings(BaseSettings):
         return _handed_down(
             Policy,
             healing,
+            promises_lists=False,
             principal_headers=tuple(dict.fromkeys(name.lower() for name in healing.principal_headers)),
             signatures=tuple(
                 row.signature(f"operator-{place}") for place, row in enumerate(healing.signatures, start=1)

@@ -95,7 +95,7 @@ def _long_name(variable: str, keys: Keys, level: Level) -> tuple[str, str] | Non
         return None
     if not nested or section.lower() not in keys:
         names = [*_SHORT_VARIABLES, _CONFIG_VARIABLE, *(_variable(*each) for each in _flat(keys))]
-        level.warnings.append(f"{variable}: unknown environment variable{_hint(variable, names, PREFIX)}")
+        level.warnings.append(f"{variable}: unknown environment variable{nearest(variable, names, PREFIX)}")
         return None
     path = (section.lower(), key.lower())
     if path[1] not in keys[path[0]]:
@@ -117,13 +117,13 @@ def _flat(keys: Keys) -> list[tuple[str, str]]:
 
 def _unknown(path: str, giver: str, section: str, keys: Keys) -> str:
     known = [f"{section}.{key}" for key in keys[section]]
-    return f"{path}: unknown key{_hint(path, known, f'{section}.')} ({giver})"
+    return f"{path}: unknown key{nearest(path, known, f'{section}.')} ({giver})"
 
 
-def _hint(name: str, known: Iterable[str], shared: str = "") -> str:
+def nearest(name: str, known: Iterable[str], shared: str = "", *, cutoff: float = 0.75) -> str:
     """Suggest the nearest name; ``shared`` is what all begin with and says nothing about nearness."""
     rest = name.removeprefix(shared)
-    close = difflib.get_close_matches(rest, sorted(each.removeprefix(shared) for each in known), n=1, cutoff=0.75)
+    close = difflib.get_close_matches(rest, sorted(each.removeprefix(shared) for each in known), n=1, cutoff=cutoff)
     return f"; did you mean {shared}{close[0]}?" if close else ""
 
 
@@ -140,7 +140,7 @@ def from_toml(path: str, keys: Keys) -> Level:
     level = Level()
     for section, table in _tables(path).items():
         if section not in keys:
-            level.mistakes.append(f"{section}: unknown section{_hint(section, keys)} ({path})")
+            level.mistakes.append(f"{section}: unknown section{nearest(section, keys)} ({path})")
         elif not isinstance(table, dict):
             level.mistakes.append(f"{section}: must be a section with keys, not {shown(table)} ({path})")
         else:

@@ -16,7 +16,6 @@ from mcp_sidecar.downstream.response import Responder
 from mcp_sidecar.facts import AnswerRewritten, ListeningEnded, OutcomeUnknown
 from mcp_sidecar.healing import replies
 from mcp_sidecar.healing.attachment import (
-    Ask,
     Attachment,
     End,
     Ended,
@@ -30,7 +29,7 @@ from mcp_sidecar.healing.attachment import (
     Until,
     Wait,
 )
-from mcp_sidecar.healing.exchange import Give, Heal, Pass
+from mcp_sidecar.healing.exchange import Ask, Give, Heal, Pass
 from mcp_sidecar.healing.labels import OTHER
 from mcp_sidecar.healing.marked_ids import UNMARKED, Renumbering
 from mcp_sidecar.healing.policy import Mode
@@ -38,6 +37,7 @@ from mcp_sidecar.healing.position import Position, note_unanswered
 from mcp_sidecar.healing.replies import Reason
 from mcp_sidecar.healing.session import Session, UpstreamSessionId
 from mcp_sidecar.healing.stream_watch import StreamWatch
+from mcp_sidecar.sessions.asker import Asked, media_type_of
 from mcp_sidecar.sessions.call import Call
 from mcp_sidecar.sessions.heal import Loss, tell_loss
 from mcp_sidecar.sessions.judge import judge
@@ -48,7 +48,7 @@ from mcp_sidecar.streams.subscription import Subscription
 from mcp_sidecar.upstream.answer import Answer, KeptAnswer, is_event_stream
 from mcp_sidecar.upstream.content import UpstreamFault
 from mcp_sidecar.upstream.events import batches
-from mcp_sidecar.verdicts.classify import Answer as JudgedAnswer
+from mcp_sidecar.verdicts.refusals import PingAnswer
 from mcp_sidecar.waiting.availability import SLOWEST_PACE_S
 from mcp_sidecar.waiting.hold import HeldRequest, Waited
 from mcp_sidecar.wire import headers
@@ -70,7 +70,6 @@ class Listener:
         "_generation",
         "_is_counted",
         "_keepalive",
-        "_original",
         "_position",
         "_refusal",
         "_responder",
@@ -78,6 +77,7 @@ class Listener:
         "_signature",
         "_stream",
         "_upstream",
+        "_upstream_id",
         "_watch",
     )
 
@@ -93,9 +93,9 @@ class Listener:
         self._stream = ClientStream(responder)
         self._watch: StreamWatch | None = None
         self._answer: Answer | None = None
-        self._original: JudgedAnswer | None = None
         self._refusal: KeptAnswer | None = None
         self._signature = "id-minted-anew"
+        self._upstream_id: UpstreamSessionId | None = None
         self._generation = 1
         self._is_counted = False
 
@@ -124,12 +124,12 @@ class Listener:
         match step:
             case Get():
                 return self._get(step)
-            case Ask():
-                return self._ask()
             case Relay():
                 return self._relay(step)
             case Wait():
                 return self._wait(step)
+            case Ask():
+                return self._ask(step)
             case Heal():
                 return self._heal(step)
             case _:
@@ -217,6 +217,7 @@ class Listener:
     async def _get(self, step: Get) -> Step:
         self._drop_answer()
         generation = self._generation = self._attachment.generation
+        self._upstream_id = self._session.upstream_id if self._session is not None else None
         try:
             self._answer = answer = await self._upstream.get(generation, comes_back=step.comes_back)
         except UpstreamFault as fault:
@@ -236,20 +237,37 @@ class Listener:
             judged = await judge(answer, self._call.facts(None), self._services.policy.signatures)
         except UpstreamFault as fault:
             return self._attachment.failed(fault.fault)
-        self._original, self._signature = judged.seen, judged.judgement.name
+        self._signature = judged.judgement.name
         refused = Refused.of(judged.judgement, answer.status, judged.seen.body)
         return self._attachment.refused(refused, self._services.clock())
 
     # -- Ask, Heal and Wait -------------------------------------------------------------------------------------------
 
-    async def _ask(self) -> Step:
-        session = self._session
-        assert session is not None, "only a bound session is asked about"
+    async def _ask(self, step: Ask) -> Step:
         async with self._upstream.unless_moved():
-            ping = await self._services.sessions.refresher.ping(session, self._call.trigger)
-            if session.generation == self._generation:
-                return self._attachment.asked(ping, self._services.clock())
+            found = await self._found(step)
+            if found is None:
+                return self._attachment.expired()
+            if self._attachment.generation == self._generation:
+                return self._attachment.asked(found, self._services.clock())
         return self._attachment.moved()
+
+    async def _found(self, step: Ask) -> PingAnswer | None:
+        session, answer, sessions = self._session, self._answer, self._services.sessions
+        assert session is not None, "only a bound session is asked about"
+        assert answer is not None, "only an answer is asked about"
+        if step.refusal is None:
+            return await sessions.refresher.ping(session, self._call.trigger)
+        held = HeldRequest(0, self._services.policy.hold_timeout_s, is_stream=True)
+        question = Asked(
+            self._generation,
+            self._upstream_id,
+            step.refusal,
+            media_type_of(answer),
+            is_remembered=step.is_remembered,
+        )
+        waited, found = await sessions.asker.ask(session, question, self._call.trigger, held)
+        return found if waited is Waited.BACK else None
 
     async def _heal(self, step: Heal) -> Step:
         session, answer = self._session, self._answer
@@ -257,9 +275,8 @@ class Listener:
         if answer is None:  # nothing was asked: the id is another session's, and so is what a heal has opened for it
             self._upstream.let_go()
             self._generation = session.generation
-        original = self._original if step.confirm else None
-        is_expiry = self._attachment.is_expiry
-        loss = Loss(self._generation, step.signature, self._attachment.lost_with, original, is_expiry)
+        status, is_expiry = self._attachment.lost_with, self._attachment.is_expiry
+        loss = Loss(self._generation, step.signature, status, step.is_certain, is_expiry)
         held = HeldRequest(0, self._services.policy.hold_timeout_s, is_stream=True)
         waited, end = await self._services.sessions.healer.heal(
             session, loss, self._call.trigger, held, is_urgent=False

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from mcp_sidecar.config import Limits
 from mcp_sidecar.downstream.response import Responder
+from mcp_sidecar.healing.exchange import Exchange
 from mcp_sidecar.healing.position import can_be_sent_back
 from mcp_sidecar.healing.stream_watch import AfterEnd, Ending, StreamWatch, after_end
 from mcp_sidecar.sessions.call import Call
@@ -112,19 +113,25 @@ class EventRelay:
         self._has_begun = has_begun
         self._give_up_at: float | None = None  # loop time; a resumed stream has brought nothing of ours so far
 
-    async def run(self, answer: Answer, *, may_resend: Callable[[], bool]) -> AfterEnd:
-        """Relay until the stream has ended for good, and say what is left to do."""
+    async def run(self, answer: Answer, exchange: Exchange) -> AfterEnd:
+        """Relay until the stream has ended for good, and say what is left to do; ``exchange`` knows what may be done."""
         blocks_before = -1
         resumed: Answer | None = None
         try:
             while True:
                 with self._services.streams.upstream.holding(self._call.session, resumed or answer):
                     ending = await self._relay_in_time(resumed or answer)
+                if self._watch.refusal is not None:
+                    return AfterEnd.ASK
                 if ending is Ending.BROKEN:
                     self._note_break()
                 has_advanced = self._watch.blocks > blocks_before
                 after = after_end(
-                    self._watch, ending, may_resend=may_resend(), may_resume=has_advanced and self._may_resume()
+                    self._watch,
+                    ending,
+                    may_resend=exchange.may_resend_stream,
+                    may_resume=has_advanced and self._may_resume(),
+                    may_ask=exchange.may_ask,
                 )
                 if after is not AfterEnd.RESUME:
                     return after
@@ -135,7 +142,7 @@ class EventRelay:
                     resumed.close()
                 resumed = await self._resume()
                 if resumed is None:
-                    return after_end(self._watch, ending, may_resend=may_resend(), may_resume=False)
+                    return after_end(self._watch, ending, may_resend=exchange.may_resend_stream, may_resume=False)
         finally:
             if resumed is not None:
                 resumed.close()
@@ -171,6 +178,8 @@ class EventRelay:
                     deadline.reschedule(None)
                 self._responder.may_comment = not self._watch.in_fragment
                 await self._responder.write(data)
+                if self._watch.refusal is not None:
+                    return Ending.CLEAN
         except UpstreamFault:
             return Ending.BROKEN
         if not self._watch.unanswered:
@@ -178,6 +187,8 @@ class EventRelay:
         return Ending.CLEAN
 
     def _pass(self, piece: Block | Fragment, answer: Answer) -> bytes:
+        if self._watch.refusal is not None:
+            return b""  # what follows a refusal is not the request's
         data, message = self._watch.relay(piece)
         if message is not None:
             self._learn(message, answer)

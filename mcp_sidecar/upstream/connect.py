@@ -107,6 +107,16 @@ class Connector:
         return [(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (self._host, self._port))]
 
 
+class Nowhere:
+    """Opens none: there is no server now."""
+
+    trust = None
+
+    async def open(self, factory: Callable[[], P]) -> P:  # noqa: ARG002 - as of a ``Connector``
+        """Raises ``UpstreamFault``."""
+        raise UpstreamFault(Fault.UNREACHABLE, detail=NO_CONNECTION)
+
+
 NO_CONNECTION = "no connection"
 
 

@@ -146,6 +146,11 @@ class Connection(asyncio.Protocol):
         if self._turn is not None and not self._turn.content.is_over:
             self._silence.start()
 
+    @property
+    def is_listening(self) -> bool:
+        """Whether this is a stream on which nothing in particular is waited for."""
+        return self._silence.is_endless
+
     def finish(self) -> bool:
         """The answer is of no more interest: whether the connection can take the next request. Else it is to be closed."""
         turn, self._turn = self._turn, None

@@ -23,6 +23,11 @@ class IdleTimer:
         """From now on so many seconds of silence, or any number; it is not the upstream's turn yet."""
         self._patience_s, self._deadline = patience_s, None
 
+    @property
+    def is_endless(self) -> bool:
+        """Whether silence never is too long."""
+        return self._patience_s is None
+
     def start(self) -> None:
         """It is the upstream's turn, and its time begins anew."""
         if self._patience_s is not None:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
+from typing import Protocol, TypeVar
 
 from mcp_sidecar.config import Limits
-from mcp_sidecar.upstream.connect import Connector
 from mcp_sidecar.upstream.connection import Connection
 from mcp_sidecar.upstream.content import UpstreamFault
 from mcp_sidecar.wire.faults import Fault
@@ -21,6 +21,16 @@ MARGIN_S = 1.0
 
 SWEEPS = 8
 """How often at most old connections are looked for while a new one would become old."""
+
+
+P = TypeVar("P", bound=asyncio.BaseProtocol)
+
+
+class Opener(Protocol):
+    """Whoever opens connections: see ``Connector``."""
+
+    async def open(self, factory: Callable[[], P]) -> P:
+        """A protocol that is connected. Raises ``UpstreamFault``."""
 
 
 class _Nobody:
@@ -33,7 +43,7 @@ NOBODY = _Nobody()
 class Pool:
     """All connections to one origin. Those that are free stand with the loop time until which they may be used."""
 
-    def __init__(self, connector: Connector, limits: Limits, keep_alive_s: float) -> None:
+    def __init__(self, connector: Opener, limits: Limits, keep_alive_s: float) -> None:
         """``keep_alive_s`` bounds how long a free connection is kept; a server may ask for less."""
         self._connector = connector
         self._limits = limits
@@ -43,6 +53,7 @@ class Pool:
         self._bound: dict[Hashable, tuple[Connection, float]] = {}
         self._sweeper: asyncio.TimerHandle | None = None
         self._emptied: asyncio.Future[None] | None = None
+        self._is_retired = False
 
     async def take(self, owner: Hashable | None = None, *, fresh: bool = False) -> Connection:
         """A connection for one request of ``owner``. Raises ``UpstreamFault`` where there is none to be had.
@@ -59,7 +70,7 @@ class Pool:
     def give_back(self, connection: Connection) -> None:
         """The request is over, one way or the other."""
         is_fit = connection.finish()
-        if not is_fit or connection.bound_to is NOBODY:
+        if not is_fit or self._is_retired or connection.bound_to is NOBODY:
             connection.close()
             return
         until = asyncio.get_running_loop().time() + self._patience_s(connection)
@@ -76,6 +87,20 @@ class Pool:
         if owner in self._bound:
             self._bound.pop(owner)[0].close()
 
+    async def retire(self) -> None:
+        """Close what is free now and the others behind their answers; returns behind the last of them.
+
+        Listening streams have no answer to wait for, and are broken off: whoever listens comes back elsewhere.
+        """
+        self._is_retired = True
+        for connection in [each for each in self._all if each.is_listening]:
+            connection.abort()
+        for connection, _ in (*self._free, *self._bound.values()):
+            connection.close()
+        self._free.clear()
+        self._bound.clear()
+        await self._until_empty()
+
     async def close(self) -> None:
         """Close all connections, those in use as well."""
         if self._sweeper is not None:
@@ -85,9 +110,12 @@ class Pool:
         self._bound.clear()
         for connection in self._all:
             connection.abort()
+        await self._until_empty()
+
+    async def _until_empty(self) -> None:
         if self._all:
-            self._emptied = asyncio.get_running_loop().create_future()
-            await self._emptied
+            self._emptied = self._emptied or asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._emptied)
 
     def _patience_s(self, connection: Connection) -> float:
         told_s = connection.idle_time_s

@@ -13,7 +13,7 @@ from typing import cast
 
 from mcp_sidecar.config import Limits, UpstreamConfig
 from mcp_sidecar.upstream.answer import Answer
-from mcp_sidecar.upstream.connect import Connector
+from mcp_sidecar.upstream.connect import Connector, Nowhere
 from mcp_sidecar.upstream.connection import Connection, Received
 from mcp_sidecar.upstream.content import UpstreamFault
 from mcp_sidecar.upstream.host import PASSED, host_line
@@ -42,10 +42,12 @@ class Upstream:
         self._limits = limits
         self._on_connect = on_connect
         self._pool: Pool | None = None
-        self._connector = Connector(config)
+        self._connector: Connector | Nowhere = Connector(config)
+        self._retired: set[Pool] = set()
         self.host_line = host_line(config)
         self.passes_host = config.host_header == PASSED
         self.idle_timeout_s = config.idle_timeout_s
+        self.affinity_cookies = config.affinity_cookies
 
     async def open(self) -> None:
         """Make the connection pool."""
@@ -53,8 +55,34 @@ class Upstream:
 
     async def close(self) -> None:
         """Close all connections."""
-        if self._pool is not None:
-            await self._pool.close()
+        for pool in [self._pool, *self._retired]:
+            if pool is not None:
+                await pool.close()
+
+    def point_at(self, config: UpstreamConfig | None) -> Pool | None:
+        """Send there what comes from now on; without a config nowhere, which is as if nobody could be reached.
+
+        What is under way ends where it is. Gives the connections of so far: see ``Pool.retire``.
+        """
+        former = self._pool
+        if former is not None:
+            self._retired.add(former)
+        if config is None:
+            self._connector = Nowhere()
+        else:
+            self._config, self._connector = config, Connector(config)
+            self.host_line, self.passes_host = host_line(config), config.host_header == PASSED
+        self._pool = Pool(self._connector, self._limits, self._config.keep_alive_s)
+        return former
+
+    async def retire(self, pool: Pool, patience_s: float) -> None:
+        """Let connections of earlier end behind their answers, for so many seconds at most."""
+        try:
+            async with asyncio.timeout(patience_s):
+                await pool.retire()
+        except TimeoutError:
+            await pool.close()
+        self._retired.discard(pool)
 
     def reload(self) -> None:
         """Read the certificates anew, for connections from now on. Raises OSError, and goes on with what it had."""

@@ -8,12 +8,12 @@ that a wording must pass. When in doubt an answer is not about the session: a wr
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final
 
+from mcp_sidecar.verdicts.refusals import Refusal, is_plain_error, refusal_of
 from mcp_sidecar.verdicts.signatures import (
     JSON_RPC_METHOD_NOT_FOUND,
     ROUTE_ROWS,
@@ -23,7 +23,9 @@ from mcp_sidecar.verdicts.signatures import (
     Wording,
     first_fit,
 )
+from mcp_sidecar.verdicts.words import NotJson, Said, said_in
 from mcp_sidecar.wire.headers import media_type
+from mcp_sidecar.wire.jsonrpc import JsonRpcId
 
 # Bytes of a body that are looked at. The exception that java-sdk servers serialize has its message behind a stack
 # trace of 10 to 20 kB.
@@ -64,7 +66,7 @@ class Verdict(Enum):
 
     OK = "ok"
     SESSION_LOST = "session_lost"
-    AMBIGUOUS = "ambiguous"  # ask with a ping
+    ASK = "ask"  # with a ping
     AUTH_FAILURE = "auth_failure"
     UNAVAILABLE = "unavailable"
     OTHER = "other"
@@ -81,12 +83,17 @@ class SessionKnowledge(Enum):
 
 @dataclass(frozen=True, slots=True)
 class RequestFacts:
-    """What a verdict needs to know of the request. ``modern`` means 2026-07-28 or later, where no sessions exist."""
+    """What a verdict needs to know of the request. ``modern`` means 2026-07-28 or later, where no sessions exist.
+
+    ``rpc_ids`` are those that its requests bore upstream, ``session_id`` the one that the upstream knows.
+    """
 
     http_method: str
     rpc_method: str | None
     session: SessionKnowledge
     modern: bool = False
+    rpc_ids: frozenset[JsonRpcId] = frozenset()
+    session_id: str | None = None
 
     @property
     def session_at_stake(self) -> bool:
@@ -120,27 +127,21 @@ NO_SIGNATURE = "none"
 class Judgement:
     """A verdict and what led to it.
 
-    ``signature`` is set for SESSION_LOST and AMBIGUOUS, and only there. The other fields are known only where the body
+    ``signature`` is set for SESSION_LOST and ASK, and only there. The other fields are known only where the body
     was needed. ``jsonrpc_body``: an MCP server wrote the answer. ``bare_404``: a 404 that knows nothing of sessions or
-    JSON-RPC, hence maybe the route's. ``rpc_code`` is the code of the JSON-RPC error, by which a caller sees that an
-    upstream has become modern-only.
+    JSON-RPC, hence maybe the route's. ``refusal`` is what a refusal in a known session says, as asking compares it.
     """
 
     verdict: Verdict
     signature: Signature | None = None
     jsonrpc_body: bool = False
     bare_404: bool = False
-    rpc_code: int | None = None
+    refusal: Refusal | None = None
 
     @property
     def name(self) -> str:
         """The name of the signature, for what is told of the answer."""
         return self.signature.name if self.signature is not None else NO_SIGNATURE
-
-    @property
-    def proves_not_run(self) -> bool:
-        """Whether the answer shows that the request was not executed, should its session prove lost."""
-        return self.signature is not None and self.signature.proves_not_run
 
 
 class NeedBody(Enum):
@@ -163,7 +164,7 @@ def judge_head(facts: RequestFacts, head: AnswerHead) -> Judgement | NeedBody:
     """Judge an answer by its head, or say that the body is needed.
 
     Of the successes only JSON ones to a request with a session ask for their body (tower-mcp reports a lost session
-    so); event streams never do.
+    so); event streams never do. Errors are read whatever they are framed in.
     """
     if 200 <= head.status < 300:
         if facts.session_at_stake and _media_type(head) == "application/json":
@@ -171,8 +172,6 @@ def judge_head(facts: RequestFacts, head: AnswerHead) -> Judgement | NeedBody:
         return _OK
     if head.status < 400:
         return _AUTH if head.status in _LOGIN_REDIRECTS else _OTHER
-    if _media_type(head) == "text/event-stream":
-        return _by_status(head.status)
     if facts.session_at_stake or head.status in _GATEWAY_STATUSES or head.status in _GONE_STATUSES:
         return NEED_BODY
     if head.status in _AUTH_STATUSES and not facts.modern:
@@ -204,61 +203,29 @@ def is_plain_success(body: bytes) -> bool:
     return b'"error"' not in body
 
 
-class ProbeVerdict(Enum):
-    """What a ``ping`` on the same session shows about an ambiguous answer."""
-
-    ALIVE = "alive"  # the answer concerned that request only: pass it on
-    LOST = "lost"  # go on with `initialize`, which settles it
-    AUTH = "auth"
-    UNAVAILABLE = "unavailable"
-    UNPROVEN = "unproven"  # pass the answer on
-
-
-_PING: Final = RequestFacts("POST", "ping", SessionKnowledge.BOUND)
-_PROBE_VERDICTS: Final = {
-    Verdict.OK: ProbeVerdict.ALIVE,
-    Verdict.SESSION_LOST: ProbeVerdict.LOST,
-    Verdict.AMBIGUOUS: ProbeVerdict.LOST,
-    Verdict.AUTH_FAILURE: ProbeVerdict.AUTH,
-}
-
-
-def judge_probe(original: Answer, ping: Answer | None, extra: tuple[Signature, ...] = ()) -> ProbeVerdict:
-    """Judge an AMBIGUOUS answer by the answer to a ``ping`` with the same session id; ``None`` is a transport fault.
-
-    A ping that is itself answered ambiguously (another bare 404, say) is enough to try ``initialize``: no text has to
-    be equal, since pages name the method, the path or the time.
-    """
-    if ping is None:
-        return ProbeVerdict.UNAVAILABLE
-    judged = judge_body(_PING, ping.head, ping.body, complete=ping.complete, extra=extra)
-    if judged.verdict is Verdict.UNAVAILABLE:
-        return ProbeVerdict.UNPROVEN if judged.jsonrpc_body else ProbeVerdict.UNAVAILABLE
-    if judged.verdict in _PROBE_VERDICTS:
-        return _PROBE_VERDICTS[judged.verdict]
-    if ping.head.status in _AUTH_STATUSES:
-        return ProbeVerdict.AUTH
-    both_broken = original.head.status >= 500 and ping.head.status >= 500
-    return ProbeVerdict.LOST if both_broken else ProbeVerdict.UNPROVEN
-
-
 class InitializeVerdict(Enum):
     """What the upstream's answer to the sidecar's own ``initialize`` means, as far as the status tells."""
 
     ACCEPTED_STATUS = "accepted_status"  # whether the body is an InitializeResult is still to be seen
     AUTH = "auth"  # pass on the answer that started it
     GONE = "gone"  # the endpoint is not there: unavailable, while it ever was
+    BUSY = "busy"  # come back later
     UNAVAILABLE = "unavailable"
     REJECTED = "rejected"  # at capacity, already initialized, or a JSON-RPC error
 
 
-def judge_initialize_status(status: int, body: bytes) -> InitializeVerdict:
-    """Judge the answer to an ``initialize`` without a session id. ``body`` is decoded, at least its beginning."""
-    content = _read(status, body[:PEEK_BYTES], complete=len(body) <= PEEK_BYTES)
+def judge_initialize_status(status: int, body: bytes, *, retry_after: bool = False) -> InitializeVerdict:
+    """Judge the answer to an ``initialize`` without a session id. ``body`` is decoded, at least its beginning.
+
+    ``retry_after`` is whether that header is there.
+    """
+    content = _read(status, said_in(body[:PEEK_BYTES]), complete=len(body) <= PEEK_BYTES)
     if 200 <= status < 300:
         return InitializeVerdict.REJECTED if content.error is not None else InitializeVerdict.ACCEPTED_STATUS
     if status in _AUTH_STATUSES or status in _LOGIN_REDIRECTS:
         return InitializeVerdict.AUTH
+    if (status in (429, 503) and not _is_gateways_503(status, content)) or (retry_after and status >= 400):
+        return InitializeVerdict.BUSY
     if content.is_jsonrpc or content.error is not None or status < 400:
         return InitializeVerdict.REJECTED
     if status in _GONE_STATUSES:
@@ -273,10 +240,16 @@ class _Content:
     """A body, read once."""
 
     wording: Wording
+    said: Said
     error: dict[str, Any] | None = None
     has_id: bool = False
     is_jsonrpc: bool = False
     is_oauth: bool = False
+
+
+def _is_gateways_503(status: int, content: _Content) -> bool:
+    """A 503 that no MCP server wrote says that there is none."""
+    return status == 503 and not (content.is_jsonrpc or any(map(_AT_CAPACITY.search, content.wording.verbatim)))
 
 
 def _judge_success(
@@ -285,42 +258,52 @@ def _judge_success(
     # No server needs more than a peek to say that a session is lost; a result is not searched, whatever it speaks of.
     if not complete or b'"error"' not in body:
         return _OK
-    content = _read(head.status, body, complete)
-    if content.error is None:
+    said = said_in(body)
+    if is_plain_error(said, facts.rpc_ids):
         return _OK
+    content = _read(head.status, said, complete)
     row = first_fit((*extra, *TABLE), content.wording, facts.http_method, facts.rpc_method)
-    verdict = _in_band_verdict(facts, content, row)
+    refusal = _refusal(facts, head, content)
+    verdict = _in_band_verdict(content, row, refusal)
     return Judgement(
         verdict,
         signature=None if verdict is Verdict.OK else row,
         jsonrpc_body=content.is_jsonrpc,
-        rpc_code=content.wording.code,
+        refusal=refusal,
     )
 
 
 def _judge_failure(
     facts: RequestFacts, head: AnswerHead, body: bytes, complete: bool, extra: tuple[Signature, ...]
 ) -> Judgement:
-    content = _read(head.status, body, complete)
+    content = _read(head.status, said_in(body), complete)
     row = _row(facts, head, content, extra)
-    verdict = _verdict(facts, head, content, row)
-    about_session = verdict in (Verdict.SESSION_LOST, Verdict.AMBIGUOUS)
+    refusal = _refusal(facts, head, content)
+    verdict = _verdict(facts, head, content, row, refusal)
+    about_session = verdict in (Verdict.SESSION_LOST, Verdict.ASK)
     return Judgement(
         verdict,
         signature=row if about_session else None,
         jsonrpc_body=content.is_jsonrpc,
         bare_404=head.status == 404 and row is not None and row.name in ROUTE_ROWS,
-        rpc_code=content.wording.code,
+        refusal=refusal,
     )
 
 
-def _in_band_verdict(facts: RequestFacts, content: _Content, row: Signature | None) -> Verdict:
-    if row is None or content.wording.code in _MODERN_ERRORS:
-        return Verdict.OK
-    if row.strength is Strength.STRONG:
-        # An error with the request's id comes from what ran, and may speak of that tool's own sessions.
-        return Verdict.OK if content.has_id else Verdict.SESSION_LOST
-    return Verdict.AMBIGUOUS if facts.session is SessionKnowledge.BOUND else Verdict.OK
+def _refusal(facts: RequestFacts, head: AnswerHead, content: _Content) -> Refusal | None:
+    """What asking compares; only in a session that is known here is anybody asked."""
+    if facts.session is not SessionKnowledge.BOUND or facts.modern:
+        return None
+    without = (facts.rpc_method or "", facts.session_id or "")
+    return refusal_of(head.status, content.said, ids=facts.rpc_ids, without=without, challenged=head.www_authenticate)
+
+
+def _in_band_verdict(content: _Content, row: Signature | None, refusal: Refusal | None) -> Verdict:
+    # An error with the request's id comes from what ran, and may speak of that tool's own sessions.
+    is_loss = row is not None and row.strength is Strength.STRONG and content.error is not None and not content.has_id
+    if is_loss and content.wording.code not in _MODERN_ERRORS:
+        return Verdict.SESSION_LOST
+    return Verdict.ASK if refusal is not None and refusal.is_asked_about else Verdict.OK
 
 
 def _row(facts: RequestFacts, head: AnswerHead, content: _Content, extra: tuple[Signature, ...]) -> Signature | None:
@@ -333,17 +316,17 @@ def _row(facts: RequestFacts, head: AnswerHead, content: _Content, extra: tuple[
     return None if row is not None and row.name in ROUTE_ROWS and content.is_jsonrpc else row
 
 
-def _verdict(facts: RequestFacts, head: AnswerHead, content: _Content, row: Signature | None) -> Verdict:
+def _verdict(
+    facts: RequestFacts, head: AnswerHead, content: _Content, row: Signature | None, refusal: Refusal | None
+) -> Verdict:
+    is_asked = refusal is not None and refusal.is_asked_about and not content.is_oauth
     if head.status in _AUTH_STATUSES:
-        return _auth_verdict(facts, head, content, row)
-    if _session_verdict_barred(head.status, content):
-        return _by_status(head.status).verdict
-    if row is not None and facts.session_at_stake:
-        if row.strength is Strength.STRONG:
-            return Verdict.SESSION_LOST
-        if facts.session is SessionKnowledge.BOUND:
-            return Verdict.AMBIGUOUS
-    return _by_status(head.status).verdict
+        verdict = _auth_verdict(facts, head, content, row)
+        return Verdict.ASK if verdict is Verdict.AUTH_FAILURE and is_asked else verdict
+    is_strong = row is not None and row.strength is Strength.STRONG and facts.session_at_stake
+    if is_strong and not _session_verdict_barred(head.status, content):
+        return Verdict.SESSION_LOST
+    return Verdict.ASK if is_asked else _by_status(head.status).verdict
 
 
 def _auth_verdict(facts: RequestFacts, head: AnswerHead, content: _Content, row: Signature | None) -> Verdict:
@@ -374,19 +357,18 @@ def _media_type(head: AnswerHead) -> str:
     return media_type(head.content_type)
 
 
-def _read(status: int, body: bytes, complete: bool) -> _Content:
-    text = body.decode("utf-8", "replace").lstrip("\ufeff").strip()
-    try:
-        document = json.loads(text)
-    except (ValueError, RecursionError):
-        return _read_text(status, text, complete)
+def _read(status: int, said: Said, complete: bool) -> _Content:
+    text, document = said.text, said.document
+    if document is NotJson.NOT_JSON:
+        return _read_text(status, said, complete)
     if not isinstance(document, dict):
-        return _read_other_json(status, text, document)
+        return _read_other_json(status, said)
     error = document.get("error")
     error = error if isinstance(error, dict) else None
     verbatim = tuple(candidate.strip() for candidate in _candidates(document))
     return _Content(
         _wording(status, text, verbatim, _code(error)),
+        said,
         error=error,
         has_id=document.get("id") is not None,
         is_jsonrpc=document.get("jsonrpc") == "2.0",
@@ -394,20 +376,22 @@ def _read(status: int, body: bytes, complete: bool) -> _Content:
     )
 
 
-def _read_text(status: int, text: str, complete: bool) -> _Content:
+def _read_text(status: int, said: Said, complete: bool) -> _Content:
+    text = said.text
     if not complete:
         # The rest may turn the meaning of a beginning round; a cut JSON text in particular is not a sentence.
-        return _Content(Wording(status, body=text), is_jsonrpc=_CUT_JSON_RPC.match(text) is not None)
+        return _Content(Wording(status, body=text), said, is_jsonrpc=_CUT_JSON_RPC.match(text) is not None)
     is_sentence = len(text) <= _PLAIN_TEXT_CHARS and not text.startswith("<")
-    return _Content(_wording(status, text, (text,) if is_sentence else (), None))
+    return _Content(_wording(status, text, (text,) if is_sentence else (), None), said)
 
 
-def _read_other_json(status: int, text: str, document: object) -> _Content:
+def _read_other_json(status: int, said: Said) -> _Content:
+    document = said.document
     verbatim = (document.strip(),) if isinstance(document, str) else ()
     is_batch = isinstance(document, list) and any(
         isinstance(member, dict) and member.get("jsonrpc") == "2.0" for member in document
     )
-    return _Content(_wording(status, text, verbatim, None), is_jsonrpc=is_batch)
+    return _Content(_wording(status, said.text, verbatim, None), said, is_jsonrpc=is_batch)
 
 
 def _wording(status: int, text: str, verbatim: tuple[str, ...], code: int | None) -> Wording:

@@ -35,7 +35,7 @@ def judge_step(method: str, answer: Answer, extra: tuple[Signature, ...] = ()) -
             return StepVerdict.TAKEN
         case Verdict.SESSION_LOST:
             return StepVerdict.LOST
-        case Verdict.AMBIGUOUS:
+        case Verdict.ASK:
             return StepVerdict.NO_ROUTE if judged.bare_404 else StepVerdict.DOUBTFUL
         case Verdict.UNAVAILABLE if not judged.jsonrpc_body:
             return StepVerdict.GATEWAY

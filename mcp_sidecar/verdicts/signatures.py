@@ -1,10 +1,9 @@
 """Table: how upstreams say that a session is lost.
 
 The rule of this file: knowledge about a server is one row of ``TABLE``, never code. A row says which servers send the
-answer and where that was seen, and it vouches for "the request did not run" only where the server's source was read and
-shows that the answer is sent before anything is dispatched. Servers that send the same bytes share a row. The first row
-that fits names the answer, so rows go from the particular to the general; gates (whose session, which revision) are the
-classifier's business, not the table's.
+answer and where that was seen. It makes a heal quick and proves nothing about what ran: that is the ping's business.
+Servers that send the same bytes share a row. The first row that fits names the answer, so rows go from the particular to
+the general; gates (whose session, which revision) are the classifier's business, not the table's.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ JSON_RPC_METHOD_NOT_FOUND = -32601
 
 
 class Strength(Enum):
-    """What a row is worth: ``STRONG`` settles that the session is lost, ``WEAK`` calls for a probe."""
+    """What a row is worth: ``STRONG`` settles that the session is lost, ``WEAK`` asks with a ping."""
 
     STRONG = "strong"
     WEAK = "weak"
@@ -60,8 +59,7 @@ class Signature:
     ``name`` is short, stable and kebab-case: it becomes a metric label. ``servers`` says which servers and versions send
     it and where that was read or recorded. ``codes`` restricts the row to these JSON-RPC error codes, ``None`` among
     them standing for "no code"; it tells servers apart that use the same words and is never evidence by itself
-    (2026-07-28 basic, Error Codes). ``methods`` holds HTTP or JSON-RPC method names. ``proves_not_run`` is a claim about
-    the server's source, not a guess.
+    (2026-07-28 basic, Error Codes). ``methods`` holds HTTP or JSON-RPC method names.
     """
 
     name: str
@@ -73,7 +71,6 @@ class Signature:
     codes: frozenset[int | None] | None = None
     methods: frozenset[str] | None = None
     strength: Strength = Strength.STRONG
-    proves_not_run: bool = False
     by_operator: bool = False
 
     def fits(self, wording: Wording, http_method: str, rpc_method: str | None) -> bool:
@@ -122,7 +119,6 @@ _PARTICULAR: tuple[Signature, ...] = (
         part=Part.VERBATIM,
         whole=True,
         codes=_NO_CODE,
-        proves_not_run=True,
     ),
     Signature(
         name="punkpeye-401",
@@ -133,7 +129,6 @@ _PARTICULAR: tuple[Signature, ...] = (
         part=Part.VERBATIM,
         whole=True,
         codes=frozenset({-32000}),
-        proves_not_run=True,
     ),
     Signature(
         name="kuadrant-401",
@@ -143,7 +138,6 @@ _PARTICULAR: tuple[Signature, ...] = (
         part=Part.VERBATIM,
         whole=True,
         codes=_NO_CODE,
-        proves_not_run=True,
     ),
     # --- 500 -------------------------------------------------------------------------------------------------------
     Signature(
@@ -157,7 +151,6 @@ _PARTICULAR: tuple[Signature, ...] = (
         ),
         part=Part.VERBATIM,
         codes=_NO_CODE,
-        proves_not_run=True,
     ),
     Signature(
         name="rmcp-500-resume",
@@ -174,7 +167,6 @@ _PARTICULAR: tuple[Signature, ...] = (
         statuses=frozenset({200}),
         pattern=_re(rf"session {_ID} not found or expired\..*\bre-?initialize\b"),
         codes=frozenset({-32005}),
-        proves_not_run=True,
     ),
     Signature(
         name="session-header-200",
@@ -193,7 +185,6 @@ _PARTICULAR: tuple[Signature, ...] = (
         part=Part.VERBATIM,
         whole=True,
         codes=_NO_CODE,
-        proves_not_run=True,
     ),
     Signature(
         name="typescript-400",
@@ -203,7 +194,6 @@ _PARTICULAR: tuple[Signature, ...] = (
         pattern=_re(r"no valid session id provided"),
         whole=True,
         codes=frozenset({-32000}),
-        proves_not_run=True,
     ),
     Signature(
         name="typescript-400-text",
@@ -212,7 +202,6 @@ _PARTICULAR: tuple[Signature, ...] = (
         pattern=_re(r"invalid or missing session id"),
         whole=True,
         codes=_NO_CODE,
-        proves_not_run=True,
     ),
     Signature(
         name="typescript-not-initialized",
@@ -222,7 +211,6 @@ _PARTICULAR: tuple[Signature, ...] = (
         pattern=_re(r"server not initialized"),
         whole=True,
         codes=frozenset({-32000}),
-        proves_not_run=True,
     ),
     Signature(
         name="punkpeye-400-transport",
@@ -231,7 +219,6 @@ _PARTICULAR: tuple[Signature, ...] = (
         pattern=_re(r"no active transport"),
         whole=True,
         codes=_NO_CODE,
-        proves_not_run=True,
     ),
     Signature(
         name="csharp-stateless-400",
@@ -240,7 +227,6 @@ _PARTICULAR: tuple[Signature, ...] = (
         statuses=frozenset({400}),
         pattern=_re(r"the mcp-session-id header is not supported in stateless mode"),
         codes=frozenset({-32000}),
-        proves_not_run=True,
     ),
     Signature(
         name="swift-400",
@@ -249,7 +235,6 @@ _PARTICULAR: tuple[Signature, ...] = (
         pattern=_re(r"session not initialized"),
         whole=True,
         codes=frozenset({-32600}),
-        proves_not_run=True,
     ),
     Signature(
         name="go-mcp-400",
@@ -258,7 +243,6 @@ _PARTICULAR: tuple[Signature, ...] = (
         pattern=_re(r"lack session"),
         whole=True,
         codes=frozenset({-32603}),
-        proves_not_run=True,
     ),
     Signature(
         name="invalid-id-400",
@@ -267,7 +251,6 @@ _PARTICULAR: tuple[Signature, ...] = (
         pattern=_re(r"invalid session id"),
         whole=True,
         codes=_NO_CODE,
-        proves_not_run=True,
     ),
     # --- 404 -------------------------------------------------------------------------------------------------------
     Signature(
@@ -278,7 +261,6 @@ _PARTICULAR: tuple[Signature, ...] = (
         pattern=_re(r"session not found"),
         whole=True,
         codes=frozenset({-32600}),
-        proves_not_run=True,
     ),
     Signature(
         name="terminated-404",
@@ -287,7 +269,6 @@ _PARTICULAR: tuple[Signature, ...] = (
         pattern=_re(r"session has been terminated"),
         whole=True,
         codes=frozenset({-32600}),
-        proves_not_run=True,
     ),
     Signature(
         name="typescript-404",
@@ -298,7 +279,6 @@ _PARTICULAR: tuple[Signature, ...] = (
         pattern=_re(r"session not found"),
         whole=True,
         codes=frozenset({-32001, 32001, -32000}),
-        proves_not_run=True,
     ),
     Signature(
         name="rmcp-404",
@@ -308,7 +288,6 @@ _PARTICULAR: tuple[Signature, ...] = (
         part=Part.VERBATIM,
         whole=True,
         codes=_NO_CODE,
-        proves_not_run=True,
     ),
     Signature(
         name="go-sdk-404",
@@ -318,7 +297,6 @@ _PARTICULAR: tuple[Signature, ...] = (
         part=Part.VERBATIM,
         whole=True,
         codes=_NO_CODE,
-        proves_not_run=True,
     ),
     Signature(
         name="go-sdk-404-closing",
@@ -327,7 +305,6 @@ _PARTICULAR: tuple[Signature, ...] = (
         pattern=_re(r"session is closing"),
         whole=True,
         codes=_NO_CODE,
-        proves_not_run=True,
     ),
     Signature(
         name="mcp-go-404",
@@ -337,7 +314,6 @@ _PARTICULAR: tuple[Signature, ...] = (
         pattern=_re(r"invalid session id|session terminated"),
         whole=True,
         codes=_NO_CODE,
-        proves_not_run=True,
     ),
     Signature(
         name="java-404",
@@ -348,7 +324,6 @@ _PARTICULAR: tuple[Signature, ...] = (
         pattern=_re(r'(?=.*"jsonRpcError")(?=.*"message"\s*:\s*"session not found: )\{'),
         part=Part.BODY,
         codes=_NO_CODE,
-        proves_not_run=True,
     ),
     Signature(
         name="php-404",
@@ -357,7 +332,6 @@ _PARTICULAR: tuple[Signature, ...] = (
         pattern=_re(r"session not found or has expired\."),
         whole=True,
         codes=frozenset({-32600}),
-        proves_not_run=True,
     ),
     Signature(
         name="swift-404",
@@ -366,7 +340,6 @@ _PARTICULAR: tuple[Signature, ...] = (
         pattern=_re(r"invalid or expired session id|session not found or expired"),
         whole=True,
         codes=frozenset({-32600}),
-        proves_not_run=True,
     ),
     Signature(
         name="go-mcp-404",
@@ -375,7 +348,6 @@ _PARTICULAR: tuple[Signature, ...] = (
         pattern=_re(r"session closed"),
         whole=True,
         codes=frozenset({-32603}),
-        proves_not_run=True,
     ),
     Signature(
         name="mongodb-404",
@@ -384,7 +356,6 @@ _PARTICULAR: tuple[Signature, ...] = (
         pattern=_re(r"session not found"),
         whole=True,
         codes=frozenset({-32003}),
-        proves_not_run=True,
     ),
     Signature(
         name="plain-404",
@@ -394,7 +365,6 @@ _PARTICULAR: tuple[Signature, ...] = (
         pattern=_re(r"session not found"),
         whole=True,
         codes=_NO_CODE,
-        proves_not_run=True,
     ),
     Signature(
         name="kuadrant-404",
@@ -404,7 +374,6 @@ _PARTICULAR: tuple[Signature, ...] = (
         part=Part.VERBATIM,
         whole=True,
         codes=_NO_CODE,
-        proves_not_run=True,
     ),
     # --- reported in the field, source not read ----------------------------------------------------------------------
     Signature(
@@ -455,7 +424,6 @@ _GENERAL: tuple[Signature, ...] = (
         whole=True,
         codes=_NO_CODE,
         strength=Strength.WEAK,
-        proves_not_run=True,
     ),
     Signature(
         name="bare-404",
@@ -479,14 +447,12 @@ _AUTHORIZATION = frozenset({401, 403})
 _NAME = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
 
 
-def operator_signature(
-    *, name: str, status: int, text: str, methods: tuple[str, ...] | list[str] = (), may_have_run: bool = True
-) -> Signature:
+def operator_signature(*, name: str, status: int, text: str, methods: tuple[str, ...] | list[str] = ()) -> Signature:
     """Make a row of what an operator knows about the server that they front.
 
     ``text`` is a regular expression, case-insensitive, tried at the start of the message and of the raw body. For 401 and
     403 it must cover the whole message: they belong to authorization, and only exact wordings take them away from there.
-    Such a row is asked before the table, so that an operator can also vouch for a wording which the table merely knows. It
+    Such a row is asked before the table, whose name it would take otherwise. It
     stays under the same gates as every row; a 401 or 403 with ``WWW-Authenticate`` and OAuth errors are never its business.
 
     Raises ValueError, with a sentence for the operator, on a name, status or expression that cannot be meant.
@@ -506,7 +472,6 @@ def operator_signature(
         part=Part.ANY,
         whole=status in _AUTHORIZATION,
         methods=frozenset(methods) or None,
-        proves_not_run=not may_have_run,
         by_operator=True,
     )
 

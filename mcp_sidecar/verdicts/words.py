@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, Final
 
 READ_BYTES: Final = 65_536
@@ -45,7 +46,7 @@ class Words:
     @property
     def speak_of_session(self) -> bool:
         """Whether a session, or `initialize`, is what it is about."""
-        return _SESSION.search(self.text) is not None
+        return speaks_of_session(self.text)
 
     @property
     def speak_of_presence(self) -> bool:
@@ -58,24 +59,53 @@ class Words:
         return _CREDENTIALS.search(self.text) is not None
 
 
-def words_of(status: int, body: bytes, *, without: tuple[str, ...] = ()) -> Words:
-    """The words of an answer with this status and (the beginning of) this body, free of content encodings.
+def speaks_of_session(text: str) -> bool:
+    """Whether a session, or `initialize`, is named in it."""
+    return _SESSION.search(text) is not None
+
+
+class NotJson(Enum):
+    """Stands where the JSON document would, since there is none."""
+
+    NOT_JSON = "not JSON"
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """A body, or the data of its events, read once: as text, and as JSON where it is that."""
+
+    text: str
+    document: Any = NotJson.NOT_JSON
+
+    @property
+    def json_rpc(self) -> dict[str, Any] | None:
+        """The one JSON-RPC message that it is."""
+        document = self.document
+        return document if isinstance(document, dict) and document.get("jsonrpc") == "2.0" else None
+
+
+def said_in(body: bytes) -> Said:
+    """Read (the beginning of) a body, free of content encodings. Never raises."""
+    text = body[:READ_BYTES].decode("utf-8", "replace").lstrip("\ufeff")
+    text = "\n".join(_DATA.findall(text)) if _EVENT.match(text) else text.strip()
+    try:
+        return Said(text, json.loads(text))
+    except (ValueError, RecursionError):
+        return Said(text)
+
+
+def words_of(status: int, said: Said | bytes, *, without: tuple[str, ...] = ()) -> Words:
+    """The words of an answer with this status and (the beginning of) this body.
 
     ``without`` are names that the request brought along, such as its method and its session id. Never raises.
     """
-    return Words(status, _plain(" ".join(_sentences(content_of(body))), without))
+    read = said_in(said) if isinstance(said, bytes) else said
+    return Words(status, _plain(" ".join(_sentences(read)), without))
 
 
-def content_of(body: bytes) -> str:
-    """The text of a body, or of the data of its events where it is an event stream."""
-    text = body[:READ_BYTES].decode("utf-8", "replace").lstrip("\ufeff")
-    return "\n".join(_DATA.findall(text)) if _EVENT.match(text) else text.strip()
-
-
-def _sentences(text: str) -> Iterator[str]:
-    try:
-        document = json.loads(text)
-    except (ValueError, RecursionError):
+def _sentences(said: Said) -> Iterator[str]:
+    text, document = said.text, said.document
+    if document is NotJson.NOT_JSON:
         yield html.unescape(_MARKUP.sub(" ", text)) if text.startswith("<") else text
         return
     found = list(_messages(document, _MAX_DEPTH))

@@ -2,7 +2,7 @@
 
 A refused connect costs tens of microseconds, so one prober may try often; one per held request may not. It tries every
 ``FAST_PACE_S`` for ``FAST_PERIOD_S``, then ever less often, and stops when nobody waits. Where an ingress answers in
-the server's place a connect proves nothing: there one of the held requests is the scout and is sent at the same pace.
+the server's place a connect proves nothing: there one of the held requests is the scout, which asks with pings.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from mcp_sidecar.facts import Emit, UpstreamBack, UpstreamLost
+from mcp_sidecar.waiting.pauses import FIRST_PAUSE_S, Pauses
 
 FAST_PACE_S = 0.010
 FAST_PERIOD_S = 5.0
@@ -128,7 +129,7 @@ class Route:
     def __init__(self, clock: Callable[[], float]) -> None:
         """``clock`` gives monotonic seconds."""
         self._clock = clock
-        self._pace: Pace | None = None
+        self._pace: Pauses | None = None
         self._scout: object | None = None
         self._turn: asyncio.TimerHandle | None = None
         self._changed: asyncio.Future[None] | None = None
@@ -141,7 +142,7 @@ class Route:
         """Become the scout if there is none; true if ``who`` is the scout now, for ``SCOUT_TURN_S`` from now on."""
         if self._scout is None:
             self._scout = who
-            self._pace = self._pace or Pace(self._clock)
+            self._pace = self._pace or Pauses()
         if self._scout is not who:
             return False
         self._end_turn()
@@ -150,7 +151,7 @@ class Route:
 
     def next_delay_s(self) -> float:
         """How long the scout waits before its next try, in seconds."""
-        return self._pace.next_delay_s() if self._pace is not None else FAST_PACE_S
+        return self._pace.next_s() if self._pace is not None else FIRST_PAUSE_S
 
     def changed(self) -> asyncio.Future[None]:
         """A shared future that is done when the server answers again, or the scout has left."""

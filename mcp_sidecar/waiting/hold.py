@@ -87,6 +87,7 @@ class Holds:
         self._streams = 0
         self._bytes = 0
         self._draining = False
+        self.failure: str | None = None
         self._turns = Slots(GO_ON_AT_A_TIME, HEAD_PATIENCE_S)
         self.route = Route(clock)
         self.availability = Availability(can_connect, emit, clock, self.waiting)
@@ -124,6 +125,11 @@ class Holds:
                     self.went_on(held)  # away again meanwhile
                 if self.route.apply(held):
                     return Waited.BACK
+
+    async def for_turn(self, held: HeldRequest, pause_s: float) -> Waited:
+        """Wait so long for a server that is there and has no time."""
+        with self._room_for(held) as there_is:
+            return await self._pause(held, pause_s) if there_is else Waited.EXPIRED
 
     async def for_result(
         self, held: HeldRequest, result: asyncio.Future[T] | asyncio.Task[T]
@@ -175,6 +181,12 @@ class Holds:
         """Release everybody, and hold nobody any more."""
         self._draining = True
         for held in self._held:
+            _release(held, Waited.EXPIRED)
+
+    def fail(self, why: str | None) -> None:
+        """The server cannot come back by itself: release everybody, and hold nobody until this is told otherwise."""
+        self.failure = why
+        for held in self._held if why is not None else ():
             _release(held, Waited.EXPIRED)
 
     async def _in_turn(self, held: HeldRequest) -> Waited:
@@ -241,7 +253,7 @@ class Holds:
         full = has_no_place and not held.is_stream
         if full:
             self._emit(HoldOverflowed(len(self._held), self._bytes))
-        if full or self._draining:
+        if full or self._draining or (self.failure is not None and not held.is_stream):
             yield False
             return
         held.released = None

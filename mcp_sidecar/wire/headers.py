@@ -15,6 +15,8 @@ Pair = tuple[str, str]
 SESSION_ID = "Mcp-Session-Id"
 LAST_EVENT_ID = "Last-Event-ID"
 
+A_MOMENT_S = 1.0
+
 HOP_BY_HOP = frozenset(
     {
         "connection",
@@ -180,6 +182,13 @@ def signs_in_connection(value: str) -> bool:
     NTLM and Negotiate do (RFC 4559 §6).
     """
     return _SIGNS_IN_CONNECTION.search(value) is not None
+
+
+def retry_after_s(value: str | None) -> float | None:
+    """The pause that ``Retry-After`` names, in seconds: a moment where it names a date (RFC 9110 §10.2.3)."""
+    if value is None:
+        return None
+    return float(value.strip()) if value.strip().isdecimal() else A_MOMENT_S
 
 
 @lru_cache(maxsize=256)

@@ -244,7 +244,9 @@ async def test_observe_answers_as_a_plain_proxy_while_the_upstream_is_away() -> 
         pytest.param(IngressPage(503), 503, "refuse", id="ingress-503"),
         pytest.param(ResetAfterExecution(), 502, "refuse", id="reset"),
         pytest.param(RoutePage(), 404, "heal", id="route-404"),
-        pytest.param(Says(500, (), b"broken"), 500, None, id="error"),
+        pytest.param(Says(500, (), b"broken"), 500, "heal", id="error"),
+        pytest.param(Says(422, (), b"broken"), 422, "heal", id="what only a ping could settle"),
+        pytest.param(Says(415, (), b"broken"), 415, None, id="what is never asked about"),
     ],
 )
 async def test_observe_changes_no_failure(fault: Fault, status: int, action: str | None) -> None:

@@ -153,7 +153,7 @@ async def test_a_refused_connect_is_held_and_sent_when_the_upstream_is_back(mess
 @pytest.mark.parametrize(
     ("message", "settings"),
     [
-        pytest.param(DISCOVER, {"healing__connect_hold_timeout": 0.1}, id="discover"),
+        pytest.param(DISCOVER, {"healing__hold_timeout": 0.1}, id="discover"),
         pytest.param(call("echo"), {"healing__hold_timeout": 0.1}, id="call"),
         pytest.param(LISTEN, {"healing__hold_timeout": 0.1}, id="listen"),
         pytest.param(DISCOVER, {"healing__mode": "rewrite"}, id="rewrite"),
@@ -204,7 +204,7 @@ async def test_a_client_that_left_is_never_sent() -> None:
 )
 @pytest.mark.parametrize("tool", ["charge", "echo"])
 async def test_a_break_before_the_head_gets_502(fault: Any, tool: str) -> None:
-    """``outcome_unknown``, even for a tool that only reads: there is no hidden retry after bytes were sent."""
+    """``outcome_unknown``, even for a tool that only reads: nobody has said so in a session of this client's."""
     async with (
         FakeUpstream(modern=True) as upstream,
         running_sidecar(upstream.url, upstream__idle_timeout=0.2) as sidecar,
@@ -216,6 +216,50 @@ async def test_a_break_before_the_head_gets_502(fault: Any, tool: str) -> None:
         assert answer.error["data"] == {"reason": "outcome_unknown"}
         assert upstream.ledger.count(tool=tool) == 1
         assert sidecar.of(RequestReplayed) == []
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [ResetAfterExecution(), CloseBeforeHeaders(), GarbageHeaders()],
+    ids=lambda fault: type(fault).__name__,
+)
+@pytest.mark.parametrize("method", ["server/discover", "tools/list", "resources/read"])
+async def test_what_only_reads_is_sent_again(fault: Any, method: str) -> None:
+    """Cut before its answer it goes again, as in older revisions: twice at most, and then the client is told."""
+    reading = {"jsonrpc": "2.0", "id": "r", "method": method, "params": {"_meta": META, "uri": "fake://one"}}
+    async with FakeUpstream(modern=True) as upstream, running_sidecar(upstream.url) as sidecar:
+        upstream.inject(fault, rpc_method=method, times=2)
+        answer = await post(sidecar, reading)
+        assert (answer.status, answer.response["id"]) == (200, "r")
+        assert [fact.cause for fact in sidecar.of(RequestReplayed)] == ["ambiguous_safe"] * 2
+        upstream.inject(fault, rpc_method=method, times=None)
+        answer = await post(sidecar, reading)
+        assert (answer.status, answer.error["data"]) == (502, {"reason": "outcome_unknown"})
+        assert upstream.ledger.count(method) == 6
+
+
+async def test_a_tool_that_only_reads_is_sent_again_to_whom_the_server_has_said_so() -> None:
+    """By the hints in a list that this very principal was given; nobody else's call goes again, and no unsafe one."""
+    async with FakeUpstream(modern=True) as upstream, running_sidecar(upstream.url) as sidecar:
+        listing = {"jsonrpc": "2.0", "id": "t", "method": "tools/list", "params": {"_meta": META}}
+        assert (await post(sidecar, listing, Authorization="Bearer alice")).status == 200
+        for tool, who, status in [("echo", "alice", 200), ("echo", "bob", 502), ("charge", "alice", 502)]:
+            upstream.inject(ResetAfterExecution(), tool=tool)
+            assert (await post(sidecar, call(tool), Authorization=f"Bearer {who}")).status == status
+        assert len(upstream.ledger.executions("charge")) == 1
+
+
+async def test_discover_is_held_as_a_call_is() -> None:
+    """A 503 makes clients fall back to sessions for as long as they are connected."""
+    async with (
+        FakeUpstream(modern=True) as upstream,
+        running_sidecar(upstream.url, healing__connect_hold_timeout=0.05) as sidecar,
+    ):
+        await upstream.stop()
+        held = asyncio.create_task(post(sidecar, DISCOVER))
+        await asyncio.sleep(1)
+        await upstream.restart()
+        assert (await held).status == 200
 
 
 async def test_a_large_request_that_breaks_gets_its_own_id() -> None:

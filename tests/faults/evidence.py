@@ -36,7 +36,9 @@ class Evidence(Enum):
     STALLED = "stalled"  # it may have run, and nothing says that anybody still works
     GATEWAY = "gateway"  # it may have run; an ingress answered in the server's place
     ROUTE = "route"  # a router that knows no such path
-    OWN_WORD = "own word"  # the server itself has answered
+    BUSY = "busy"  # the server itself says that it has no time, and to whoever asks, too
+    ERROR = "error"  # the server itself says that it failed, in words that say nothing of when
+    ENDED = "ended"  # a stream without its response: asked about, since some servers tell a lost session so
     RESUMABLE = "resumable"  # cut, but the server keeps the events of its streams
     POLLING = "polling"  # not a failure: the client is to come back with a GET
 
@@ -94,7 +96,6 @@ def _cut() -> list[Case]:
         ("sse-reset-in-event", CutStream(0, event_ids=False, mid_event=True)),
         ("sse-reset-after-id-no-store", CutStream(1, event_ids=True)),
         ("sse-reset-in-event-after-id-no-store", CutStream(1, event_ids=True, mid_event=True)),
-        ("sse-ended-without-id", EndStream(0, event_ids=False)),
     ]
     store = {"event_store": True}
     kept = [
@@ -103,6 +104,7 @@ def _cut() -> list[Case]:
     ]
     return [
         *(Case(name, fault, Evidence.IN_DOUBT, spoils_answers=True) for name, fault in plain),
+        Case("sse-ended-without-id", EndStream(0, event_ids=False), Evidence.ENDED, spoils_answers=True),
         *(Case(name, fault, Evidence.RESUMABLE, store, spoils_answers=True) for name, fault in kept),
         Case("sse-polling", EndStream(1, event_ids=True), Evidence.POLLING, store, spoils_answers=True),
     ]
@@ -126,6 +128,6 @@ CASES = (
     *_cut(),
     *_pages(),
     *(Case(f"route-{router.name.lower()}", RoutePage(router), Evidence.ROUTE) for router in Router),
-    Case("json-rpc-503", Answer(503, JSON_TYPE, JSON_RPC_503), Evidence.OWN_WORD),
-    Case("server-error", Answer(500, (("Content-Type", "text/plain"),), b"Internal Server Error"), Evidence.OWN_WORD),
+    Case("json-rpc-503", Answer(503, JSON_TYPE, JSON_RPC_503), Evidence.BUSY),
+    Case("server-error", Answer(500, (("Content-Type", "text/plain"),), b"Internal Server Error"), Evidence.ERROR),
 )

@@ -63,6 +63,11 @@ class Scene:
     trust_annotations: bool = True
 
     @property
+    def in_session(self) -> bool:
+        """Whether it is sent in a session that may be asked about."""
+        return self.knowledge is Knowledge.BOUND and self.traffic.kind is not Kind.INITIALIZE
+
+    @property
     def safe(self) -> bool:
         """Whether the message may run twice: of hints only those that were seen in this very session count."""
         if self.traffic.safety is Safety.HINTED:
@@ -99,8 +104,7 @@ def _gateway(scene: Scene) -> Promise:
 
 
 def _resumable(scene: Scene) -> Promise:
-    in_session = scene.knowledge is Knowledge.BOUND and scene.traffic.kind is not Kind.INITIALIZE
-    if not in_session or scene.moment is Moment.ONCE_LOST:
+    if not scene.in_session or scene.moment is Moment.ONCE_LOST:
         return _in_doubt(scene)
     return Promise.SUCCESS  # one event more after every break
 
@@ -108,11 +112,37 @@ def _resumable(scene: Scene) -> Promise:
 def _route(scene: Scene) -> Promise:
     if scene.knowledge is Knowledge.UNKNOWN:
         return Promise.UPSTREAMS  # nothing has ever worked here
-    if scene.knowledge is Knowledge.NONE or scene.traffic.kind is Kind.INITIALIZE:
+    if not scene.in_session:
         return _gateway(scene)  # nobody can be asked whether it was the server that said 404, after running it
-    if scene.moment is Moment.ONCE and not scene.safe:
-        return Promise.UPSTREAMS  # the session answers a ping: some server may have run it and said 404
-    return Promise.UNAVAILABLE if scene.moment is Moment.FOREVER else Promise.SUCCESS
+    return _asked(scene)
+
+
+def _asked(scene: Scene) -> Promise:
+    """A refusal in a session, about which a ping is asked; while the fault lasts that one is refused in the same words."""
+    match scene.moment:
+        case Moment.ONCE:
+            return Promise.UPSTREAMS  # the session lives: some server may have run it and said so
+        case Moment.ONCE_LOST:
+            return Promise.SUCCESS if scene.safe else Promise.UNKNOWN  # lost in other words: it may have run
+        case Moment.FOREVER:
+            return Promise.UNAVAILABLE
+        case _:
+            return Promise.SUCCESS
+
+
+def _busy(scene: Scene) -> Promise:
+    return _asked(scene) if scene.in_session else Promise.UPSTREAMS
+
+
+def _error(scene: Scene) -> Promise:
+    """Whatever broke a server may have begun with this very request: the same error again proves nothing."""
+    if not scene.in_session or scene.moment is Moment.ONCE:
+        return Promise.UPSTREAMS
+    return _gateway(scene)
+
+
+def _ended(scene: Scene) -> Promise:
+    return _gateway(scene) if scene.in_session else _in_doubt(scene)
 
 
 _BY_EVIDENCE: dict[Evidence, Callable[[Scene], Promise]] = {
@@ -121,7 +151,9 @@ _BY_EVIDENCE: dict[Evidence, Callable[[Scene], Promise]] = {
     Evidence.STALLED: _in_doubt,
     Evidence.GATEWAY: _gateway,
     Evidence.ROUTE: _route,
-    Evidence.OWN_WORD: lambda _: Promise.UPSTREAMS,
+    Evidence.BUSY: _busy,
+    Evidence.ERROR: _error,
+    Evidence.ENDED: _ended,
     Evidence.RESUMABLE: _resumable,
     Evidence.POLLING: lambda _: Promise.POLLING,
 }
@@ -187,7 +219,7 @@ def _start_over(scene: Scene, sent: Body, answer: Answer) -> list[str]:
 
 
 def _upstreams(scene: Scene, sent: Body, answer: Answer) -> list[str]:
-    expected = {Evidence.ROUTE: (404,), Evidence.OWN_WORD: (500, 503)}[scene.case.evidence]
+    expected = {Evidence.ROUTE: (404,), Evidence.BUSY: (503,), Evidence.ERROR: (500,)}[scene.case.evidence]
     return [] if answer.status in expected and answer.body != SESSION_NOT_FOUND else ["not what the upstream said"]
 
 

@@ -156,7 +156,8 @@ class Actor:
 async def standing(case: Case, knowledge: Knowledge, moment: Moment, answers: Answers) -> AsyncIterator[Stood]:
     """Everything that one test needs."""
     mode = SessionMode.STATELESS if knowledge is Knowledge.NONE else SessionMode.MANY
-    short_s = PROBED_HOLD_S if case.evidence is Evidence.ROUTE else SHORT_HOLD_S
+    asks = (Evidence.ROUTE, Evidence.BUSY, Evidence.ERROR)
+    short_s = PROBED_HOLD_S if case.evidence in asks else SHORT_HOLD_S
     hold_s = short_s if moment is Moment.FOREVER else BOUND_S
     settings = {"upstream__idle_timeout": IDLE_TIMEOUT_S} if case.evidence is Evidence.STALLED else {}
     async with AsyncExitStack() as stack:

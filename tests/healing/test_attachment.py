@@ -16,7 +16,6 @@ from mcp_sidecar.healing.attachment import (
     CONFLICTS,
     LATE_CONFLICTS,
     QUICK_END_S,
-    Ask,
     Attachment,
     End,
     Ended,
@@ -28,15 +27,15 @@ from mcp_sidecar.healing.attachment import (
     Until,
     Wait,
 )
-from mcp_sidecar.healing.exchange import Give, Heal, Pass, Unhealed
+from mcp_sidecar.healing.exchange import Ask, Give, Heal, Pass, Unhealed
 from mcp_sidecar.healing.marked_ids import FIRST, UNMARKED
 from mcp_sidecar.healing.policy import Mode
 from mcp_sidecar.healing.position import Position
 from mcp_sidecar.healing.replies import Reason
 from mcp_sidecar.healing.session import EXPIRY_PAUSE_S, Event
 from mcp_sidecar.healing.stream_watch import StreamWatch
-from mcp_sidecar.verdicts.asking import PingAnswer, PingVerdict, Refusal
 from mcp_sidecar.verdicts.classify import NO_SIGNATURE, UNANSWERED, Judgement, Verdict
+from mcp_sidecar.verdicts.refusals import PingAnswer, PingVerdict, Refusal
 from mcp_sidecar.verdicts.signatures import TABLE
 from mcp_sidecar.verdicts.words import Words
 from mcp_sidecar.wire.faults import Fault
@@ -47,7 +46,7 @@ Story = list[tuple[Report, Step]]
 
 ROWS: Final = {row.name: row for row in TABLE}
 LOST: Final = Judgement(Verdict.SESSION_LOST, ROWS["python-404"], jsonrpc_body=True)
-PERHAPS: Final = Judgement(Verdict.AMBIGUOUS, ROWS["bare-404"], bare_404=True)
+PERHAPS: Final = Judgement(Verdict.ASK, ROWS["bare-404"], bare_404=True)
 NO_STREAM: Final = Judgement(Verdict.OTHER)
 REFUSED_US: Final = Judgement(Verdict.AUTH_FAILURE)
 
@@ -144,16 +143,16 @@ BACK: Final = (waited, Get(comes_back=True))
 AGAIN: Final = Wait()
 FOR_CONNECT: Final = Wait(Until.CONNECT, keeps_open=True)
 FOR_ROUTE: Final = Wait(Until.ROUTE, keeps_open=True)
-HEAL: Final = Heal("python-404", confirm=False)
-PING_FIRST: Final = Heal("bare-404", confirm=True)
+HEAL: Final = Heal("python-404")
+PING_FIRST: Final = Ask(is_remembered=False)
 NOT_FOUND: Final = Give(replies.SESSION_NOT_FOUND, reason=Reason.SESSION_LOST, rewrites=404)
 NOTHING_REWRITTEN: Final = Give(replies.SESSION_NOT_FOUND, reason=Reason.SESSION_LOST)
-DISPLACED: Final = Heal("id-minted-anew", confirm=False)
+DISPLACED: Final = Heal("id-minted-anew")
 
 ALIVE: Final = asked(PingVerdict.ALIVE)
 GONE: Final = asked(PingVerdict.REFUSED)
 REFRESHING: Final = Relay(PingVerdict.ALIVE)
-ASKED_HEAL: Final = Heal(NO_SIGNATURE, confirm=False)
+ASKED_HEAL: Final = Heal(NO_SIGNATURE, is_certain=False)
 THERE: Final = b'{"jsonrpc":"2.0","id":null,"error":{"code":-32600,"message":"Session already exists"}}'
 THERE_AT_FIRST: Final[Story] = [BACK, (refused(NO_STREAM, 400, THERE), Ask()), (ALIVE, Wait(Until.ROUTE)), BACK]
 STILL_THERE: Final[Story] = [(refused(NO_STREAM, 400, THERE), Wait(Until.ROUTE)), BACK]
@@ -210,7 +209,7 @@ STORIES: Final[dict[str, tuple[Attachment, Story]]] = {
     "lost, healed, attached": (listening(), [FIRST_GET, (refused(LOST), HEAL), (healed, AGAIN), BACK]),
     "perhaps lost, and alive: it was about this GET": (
         listening(),
-        [FIRST_GET, (refused(PERHAPS), PING_FIRST), (unhealed(Unhealed.ALIVE), Pass())],
+        [FIRST_GET, (refused(PERHAPS), PING_FIRST), (asked(PingVerdict.ALIVE), Pass())],
     ),
     "perhaps lost, and alive, behind an outage: it was the ingress's answer": (
         listening(),
@@ -218,11 +217,11 @@ STORIES: Final[dict[str, tuple[Attachment, Story]]] = {
             FIRST_GET,
             (AWAY, FOR_CONNECT),
             BACK,
-            (refused(PERHAPS), Ask()),
+            (refused(PERHAPS), PING_FIRST),
             (ALIVE, AGAIN),
             BACK,
             (refused(PERHAPS), PING_FIRST),
-            (unhealed(Unhealed.ALIVE), End(refused_with=404)),
+            (ALIVE, End(refused_with=404)),
         ],
     ),
     "perhaps only the resume was refused": (

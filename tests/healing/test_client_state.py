@@ -118,7 +118,7 @@ NOT_FOUND = '{"jsonrpc":"2.0","id":"server-error","error":{"code":-32600,"messag
         pytest.param(404, "text/plain", "404 page not found\n", StepVerdict.NO_ROUTE, id="a router's page"),
         pytest.param(502, "text/html", "<html></html>", StepVerdict.GATEWAY, id="an ingress's page"),
         pytest.param(403, "application/json", '{"error":"no"}', StepVerdict.REFUSED, id="forbidden"),
-        pytest.param(422, "application/json", '{"detail":"no"}', StepVerdict.REFUSED, id="refused"),
+        pytest.param(422, "application/json", '{"detail":"no"}', StepVerdict.DOUBTFUL, id="refused, or lost"),
         pytest.param(
             503,
             "application/json",

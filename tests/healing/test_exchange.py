@@ -15,7 +15,7 @@ from mcp_sidecar.facts import ReplayCause
 from mcp_sidecar.healing import replies
 from mcp_sidecar.healing.exchange import (
     MAX_HEALS,
-    MAX_RESENDS_IN_DOUBT,
+    Ask,
     Awaited,
     Exchange,
     Give,
@@ -30,7 +30,10 @@ from mcp_sidecar.healing.policy import Mode
 from mcp_sidecar.healing.replies import Reason
 from mcp_sidecar.healing.stream_watch import AfterEnd
 from mcp_sidecar.verdicts.classify import UNANSWERED, Judgement, SessionKnowledge, Verdict
+from mcp_sidecar.verdicts.refusals import AWAY as NO_CONNECTION
+from mcp_sidecar.verdicts.refusals import BROKEN, PingAnswer, PingVerdict, Refusal
 from mcp_sidecar.verdicts.signatures import TABLE
+from mcp_sidecar.verdicts.words import Words
 from mcp_sidecar.wire.faults import Fault
 from mcp_sidecar.wire.jsonrpc import UNREAD, Message
 from tests.healing import samples
@@ -47,10 +50,12 @@ CANCELLED: Final = samples.notification("notifications/cancelled", requestId=7)
 PROGRESS: Final = samples.notification("notifications/progress", progressToken=7, progress=1)
 
 ROWS: Final = {row.name: row for row in TABLE}
-PROVEN: Final = Judgement(Verdict.SESSION_LOST, ROWS["python-404"], jsonrpc_body=True)
-UNPROVEN: Final = Judgement(Verdict.SESSION_LOST, ROWS["generic-session-id"])
-BARE_404: Final = Judgement(Verdict.AMBIGUOUS, ROWS["bare-404"], bare_404=True)
-PERHAPS: Final = Judgement(Verdict.AMBIGUOUS, ROWS["weak-session-id"], jsonrpc_body=True)
+SAID: Final = Refusal(Words(404, "session not found"))
+OTHERWISE: Final = Refusal(Words(404, "no such session"))
+NOTHING: Final = Refusal(Words(404, ""))
+PROVEN: Final = Judgement(Verdict.SESSION_LOST, ROWS["python-404"], jsonrpc_body=True, refusal=SAID)
+BARE_404: Final = Judgement(Verdict.ASK, ROWS["bare-404"], bare_404=True, refusal=NOTHING)
+PERHAPS: Final = Judgement(Verdict.ASK, refusal=OTHERWISE)
 ROUTE_404: Final = Judgement(Verdict.OTHER, bare_404=True)
 PAGE: Final = UNANSWERED
 SERVERS_503: Final = Judgement(Verdict.UNAVAILABLE, jsonrpc_body=True)
@@ -88,6 +93,17 @@ def healed(trip: Exchange) -> Step:
     return trip.healed()
 
 
+def asked(verdict: PingVerdict, refusal: Refusal | None = None) -> Report:
+    return lambda trip: trip.asked(PingAnswer(verdict, refusal))
+
+
+ALIVE: Final = asked(PingVerdict.ALIVE)
+
+
+def lost(refusal: Refusal) -> Report:
+    return asked(PingVerdict.REFUSED, refusal)
+
+
 def unhealed(why: Unhealed) -> Report:
     return lambda trip: trip.unhealed(why)
 
@@ -119,11 +135,12 @@ NOT_SENT: Final = Send(ReplayCause.NOT_SENT)
 IN_DOUBT: Final = Send(ReplayCause.AMBIGUOUS_SAFE, renumber=True)
 CONNECT: Final = Hold(Awaited.CONNECT)
 ROUTE: Final = Hold(Awaited.ROUTE)
-HEAL: Final = Heal("python-404", confirm=False)
-HEAL_UNPROVEN: Final = Heal("generic-session-id", confirm=False)
-HEAL_DISPLACED: Final = Heal("id-minted-anew", confirm=False)
-PING_FIRST: Final = Heal("bare-404", confirm=True)
-PING_UNPROVEN: Final = Heal("weak-session-id", confirm=True)
+HEAL: Final = Heal("python-404")
+HEAL_DISPLACED: Final = Heal("id-minted-anew")
+HEAL_ASKED: Final = Heal("unnamed", is_certain=False)
+ASK: Final = Ask(SAID, elsewhere=True)
+ASK_OTHERWISE: Final = Ask(OTHERWISE, elsewhere=True)
+ASK_NOTHING: Final = Ask(NOTHING, is_remembered=False)
 ACCEPTED: Final = Give(replies.ACCEPTED)
 DROPPED: Final = Give(replies.ACCEPTED, drops=True)
 UNAVAILABLE_503: Final = Give(replies.unavailable(1), reason=Reason.UPSTREAM_UNAVAILABLE)
@@ -146,84 +163,92 @@ AWAY: Final = error(Reason.UPSTREAM_UNAVAILABLE)
 UNKNOWN: Final = error(Reason.OUTCOME_UNKNOWN)
 GIVEN_UP: Final = error(Reason.CANCELLED)
 
-ROUTE_JUST_BACK: Final[Story] = [(answered(BARE_404), PING_FIRST), (unhealed(Unhealed.ALIVE), IN_DOUBT)]
-
-LOST_AND_HEALED: Final[Story] = [(answered(PROVEN), HEAL), (healed, AFTER_LOSS)]
+LOST_AND_HEALED: Final[Story] = [(answered(PROVEN), ASK), (lost(SAID), HEAL), (healed, AFTER_LOSS)]
 GIVEN_AWAY: Final[Story] = [(displaced, HEAL_DISPLACED), (healed, Send())]
 
 LOSS: Final[dict[str, tuple[Exchange, Story]]] = {
-    "healed and sent again, an unsafe call too": (
+    "safe: healed at once and sent again": (exchange(LIST), [FIRST, (answered(PROVEN), HEAL), (healed, AFTER_LOSS)]),
+    "unsafe: a ping refused in the same words proves that it did not run": (
         exchange(),
-        [FIRST, (answered(PROVEN), HEAL), (healed, AFTER_LOSS), (answered(NEVER[0], 200), Pass())],
+        [FIRST, *LOST_AND_HEALED, (answered(NEVER[0], 200), Pass())],
     ),
-    "unproven: the session is healed, the unsafe call is not sent again": (
+    "refused in other words: healed, and it may have run": (
         exchange(),
-        [FIRST, (answered(UNPROVEN), HEAL_UNPROVEN), (healed, UNKNOWN)],
+        [FIRST, (answered(PROVEN), ASK), (lost(OTHERWISE), HEAL), (healed, UNKNOWN)],
     ),
-    "unproven but safe: sent again under its own id, in a new session": (
+    "words that no row knows": (
+        exchange(),
+        [FIRST, (answered(PERHAPS), ASK_OTHERWISE), (lost(OTHERWISE), HEAL_ASKED), (healed, AFTER_LOSS)],
+    ),
+    "alive: the answer passes to its sender": (
+        exchange(),
+        [FIRST, (answered(PERHAPS), ASK_OTHERWISE), (ALIVE, Pass(to_sender=True))],
+    ),
+    "alive after the strongest words": (exchange(), [FIRST, (answered(PROVEN), ASK), (ALIVE, Pass(to_sender=True))]),
+    "another server knows it: sent again in the same session": (
+        exchange(),
+        [FIRST, (answered(PROVEN), ASK), (asked(PingVerdict.ELSEWHERE, SAID), NOT_SENT)],
+    ),
+    "the second loss of a safe message is asked about": (
         exchange(LIST),
-        [FIRST, (answered(UNPROVEN), HEAL_UNPROVEN), (healed, AFTER_LOSS)],
+        [FIRST, (answered(PROVEN), HEAL), (healed, AFTER_LOSS), (answered(PROVEN), ASK)],
     ),
     "lost again after each heal: no third one": (
         exchange(),
         [FIRST, *LOST_AND_HEALED * MAX_HEALS, (answered(PROVEN, 400), not_found(400))],
     ),
-    "ambiguous after the last heal: nobody asks": (
-        exchange(),
-        [FIRST, *LOST_AND_HEALED * MAX_HEALS, (answered(BARE_404), Pass())],
-    ),
     "not restored": (
-        exchange(),
+        exchange(LIST),
         [FIRST, (answered(PROVEN, 400), HEAL), (unhealed(Unhealed.NOT_RESTORED), not_found(400))],
     ),
     "credentials refused: that refusal passes": (
-        exchange(),
+        exchange(LIST),
         [FIRST, (answered(PROVEN), HEAL), (unhealed(Unhealed.UNAUTHORIZED), Pass())],
     ),
     "unknown id: the right 404, nothing else": (
         exchange(session=SessionKnowledge.UNKNOWN),
         [FIRST, (answered(PROVEN, 400), not_found(400))],
     ),
-    "the server goes away before it is healed, and knows the session when it is back": (
+    "a gateway in between: asked until somebody answers": (
         exchange(),
         [
             FIRST,
-            (answered(PROVEN), HEAL),
-            (unhealed(Unhealed.UNREACHABLE), CONNECT),
-            (back, NOT_SENT),
-            (answered(NEVER[0], 200), Pass()),
-        ],
-    ),
-    "the server goes away before it is healed, and is healed when it is back": (
-        exchange(),
-        [
-            FIRST,
-            (answered(PROVEN), HEAL),
-            (unhealed(Unhealed.UNREACHABLE), CONNECT),
-            (back, NOT_SENT),
-            (answered(PROVEN), HEAL),
+            (answered(PROVEN), ASK),
+            (lambda trip: trip.asked(BROKEN), Hold(Awaited.ROUTE, is_in_question=True)),
+            (back, Ask()),
+            (lost(SAID), HEAL),
             (healed, AFTER_LOSS),
         ],
     ),
-    "the server goes away before an unproven loss is healed: nothing more is sent": (
+    "no connection in between, and none in time": (
         exchange(),
-        [FIRST, (answered(UNPROVEN), HEAL_UNPROVEN), (unhealed(Unhealed.UNREACHABLE), UNKNOWN)],
+        [
+            FIRST,
+            (answered(PROVEN), ASK),
+            (lambda trip: trip.asked(NO_CONNECTION), Hold(Awaited.CONNECT, is_in_question=True)),
+            (expired, UNKNOWN),
+        ],
     ),
-    "the same for a safe call: sent again under a new id": (
-        exchange(LIST),
-        [FIRST, (answered(UNPROVEN), HEAL_UNPROVEN), (unhealed(Unhealed.NO_ROUTE), ROUTE), (back, IN_DOUBT)],
-    ),
-    "waited for somebody's heal in vain: proven": (
+    "no time, in the same words: nothing ran": (
         exchange(),
-        [FIRST, (answered(PROVEN), HEAL), (expired, AWAY)],
+        [
+            FIRST,
+            (answered(PERHAPS), ASK_OTHERWISE),
+            (asked(PingVerdict.BUSY, OTHERWISE), Hold(Awaited.TURN)),
+            (back, Ask()),
+            (ALIVE, NOT_SENT),
+        ],
     ),
-    "waited for somebody's heal in vain: unproven": (
+    "the route is missing, and back before the next ping": (
         exchange(),
-        [FIRST, (answered(UNPROVEN), HEAL_UNPROVEN), (expired, UNKNOWN)],
-    ),
-    "cancelled while it waits for the heal": (
-        exchange(),
-        [FIRST, (answered(PROVEN), HEAL), (cancelled, GIVEN_UP)],
+        [
+            FIRST,
+            (answered(BARE_404), ASK_NOTHING),
+            (lost(NOTHING), Heal("bare-404", is_certain=False)),
+            (unhealed(Unhealed.NO_ROUTE), ROUTE),
+            (back, Ask()),
+            (ALIVE, NOT_SENT),
+        ],
     ),
     "initialized: the heal says it": (
         exchange(INITIALIZED),
@@ -231,131 +256,9 @@ LOSS: Final[dict[str, tuple[Exchange, Story]]] = {
     ),
     "cancelled: about a request that died": (exchange(CANCELLED), [FIRST, (answered(PROVEN), DROPPED)]),
     "a response never goes to another session": (exchange(RESPONSE), [FIRST, (answered(PROVEN), DROPPED)]),
-    "a response whose answer was ambiguous is dropped after the heal": (
+    "a response that was asked about is dropped": (
         exchange(RESPONSE),
-        [FIRST, (answered(BARE_404), PING_FIRST), (healed, DROPPED)],
-    ),
-}
-
-CONFIRM: Final[dict[str, tuple[Exchange, Story]]] = {
-    "the ping found it alive: the answer was about this request": (
-        exchange(),
-        [FIRST, (answered(BARE_404), PING_FIRST), (unhealed(Unhealed.ALIVE), Pass())],
-    ),
-    "the ping proved nothing": (
-        exchange(),
-        [FIRST, (answered(PERHAPS), PING_UNPROVEN), (unhealed(Unhealed.UNPROVEN), Pass())],
-    ),
-    "a bare 404 of a lost session did not run": (
-        exchange(),
-        [FIRST, (answered(BARE_404), PING_FIRST), (healed, AFTER_LOSS)],
-    ),
-    "a weak wording of a lost session may have run": (
-        exchange(),
-        [FIRST, (answered(PERHAPS), PING_UNPROVEN), (healed, UNKNOWN)],
-    ),
-    "a bare 404 everywhere is the route's: held": (
-        exchange(),
-        [
-            FIRST,
-            (answered(BARE_404), PING_FIRST),
-            (unhealed(Unhealed.NO_ROUTE), ROUTE),
-            (back, NOT_SENT),
-            (answered(BARE_404), PING_FIRST),
-            (unhealed(Unhealed.NO_ROUTE), ROUTE),
-            (expired, AWAY),
-        ],
-    ),
-    "a route that is over before the ping: a safe call goes again, but not for ever": (
-        exchange(LIST),
-        [
-            FIRST,
-            *ROUTE_JUST_BACK * MAX_RESENDS_IN_DOUBT,
-            (answered(BARE_404), PING_FIRST),
-            (unhealed(Unhealed.ALIVE), Pass()),
-        ],
-    ),
-    "the same for an unsafe one, once there certainly was no route": (
-        exchange(),
-        [
-            FIRST,
-            (answered(BARE_404), PING_FIRST),
-            (unhealed(Unhealed.NO_ROUTE), ROUTE),
-            (back, NOT_SENT),
-            (answered(BARE_404), PING_FIRST),
-            (unhealed(Unhealed.ALIVE), NOT_SENT),
-        ],
-    ),
-    "a bare 404, and the ping meets a page or a break: an unsafe call may have run": (
-        exchange(),
-        [FIRST, (answered(BARE_404), PING_FIRST), (unhealed(Unhealed.GATEWAY), UNKNOWN)],
-    ),
-    "a bare 404, and nobody to ask: an unsafe call may have run": (
-        exchange(),
-        [FIRST, (answered(BARE_404), PING_FIRST), (unhealed(Unhealed.UNREACHABLE), UNKNOWN)],
-    ),
-    "a bare 404, and no end of the ping: an unsafe call may have run": (
-        exchange(),
-        [FIRST, (answered(BARE_404), PING_FIRST), (expired, UNKNOWN)],
-    ),
-    "a bare 404 where there was no route before, and no end of the ping": (
-        exchange(),
-        [
-            FIRST,
-            (answered(BARE_404), PING_FIRST),
-            (unhealed(Unhealed.NO_ROUTE), ROUTE),
-            (back, NOT_SENT),
-            (answered(BARE_404), PING_FIRST),
-            (expired, AWAY),
-        ],
-    ),
-    "a bare 404, and the ping meets a page: a safe call waits, and the doubt stays": (
-        exchange(LIST),
-        [
-            FIRST,
-            (answered(BARE_404), PING_FIRST),
-            (unhealed(Unhealed.GATEWAY), ROUTE),
-            (back, IN_DOUBT),
-            (answered(BARE_404), PING_FIRST),
-            (unhealed(Unhealed.NO_ROUTE), ROUTE),
-            (back, IN_DOUBT),
-        ],
-    ),
-    "a denied ping explains the 404, not the reset before it": (
-        exchange(LIST),
-        [
-            FIRST,
-            (RESET, IN_DOUBT),
-            (answered(BARE_404), PING_FIRST),
-            (unhealed(Unhealed.NO_ROUTE), ROUTE),
-            (expired, UNKNOWN),
-        ],
-    ),
-    "a missing route that only another answer showed excuses no 404": (
-        exchange(),
-        [
-            FIRST,
-            (answered(PROVEN), HEAL),
-            (unhealed(Unhealed.NO_ROUTE), ROUTE),
-            (back, NOT_SENT),
-            (answered(BARE_404), PING_FIRST),
-            (unhealed(Unhealed.ALIVE), Pass()),
-        ],
-    ),
-    "a weak wording is no route's": (
-        exchange(LIST),
-        [
-            FIRST,
-            (answered(BARE_404), PING_FIRST),
-            (unhealed(Unhealed.NO_ROUTE), ROUTE),
-            (back, NOT_SENT),
-            (answered(PERHAPS), PING_UNPROVEN),
-            (unhealed(Unhealed.ALIVE), Pass()),
-        ],
-    ),
-    "a weak wording, and then nobody to ask: nothing more is sent": (
-        exchange(),
-        [FIRST, (answered(PERHAPS), PING_UNPROVEN), (unhealed(Unhealed.UNREACHABLE), UNKNOWN)],
+        [FIRST, (answered(BARE_404), ASK_NOTHING), (lost(NOTHING), DROPPED)],
     ),
 }
 
@@ -370,7 +273,7 @@ DISPLACED: Final[dict[str, tuple[Exchange, Story]]] = {
             FIRST,
             (displaced, HEAL_DISPLACED),
             (unhealed(Unhealed.UNREACHABLE), CONNECT),
-            (back, Send()),
+            (back, Ask()),
             (displaced, HEAL_DISPLACED),
             (healed, Send()),
             (REFUSED, CONNECT),
@@ -412,7 +315,7 @@ OUTAGE: Final[dict[str, tuple[Exchange, Story]]] = {
     ),
     "refused, back, lost, healed": (
         exchange(),
-        [FIRST, (REFUSED, CONNECT), (back, NOT_SENT), (answered(PROVEN), HEAL), (healed, AFTER_LOSS)],
+        [FIRST, (REFUSED, CONNECT), (back, NOT_SENT), *LOST_AND_HEALED],
     ),
     "refused, never back": (exchange(), [FIRST, (REFUSED, CONNECT), (expired, AWAY)]),
     "refused, never back: initialize": (
@@ -430,14 +333,22 @@ OUTAGE: Final[dict[str, tuple[Exchange, Story]]] = {
     ),
     "the same for a safe one: it waits for the route": (
         exchange(LIST, session=SessionKnowledge.NONE, endpoint_worked=True),
-        [FIRST, (answered(ROUTE_404), ROUTE), (back, IN_DOUBT), (answered(ROUTE_404), ROUTE), (expired, UNKNOWN)],
+        [
+            FIRST,
+            (answered(ROUTE_404), ROUTE),
+            (back, Ask()),
+            (ALIVE, IN_DOUBT),
+            (answered(ROUTE_404), ROUTE),
+            (expired, UNKNOWN),
+        ],
     ),
     "the same for initialize": (
         exchange(INITIALIZE, session=SessionKnowledge.NONE, endpoint_worked=True),
         [
             FIRST,
             (answered(ROUTE_404), ROUTE),
-            (back, IN_DOUBT),
+            (back, Ask()),
+            (ALIVE, IN_DOUBT),
             (answered(ROUTE_404), ROUTE),
             (expired, UNAVAILABLE_IN_DOUBT),
         ],
@@ -478,7 +389,7 @@ DOUBT: Final[dict[str, tuple[Exchange, Story]]] = {
     ),
     "lost, healed, reset: the new session may have run it": (
         exchange(),
-        [FIRST, (answered(PROVEN), HEAL), (healed, AFTER_LOSS), (RESET, UNKNOWN)],
+        [FIRST, *LOST_AND_HEALED, (RESET, UNKNOWN)],
     ),
     "stalled: an unsafe call is told": (exchange(), [FIRST, (failed(Fault.STALLED), UNKNOWN)]),
     "stalled: a safe call goes again, as after every cut": (
@@ -493,16 +404,30 @@ DOUBT: Final[dict[str, tuple[Exchange, Story]]] = {
     "an ingress page: an unsafe call is told": (exchange(), [FIRST, (answered(PAGE, 502), UNKNOWN)]),
     "an ingress page: a safe call waits for the route": (
         exchange(LIST),
-        [FIRST, (answered(PAGE, 502), ROUTE), (back, IN_DOUBT), (answered(PAGE, 503), ROUTE), (expired, UNKNOWN)],
+        [
+            FIRST,
+            (answered(PAGE, 502), ROUTE),
+            (back, Ask()),
+            (ALIVE, IN_DOUBT),
+            (answered(PAGE, 503), ROUTE),
+            (expired, UNKNOWN),
+        ],
     ),
     "a trusted 503: nothing ran": (
         exchange(trust_503=True),
-        [FIRST, (answered(PAGE, 503), ROUTE), (back, NOT_SENT), (answered(PAGE, 503), ROUTE), (expired, AWAY)],
+        [
+            FIRST,
+            (answered(PAGE, 503), ROUTE),
+            (back, Ask()),
+            (ALIVE, NOT_SENT),
+            (answered(PAGE, 503), ROUTE),
+            (expired, AWAY),
+        ],
     ),
     "trust in 503 is none in 502": (exchange(trust_503=True), [FIRST, (answered(PAGE, 502), UNKNOWN)]),
     "a trusted 503 after a reset does not undo it": (
         exchange(LIST, trust_503=True),
-        [FIRST, (RESET, IN_DOUBT), (answered(PAGE, 503), ROUTE), (back, IN_DOUBT)],
+        [FIRST, (RESET, IN_DOUBT), (answered(PAGE, 503), ROUTE), (back, Ask()), (ALIVE, IN_DOUBT)],
     ),
     "a cut stream: told": (exchange(), [FIRST, (answered(NEVER[0], 200), Pass()), (broke(AfterEnd.TELL), UNKNOWN)]),
     "a cut stream: begun anew": (
@@ -558,7 +483,7 @@ UNREAD_JSON: Final[dict[str, tuple[Exchange, Story]]] = {
 ENCODED: Final[dict[str, tuple[Exchange, Story]]] = {
     "lost, healed, sent again": (
         exchange(UNREAD, opaque=True),
-        [FIRST, (answered(PROVEN), HEAL), (healed, AFTER_LOSS)],
+        [FIRST, *LOST_AND_HEALED],
     ),
     "reset: there is no id to answer to": (
         exchange(UNREAD, opaque=True),
@@ -574,7 +499,6 @@ TRIPS: Final = [
     pytest.param(trip, story, id=f"{chapter} - {name}")
     for chapter, stories in {
         "loss": LOSS,
-        "confirm": CONFIRM,
         "displaced": DISPLACED,
         "outage": OUTAGE,
         "doubt": DOUBT,
@@ -606,14 +530,14 @@ def test_an_answer_that_says_nothing_of_a_loss_passes(
 
 def test_a_loss_without_a_row_has_a_name() -> None:
     """A heal always has something to be counted under."""
-    trip = exchange()
+    trip = exchange(LIST)
     trip.begin()
-    assert trip.judged(Judgement(Verdict.SESSION_LOST), 404) == Heal("unnamed", confirm=False)
+    assert trip.judged(Judgement(Verdict.SESSION_LOST), 404) == Heal("unnamed")
 
 
 HINTS: Final = [
-    pytest.param([answered(PROVEN), healed, RESET], UNKNOWN, id="reset by the next server"),
-    pytest.param([answered(UNPROVEN), healed], UNKNOWN, id="healed onto the next server"),
+    pytest.param([answered(PROVEN), lost(SAID), healed, RESET], UNKNOWN, id="reset by the next server"),
+    pytest.param([answered(PERHAPS), lost(SAID), healed], UNKNOWN, id="healed onto the next server"),
     pytest.param([REFUSED, back, answered(PAGE, 502)], UNKNOWN, id="a page after an outage"),
 ]
 

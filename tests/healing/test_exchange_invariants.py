@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from mcp_sidecar.facts import ReplayCause
 from mcp_sidecar.healing.exchange import (
     MAX_HEALS,
-    MAX_RESENDS_IN_DOUBT,
+    MAX_RESENDS,
+    Ask,
     Exchange,
     Give,
     Heal,
@@ -27,7 +28,9 @@ from mcp_sidecar.healing.policy import Mode
 from mcp_sidecar.healing.replay import AfterLoss, after_loss, is_safe_in_doubt
 from mcp_sidecar.healing.stream_watch import AfterEnd
 from mcp_sidecar.verdicts.classify import UNANSWERED, Judgement, SessionKnowledge, Verdict
+from mcp_sidecar.verdicts.refusals import AWAY, BROKEN, PingAnswer, PingVerdict, Refusal
 from mcp_sidecar.verdicts.signatures import ROUTE_ROWS, TABLE, Signature, Strength
+from mcp_sidecar.verdicts.words import Words
 from mcp_sidecar.wire.faults import Fault
 from mcp_sidecar.wire.jsonrpc import UNREAD
 from tests.healing import samples
@@ -57,13 +60,14 @@ MESSAGES: Final = (
 class Report:
     """What is told to the exchange, and what is true of the message then: tried, perhaps run.
 
-    ``is_bare``: perhaps run, unless what follows shows that the 404 came before anything was dispatched.
+    ``words``: perhaps run, unless a ping is refused in the same ones. ``met`` are those that a ping was refused with.
     """
 
     tell: Callable[[Exchange], Step | None]
     tried: bool = False
     ran: bool = False
-    is_bare: bool = False
+    words: str = ""
+    met: str = ""
 
 
 @dataclass(slots=True)
@@ -76,22 +80,20 @@ class Trip:
 
     def ran(self) -> list[bool]:
         """For each report whether the message may have run by it."""
-        return [report.ran and not (report.is_bare and self._is_cleared(at)) for at, report in enumerate(self.reports)]
+        return [report.ran and not (report.words and self._is_cleared(at)) for at, report in enumerate(self.reports)]
 
     def _is_cleared(self, at: int) -> bool:
-        settled = self.reports[at + 1] if at + 1 < len(self.reports) else None
-        there_was_no_route = any(
-            earlier.is_bare and later is UNHEALED[Unhealed.NO_ROUTE] for earlier, later in pairwise(self.reports[:at])
-        )
-        is_late = settled is UNHEALED[Unhealed.ALIVE] and there_was_no_route
-        return settled in (HEALED, UNHEALED[Unhealed.NO_ROUTE]) or is_late
+        """A ping was refused in the words of this report: before it, or before anything else was sent."""
+        words = self.reports[at].words
+        until = next((n for n in range(at + 1, len(self.reports)) if self.reports[n].tried), len(self.reports))
+        return any(report.met == words for report in self.reports[:until])
 
     def count(self, kind: type) -> int:
         return sum(isinstance(step, kind) for step in self.steps)
 
 
-def _judged(judgement: Judgement, status: int, *, ran: bool, is_bare: bool = False) -> Report:
-    return Report(lambda trip: trip.judged(judgement, status), tried=True, ran=ran, is_bare=is_bare)
+def _judged(judgement: Judgement, status: int, *, ran: bool, words: str = "") -> Report:
+    return Report(lambda trip: trip.judged(judgement, status), tried=True, ran=ran, words=words)
 
 
 def _failed(fault: Fault) -> Report:
@@ -102,14 +104,19 @@ def _unhealed(why: Unhealed) -> Report:
     return Report(lambda trip: trip.unhealed(why))
 
 
+def _asked(answer: PingAnswer, met: str = "") -> Report:
+    return Report(lambda trip: trip.asked(answer), met=met)
+
+
 def _broke(after: AfterEnd) -> Report:
     return Report(lambda trip: trip.stream_broke(after), tried=True, ran=True)
 
 
-def _about_session(row: Signature) -> Report:
-    verdict = Verdict.SESSION_LOST if row.strength is Strength.STRONG else Verdict.AMBIGUOUS
+def _about_session(row: Signature, words: str) -> Report:
+    verdict = Verdict.SESSION_LOST if row.strength is Strength.STRONG else Verdict.ASK
     is_bare = row.name in ROUTE_ROWS
-    return _judged(Judgement(verdict, row, bare_404=is_bare), 404, ran=not row.proves_not_run, is_bare=is_bare)
+    refusal = Refusal(Words(404, words))
+    return _judged(Judgement(verdict, row, bare_404=is_bare, refusal=refusal), 404, ran=True, words=words)
 
 
 def one_row(name: str) -> Signature:
@@ -123,13 +130,23 @@ SETTLED: Final = [
 PAGE: Final = _judged(UNANSWERED, 502, ran=True)
 PAGE_503: Final = _judged(UNANSWERED, 503, ran=False)
 LOST: Final = [
-    _about_session(one_row(name)) for name in ("python-404", "generic-session-id", "weak-session-id", "bare-404")
+    _about_session(one_row(name), words)
+    for name in ("python-404", "generic-session-id", "weak-session-id", "bare-404")
+    for words in ("session gone", "no such session")
 ]
 ROUTE: Final = _judged(Judgement(Verdict.OTHER, bare_404=True), 404, ran=True)
 FAULTS: Final = [_failed(fault) for fault in Fault]
 HEALED: Final = Report(lambda trip: trip.healed())
 UNHEALED: Final = {why: _unhealed(why) for why in Unhealed}
-UNHEALED_SURELY: Final = [UNHEALED[why] for why in Unhealed if why not in (Unhealed.ALIVE, Unhealed.UNPROVEN)]
+ASKED: Final = [
+    *(_asked(PingAnswer(verdict)) for verdict in (PingVerdict.ALIVE, PingVerdict.AUTH, PingVerdict.UNPROVEN)),
+    *(_asked(answer) for answer in (AWAY, BROKEN)),
+    *(
+        _asked(PingAnswer(verdict, Refusal(Words(404, words))), met=words)
+        for verdict in (PingVerdict.REFUSED, PingVerdict.BUSY, PingVerdict.ELSEWHERE)
+        for words in ("session gone", "no such session")
+    ),
+]
 DISPLACED: Final = Report(lambda trip: trip.displaced())
 BACK: Final = Report(lambda trip: trip.back())
 EXPIRED: Final = Report(lambda trip: trip.expired())
@@ -145,10 +162,12 @@ def _possible(trip: Trip) -> list[Report]:
         case Send():
             trusted = [PAGE_503] if exchange.trust_503 else []
             displaced = [DISPLACED] if _may_be_displaced(exchange) else []
-            about = {SessionKnowledge.NONE: [ROUTE], SessionKnowledge.UNKNOWN: LOST[:2]}
+            about = {SessionKnowledge.NONE: [ROUTE], SessionKnowledge.UNKNOWN: LOST[:4]}
             return [*SETTLED, *FAULTS, PAGE, *displaced, *trusted, *about.get(exchange.session, LOST)]
+        case Ask():
+            return [*ASKED, EXPIRED, CANCELLED]
         case Heal():
-            return [HEALED, *(UNHEALED.values() if step.confirm else UNHEALED_SURELY), EXPIRED, CANCELLED]
+            return [HEALED, *UNHEALED.values(), EXPIRED, CANCELLED]
         case Hold():
             return [BACK, EXPIRED, CANCELLED]
         case Pass() if isinstance(trip.steps[-2], Send):
@@ -237,7 +256,7 @@ class TestEveryTrip:
             for earlier, later in pairwise(trip.steps)
             if not isinstance(earlier, Hold) and isinstance(later, Send) and later.cause is ReplayCause.AMBIGUOUS_SAFE
         ]
-        assert len(resends) <= MAX_RESENDS_IN_DOUBT
+        assert len(resends) <= MAX_RESENDS
 
     @many
     @given(trips())
@@ -267,7 +286,7 @@ class TestEveryTrip:
     @given(trips())
     def test_it_always_ends(self, trip: Trip) -> None:
         """From wherever it stands, the end of waiting leads to an answer at once."""
-        endings = {Hold: EXPIRED, Heal: EXPIRED, Send: SETTLED[0], Pass: BROKE[0]}
+        endings = {Hold: EXPIRED, Ask: EXPIRED, Heal: EXPIRED, Send: SETTLED[0], Pass: BROKE[0]}
         _walk(trip, lambda _: endings[type(trip.steps[-1])], 2)
         assert isinstance(trip.steps[-1], Pass | Give)
 

@@ -19,6 +19,7 @@ REPLAY, HEAL_ONLY, DROP = AfterLoss
 # As the specification of the replay has it, row by row; the last column is "may it go again in doubt".
 SPECIFIED: Final = [
     pytest.param(samples.request("ping"), REPLAY, True, id="ping"),
+    pytest.param(samples.request("server/discover"), REPLAY, True, id="server/discover"),
     pytest.param(samples.request("tools/list"), REPLAY, True, id="tools/list"),
     pytest.param(samples.request("tools/list", cursor="c"), REPLAY, True, id="a later page"),
     pytest.param(samples.request("prompts/list"), REPLAY, True, id="prompts/list"),

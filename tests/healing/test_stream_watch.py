@@ -216,15 +216,13 @@ class TestCommitted:
     )
     def test_committed_where_progress_is_watched(self, piece: Block | Fragment, committed: bool) -> None:
         """What can be held back when it comes again does not keep a request from going again."""
-        stream = watch()
-        stream.progress = Progress()
+        stream = watch(progress=Progress())
         stream.relay(piece)
         assert stream.committed is committed
 
     def test_what_would_go_back_is_held_back(self) -> None:
         """Of the next run only what is further than the one before."""
-        stream = watch()
-        stream.progress = Progress()
+        stream = watch(progress=Progress())
         assert relay(stream, event(progress(1)), event(progress(2)))
         stream.mark = SECOND
         assert relay(stream, event(progress(1)), event(progress(2))) == b""
@@ -299,7 +297,7 @@ class TestFragments:
 
 
 CLEAN, BROKEN = Ending
-FINISH, RESUME, RESEND, TELL, CUT = AfterEnd
+FINISH, RESUME, RESEND, TELL, ASK, CUT = AfterEnd
 
 NOTHING: Final[dict[str, Any]] = {}
 UNKNOWN: Final[dict[str, Any]] = {"unanswered": None}

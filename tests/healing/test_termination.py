@@ -26,7 +26,7 @@ OTHER: Final = Judgement(Verdict.OTHER)
         pytest.param(OTHER, 405, BOUND, PassAnswer(ends=False), id="not allowed: the session stays"),
         pytest.param(Judgement(Verdict.AUTH_FAILURE), 401, BOUND, PassAnswer(ends=False), id="a real 401"),
         pytest.param(LOST, 400, BOUND, EndSession(), id="lost: it is over anyway"),
-        pytest.param(Judgement(Verdict.AMBIGUOUS, bare_404=True), 404, BOUND, EndSession(), id="a bare 404"),
+        pytest.param(Judgement(Verdict.ASK, bare_404=True), 404, BOUND, EndSession(), id="a bare 404"),
         pytest.param(UNANSWERED, 502, BOUND, EndSession(), id="a page of an ingress"),
         pytest.param(
             Judgement(Verdict.UNAVAILABLE, jsonrpc_body=True), 503, BOUND, PassAnswer(ends=False), id="a 503 of its own"

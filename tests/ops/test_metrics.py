@@ -15,6 +15,7 @@ CONTRACT = {
     "mcp_sidecar_request_seconds": ("histogram", {"rpc_method"}),
     "mcp_sidecar_sessions": ("gauge", set()),
     "mcp_sidecar_sessions_lost_total": ("counter", {"signature"}),
+    "mcp_sidecar_refusals_asked_total": ("counter", {"outcome"}),
     "mcp_sidecar_heals_total": ("counter", {"outcome"}),
     "mcp_sidecar_heal_seconds": ("histogram", set()),
     "mcp_sidecar_replays_total": ("counter", {"cause"}),

@@ -14,8 +14,6 @@ from tests.support.refusals import STATUSES, Refused, generated
 from tests.support.scene import connected
 from tests.support.sidecar import running_sidecar
 
-pytestmark = pytest.mark.skip(reason="known words decide until a ping does: what has to hold then stands here")
-
 CORPUS = list(generated(seed=20261127))
 
 

@@ -88,6 +88,8 @@ async def test_an_outage_under_many_sessions_ends_well() -> None:
 class InstantAnswer:
     """A whole answer that takes no time."""
 
+    headers: tuple[Pair, ...] = ()
+
     def __init__(self, status: int, body: bytes, session_id: str | None = None) -> None:
         self.status = status
         self.whole, self.peeked = True, body
@@ -115,6 +117,8 @@ class InstantAnswer:
 
 class InstantUpstream:
     """A server that is infinitely fast: whatever spreads the load is the sidecar's doing."""
+
+    affinity_cookies: tuple[str, ...] = ()
 
     def __init__(self) -> None:
         self.initializes: list[float] = []

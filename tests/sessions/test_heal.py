@@ -159,6 +159,7 @@ async def test_a_server_that_became_stateless_goes_on_without_an_id() -> None:
     async with connected() as (upstream, _, client):
         await upstream.restart(sessions=SessionMode.STATELESS)
         upstream.inject(LOST, tool="charge")
+        upstream.inject(LOST, rpc_method="ping")
         for _ in range(2):
             assert (await client.tool("charge")).text == "charged 1"
             assert upstream.ledger.arrivals[-1].session_id is None
@@ -208,6 +209,15 @@ async def test_the_server_that_comes_back_is_compared(
         assert len(upstream.ledger.arrivals) == seen
 
 
+async def test_a_new_session_that_is_not_wanted_is_ended_in_its_own_revision() -> None:
+    """Strict servers refuse a DELETE that names another version than the one that this very session negotiated."""
+    async with connected(protocol_versions=("2025-06-18",)) as (upstream, _, client):
+        await upstream.restart(protocol_versions=("2025-11-25",))
+        assert is_not_found(await client.tool("charge"))
+        (ended,) = upstream.ledger.arrived(http_method="DELETE")
+        assert ended.header("mcp-protocol-version") == "2025-11-25"
+
+
 async def test_a_version_change_without_promised_notices_resets() -> None:
     """Strict form: where lists may have changed and the client was not promised to hear of it, 404."""
     async with connected(capabilities=UNPROMISED, healing__on_server_change="reset") as (upstream, _, client):
@@ -218,11 +228,6 @@ async def test_a_version_change_without_promised_notices_resets() -> None:
 # -- initialize is not accepted ---------------------------------------------------------------------------------------
 
 REJECTIONS: list[Any] = [
-    pytest.param(
-        Answer(503, JSON, b'{"jsonrpc":"2.0","id":null,"error":{"code":-32603,"message":"Too many open sessions"}}'),
-        id="at-capacity",
-    ),
-    pytest.param(Answer(503, (), b"Maximum number of sessions reached"), id="at-capacity-in-plain-text"),
     pytest.param(
         Answer(
             400, JSON, b'{"jsonrpc":"2.0","id":null,"error":{"code":-32600,"message":"Server already initialized"}}'
@@ -361,6 +366,7 @@ async def test_one_request_heals_twice() -> None:
     """A server that loses the session on every request: healed twice, then the client is told."""
     async with connected() as (upstream, _, client):
         upstream.inject(LOST, times=None, tool="charge")
+        upstream.inject(LOST, times=None, rpc_method="ping")
         assert is_not_found(await client.tool("charge"))
         assert len(upstream.ledger.initializes) == 3
         assert upstream.ledger.count(tool="charge") == 3
@@ -383,7 +389,9 @@ async def test_an_upstream_that_cannot_initialize_sees_no_storm(fault: Fault) ->
         await upstream.restart()
         upstream.inject(fault, times=None, rpc_method="initialize")
         answers = await asyncio.gather(*(client.tool("charge") for _ in range(10)))
-        assert all(is_not_found(answer) for answer in answers)
+        assert all(
+            is_not_found(answer) or answer.error["data"]["reason"] == "upstream_unavailable" for answer in answers
+        )
         assert len(upstream.ledger.initializes) <= 1 + 5
         assert upstream.ledger.executions("charge") == []
         assert len(sidecar.of(SessionLost)) == 1
@@ -518,11 +526,15 @@ async def test_a_ping_that_breaks_leaves_a_harmless_request_waiting(ping: Fault)
 
 @pytest.mark.parametrize("ping", PINGS)
 async def test_a_ping_that_breaks_does_not_show_that_a_tool_did_not_run(ping: Fault) -> None:
-    """A tool may answer 404 itself, after it ran: it is sent again only if a ping is denied in the same way."""
-    async with connected() as (upstream, _, client):
+    """A tool may answer 404 itself, after it ran: asked again, that passes; where nobody answers, it is unknown."""
+    async with connected(healing__hold_timeout=1) as (upstream, _, client):
         upstream.inject(Answer(404, (("Content-Type", "text/plain"),), b"no such order", executes=True), tool="charge")
         upstream.inject(ping, rpc_method="ping")
-        assert (await client.tool("charge")).error["data"] == {"reason": "outcome_unknown"}
+        answer = await client.tool("charge")
+        if isinstance(ping, Crash):
+            assert answer.error["data"] == {"reason": "outcome_unknown"}
+        else:
+            assert (answer.status, answer.body) == (404, b"no such order")
         assert len(upstream.ledger.executions("charge")) == 1
 
 
@@ -542,26 +554,25 @@ async def test_a_hint_of_one_server_allows_nothing_on_the_next() -> None:
 SAID = Answer(400, (("Content-Type", "text/plain"),), b"no such conversation, sorry")
 
 
-@pytest.mark.parametrize("may_have_run", [False, True], ids=["vouched", "not-vouched"])
-async def test_an_operators_signature_is_a_row_like_any_other(may_have_run: bool) -> None:
-    """It heals the session; an unsafe call goes again only where the operator vouches that it had not run."""
-    row = {"name": "my-server", "status": 400, "text": "no such conversation", "may_have_run": may_have_run}
+@pytest.mark.parametrize("status", [400, 403, 429])
+async def test_an_operators_signature_is_a_row_like_any_other(status: int) -> None:
+    """It heals the session, and counts for the ping as well, whatever the status means elsewhere."""
+    row = {"name": "my-server", "status": status, "text": "no such conversation, sorry"}
     async with connected(healing__signatures=json.dumps([row])) as (upstream, sidecar, client):
-        upstream.inject(SAID, tool="charge")
+        said = Answer(status, SAID.headers, SAID.body)
+        upstream.inject(said, tool="charge")
+        upstream.inject(said, rpc_method="ping")
         answer = await client.tool("charge")
         assert [fact.signature for fact in sidecar.of(SessionLost)] == ["my-server"]
         assert outcomes(sidecar) == [HealOutcome.HEALED]
-        if may_have_run:
-            assert answer.error["data"] == {"reason": "outcome_unknown"}
-        else:
-            assert answer.text == "charged 1"
+        assert answer.text == "charged 1"
         assert (await client.tool("charge")).text == "charged 1"
 
 
 async def test_what_no_signature_knows_passes() -> None:
-    """Without the operator's row the same answer is nobody's business."""
+    """Without the operator's row the same answer costs a ping, and passes."""
     async with connected() as (upstream, _, client):
         upstream.inject(SAID, tool="charge")
         answer = await client.tool("charge")
         assert (answer.status, answer.body) == (400, SAID.body)
-        assert len(upstream.ledger.arrivals) == 3
+        assert [arrival.rpc_methods for arrival in upstream.ledger.arrivals[3:]] == [("ping",)]

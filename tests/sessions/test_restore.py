@@ -21,7 +21,8 @@ from mcp_sidecar.facts import (
     RestoreStep,
     SidecarFault,
 )
-from mcp_sidecar.sessions.restore import ALL_STEPS_TIMEOUT_S, STEP_TIMEOUT_S
+from mcp_sidecar.sessions.own_requests import STEP_TIMEOUT_S
+from mcp_sidecar.sessions.restore import ALL_STEPS_TIMEOUT_S
 from tests.support import behaviour
 from tests.support.behaviour import Answers
 from tests.support.client import McpClient
@@ -399,7 +400,7 @@ async def test_a_step_that_hangs_for_good_ends_the_heal() -> None:
         await set_up(client)
         await upstream.restart()
         upstream.inject(Stall(StallAt.BEFORE_EXECUTION), rpc_method="logging/setLevel")
-        assert (await client.call("ping")).error["data"]["reason"] == "upstream_unavailable"
+        assert (await client.call("ping")).error["data"]["reason"] == "outcome_unknown"
         await eventually(lambda: HealOutcome.UNAVAILABLE in [f.outcome for f in sidecar.of(HealEnded)], timeout_s=8)
         assert upstream.sessions == {}
         assert (await client.call("ping")).result == {}
@@ -510,6 +511,8 @@ async def test_a_replay_is_judged_by_its_own_body(second: Answer, status: int, b
     async with scene({"dialect": "tower-mcp-200", "answers": Answers.JSON}) as (upstream, sidecar, client):
         await upstream.restart()
         upstream.inject(second, tool="echo", skip=1, times=None)
+        if second is LOST:
+            upstream.inject(second, rpc_method="ping", skip=1, times=None)
         answer = await client.tool("echo", text="again")
         assert (answer.status, answer.body) == (status, body)
         heals = 2 if status == 404 else 1

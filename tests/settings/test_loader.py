@@ -68,6 +68,7 @@ def test_every_key_is_handed_down(toml: Path) -> None:
         connect_timeout = 1
         idle_timeout = 2
         host_header = "MCP.example"
+        affinity_cookies = ["X*"]
         [sessions]
         idle_ttl = 1
         max_lifetime = 2
@@ -137,6 +138,7 @@ def test_every_key_is_handed_down(toml: Path) -> None:
         connect_timeout_s=1,
         idle_timeout_s=2,
         host_header="mcp.example",
+        affinity_cookies=("X*",),
     )
     assert made.listen_config() == ListenConfig(
         host="::1",

@@ -24,7 +24,7 @@ THERE = b'{"jsonrpc":"2.0","id":null,"error":{"code":-32600,"message":"Bad Reque
 
 def pings(upstream: FakeUpstream) -> list[Arrival]:
     """The sidecar's own."""
-    return [arrival for arrival in upstream.ledger.arrivals if b'"mcp-sidecar-ping"' in arrival.body]
+    return [arrival for arrival in upstream.ledger.arrivals if b'"mcp-sidecar-ping-' in arrival.body]
 
 
 def said_again(upstream: FakeUpstream, *, process: int | None = None) -> list[str]:

@@ -70,7 +70,7 @@ def parse(raw: bytes) -> Entry:
     if (head is None) != ("fault" in keys):
         raise BadEntry("an entry has either an answer or a fault")
     expect = Verdict[keys["expect"]]
-    if (expect is Verdict.AMBIGUOUS) != ("after-probe" in keys):
+    if (expect is Verdict.ASK) != ("after-probe" in keys):
         raise BadEntry("after-probe belongs to ambiguous answers, and to each of them")
     return Entry(
         id=keys["id"],
@@ -107,9 +107,9 @@ def _request(request: dict[str, Any]) -> RequestFacts:
     # The corpus was recorded with ids that the server itself had minted, for the credential that used them.
     session = SessionKnowledge.NONE if request["session"] == "none" else SessionKnowledge.BOUND
     revision = request["protocol_version_header"] or ""
-    return RequestFacts(
-        request["http_method"], request["rpc_method"], session, modern=revision >= _FIRST_SESSIONLESS_REVISION
-    )
+    ids = frozenset({request["rpc_id"]} - {None})
+    modern = revision >= _FIRST_SESSIONLESS_REVISION
+    return RequestFacts(request["http_method"], request["rpc_method"], session, modern=modern, rpc_ids=ids)
 
 
 def _answer(raw: bytes) -> tuple[AnswerHead, tuple[tuple[str, str], ...], bytes]:

@@ -39,6 +39,11 @@ class Said:
     content_type: str | None = None
     extra: tuple[tuple[str, str], ...] = ()
 
+    @property
+    def shows_other(self) -> bool:
+        """Whether it names an id that the client never saw."""
+        return any("{OTHER_SID}" in text for text in (self.body, *(value for _, value in self.extra)))
+
     def filled(self, *, sid: str, rpc_id: object = None, method: str = "", other_sid: str = "") -> Filled:
         """The answer for one request."""
         values = {"{SID}": sid, "{OTHER_SID}": other_sid, "{ID}": json.dumps(rpc_id), "{METHOD}": method}

@@ -149,7 +149,7 @@ class Endpoint:
         elif self.sessions and self.behaviour.sessions is SessionMode.SINGLE and dialect.occupied:
             said = dialect.occupied
         method = str(messages[0].get("method", "")) if messages else ""
-        other = next(iter(self.sessions), MINTS[self.behaviour.session_mint]())
+        other = next(iter(self.sessions), None) or (MINTS[self.behaviour.session_mint]() if said.shows_other else "")
         return _outgoing(said.filled(sid=sid, rpc_id=_first_id(messages), method=method, other_sid=other))
 
     def _bad_form(self, request: HttpRequest, session: Session | None) -> Outgoing | None:

@@ -13,20 +13,17 @@ from mcp_sidecar.verdicts.classify import (
     NEED_BODY,
     NO_SIGNATURE,
     PEEK_BYTES,
-    UNANSWERED,
     Answer,
     AnswerHead,
     InitializeVerdict,
     Judgement,
     NeedBody,
-    ProbeVerdict,
     RequestFacts,
     SessionKnowledge,
     Verdict,
     judge_body,
     judge_head,
     judge_initialize_status,
-    judge_probe,
 )
 from mcp_sidecar.verdicts.signatures import TABLE, Signature, operator_signature
 
@@ -72,9 +69,9 @@ HEADS: list[Any] = [
     pytest.param(BOUND, AnswerHead(307), Verdict.OTHER, id="path redirect"),
     pytest.param(BOUND, AnswerHead(302), Verdict.AUTH_FAILURE, id="login redirect"),
     pytest.param(BOUND, AnswerHead(303), Verdict.AUTH_FAILURE, id="login redirect after POST"),
-    pytest.param(BOUND, AnswerHead(404, SSE), Verdict.OTHER, id="event stream with an error status"),
-    pytest.param(BOUND, AnswerHead(503, SSE), Verdict.UNAVAILABLE, id="event stream with a gateway status"),
-    pytest.param(BOUND, AnswerHead(401, SSE), Verdict.AUTH_FAILURE, id="event stream with an auth status"),
+    pytest.param(BOUND, AnswerHead(404, SSE), NEED_BODY, id="event stream with an error status"),
+    pytest.param(BOUND, AnswerHead(503, SSE), NEED_BODY, id="event stream with a gateway status"),
+    pytest.param(BOUND, AnswerHead(401, SSE), NEED_BODY, id="event stream with an auth status"),
     pytest.param(BOUND, AnswerHead(400), NEED_BODY, id="400"),
     pytest.param(BOUND, AnswerHead(418), NEED_BODY, id="any error of a session: operators may know it"),
     pytest.param(UNKNOWN, AnswerHead(500), NEED_BODY, id="500 of an unknown session"),
@@ -114,8 +111,8 @@ GATES: list[Any] = [
     pytest.param(UNKNOWN, 404, LOST, Verdict.SESSION_LOST, id="unknown, strong"),
     pytest.param(NONE, 404, LOST, Verdict.OTHER, id="no session, strong"),
     pytest.param(MODERN, 404, LOST, Verdict.OTHER, id="modern, strong"),
-    pytest.param(BOUND, 404, b"", Verdict.AMBIGUOUS, id="bound, bare 404"),
-    pytest.param(BOUND, 410, b"", Verdict.AMBIGUOUS, id="bound, bare 410"),
+    pytest.param(BOUND, 404, b"", Verdict.ASK, id="bound, bare 404"),
+    pytest.param(BOUND, 410, b"", Verdict.ASK, id="bound, bare 410"),
     pytest.param(UNKNOWN, 404, b"", Verdict.OTHER, id="unknown, bare 404"),
     pytest.param(NONE, 404, b"", Verdict.OTHER, id="no session, bare 404"),
     pytest.param(MODERN, 404, b"", Verdict.OTHER, id="modern, bare 404"),
@@ -124,7 +121,7 @@ GATES: list[Any] = [
     pytest.param(NONE, 401, b"Unauthorized: Session not found", Verdict.OTHER, id="no session, exact 401"),
     pytest.param(MODERN, 401, b"Unauthorized: Session not found", Verdict.AUTH_FAILURE, id="modern, exact 401"),
     pytest.param(NONE, 401, b"Unauthorized: Session ID is required", Verdict.OTHER, id="the id is missing"),
-    pytest.param(BOUND, 401, b"Unauthorized: Session ID is required", Verdict.AUTH_FAILURE, id="it was not missing"),
+    pytest.param(BOUND, 401, b"Unauthorized: Session ID is required", Verdict.ASK, id="it was not missing"),
     pytest.param(NONE, 401, b"", Verdict.AUTH_FAILURE, id="no session, plain 401"),
     pytest.param(NONE, 403, b"no", Verdict.AUTH_FAILURE, id="no session, plain 403"),
     pytest.param(NONE, 403, b"Forbidden: Origin header is not allowed", Verdict.OTHER, id="no session, guard"),
@@ -132,7 +129,7 @@ GATES: list[Any] = [
     pytest.param(BOUND, 503, b"no healthy upstream", Verdict.UNAVAILABLE, id="bound, ingress 503"),
     pytest.param(NONE, 503, b"Session not found", Verdict.UNAVAILABLE, id="no session, strong 503"),
     pytest.param(UNKNOWN, 400, b"Mcp-Session-Id header must be a valid UUID.", Verdict.OTHER, id="unknown, weak"),
-    pytest.param(BOUND, 400, b"Mcp-Session-Id header must be a valid UUID.", Verdict.AMBIGUOUS, id="bound, weak"),
+    pytest.param(BOUND, 400, b"Mcp-Session-Id header must be a valid UUID.", Verdict.ASK, id="bound, weak"),
 ]
 
 
@@ -144,7 +141,8 @@ def test_only_sessions_of_ours_are_lost_or_ambiguous(
     judged = judge(status, body, facts, content_type=None)
 
     assert judged.verdict is verdict
-    assert (judged.signature is not None) is (verdict in (Verdict.SESSION_LOST, Verdict.AMBIGUOUS))
+    assert (judged.refusal is not None) is (facts is BOUND)
+    assert judged.signature is None or verdict in (Verdict.SESSION_LOST, Verdict.ASK)
 
 
 HARD_NEGATIVES: list[Any] = [
@@ -172,8 +170,8 @@ HARD_NEGATIVES: list[Any] = [
     pytest.param(400, rpc_error("Request timed out", -32001), Verdict.OTHER, id="the code alone"),
     pytest.param(400, "Bad Request: Mcp-Session-Id header is required", Verdict.OTHER, id="missing header"),
     pytest.param(400, '{"message":"Session affinity service not initialized"}', Verdict.OTHER, id="other service"),
-    pytest.param(404, "<p>Session not found</p>", Verdict.AMBIGUOUS, id="markup is not a sentence"),
-    pytest.param(404, "Session not found" + " and more" * 60, Verdict.AMBIGUOUS, id="a long text is not a sentence"),
+    pytest.param(404, "<p>Session not found</p>", Verdict.OTHER, id="markup is not a sentence"),
+    pytest.param(404, "Session not found" + " and more" * 60, Verdict.OTHER, id="a long text is not a sentence"),
     pytest.param(400, "[" * 50_000, Verdict.OTHER, id="too deep to be read"),
     pytest.param(400, '["Session not found"]', Verdict.OTHER, id="a list"),
     pytest.param(400, "17", Verdict.OTHER, id="a number"),
@@ -192,7 +190,8 @@ HARD_NEGATIVES: list[Any] = [
 @pytest.mark.parametrize(("status", "body", "verdict"), HARD_NEGATIVES)
 def test_answers_that_look_like_a_loss_are_not(status: int, body: str | bytes, verdict: Verdict) -> None:
     """Words about sessions are evidence only on the right status, in the right place, from the right source."""
-    assert judge(status, body).verdict is verdict
+    assert judge(status, body, UNKNOWN).verdict is verdict
+    assert judge(status, body).verdict in (verdict, Verdict.ASK)
 
 
 MESSAGES: list[Any] = [
@@ -225,17 +224,15 @@ def test_broken_json_is_text() -> None:
     """A whole body that merely begins like JSON is a text like any other, and no sentence about a session."""
     judged = judge(404, "{Session not found")
 
-    assert judged.verdict is Verdict.AMBIGUOUS
+    assert judged.verdict is Verdict.ASK
     assert judged.bare_404
 
 
 CUT: list[Any] = [
-    pytest.param(400, b"Session not found", Verdict.OTHER, False, id="the rest of a text may matter"),
-    pytest.param(404, b"Session not found", Verdict.AMBIGUOUS, False, id="a cut 404 asks"),
-    pytest.param(404, b'{"message":"Session not found', Verdict.AMBIGUOUS, False, id="a cut JSON text is no sentence"),
-    pytest.param(
-        404, b'{"jsonrpc":"2.0","error":{"code":-3', Verdict.OTHER, True, id="cut JSON-RPC is not the route's"
-    ),
+    pytest.param(400, b"Session not found", Verdict.ASK, False, id="the rest of a text may matter"),
+    pytest.param(404, b"Session not found", Verdict.ASK, False, id="a cut 404 asks"),
+    pytest.param(404, b'{"message":"Session not found', Verdict.ASK, False, id="a cut JSON text is no sentence"),
+    pytest.param(404, b'{"jsonrpc":"2.0","error":{"code":-3', Verdict.ASK, True, id="cut JSON-RPC is not the route's"),
     pytest.param(503, b'{"id":1,"jsonrpc": "2.0","err', Verdict.UNAVAILABLE, True, id="cut JSON-RPC of a server"),
     pytest.param(503, b"<html>", Verdict.UNAVAILABLE, False, id="a cut page"),
 ]
@@ -254,7 +251,7 @@ def test_a_body_beyond_the_peek_is_a_cut_one() -> None:
     """What lies beyond the peek is not read even if the caller hands it over."""
     body = b'{"message":"Session not found","padding":"' + b"x" * PEEK_BYTES + b'"}'
 
-    assert judge(404, body).verdict is Verdict.AMBIGUOUS
+    assert judge(404, body).verdict is Verdict.ASK
     assert judge(404, body[: PEEK_BYTES - 2] + b'"}').verdict is Verdict.SESSION_LOST
 
 
@@ -263,11 +260,14 @@ SUCCESSES: list[Any] = [
         b'{"jsonrpc":"2.0","id":7,"result":{"error":"Session \'x\' not found. Re-initialize"}}', "OK", id="result"
     ),
     pytest.param(rpc_error(TOWER, -32005), "SESSION_LOST", id="tower-mcp"),
-    pytest.param(rpc_error(TOWER, -32005, id=7), "OK", id="with the request's id"),
-    pytest.param(rpc_error("Session not found"), "OK", id="does not say what to do"),
-    pytest.param(rpc_error("Unknown Mcp-Session-Id", -32022), "OK", id="modern code"),
-    pytest.param(rpc_error("Unknown Mcp-Session-Id", id=7), "AMBIGUOUS", id="names the header"),
-    pytest.param(b'{"error":"Unknown Mcp-Session-Id"}', "OK", id="no JSON-RPC error"),
+    pytest.param(rpc_error(TOWER, -32005, id=7), "ASK", id="with the request's id"),
+    pytest.param(rpc_error("Session not found"), "ASK", id="does not say what to do"),
+    pytest.param(rpc_error("Unknown Mcp-Session-Id", -32022), "ASK", id="modern code"),
+    pytest.param(rpc_error("Unknown Mcp-Session-Id", id=7), "ASK", id="names the header"),
+    pytest.param(b'{"error":"Unknown Mcp-Session-Id"}', "ASK", id="no JSON-RPC error"),
+    pytest.param(rpc_error("No such tool", id=7), "OK", id="the request's own error"),
+    pytest.param(rpc_error("No such tool"), "ASK", id="nobody's error"),
+    pytest.param(rpc_error("No such tool", id=8), "ASK", id="somebody else's error"),
     pytest.param(b'{"error":', "OK", id="broken"),
     pytest.param(b"", "OK", id="empty"),
 ]
@@ -275,8 +275,9 @@ SUCCESSES: list[Any] = [
 
 @pytest.mark.parametrize(("body", "verdict"), SUCCESSES)
 def test_inside_a_success_little_counts(body: bytes, verdict: str) -> None:
-    """Results are never searched; errors inside a 200 count only where they cannot come from what ran."""
-    assert judge(200, body).verdict is Verdict[verdict]
+    """Results are never searched; errors inside a 200 are losses only where they cannot come from what ran."""
+    asked = RequestFacts("POST", "tools/list", SessionKnowledge.BOUND, rpc_ids=frozenset({7}))
+    assert judge(200, body, asked).verdict is Verdict[verdict]
 
 
 def test_inside_a_success_nothing_is_read_without_need() -> None:
@@ -311,33 +312,24 @@ def test_a_judgement_tells_who_wrote_the_answer(
     """Who wrote an answer decides whether the upstream is away: the MCP server, or what stands before it."""
     judged = judge(status, body, facts)
 
-    assert (judged.jsonrpc_body, judged.bare_404, judged.rpc_code) == (jsonrpc, bare, code)
+    assert (judged.jsonrpc_body, judged.bare_404) == (jsonrpc, bare)
+    if judged.refusal is not None:
+        assert judged.refusal.code == code
 
 
-def test_only_vouched_rows_prove_that_nothing_ran() -> None:
-    """A call with side effects is replayed only on the word of a row whose server's source was read."""
-    assert judge(404, rpc_error("Session not found", -32600)).proves_not_run
-    assert not judge(404, rpc_error("Session 'x' not found", -32600)).proves_not_run
-    assert not judge(404, b"").proves_not_run
-    assert not judge(404, rpc_error("x", -32601)).proves_not_run
-    assert not UNANSWERED.proves_not_run
-    assert UNANSWERED.verdict is Verdict.UNAVAILABLE
-
-
-MINE_400 = operator_signature(name="mine", status=409, text="where were we", methods=(), may_have_run=True)
-MINE_401 = operator_signature(name="mine", status=401, text="who is it", methods=(), may_have_run=True)
-MINE_403 = operator_signature(name="mine", status=403, text="who is it", methods=(), may_have_run=True)
-MINE_200 = operator_signature(name="mine", status=200, text="start over", methods=(), may_have_run=True)
-VOUCHED = operator_signature(name="mine", status=404, text="session 'x'", methods=(), may_have_run=False)
+MINE_400 = operator_signature(name="mine", status=409, text="where were we", methods=())
+MINE_401 = operator_signature(name="mine", status=401, text="who is it", methods=())
+MINE_403 = operator_signature(name="mine", status=403, text="who is it", methods=())
+MINE_200 = operator_signature(name="mine", status=200, text="start over", methods=())
+NAMED = operator_signature(name="mine", status=404, text="session 'x'", methods=())
 
 
 def test_rows_of_operators_are_asked_first() -> None:
-    """An operator can add a wording, and vouch for one that the table merely knows."""
-    assert judge(409, b"Where were we?").verdict is Verdict.OTHER
+    """An operator can add a wording, and name one that the table knows."""
+    assert judge(409, b"Where were we?").verdict is Verdict.ASK
     assert judge(409, b"Where were we?", extra=(MINE_400,)).verdict is Verdict.SESSION_LOST
-    judged = judge(404, b"Session 'x' not found", extra=(VOUCHED,))
-    assert judged.signature is VOUCHED
-    assert judged.proves_not_run
+    judged = judge(404, b"Session 'x' not found", extra=(NAMED,))
+    assert judged.signature is NAMED
 
 
 @pytest.mark.parametrize("facts", [NONE, MODERN], ids=["no session", "modern"])
@@ -351,7 +343,7 @@ def test_rows_of_operators_leave_authorization_alone(status: int, row: Signature
     """An operator's row for 401 or 403 counts without a challenge only, and never as an OAuth error."""
     assert judge(status, b"who is it", extra=(row,)).verdict is Verdict.SESSION_LOST
     assert judge(status, b"who is it", extra=(row,), challenged=True).verdict is Verdict.AUTH_FAILURE
-    assert judge(status, b"who is it, then", extra=(row,)).verdict is Verdict.AUTH_FAILURE
+    assert judge(status, b"who is it, then", UNKNOWN, extra=(row,)).verdict is Verdict.AUTH_FAILURE
     oauth = b'{"error":"invalid_token","message":"who is it"}'
     assert judge(status, oauth, extra=(row,)).verdict is Verdict.AUTH_FAILURE
 
@@ -359,7 +351,8 @@ def test_rows_of_operators_leave_authorization_alone(status: int, row: Signature
 def test_rows_of_operators_inside_a_success_need_an_error_of_nobody() -> None:
     """Inside a 200 an operator's row, too, counts only for an error without the request's id."""
     assert judge(200, rpc_error("Start over"), extra=(MINE_200,)).verdict is Verdict.SESSION_LOST
-    assert judge(200, rpc_error("Start over", id=7), extra=(MINE_200,)).verdict is Verdict.OK
+    asked = RequestFacts("POST", "tools/list", SessionKnowledge.BOUND, rpc_ids=frozenset({7}))
+    assert judge(200, rpc_error("Start over", id=7), asked, extra=(MINE_200,)).verdict is Verdict.OK
 
 
 def answer(status: int, body: bytes = b"", content_type: str | None = JSON, *, complete: bool = True) -> Answer:
@@ -367,49 +360,6 @@ def answer(status: int, body: bytes = b"", content_type: str | None = JSON, *, c
 
 
 PONG = b'{"jsonrpc":"2.0","id":"p","result":{}}'
-RESUME = b"Encounter an error when resume session: Session error: Channel closed: Some(3)"
-BARE = answer(404)
-BROKEN = answer(500, RESUME)
-
-PROBES: list[Any] = [
-    pytest.param(BARE, None, ProbeVerdict.UNAVAILABLE, id="no answer"),
-    pytest.param(BARE, answer(200, PONG), ProbeVerdict.ALIVE, id="pong"),
-    pytest.param(BARE, answer(200, b"data: ", SSE), ProbeVerdict.ALIVE, id="pong on a stream"),
-    pytest.param(
-        BARE, answer(200, rpc_error("no such method", -32601, id="p")), ProbeVerdict.ALIVE, id="knows no ping"
-    ),
-    pytest.param(BARE, answer(404), ProbeVerdict.LOST, id="bare again"),
-    pytest.param(BARE, answer(404, b"<html>Cannot POST"), ProbeVerdict.LOST, id="bare again, other words"),
-    pytest.param(BARE, answer(404, LOST), ProbeVerdict.LOST, id="strong"),
-    pytest.param(BARE, answer(401, b"Unauthorized: Session not found"), ProbeVerdict.LOST, id="exact 401"),
-    pytest.param(BARE, answer(404, rpc_error("x", -32601)), ProbeVerdict.UNPROVEN, id="modern-only"),
-    pytest.param(BARE, answer(400, rpc_error("x", -32022)), ProbeVerdict.UNPROVEN, id="modern error"),
-    pytest.param(BARE, answer(401), ProbeVerdict.AUTH, id="401"),
-    pytest.param(BARE, answer(403), ProbeVerdict.AUTH, id="403"),
-    pytest.param(BARE, answer(302), ProbeVerdict.AUTH, id="login"),
-    pytest.param(BARE, answer(403, b"Forbidden: Host header is not allowed"), ProbeVerdict.AUTH, id="guard"),
-    pytest.param(BARE, answer(502, b"<html>"), ProbeVerdict.UNAVAILABLE, id="502"),
-    pytest.param(BARE, answer(503, rpc_error("busy")), ProbeVerdict.UNPROVEN, id="503 of the server"),
-    pytest.param(BARE, answer(500, b"oops"), ProbeVerdict.UNPROVEN, id="500 after a 404"),
-    pytest.param(BARE, answer(429), ProbeVerdict.UNPROVEN, id="429"),
-    pytest.param(BARE, answer(307), ProbeVerdict.UNPROVEN, id="redirect"),
-    pytest.param(BROKEN, answer(500, b"oops"), ProbeVerdict.LOST, id="500 after a 500"),
-    pytest.param(BROKEN, answer(200, PONG), ProbeVerdict.ALIVE, id="only the stream was gone"),
-    pytest.param(BROKEN, answer(503, b"<html>"), ProbeVerdict.UNAVAILABLE, id="an ingress after a 500"),
-]
-
-
-@pytest.mark.parametrize(("original", "ping", "verdict"), PROBES)
-def test_a_ping_settles_an_ambiguous_answer(original: Answer, ping: Answer | None, verdict: ProbeVerdict) -> None:
-    """Alive, worth an ``initialize``, auth, away, or unproven: by the answer to the ping."""
-    assert judge_probe(original, ping) is verdict
-
-
-def test_rows_of_operators_count_for_the_ping() -> None:
-    """What an operator knows of their server holds for the probe, too."""
-    assert judge_probe(BARE, answer(409, b"Where were we?")) is ProbeVerdict.UNPROVEN
-    assert judge_probe(BARE, answer(409, b"Where were we?"), (MINE_400,)) is ProbeVerdict.LOST
-
 
 INITIALIZES: list[Any] = [
     pytest.param(200, b"event: message\ndata: \n\n", InitializeVerdict.ACCEPTED_STATUS, id="stream"),
@@ -427,16 +377,19 @@ INITIALIZES: list[Any] = [
     pytest.param(500, b"Internal Server Error", InitializeVerdict.UNAVAILABLE, id="500 page"),
     pytest.param(500, rpc_error("no"), InitializeVerdict.REJECTED, id="500 JSON-RPC"),
     pytest.param(503, b"<html>", InitializeVerdict.UNAVAILABLE, id="ingress"),
-    pytest.param(503, rpc_error("Too many open sessions"), InitializeVerdict.REJECTED, id="capacity, JSON-RPC"),
-    pytest.param(503, b"Maximum session limit reached", InitializeVerdict.REJECTED, id="capacity, text"),
+    pytest.param(503, rpc_error("Too many open sessions"), InitializeVerdict.BUSY, id="capacity, JSON-RPC"),
+    pytest.param(503, b"Maximum session limit reached", InitializeVerdict.BUSY, id="capacity, text"),
+    pytest.param(429, b"slow down", InitializeVerdict.BUSY, id="rate limit"),
     pytest.param(521, b"<html>", InitializeVerdict.UNAVAILABLE, id="edge"),
 ]
 
 
 @pytest.mark.parametrize(("status", "body", "verdict"), INITIALIZES)
 def test_an_initialize_is_judged_by_its_status(status: int, body: bytes, verdict: InitializeVerdict) -> None:
-    """Only an MCP server can reject; a page in its place says that it is away."""
+    """Only an MCP server can reject; a page in its place says that it is away, and "come back later" is no rejection."""
     assert judge_initialize_status(status, body) is verdict
+    named = InitializeVerdict.BUSY if status >= 400 and verdict is not InitializeVerdict.AUTH else verdict
+    assert judge_initialize_status(status, body, retry_after=True) is named
 
 
 json_values = st.recursive(
@@ -464,18 +417,17 @@ def test_no_answer_breaks_the_classifier(facts: RequestFacts, head: AnswerHead, 
     judged = judge_body(facts, head, body, complete=complete)
 
     if facts.session is SessionKnowledge.NONE or facts.modern:
-        assert judged.verdict not in (Verdict.SESSION_LOST, Verdict.AMBIGUOUS)
+        assert judged.verdict not in (Verdict.SESSION_LOST, Verdict.ASK)
     if facts.session is SessionKnowledge.UNKNOWN:
-        assert judged.verdict is not Verdict.AMBIGUOUS
+        assert judged.verdict is not Verdict.ASK
     if head.status in (403, 407):
         assert judged.verdict in (Verdict.AUTH_FAILURE, Verdict.OTHER)
     if judged.signature is not None:
-        assert judged.verdict in (Verdict.SESSION_LOST, Verdict.AMBIGUOUS)
-    judge_probe(Answer(head, body, complete), Answer(head, body, complete))
+        assert judged.verdict in (Verdict.SESSION_LOST, Verdict.ASK)
     judge_initialize_status(head.status, body)
 
 
 def test_a_judgement_is_told_by_its_signature() -> None:
     """By a name of the table, or by a word for none."""
     assert Judgement(Verdict.SESSION_LOST, TABLE[0]).name == TABLE[0].name
-    assert Judgement(Verdict.AMBIGUOUS).name == NO_SIGNATURE
+    assert Judgement(Verdict.ASK).name == NO_SIGNATURE

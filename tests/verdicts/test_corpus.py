@@ -11,21 +11,20 @@ from mcp_sidecar.verdicts.classify import (
     AnswerHead,
     InitializeVerdict,
     Judgement,
-    ProbeVerdict,
     RequestFacts,
     SessionKnowledge,
     Verdict,
     judge_body,
     judge_head,
     judge_initialize_status,
-    judge_probe,
 )
+from mcp_sidecar.verdicts.refusals import PingVerdict, judge_ping
 from mcp_sidecar.verdicts.signatures import TABLE
 from tests.support.corpus import BadEntry, Entry, entries, parse
 
 ENTRIES = tuple(entries())
 ANSWERED = tuple(entry for entry in ENTRIES if entry.head is not None)
-AMBIGUOUS = tuple(entry for entry in ENTRIES if entry.expect is Verdict.AMBIGUOUS)
+ASKED = tuple(entry for entry in ENTRIES if entry.expect is Verdict.ASK)
 LOST_BY_ERROR = tuple(
     entry for entry in ANSWERED if entry.expect is Verdict.SESSION_LOST and entry.signature != "tower-mcp-200"
 )
@@ -79,7 +78,7 @@ def test_without_a_session_nothing_is_lost(entry: Entry) -> None:
     """The same bytes in answer to a request without a session id are never about a session (transports, "Session Management" 4)."""
     judged = judge(entry, with_session(entry, SessionKnowledge.NONE))
 
-    assert judged.verdict not in (Verdict.SESSION_LOST, Verdict.AMBIGUOUS)
+    assert judged.verdict not in (Verdict.SESSION_LOST, Verdict.ASK)
     assert judged.signature is None
 
 
@@ -88,7 +87,7 @@ def test_sessionless_revisions_lose_no_session(entry: Entry) -> None:
     """The same bytes in answer to 2026-07-28 traffic are never about a session (2026-07-28 transports)."""
     facts = RequestFacts(entry.request.http_method, entry.request.rpc_method, SessionKnowledge.BOUND, modern=True)
 
-    assert judge(entry, facts).verdict not in (Verdict.SESSION_LOST, Verdict.AMBIGUOUS)
+    assert judge(entry, facts).verdict not in (Verdict.SESSION_LOST, Verdict.ASK)
 
 
 @pytest.mark.parametrize("entry", each(ANSWERED))
@@ -96,7 +95,7 @@ def test_an_unknown_session_is_lost_only_by_strong_words(entry: Entry) -> None:
     """An id that the sidecar does not know is never probed; what is certain for a known id is certain for it, too."""
     verdict = judge(entry, with_session(entry, SessionKnowledge.UNKNOWN)).verdict
 
-    assert verdict is not Verdict.AMBIGUOUS
+    assert verdict is not Verdict.ASK
     if entry.expect is Verdict.SESSION_LOST:
         assert verdict is Verdict.SESSION_LOST
 
@@ -114,7 +113,8 @@ def test_the_challenge_header_proves_nothing(entry: Entry) -> None:
     assert entry.head is not None
     for challenged in (True, False):
         head = AnswerHead(entry.head.status, entry.head.content_type, challenged)
-        assert judge_body(entry.request, head, entry.body, complete=True).verdict is Verdict.AUTH_FAILURE
+        verdict = judge_body(entry.request, head, entry.body, complete=True).verdict
+        assert verdict is Verdict.AUTH_FAILURE or (verdict is Verdict.ASK and not challenged)
 
 
 @pytest.mark.parametrize("entry", each(LOST_BY_ERROR))
@@ -130,21 +130,21 @@ def json_answer(status: int, body: bytes) -> Answer:
     return Answer(AnswerHead(status, JSON), body)
 
 
-def settle(original: Answer, ping: Answer | None, initialize: tuple[int, bytes]) -> Verdict:
-    """Play the probe to its end: ping first, ``initialize`` where the ping does not settle it."""
-    probed = judge_probe(original, ping)
-    if probed is not ProbeVerdict.LOST:
+def settle(ping: Answer | None, initialize: tuple[int, bytes]) -> Verdict:
+    """Ask to the end: ping first, ``initialize`` where the ping does not settle it."""
+    asked = judge_ping(None if ping is None else ping.head.status, b"" if ping is None else ping.body, ping_id="probe")
+    if asked.verdict is not PingVerdict.REFUSED:
         return {
-            ProbeVerdict.ALIVE: Verdict.OTHER,
-            ProbeVerdict.UNPROVEN: Verdict.OTHER,
-            ProbeVerdict.AUTH: Verdict.AUTH_FAILURE,
-            ProbeVerdict.UNAVAILABLE: Verdict.UNAVAILABLE,
-        }[probed]
+            PingVerdict.ALIVE: Verdict.OTHER,
+            PingVerdict.UNPROVEN: Verdict.OTHER,
+            PingVerdict.AUTH: Verdict.AUTH_FAILURE,
+        }.get(asked.verdict, Verdict.UNAVAILABLE)
     return {
         InitializeVerdict.ACCEPTED_STATUS: Verdict.SESSION_LOST,
         InitializeVerdict.REJECTED: Verdict.SESSION_LOST,
         InitializeVerdict.AUTH: Verdict.AUTH_FAILURE,
         InitializeVerdict.GONE: Verdict.UNAVAILABLE,
+        InitializeVerdict.BUSY: Verdict.UNAVAILABLE,
         InitializeVerdict.UNAVAILABLE: Verdict.UNAVAILABLE,
     }[judge_initialize_status(*initialize)]
 
@@ -164,12 +164,12 @@ def played(entry: Entry) -> tuple[Answer | None, tuple[int, bytes]]:
     }[entry.after_probe or Verdict.OTHER]
 
 
-@pytest.mark.parametrize("entry", each(AMBIGUOUS))
+@pytest.mark.parametrize("entry", each(ASKED))
 def test_a_probe_brings_the_truth_out(entry: Entry) -> None:
     """An ambiguous answer ends in what was really the case once the server is asked."""
     ping, initialize = played(entry)
 
-    assert settle(original(entry), ping, initialize) is entry.after_probe
+    assert settle(ping, initialize) is entry.after_probe
 
 
 PROBES = [
@@ -178,22 +178,19 @@ PROBES = [
     pytest.param(Answer(AnswerHead(404), b""), (200, RESULT), Verdict.SESSION_LOST, id="another bare 404"),
     pytest.param(Answer(AnswerHead(404), b""), (404, b"404 page not found\n"), Verdict.UNAVAILABLE, id="no route"),
     pytest.param(Answer(AnswerHead(404), b""), (503, b"<html>"), Verdict.UNAVAILABLE, id="an ingress page"),
-    pytest.param(Answer(AnswerHead(404), b""), (503, CAPACITY), Verdict.SESSION_LOST, id="lost, and no room"),
+    pytest.param(Answer(AnswerHead(404), b""), (503, CAPACITY), Verdict.UNAVAILABLE, id="lost, and no room"),
     pytest.param(Answer(AnswerHead(404), b""), (401, b""), Verdict.AUTH_FAILURE, id="initialize is refused"),
     pytest.param(Answer(AnswerHead(401, None, True), b""), (200, RESULT), Verdict.AUTH_FAILURE, id="ping refused"),
     pytest.param(Answer(AnswerHead(502), b"<html>"), (200, RESULT), Verdict.UNAVAILABLE, id="ping meets an ingress"),
-    pytest.param(json_answer(429, b"{}"), (200, RESULT), Verdict.OTHER, id="ping is rate-limited"),
+    pytest.param(json_answer(429, b"{}"), (200, RESULT), Verdict.UNAVAILABLE, id="ping is rate-limited"),
     pytest.param(None, (200, RESULT), Verdict.UNAVAILABLE, id="no answer to the ping"),
 ]
 
 
 @pytest.mark.parametrize(("ping", "initialize", "verdict"), PROBES)
-@pytest.mark.parametrize("entry", each(AMBIGUOUS))
-def test_a_probe_decides_and_not_the_text(
-    entry: Entry, ping: Answer | None, initialize: tuple[int, bytes], verdict: Verdict
-) -> None:
-    """However an ambiguous answer looks, the probe's outcome settles it."""
-    assert settle(original(entry), ping, initialize) is verdict
+def test_a_probe_decides_and_not_the_text(ping: Answer | None, initialize: tuple[int, bytes], verdict: Verdict) -> None:
+    """However an ambiguous answer looks, the ping's outcome settles it."""
+    assert settle(ping, initialize) is verdict
 
 
 HEADER = b"""\
@@ -216,7 +213,7 @@ ANSWER = b"\nHTTP/1.1 404 Not Found\n\n"
         pytest.param(HEADER + ANSWER, id="no expectation"),
         pytest.param(HEADER + b"expect: OTHER\n", id="neither answer nor fault"),
         pytest.param(HEADER + b"expect: OTHER\nfault: reset\n" + ANSWER, id="answer and fault"),
-        pytest.param(HEADER + b"expect: AMBIGUOUS\n" + ANSWER, id="ambiguous without an end"),
+        pytest.param(HEADER + b"expect: ASK\n" + ANSWER, id="ambiguous without an end"),
         pytest.param(HEADER + b"expect: OTHER\nafter-probe: OTHER\n" + ANSWER, id="an end without a question"),
     ],
 )

@@ -47,18 +47,6 @@ def test_authorization_is_left_alone(row: Signature) -> None:
         assert row.statuses == {401}
 
 
-@pytest.mark.parametrize("row", [p for p in TABLE if not p.proves_not_run], ids=lambda row: row.name)
-def test_unread_sources_are_not_vouched_for(row: Signature) -> None:
-    """Rows for any server, for reports from the field, and for weak words never claim that nothing ran."""
-    assert row.strength is Strength.WEAK or row.servers.startswith("any") or "issue" in row.servers
-
-
-@pytest.mark.parametrize("row", [row for row in TABLE if row.servers.startswith("any")], ids=lambda row: row.name)
-def test_a_row_for_any_server_vouches_for_nothing(row: Signature) -> None:
-    """Nobody has read the source of any server."""
-    assert not row.proves_not_run
-
-
 ROW = Signature(
     name="row",
     servers="a server",
@@ -219,19 +207,18 @@ def test_general_words_count_on_few_statuses(status: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "methods", "may_have_run"),
+    ("text", "methods"),
     [
-        pytest.param("session .* evaporated", (), True, id="all methods"),
-        pytest.param("session .* evaporated", ("GET", "tools/list"), False, id="some methods, vouched"),
-        pytest.param("SESSION", ["tools/call"], True, id="case does not matter"),
+        pytest.param("session .* evaporated", (), id="all methods"),
+        pytest.param("session .* evaporated", ("GET", "tools/list"), id="some methods"),
+        pytest.param("SESSION", ["tools/call"], id="case does not matter"),
     ],
 )
-def test_operators_add_rows(text: str, methods: tuple[str, ...] | list[str], may_have_run: bool) -> None:
-    """A row of an operator is strong, is asked about every part, and vouches only where they do."""
-    row = operator_signature(name="mine", status=404, text=text, methods=methods, may_have_run=may_have_run)
+def test_operators_add_rows(text: str, methods: tuple[str, ...] | list[str]) -> None:
+    """A row of an operator is strong, and is tried on every part."""
+    row = operator_signature(name="mine", status=404, text=text, methods=methods)
 
     assert row.strength is Strength.STRONG
-    assert row.proves_not_run is not may_have_run
     assert row.by_operator
     assert row.methods == (frozenset(methods) or None)
     method = methods[-1] if methods else "ping"
@@ -244,7 +231,7 @@ def test_operators_add_rows(text: str, methods: tuple[str, ...] | list[str], may
 @pytest.mark.parametrize("status", [401, 403])
 def test_an_operators_401_must_be_the_whole_text(status: int) -> None:
     """What belongs to authorization is taken from it only by an exact wording."""
-    row = operator_signature(name="mine", status=status, text="session gone", methods=(), may_have_run=True)
+    row = operator_signature(name="mine", status=status, text="session gone", methods=())
 
     assert row.fits(Wording(status, verbatim=("Session gone",)), "POST", None)
     assert not row.fits(Wording(status, verbatim=("Session gone, log in again",)), "POST", None)
@@ -270,5 +257,5 @@ def test_an_operators_401_must_be_the_whole_text(status: int) -> None:
 def test_a_row_that_cannot_be_meant_is_refused(name: str, status: int, text: str, complaint: str) -> None:
     """Mistakes are told when the configuration is read, in a sentence that names the row."""
     with pytest.raises(ValueError, match=complaint) as raised:
-        operator_signature(name=name, status=status, text=text, methods=(), may_have_run=True)
+        operator_signature(name=name, status=status, text=text, methods=())
     assert repr(name) in str(raised.value)

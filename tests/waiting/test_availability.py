@@ -291,15 +291,15 @@ async def visit(holding: Holds, is_served: Callable[[], bool], log: list[float],
 
 
 def test_one_scout_asks_for_a_thousand() -> None:
-    """Behind an ingress page a connect proves nothing: one held request asks at the prober's pace, then all go."""
+    """Behind an ingress page a connect proves nothing: one held request asks ever less often, then all go."""
 
     async def outage() -> None:
         place, log = waiting(up_at=0.0), list[float]()
         visits = (visit(place.holds, lambda: virtual_time.now() >= 2.0, log) for _ in range(1000))
         assert all(await asyncio.gather(*visits))
         asked_meanwhile = [at for at in log if 0.0 < at < 2.0]
-        assert 190 <= len(asked_meanwhile) <= 205
-        assert virtual_time.now() < 2.02
+        assert 5 <= len(asked_meanwhile) <= 10
+        assert virtual_time.now() < 3.3
 
     virtual_time.run(outage())
 
@@ -318,7 +318,7 @@ def test_the_scouts_place_is_taken_over() -> None:
         await asyncio.sleep(1.2)
         leaving.cancel()
         assert await asyncio.gather(*visits) == [False, False, False, True]
-        assert virtual_time.now() < 3.02
+        assert virtual_time.now() < 4.3
         assert len(place.holds) == 0
 
     virtual_time.run(outage())
@@ -336,7 +336,7 @@ def test_a_scout_that_is_stuck_is_replaced() -> None:
         visits = (visit(place.holds, lambda: virtual_time.now() >= 3.0, log) for _ in range(3))
         assert all(await asyncio.gather(*visits))
         assert 1.0 <= min(at for at in log if at > 0.6) < 1.1
-        assert virtual_time.now() < 3.02
+        assert virtual_time.now() < 4.3
         place.holds.leave(stuck)
 
     virtual_time.run(outage())

@@ -1,4 +1,4 @@
-"""Asking: what is not settled by known words is settled by a `ping` on the same session.
+"""Refusals, and how they are settled: what known words do not say, a `ping` on the same session does.
 
 The rule of this file: words only make it quick, evidence decides. Two tables: which refusals are asked about, and what the
 answer to the ping shows. Only a ping that is refused in the same words proves that the request did not run: then the
@@ -7,20 +7,20 @@ server refuses before it dispatches anything.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final
 
-from mcp_sidecar.verdicts.words import Words, content_of, words_of
-
-JsonRpcId = str | int | float
+from mcp_sidecar.verdicts.words import Said, Words, said_in, speaks_of_session, words_of
+from mcp_sidecar.wire.jsonrpc import JsonRpcId
 
 NEVER_ASKED: Final = frozenset({402, 403, 405, 407, 408, 411, 413, 414, 415, 429, 431, 451})
 """Statuses that say something else by definition. 403 is a decision about a principal, which no session could change."""
 
 GATEWAYS: Final = frozenset({502, 503, 504, *range(520, 531)})
 METHOD_NOT_FOUND: Final = -32601
+_NOTHING_SAID: Final = frozenset({"", "error", "server error", "internal error", "internal server error"})
+"""What servers say of any failure."""
 
 
 class Addressee(Enum):
@@ -54,22 +54,41 @@ class Refusal:
             return False
         return status == 500 or (400 <= status < 500 and status not in NEVER_ASKED)
 
+    def is_same_as(self, other: Refusal | None) -> bool:
+        """Whether both refuse with the same status, in the same words, which shows that nothing was dispatched.
+
+        A success or a failure without words of its own shows nothing: what broke a server may have begun with this very
+        request.
+        """
+        status, text = self.words.status, self.words.text
+        has_said = text not in _NOTHING_SAID if status == 500 else bool(text) or status >= 400
+        return other is not None and has_said and self.words == other.words
+
 
 def refusal_of(
     status: int,
-    body: bytes,
+    said: Said | bytes,
     *,
     ids: frozenset[JsonRpcId] = frozenset(),
     without: tuple[str, ...] = (),
     challenged: bool = False,
 ) -> Refusal:
     """Read a refusal. ``ids`` are those of the request, ``challenged`` is whether WWW-Authenticate is there."""
-    error = _error_in(body)
-    said = error.get("error") if error is not None else None
-    code = said.get("code") if isinstance(said, dict) else None
-    addressee = Addressee.NOT_JSON_RPC if error is None else _addressee(error.get("id") if said else None, ids)
+    read = said_in(said) if isinstance(said, bytes) else said
+    message = _error_in(read)
+    error = message.get("error") if message is not None else None
+    code = error.get("code") if isinstance(error, dict) else None
+    addressee = Addressee.NOT_JSON_RPC if message is None else _addressee(message.get("id") if error else None, ids)
     is_code = isinstance(code, int) and not isinstance(code, bool)
-    return Refusal(words_of(status, body, without=without), addressee, code if is_code else None, challenged)
+    return Refusal(words_of(status, read, without=without), addressee, code if is_code else None, challenged)
+
+
+def is_plain_error(said: Said, ids: frozenset[JsonRpcId]) -> bool:
+    """Whether it is the error of one of these requests, and does not speak of a session anywhere: the usual case."""
+    message = said.json_rpc
+    if message is None or not isinstance(message.get("error"), dict) or speaks_of_session(said.text):
+        return False
+    return _addressee(message.get("id"), ids) is Addressee.REQUEST
 
 
 def _addressee(found: object, ids: frozenset[JsonRpcId]) -> Addressee:
@@ -77,18 +96,10 @@ def _addressee(found: object, ids: frozenset[JsonRpcId]) -> Addressee:
     return Addressee.REQUEST if is_id and found in ids else Addressee.NOBODY
 
 
-def _error_in(body: bytes) -> dict[str, Any] | None:
+def _error_in(said: Said) -> dict[str, Any] | None:
     """The JSON-RPC object that is neither a result nor a request, in a body or in the data of an event."""
-    document = _json_rpc(body)
-    return None if document is None or "result" in document or "method" in document else document
-
-
-def _json_rpc(body: bytes) -> dict[str, Any] | None:
-    try:
-        document = json.loads(content_of(body))
-    except (ValueError, RecursionError):
-        return None
-    return document if isinstance(document, dict) and document.get("jsonrpc") == "2.0" else None
+    message = said.json_rpc
+    return None if message is None or "result" in message or "method" in message else message
 
 
 class PingVerdict(Enum):
@@ -100,15 +111,20 @@ class PingVerdict(Enum):
     BUSY = "busy"  # come back later
     GATEWAY = "gateway"  # a page, or a break, in the place of the server's answer
     AWAY = "away"  # no connection
+    ELSEWHERE = "elsewhere"  # several servers: one of them knows the session, another one refuses it
     UNPROVEN = "unproven"
 
 
 @dataclass(frozen=True, slots=True)
 class PingAnswer:
-    """The verdict on the answer to a ping, and the refusal that it met, by which every waiting request compares its own."""
+    """The verdict on the answer to a ping, and the refusal that it met, by which every waiting request compares its own.
+
+    ``retry_after_s`` is the pause that the server names.
+    """
 
     verdict: PingVerdict
     refusal: Refusal | None = None
+    retry_after_s: float | None = None
 
 
 AWAY: Final = PingAnswer(PingVerdict.AWAY)
@@ -122,20 +138,25 @@ def judge_ping(
     ping_id: str,
     without: tuple[str, ...] = (),
     challenged: bool = False,
-    retry_after: bool = False,
+    retry_after_s: float | None = None,
+    is_known_loss: bool = False,
 ) -> PingAnswer:
     """What the answer to a ping shows; ``status`` is ``None`` where there was no connection.
 
-    ``body`` is (the beginning of) a body or of the data of its events; ``without`` is left out of its words.
+    ``body`` is (the beginning of) a body or of the data of its events; ``without`` is left out of its words;
+    ``is_known_loss``: a row of the table, or an operator's, says that it tells of a loss.
     """
     if status is None:
         return AWAY
-    if _is_result(body, ping_id):
+    said = said_in(body)
+    if _is_result(said, ping_id):
         return PingAnswer(PingVerdict.ALIVE)
-    refusal = refusal_of(status, body, ids=frozenset({ping_id}), without=("ping", *without), challenged=challenged)
+    refusal = refusal_of(status, said, ids=frozenset({ping_id}), without=("ping", *without), challenged=challenged)
     if refusal.addressee is Addressee.REQUEST and not refusal.words.speak_of_session:
         return PingAnswer(PingVerdict.ALIVE)
-    return PingAnswer(_refused(refusal, retry_after=retry_after), refusal)
+    if is_known_loss:
+        return PingAnswer(PingVerdict.REFUSED, refusal)
+    return PingAnswer(_refused(refusal, retry_after=retry_after_s is not None), refusal, retry_after_s)
 
 
 def _refused(refusal: Refusal, *, retry_after: bool) -> PingVerdict:
@@ -149,6 +170,6 @@ def _refused(refusal: Refusal, *, retry_after: bool) -> PingVerdict:
     return PingVerdict.AUTH if status in (401, 403, 407) else PingVerdict.UNPROVEN
 
 
-def _is_result(body: bytes, ping_id: str) -> bool:
-    document = _json_rpc(body)
-    return document is not None and document.get("id") == ping_id and "result" in document
+def _is_result(said: Said, ping_id: str) -> bool:
+    message = said.json_rpc
+    return message is not None and message.get("id") == ping_id and "result" in message

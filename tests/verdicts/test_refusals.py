@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from mcp_sidecar.verdicts.asking import PingVerdict, Refusal, judge_ping, refusal_of
+from mcp_sidecar.verdicts.refusals import PingVerdict, Refusal, judge_ping, refusal_of
 from tests.support.corpus import entries
 
 
@@ -80,7 +80,9 @@ PING = "mcp-sidecar-ping"
 
 def ping(status: int | None, body: bytes = b"", *, challenged: bool = False, retry_after: bool = False) -> PingVerdict:
     """The verdict on the answer to a ping."""
-    return judge_ping(status, body, ping_id=PING, challenged=challenged, retry_after=retry_after).verdict
+    return judge_ping(
+        status, body, ping_id=PING, challenged=challenged, retry_after_s=1.0 if retry_after else None
+    ).verdict
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,171 @@
+"""`mcp-sidecar dev`: run a server, watch its files, restart it on every save, and let its clients stay.
+
+The sidecar runs in this process, before a server that is another one after each save. It needs the extra
+``mcp-sidecar[reload]``; where that is missing, importing this package raises ``ImportError``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shlex
+import signal
+import sys
+import webbrowser
+from argparse import Namespace
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from mcp_sidecar import __version__
+from mcp_sidecar.app import Sidecar
+from mcp_sidecar.commands.dev import files
+from mcp_sidecar.commands.dev.calls import CallLog, Ended
+from mcp_sidecar.commands.dev.child import Guard
+from mcp_sidecar.commands.dev.clients import snippets
+from mcp_sidecar.commands.dev.screen import BOLD, DIM, RED, Screen, single_keys
+from mcp_sidecar.commands.dev.supervisor import Plan, Supervisor
+from mcp_sidecar.commands.dev.takeover import Sessions
+from mcp_sidecar.ops import logs
+from mcp_sidecar.ops.console import duration
+from mcp_sidecar.process import loop_factory
+from mcp_sidecar.settings import Loaded, Settings
+
+COULD_NOT_RUN, MISTAKE = 1, 2
+NOWHERE = "http://127.0.0.1:1"
+"""Where the upstream is said to be before there is one; nothing is ever sent there."""
+DRAIN_S = 2.0
+LAST_LINES_S = 1.0
+STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
+
+
+def run(arguments: Namespace, load: Callable[[Mapping[str, Sequence[str]]], Loaded | None]) -> int:
+    """Run it until it is stopped; the exit status. 1 if an address cannot be listened on, 2 for a mistake in what was given.
+
+    ``load`` reads the settings, and tells what is wrong with them.
+    """
+    command = tuple(arguments.command[1:] if arguments.command[:1] == ["--"] else arguments.command)
+    if not command:
+        sys.stderr.write("dev: say what runs the server, such as: mcp-sidecar dev -- python server.py\n")
+        return MISTAKE
+    loaded = load(
+        {
+            "upstream": [arguments.upstream or f"{NOWHERE}/{arguments.path.lstrip('/')}"],
+            "listen": arguments.listen,
+            "admin": arguments.admin,
+            "config": arguments.config,
+            "store": ["memory:"],
+            "log-level": arguments.log_level or ["error"],
+        }
+    )
+    if loaded is None:
+        return MISTAKE
+    config = loaded.settings.upstream_config()
+    plan = Plan(
+        command=command,
+        root=Path.cwd(),
+        path=config.endpoint,
+        fixed=config.origin if arguments.upstream else None,
+        watch=tuple(arguments.watch),
+        ignore=tuple(arguments.ignore),
+        once=arguments.once,
+    )
+    try:
+        files.watched(plan.root, plan.watch, plan.ignore)
+    except OSError as error:
+        sys.stderr.write(f"dev: --watch {error.filename}: {error.strerror}\n")
+        return MISTAKE
+    return _run_to_end(plan, loaded.settings)
+
+
+def _run_to_end(plan: Plan, settings: Settings) -> int:
+    logs.configure("console", settings.log_level, colours=False)
+    try:
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+            return runner.run(_run(plan, settings))
+    finally:
+        logs.close(LAST_LINES_S)
+
+
+async def _run(plan: Plan, settings: Settings) -> int:
+    clock = asyncio.get_running_loop().time
+    screen = Screen.of_process(clock)
+    try:
+        watch = CallLog(clock, lambda ended: _tell_call(screen, ended), screen.say)
+        sidecar = Sidecar(settings, watch=watch)
+        sessions = Sessions(sidecar.services)
+        watch.note = sessions.note
+        sessions.leave()
+        try:
+            await sidecar.start()
+        except OSError as error:
+            screen.say(f"{sidecar.starting}: {error.strerror or error}", RED)
+            return COULD_NOT_RUN
+        try:
+            async with Guard() as guard:
+                supervisor = Supervisor(
+                    plan, sessions, sidecar.services.upstream, settings.upstream_config(), guard, screen
+                )
+                return await _supervise(supervisor, sidecar, plan, screen)
+        finally:
+            await _stop(sidecar)
+    finally:
+        screen.close(LAST_LINES_S)
+
+
+async def _supervise(supervisor: Supervisor, sidecar: Sidecar, plan: Plan, screen: Screen) -> int:
+    loop = asyncio.get_running_loop()
+    for name in STOP_SIGNALS:
+        with contextlib.suppress(AttributeError, NotImplementedError):
+            loop.add_signal_handler(getattr(signal, name), supervisor.stop)
+    status_page = f"http://{sidecar.admin_address}/" if sidecar.admin_address else ""
+    keys: dict[str, Callable[[], None]] = {
+        "r": supervisor.restart,
+        "c": lambda: screen.plain(snippets(sidecar.client_url, plan.root.name or "dev")),
+        "o": lambda: _open(status_page, screen),
+        "q": supervisor.stop,
+    }
+
+    def on_key(key: str) -> None:
+        keys.get(key, _nothing)()
+
+    with single_keys(on_key, loop.add_reader) as are_keys:
+        _tell_start(screen, sidecar, plan, status_page, are_keys=are_keys)
+        try:
+            return await supervisor.run()
+        finally:
+            if are_keys:
+                loop.remove_reader(sys.stdin.fileno())
+
+
+async def _stop(sidecar: Sidecar) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(DRAIN_S):
+            await sidecar.drain()
+    await sidecar.stop()
+
+
+def _tell_start(screen: Screen, sidecar: Sidecar, plan: Plan, status_page: str, *, are_keys: bool) -> None:
+    screen.plain(screen.painted(f"mcp-sidecar {__version__} dev", BOLD))
+    screen.plain(f"  for clients  {screen.painted(sidecar.client_url, BOLD)}")
+    screen.plain(f"  runs         {shlex.join(plan.command)}")
+    screen.plain(f"  watches      {plan.root}")
+    screen.plain(f"  status       {status_page or 'off'}")
+    if are_keys:
+        screen.plain(screen.painted("  keys         r restart · c how clients connect · o status page · q quit", DIM))
+
+
+def _tell_call(screen: Screen, ended: Ended) -> None:
+    outcome = screen.painted(ended.problem, RED) if ended.problem else "ok"
+    screen.say(f"{ended.what}  {screen.painted(duration(ended.seconds), DIM)}  {outcome}")
+
+
+def _open(url: str, screen: Screen) -> None:
+    if not url:
+        screen.say("there is no status page: --admin is off")
+        return
+    screen.say(url)
+    asyncio.get_running_loop().run_in_executor(None, webbrowser.open, url)
+
+
+def _nothing() -> None:
+    """Any other key."""

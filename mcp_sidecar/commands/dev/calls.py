@@ -1,0 +1,117 @@
+"""The calls of clients as they end: which tool, how long it took, what came of it.
+
+Shown to the developer at the terminal and kept nowhere. Of an answer no more is kept than its beginning, until it is told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from mcp_sidecar.commands.mcp_client import Said
+from mcp_sidecar.downstream.response import Responder
+from mcp_sidecar.facts import Fact, HealEnded, HealOutcome
+from mcp_sidecar.sessions.call import Call
+from mcp_sidecar.wire.jsonrpc import JsonRpcId, Message
+
+MAX_LOOKED_AT_BYTES = 1024 * 1024
+MAX_TEXT = 120
+
+NAMED_BY = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}
+"""What is shown when it ends, and the parameter that says what was asked for. Lists, pings and notifications are no news."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A call that is over. ``problem`` is empty where it succeeded."""
+
+    what: str
+    seconds: float
+    problem: str
+
+
+def problem_in(status: int, body: bytes, request_id: JsonRpcId) -> str:
+    """Why a call failed, as the client was told; empty where it succeeded or nobody can tell."""
+    if status >= 400:
+        return f"HTTP {status}"
+    stream = (("Content-Type", "text/event-stream"),) if not body.lstrip().startswith((b"{", b"[")) else ()
+    answer = Said(status, stream, body).answer_to(request_id)
+    if answer is None:
+        return ""
+    error, result = answer.get("error"), answer.get("result")
+    if isinstance(error, dict):
+        return _short(str(error.get("message", "error")))
+    if isinstance(result, dict) and result.get("isError"):
+        return _short(f"tool error: {_text_in(result)}")
+    return ""
+
+
+def _text_in(result: dict[str, Any]) -> str:
+    content = result.get("content")
+    blocks = content if isinstance(content, list) else []
+    return " ".join(str(block["text"]) for block in blocks if isinstance(block, dict) and "text" in block)
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= MAX_TEXT else f"{line[:MAX_TEXT]}…"
+
+
+def title_of(message: Message) -> str | None:
+    """What a call is shown as; ``None`` where it is not shown."""
+    key = NAMED_BY.get(message.method or "")
+    if key is None:
+        return None
+    said = message.params.get(key)
+    return str(said)[:MAX_TEXT] if isinstance(said, str) else str(message.method)
+
+
+def client_of(message: Message) -> str:
+    """The client's name and version, of an `initialize`."""
+    info = message.params.get("clientInfo")
+    info = info if isinstance(info, dict) else {}
+    return (
+        _short(" ".join(str(info[key]) for key in ("name", "version") if isinstance(info.get(key), str))) or "a client"
+    )
+
+
+class CallLog:
+    """The ``Watch`` of a sidecar under `dev`."""
+
+    def __init__(
+        self,
+        clock: Callable[[], float],
+        ended: Callable[[Ended], None],
+        say: Callable[[str], None],
+    ) -> None:
+        """``ended`` is told of calls, ``say`` what else a developer should know."""
+        self._clock = clock
+        self.note: Callable[[Call], None] = lambda _: None
+        """Sees each request of a session once it is answered."""
+        self._ended = ended
+        self._say = say
+
+    def heard(self, fact: Fact) -> None:
+        """See ``Watch``."""
+        if isinstance(fact, HealEnded) and fact.outcome is not HealOutcome.HEALED:
+            self._say(f"session {fact.session} not healed: {fact.reason}")
+
+    async def post(self, call: Call, message: Message, responder: Responder, work: Awaitable[None]) -> None:
+        """See ``Watch``."""
+        seen = bytearray()
+        title = title_of(message)
+        if title is not None:
+            responder.tap = lambda data: seen.extend(data[: MAX_LOOKED_AT_BYTES - len(seen)])
+        started = self._clock()
+        is_over = False
+        try:
+            await work
+            is_over = True
+        finally:
+            self.note(call)
+            if title is not None:
+                problem = problem_in(responder.status, bytes(seen), message.id) if is_over else "the client left"
+                self._ended(Ended(title, self._clock() - started, problem))
+            elif message.method == "initialize" and responder.status == 200:
+                self._say(f"{client_of(message)} connected")

@@ -1,0 +1,230 @@
+"""The developer's server as a process: its own process group, its output in lines, its end.
+
+The rule of this file: nothing that was started here outlives the sidecar. Whoever ends a server ends its whole group; what
+has left the group for another one is found among the orphans that the kernel gives to us; and a guard does the same where the
+sidecar itself is killed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+from asyncio.subprocess import DEVNULL, PIPE, STDOUT
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import psutil
+
+STOP_PATIENCE_S = 5.0
+LOOK_EVERY_S = 0.02
+MAX_LINE_BYTES = 4096
+KEPT_LINES = 20
+CHUNK_BYTES = 64 * 1024
+PR_SET_CHILD_SUBREAPER = 36
+
+OnLine = Callable[[str], None]
+
+
+class Lines:
+    """Cuts output into lines, the longest of which are cut off."""
+
+    def __init__(self) -> None:
+        """Nothing has come yet."""
+        self._begun = b""
+        self._is_skipping = False
+
+    def feed(self, chunk: bytes) -> list[str]:
+        """The lines that are whole by now."""
+        *whole, rest = (self._begun + chunk).split(b"\n")
+        lines = []
+        for line in whole:
+            if self._is_skipping:
+                self._is_skipping = False
+            else:
+                lines.append(_text(line))
+        if len(rest) > MAX_LINE_BYTES:
+            if not self._is_skipping:
+                lines.append(_text(rest))
+            self._is_skipping, rest = True, b""
+        self._begun = rest
+        return lines
+
+    def rest(self) -> list[str]:
+        """What stands behind the last line's end."""
+        return [_text(self._begun)] if self._begun and not self._is_skipping else []
+
+
+def _text(line: bytes) -> str:
+    text = line[:MAX_LINE_BYTES].decode(errors="replace").rstrip("\r")
+    return text + " …" if len(line) > MAX_LINE_BYTES else text
+
+
+class Guard:
+    """The process that ends groups where the sidecar cannot. Use as an async context manager."""
+
+    def __init__(self) -> None:
+        """Nothing is guarded yet."""
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def __aenter__(self) -> Self:
+        """Start it, and have orphans of ours given to us rather than to the first process of the system."""
+        with contextlib.suppress(OSError, AttributeError, TypeError):  # not on this platform
+            ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        script = Path(__file__).with_name("guard.py")
+        self._process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-I", "-S", str(script)),
+            stdin=PIPE,
+            stdout=DEVNULL,
+            stderr=DEVNULL,
+            start_new_session=True,
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Let it do what is left to do, and wait for it."""
+        if self._process is not None and self._process.stdin is not None:
+            self._process.stdin.close()
+            await self._process.wait()
+
+    @property
+    def pid(self) -> int:
+        """Its process id; 0 before it runs."""
+        return self._process.pid if self._process is not None else 0
+
+    def take(self, group: int) -> None:
+        """From now on this group must not outlive us."""
+        self._tell(f"+{group}\n")
+
+    def release(self, group: int) -> None:
+        """This group is gone."""
+        self._tell(f"-{group}\n")
+
+    def _tell(self, line: str) -> None:
+        if self._process is not None and self._process.stdin is not None:
+            with contextlib.suppress(OSError, RuntimeError):
+                self._process.stdin.write(line.encode())
+
+
+RUNNING: set[Server] = set()
+"""All servers whose group may still be there."""
+
+
+class Server:
+    """One run of the developer's command. ``pid`` is its process group, too."""
+
+    def __init__(self, process: asyncio.subprocess.Process, guard: Guard, on_line: OnLine) -> None:
+        """``on_line`` gets each line that it writes. Made by ``start``."""
+        self._process = process
+        self._guard = guard
+        self._on_line = on_line
+        self.last_lines: deque[str] = deque(maxlen=KEPT_LINES)
+        self.pid = process.pid
+        guard.take(self.pid)
+        RUNNING.add(self)
+        self._reading = asyncio.create_task(self._read())
+        self.exited = asyncio.create_task(self._exit())
+        """Done with the exit status once the process has ended and its last output was read; signals count as in a shell."""
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the process is gone."""
+        return self._process.returncode is not None
+
+    async def _read(self) -> None:
+        lines, stream = Lines(), self._process.stdout
+        while stream is not None and (chunk := await stream.read(CHUNK_BYTES)):
+            self._take(lines.feed(chunk))
+        self._take(lines.rest())
+
+    def _take(self, lines: Sequence[str]) -> None:
+        self.last_lines.extend(line for line in lines if line.strip())
+        for line in lines:
+            self._on_line(line)
+
+    async def _exit(self) -> int:
+        status = await self._process.wait()
+        # Children may hold the pipe open for ever.
+        await asyncio.wait({self._reading}, timeout=LOOK_EVERY_S * 5)
+        return 128 - status if status < 0 else status
+
+    def signal(self, number: int) -> None:
+        """To all of its group."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, number)
+
+    async def end(self) -> None:
+        """SIGTERM to the group, SIGKILL to what is left of it after five seconds; returns when nothing is left."""
+        try:
+            self.signal(signal.SIGTERM)
+            async with asyncio.timeout(STOP_PATIENCE_S):
+                while self._is_left():  # noqa: ASYNC110 - nobody tells of a group
+                    await asyncio.sleep(LOOK_EVERY_S)
+        except TimeoutError:
+            pass
+        finally:
+            if self._is_left():
+                self.signal(signal.SIGKILL)
+            await asyncio.shield(self._gone())
+
+    async def _gone(self) -> None:
+        await self.exited
+        while self._is_left():
+            self.signal(signal.SIGKILL)
+            await asyncio.sleep(LOOK_EVERY_S)
+        self._reading.cancel()
+        await asyncio.gather(self._reading, return_exceptions=True)
+        self._guard.release(self.pid)
+        RUNNING.discard(self)
+
+    def _is_left(self) -> bool:
+        """Whether anybody of the group still runs."""
+        if not self.has_ended:
+            return True
+        _reap(-self.pid)
+        try:
+            os.killpg(self.pid, 0)
+        except OSError:
+            return False
+        return True
+
+
+async def start(command: Sequence[str], environment: Mapping[str, str], guard: Guard, on_line: OnLine) -> Server:
+    """Run the command without a shell. Raises OSError where there is no such program."""
+    process = await asyncio.create_subprocess_exec(
+        *command, stdin=DEVNULL, stdout=PIPE, stderr=STDOUT, env=dict(environment), start_new_session=True
+    )
+    return Server(process, guard, on_line)
+
+
+def _reap(who: int) -> None:
+    with contextlib.suppress(OSError):
+        while os.waitpid(who, os.WNOHANG)[0]:
+            pass
+
+
+def kill_orphans(known: set[int]) -> list[str]:
+    """End what a server has left behind in another group than its own, and say what it was.
+
+    ``known`` are the processes that we have started ourselves.
+    """
+    ended = []
+    for orphan in psutil.Process().children():
+        if orphan.pid in known:
+            continue
+        with contextlib.suppress(psutil.Error):
+            family = [orphan, *orphan.children(recursive=True)]
+            if orphan.status() != psutil.STATUS_ZOMBIE:
+                ended.append(f"{orphan.name()} ({orphan.pid})")
+            for each in family:
+                each.kill()
+        _reap(orphan.pid)
+    return ended

@@ -1,0 +1,47 @@
+"""Where a server listens: a free port to give it, and what it made of that."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from typing import Final
+
+import psutil
+
+LOOPBACK: Final = "127.0.0.1"
+_ANY: Final = {"0.0.0.0": LOOPBACK, "::": "[::1]", "::ffff:0.0.0.0": LOOPBACK}  # noqa: S104 - compared with
+
+VARIABLES: Final = ("PORT", "FASTMCP_PORT", "UVICORN_PORT")
+"""Who reads which: most of the world; FastMCP; the command line of uvicorn."""
+
+
+def free_port() -> int:
+    """A port that nobody has at this moment."""
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def listening(pid: int) -> list[tuple[str, int]]:
+    """Where a process and its descendants accept connections: host as in a URL, and port; loopback for any address."""
+    found: dict[tuple[str, int], None] = {}
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(pid)
+        for each in (process, *process.children(recursive=True)):
+            with contextlib.suppress(psutil.Error):
+                for connection in each.net_connections(kind="tcp"):
+                    if connection.status == psutil.CONN_LISTEN:
+                        found[_host(connection.laddr.ip), connection.laddr.port] = None
+    return list(found)
+
+
+def _host(address: str) -> str:
+    if address in _ANY:
+        return _ANY[address]
+    return f"[{address}]" if ":" in address else address
+
+
+def filled_in(command: list[str], port: int) -> list[str]:
+    """The command with its port, where it has a place for it."""
+    return [word.replace("{port}", str(port)) for word in command]

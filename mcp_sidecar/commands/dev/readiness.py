@@ -1,0 +1,101 @@
+"""Whether a server that was started is up: it accepts connections somewhere, and answers `initialize` there.
+
+The very answer may be a refusal: a server that wants a login is up. A server error, or no HTTP, is not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mcp_sidecar.commands.dev.lists import LISTS, Items, items_of
+from mcp_sidecar.commands.mcp_client import INITIALIZED, SESSION_ID, McpClient, NoAnswer, Said, initialize, request
+
+LOOK_EVERY_S = 0.01
+DISCOVER_EVERY_S = 0.1
+ANSWER_PATIENCE_S = 5.0
+NO_SUCH_PATH = frozenset({404, 405})
+
+
+@dataclass(frozen=True, slots=True)
+class Up:
+    """A server that answers. ``origin`` is `http://host:port`; ``name`` what it calls itself, if it said so."""
+
+    origin: str
+    said: Said
+    name: str = ""
+    lists: Mapping[str, Items] = field(default_factory=dict)
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether something answers, but not as an MCP endpoint does."""
+        return self.said.status in NO_SUCH_PATH
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """An origin to try. ``is_certain``: it is the server's whatever it answers, so that a 404 is about the path."""
+
+    origin: str
+    is_certain: bool
+
+
+Candidates = Callable[[], list[Candidate]]
+"""What to try now."""
+
+
+async def wait_until_up(candidates: Candidates, path: str) -> Up:
+    """Try until one answers. Waits for ever; whoever waits looks at the process."""
+    while True:
+        for candidate in candidates():
+            up = await _try(candidate.origin, path)
+            if up is not None and (candidate.is_certain or not up.is_elsewhere):
+                return up
+        await asyncio.sleep(LOOK_EVERY_S)
+
+
+async def _try(origin: str, path: str) -> Up | None:
+    host, _, port = origin.removeprefix("http://").removeprefix("https://").rpartition(":")
+    try:
+        if (
+            origin.startswith("http://") and port.isdigit()
+        ):  # cheaper than a request, and it will fail most of the times
+            _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+            writer.close()
+        async with McpClient(f"{origin}{path}", timeout_s=ANSWER_PATIENCE_S) as client:
+            said = await client.post(initialize(name="mcp-sidecar-dev"))
+            return None if said.status >= 500 else Up(origin, said, _name_in(said))
+    except (OSError, NoAnswer):
+        return None
+
+
+def _name_in(said: Said) -> str:
+    info = (said.result_of("mcp-sidecar-1") or {}).get("serverInfo")
+    name = info.get("name") if isinstance(info, dict) else None
+    return name if isinstance(name, str) else ""
+
+
+async def look_at_lists(up: Up, path: str) -> Mapping[str, Items]:
+    """What the server has to offer, by a session of our own that is ended behind it; what cannot be had is left out."""
+    result = up.said.result_of("mcp-sidecar-1")
+    if result is None:
+        return {}
+    session_id, version = up.said.header(SESSION_ID), str(result.get("protocolVersion", ""))
+    capabilities = result.get("capabilities")
+    found: dict[str, dict[str, Any]] = {}
+    try:
+        async with McpClient(f"{up.origin}{path}", timeout_s=ANSWER_PATIENCE_S) as client:
+            await client.post(INITIALIZED, session_id, version)
+            for kind, (method, _, _) in LISTS.items():
+                if isinstance(capabilities, dict) and kind in capabilities:
+                    said = await client.post(request(method), session_id, version)
+                    listed = said.result_of("mcp-sidecar-1")
+                    if listed is not None and not listed.get("nextCursor"):
+                        found[kind] = items_of(kind, listed)
+            if session_id is not None:
+                await client.delete(session_id, version)
+    except NoAnswer:
+        pass
+    return found

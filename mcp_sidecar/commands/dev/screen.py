@@ -1,0 +1,116 @@
+"""The developer's terminal: what is said, the server's own output beside it, and the keys.
+
+The rule of this file: nobody waits for a terminal. Lines go through a bounded queue, what a server floods it with is left out
+beyond so many lines a second, and the terminal is given back as it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from mcp_sidecar.ops.console import local_time
+from mcp_sidecar.ops.log_writer import LogWriter
+
+MAX_LINES_PER_SECOND = 200
+RED, GREEN, YELLOW, DIM, BOLD = "31", "32", "33", "2", "1"
+
+
+@dataclass(slots=True)
+class Flood:
+    """Lets so many lines pass in a second and counts the others."""
+
+    clock: Callable[[], float]
+    since: float = float("-inf")
+    passed: int = 0
+    left_out: int = 0
+
+    def lets_pass(self) -> tuple[bool, int]:
+        """Whether the next line is shown, and how many before it were not and have not been told yet."""
+        now = self.clock()
+        untold = 0
+        if now - self.since >= 1.0:
+            untold, self.left_out = self.left_out, 0
+            self.since, self.passed = now, 0
+        self.passed += 1
+        if self.passed > MAX_LINES_PER_SECOND:
+            self.left_out += 1
+            return False, 0
+        return True, untold
+
+
+class Screen:
+    """Writes lines to standard output."""
+
+    def __init__(self, clock: Callable[[], float], *, coloured: bool) -> None:
+        """``clock`` gives monotonic seconds."""
+        self._writer = LogWriter(sys.stdout.fileno(), lambda lines: self.say(f"{lines} lines were not shown"))
+        self._coloured = coloured
+        self._flood = Flood(clock)
+
+    @classmethod
+    def of_process(cls, clock: Callable[[], float]) -> Screen:
+        """Coloured where the terminal can and the user has not said no (https://no-color.org)."""
+        can = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+        return cls(clock, coloured=can)
+
+    def plain(self, text: str) -> None:
+        """Text as it is, of one line or several."""
+        self._writer.write(f"{text}\n")
+
+    def say(self, text: str, colour: str = "") -> None:
+        """What happened, with the time of day."""
+        self.plain(f"{self.painted(local_time(), DIM)}  {self.painted(text, colour)}")
+
+    def child(self, line: str) -> None:
+        """A line that the server has written."""
+        shown, untold = self._flood.lets_pass()
+        if untold:
+            self.plain(self.painted(f"  │ … {untold} lines left out", DIM))
+        if shown:
+            self.plain(f"{self.painted('  │', DIM)} {line}")
+
+    def painted(self, text: str, colour: str) -> str:
+        """With the colour around it, where there are colours."""
+        return f"\x1b[{colour}m{text}\x1b[0m" if colour and self._coloured else text
+
+    def close(self, timeout_s: float) -> None:
+        """Let what was said be written, for so many seconds at most."""
+        self._writer.close(timeout_s)
+
+
+@contextlib.contextmanager
+def single_keys(on_key: Callable[[str], None], watch: Callable[[int, Callable[[], None]], None]) -> Iterator[bool]:
+    """While the block runs each key is handed on as it is pressed; false where there is no terminal to press one at.
+
+    ``watch`` calls back whenever the descriptor can be read. Ctrl-C stays a signal, and the terminal echoes nothing.
+    """
+    try:
+        import termios  # noqa: PLC0415 - not on every platform
+        import tty  # noqa: PLC0415
+
+        descriptor = sys.stdin.fileno()
+        is_terminal = sys.stdin.isatty() and sys.stdout.isatty() and os.tcgetpgrp(descriptor) == os.getpgrp()
+    except (ImportError, OSError, ValueError, AttributeError):
+        is_terminal = False
+    if not is_terminal:
+        yield False
+        return
+    before = termios.tcgetattr(descriptor)
+
+    def read() -> None:
+        for key in os.read(descriptor, 64).decode(errors="ignore"):
+            on_key(key)
+
+    try:
+        tty.setcbreak(descriptor)
+        after = termios.tcgetattr(descriptor)
+        after[1] |= termios.OPOST
+        termios.tcsetattr(descriptor, termios.TCSANOW, after)
+        watch(descriptor, read)
+        yield True
+    finally:
+        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)

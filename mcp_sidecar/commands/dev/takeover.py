@@ -1,0 +1,72 @@
+"""A new server takes the place of the old one under a running sidecar: new requests go there, sessions are healed at once.
+
+What is under way on the old one ends there. A session that bears credentials is healed by its own stream or its next request:
+credentials are never kept, so there is nothing that could be said for it before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from mcp_sidecar.config import UpstreamConfig
+from mcp_sidecar.healing.session import Session
+from mcp_sidecar.sessions.call import Call
+from mcp_sidecar.sessions.heal import Loss
+from mcp_sidecar.sessions.own_requests import Trigger
+from mcp_sidecar.sessions.services import Services
+from mcp_sidecar.upstream.pool import Pool
+from mcp_sidecar.waiting.hold import HeldRequest, Waited
+
+REPLACED = "server-replaced"
+CREDENTIALS = frozenset({"authorization", "cookie", "proxy-authorization"})
+
+
+class Sessions:
+    """What may be asked for the sessions of clients that need no credentials: the last request of each, without its body."""
+
+    def __init__(self, services: Services) -> None:
+        """Nobody has asked anything yet."""
+        self._services = services
+        self._triggers: dict[Session, Trigger] = {}
+        self._secret = CREDENTIALS | frozenset(services.policy.principal_headers)
+
+    def note(self, call: Call) -> None:
+        """A request in a session was answered."""
+        if call.session is not None and not any(name.lower() in self._secret for name, _ in call.pairs):
+            self._triggers[call.session] = call.trigger
+
+    def leave(self) -> Pool | None:
+        """Send nothing to anybody from now on: requests wait. Gives the connections of so far."""
+        return self._services.upstream.point_at(None)
+
+    async def take_over(self, config: UpstreamConfig) -> tuple[Pool | None, int]:
+        """Go on with another server. Gives the connections to the former one, and how many sessions were healed."""
+        former = self._services.upstream.point_at(config)
+        self._services.holds.fail(None)
+        self._services.holds.availability.note(connected=True)
+        return former, await self._heal_all()
+
+    def fail(self, why: str) -> None:
+        """There is no server, and none will come by itself: whoever waits is told why."""
+        self._services.upstream.point_at(None)
+        self._services.holds.fail(why)
+
+    def hope(self) -> None:
+        """A server is being started: calls wait for it again."""
+        self._services.holds.fail(None)
+
+    async def _heal_all(self) -> int:
+        live = {session: trigger for session, trigger in self._triggers.items() if not session.is_ended}
+        self._triggers = live
+        healed = await asyncio.gather(*(self._heal(session, trigger) for session, trigger in live.items()))
+        return sum(healed)
+
+    async def _heal(self, session: Session, trigger: Trigger) -> bool:
+        services = self._services
+        loss = Loss(session.generation, REPLACED, 0)
+        held = HeldRequest(0, services.policy.hold_timeout_s, is_stream=True)
+        waited, end = await services.sessions.healer.heal(session, loss, trigger, held, is_urgent=False)
+        if waited is not Waited.BACK or end.why is not None:
+            return False
+        services.sessions.list_check.answered(session, session.generation, trigger)
+        return True

@@ -1,0 +1,316 @@
+"""`mcp-sidecar dev`, as a developer runs it: real servers, real saves, and what is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.commands.dev.running import DevProcess, Folder, developing, gone, is_running
+from tests.support.client import McpClient
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
+
+WRITES_ITS_PID = "import os, pathlib; pathlib.Path('pid').write_text(str(os.getpid()))"
+HAS_A_CHILD = """\
+import pathlib, subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+pathlib.Path('child').write_text(str(child.pid))"""
+IGNORES_SIGTERM = """\
+import signal
+really, signal.signal = signal.signal, lambda *_: None
+really(signal.SIGTERM, signal.SIG_IGN)"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    """A project with a server that has one tool."""
+    return Folder(tmp_path)
+
+
+async def tools_of(client: McpClient) -> list[str]:
+    """What the client is given as the list of tools."""
+    return [tool["name"] for tool in (await client.call("tools/list")).result["tools"]]
+
+
+def pid_in(path: Path) -> int:
+    """A number that a server has written."""
+    return int(path.read_text(encoding="utf-8"))
+
+
+def free_port() -> int:
+    """One that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+async def saved(dev: DevProcess, expected: str = "→ up in") -> str:
+    """The line about the save that comes next; to be asked for before saving."""
+    return await dev.line(expected, behind=len(dev.lines))
+
+
+# -- a save -----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_save_brings_a_new_tool_and_loses_nobody(folder: Folder) -> None:
+    """The session goes on in the new server, its client hears that the tools changed, and the terminal says what did."""
+    async with developing(folder.path) as dev, McpClient(await dev.url()) as client:
+        await dev.line("up in .* 1 tool")
+        opened = await client.initialize()
+        assert opened.result["capabilities"]["tools"]["listChanged"] is True
+        assert await tools_of(client) == ["echo"]
+        before = (await client.tool("echo")).text
+        async with await client.get_stream() as stream:
+            telling = asyncio.create_task(saved(dev))
+            await asyncio.sleep(0)
+            folder.has_tools("echo", "add")
+            assert "server.py changed" in await telling
+            heard = await stream.next_message()
+            assert heard is not None and heard["method"] == "notifications/tools/list_changed"
+        assert re.search(r"1 session healed · tools: \+add\(text\)", await telling)
+        assert await tools_of(client) == ["echo", "add"]
+        after = (await client.tool("echo")).text
+        assert before != after and after.startswith("echo of")
+        assert await dev.line("echo  .*ok")
+
+
+async def test_calls_go_on_while_saves_come(folder: Folder) -> None:
+    """Every other save is broken: no call fails, and the session stays the same."""
+    async with developing(folder.path) as dev, McpClient(await dev.url()) as client:
+        await client.initialize()
+        session, texts = client.session_id, set[str]()
+        is_over = False
+
+        async def call() -> None:
+            while not is_over:
+                texts.add((await client.tool("echo")).text)
+                assert client.session_id == session
+
+        calling = asyncio.create_task(call())
+        for number in range(4):
+            broken = number % 2 == 1
+            telling = asyncio.create_task(saved(dev, "does not start" if broken else "→ up in"))
+            await asyncio.sleep(0)
+            folder.is_broken() if broken else folder.has_tools("echo", f"t{number}")
+            await telling
+        is_over = True
+        await calling
+        assert len(texts) == 3 and all(text.startswith("echo of") for text in texts)
+
+
+async def test_a_broken_save_is_told_and_the_last_good_server_goes_on(folder: Folder) -> None:
+    """In one line with the server's own last words; the next save that works takes over."""
+    async with developing(folder.path) as dev, McpClient(await dev.url()) as client:
+        await client.initialize()
+        before = (await client.tool("echo")).text
+        telling = asyncio.create_task(saved(dev, "does not start"))
+        await asyncio.sleep(0)
+        folder.is_broken()
+        assert "(exit status 1): SyntaxError: invalid syntax" in await telling
+        assert (await client.tool("echo")).text == before
+        telling = asyncio.create_task(saved(dev))
+        await asyncio.sleep(0)
+        folder.has_tools("echo")
+        await telling
+        assert (await client.tool("echo")).text != before
+
+
+async def test_without_any_good_server_calls_end_with_its_words(folder: Folder) -> None:
+    """A client is told why at once, not after a hold, and connects as soon as the file is mended."""
+    folder.is_broken()
+    async with developing(folder.path) as dev, McpClient(await dev.url()) as client:
+        await dev.line("does not start")
+        refused = await client.call("initialize", {}, id=1, bare=True)
+        assert refused.status == 503
+        assert refused.error["data"] == {"reason": "server_failed_to_start"}
+        assert "SyntaxError: invalid syntax" in refused.error["message"]
+        folder.has_tools("echo")
+        await dev.line("→ up in")
+        assert (await client.initialize()).status == 200
+
+
+async def test_a_server_with_a_port_of_its_own_is_stopped_first(folder: Folder) -> None:
+    """It is found by itself; calls wait while it restarts, and a broken save ends them with the server's words."""
+    port = free_port()
+    folder.does(f"import os; os.environ['PORT'] = '{port}'")
+    async with developing(folder.path) as dev, McpClient(await dev.url()) as client:
+        await dev.line(f"listens on http://127.0.0.1:{port} and not")
+        await dev.line("up in")
+        await client.initialize()
+        before = (await client.tool("echo")).text
+        telling = asyncio.create_task(saved(dev, "does not start"))
+        await asyncio.sleep(0)
+        folder.is_broken()
+        await telling
+        refused = await client.tool("echo")
+        assert (refused.status, refused.error["data"]) == (200, {"reason": "server_failed_to_start"})
+        assert "SyntaxError" in refused.error["message"]
+        telling = asyncio.create_task(saved(dev))
+        await asyncio.sleep(0)
+        folder.does(f"import os; os.environ['PORT'] = '{port}'")
+        await telling
+        assert (await client.tool("echo")).text not in (before, "")
+
+
+async def test_the_upstream_may_be_said(folder: Folder) -> None:
+    """With ``--upstream`` the server's port is the one in the URL, and nothing is looked for."""
+    port = free_port()
+    async with (
+        developing(folder.path, "--upstream", f"http://127.0.0.1:{port}/mcp", PORT=str(port)) as dev,
+        McpClient(await dev.url()) as client,
+    ):
+        await dev.line("up in")
+        await client.initialize()
+        assert (await client.tool("echo")).text.startswith("echo of")
+
+
+async def test_a_port_in_the_command_is_filled_in(folder: Folder) -> None:
+    """``{port}`` in the command is the port that the server got."""
+    async with developing(folder.path, command=(sys.executable, "server.py", "--at", "{port}")) as dev:
+        assert re.fullmatch(r"  │ serving --at \d+", await dev.line("serving"))
+
+
+async def test_files_of_no_interest_restart_nothing(folder: Folder) -> None:
+    """What git ignores, and what is no source, is the server's own business: a restart for it would never end."""
+    (folder.path / ".gitignore").write_text("made_*.py\n", encoding="utf-8")
+    async with developing(folder.path, "--watch", "*.txt", "--ignore", "notes.txt") as dev:
+        await dev.line("up in")
+        for name in ("data.db", "made_up.py", "notes.txt"):
+            (folder.path / name).write_text("1", encoding="utf-8")
+        telling = asyncio.create_task(saved(dev))
+        await asyncio.sleep(0)
+        (folder.path / "prompt.txt").write_text("1", encoding="utf-8")
+        assert "prompt.txt changed" in await telling
+
+
+# -- bad input --------------------------------------------------------------------------------------------------------
+
+
+async def test_a_command_that_does_not_exist_is_told(folder: Folder) -> None:
+    """In one line that names it; with ``--once`` the status is that of a shell."""
+    async with developing(folder.path, "--once", command=("no-such-program",)) as dev:
+        assert await dev.exit_status() == 127
+        assert await dev.line(r"does not start \(exit status 127\): no-such-program: No such file or directory")
+
+
+async def test_once_gives_the_status_of_the_server(folder: Folder) -> None:
+    """Where it ends by itself, and nothing has changed for it."""
+    folder.server.write_text("raise SystemExit(5)", encoding="utf-8")
+    async with developing(folder.path, "--once") as dev:
+        assert await dev.exit_status() == 5
+
+
+async def test_a_server_that_ends_is_told_and_waits_for_a_save(folder: Folder) -> None:
+    """Its clients get its last words at once, and the next save brings it back with their sessions."""
+    folder.does(WRITES_ITS_PID)
+    async with developing(folder.path) as dev, McpClient(await dev.url()) as client:
+        await client.initialize()
+        telling = asyncio.create_task(saved(dev, "has ended"))
+        await asyncio.sleep(0)
+        os.kill(pid_in(folder.path / "pid"), signal.SIGKILL)
+        assert "exit status 137" in await telling
+        assert (await client.tool("echo")).error["data"] == {"reason": "server_failed_to_start"}
+        telling = asyncio.create_task(saved(dev))
+        await asyncio.sleep(0)
+        folder.has_tools("echo")
+        await telling
+        assert (await client.tool("echo")).text.startswith("echo of")
+
+
+async def test_a_server_that_goes_into_the_background_is_fetched_back(folder: Folder) -> None:
+    """It leaves its group and its parent: it is ended all the same, and the developer is told to run it in the foreground."""
+    folder.server.write_text(
+        "import os, pathlib, time\n"
+        "if os.fork():\n    os._exit(0)\n"
+        "os.setsid()\npathlib.Path('pid').write_text(str(os.getpid()))\n"
+        "os.close(1)\nos.close(2)\ntime.sleep(600)\n",
+        encoding="utf-8",
+    )
+    async with developing(folder.path) as dev:
+        await dev.line("does not start")
+        if (folder.path / "pid").exists():
+            await gone(pid_in(folder.path / "pid"))
+
+
+async def test_a_flood_of_output_is_left_out_and_blocks_nobody(folder: Folder) -> None:
+    """The server gets on with its work; of its lines a part is shown, and the rest is counted."""
+    folder.does("for n in range(100_000): print('line', n)")
+    async with developing(folder.path) as dev, McpClient(await dev.url()) as client:
+        await dev.line("up in")
+        await client.initialize()
+        assert (await client.tool("echo")).text.startswith("echo of")
+        assert sum("  │ line" in line for line in dev.lines) < 50_000
+
+
+async def test_a_thousand_saves_are_one(folder: Folder) -> None:
+    """A branch that is checked out restarts the server a few times at most, and the last one counts."""
+    async with developing(folder.path) as dev:
+        await dev.line("up in")
+        telling = asyncio.create_task(saved(dev, r"more changed → up in"))
+        await asyncio.sleep(0)
+        for number in range(1_000):
+            (folder.path / f"module_{number}.py").write_text("", encoding="utf-8")
+        await telling
+        assert sum("→ up in" in line for line in dev.lines) < 20
+
+
+def test_a_command_is_needed(capfd: pytest.CaptureFixture[str]) -> None:
+    """Without one there is a line that says how it is given."""
+    from mcp_sidecar.cli import main
+
+    assert main(["dev"]) == 2
+    assert "mcp-sidecar dev -- python server.py" in capfd.readouterr().err
+
+
+# -- nothing is left behind ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("number", "habit"),
+    [
+        *((number, "") for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL)),
+        *((number, IGNORES_SIGTERM) for number in (signal.SIGTERM, signal.SIGKILL)),
+    ],
+)
+async def test_no_process_is_left(folder: Folder, number: signal.Signals, habit: str) -> None:
+    """However the sidecar ends, the server and its children end, too, also where they ignore SIGTERM."""
+    folder.does(f"{habit}\n{HAS_A_CHILD}\n{WRITES_ITS_PID}")
+    async with developing(folder.path) as dev:
+        await dev.line("up in")
+        pids = pid_in(folder.path / "pid"), pid_in(folder.path / "child")
+        assert all(map(is_running, pids))
+        dev.process.send_signal(number)
+        assert await dev.exit_status() == (-9 if number is signal.SIGKILL else 0)
+        await gone(*pids)
+
+
+async def test_a_former_server_ends_with_its_children(folder: Folder) -> None:
+    """What a save has replaced is gone once its calls have ended."""
+    folder.does(f"{IGNORES_SIGTERM}\n{HAS_A_CHILD}\n{WRITES_ITS_PID}")
+    async with developing(folder.path) as dev:
+        await dev.line("up in")
+        pids = pid_in(folder.path / "pid"), pid_in(folder.path / "child")
+        folder.has_tools("echo")
+        await dev.line("→ up in")
+        await gone(*pids)
+        assert dev.process.returncode is None
+
+
+async def test_a_save_during_a_start_begins_anew(folder: Folder) -> None:
+    """The start that is out of date is given up, and its process with it."""
+    folder.does(f"{WRITES_ITS_PID}; import threading; threading.Event().wait()")
+    async with developing(folder.path) as dev:
+        await eventually(lambda: (folder.path / "pid").exists() and (folder.path / "pid").read_text(encoding="utf-8"))
+        pid = pid_in(folder.path / "pid")
+        folder.has_tools("echo")
+        await dev.line("→ up in")
+        await gone(pid)

@@ -1,0 +1,218 @@
+"""The parts of `dev` that need no process: what counts as a change, what is shown of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from watchfiles import Change
+
+from mcp_sidecar.commands.dev.calls import client_of, problem_in, title_of
+from mcp_sidecar.commands.dev.child import MAX_LINE_BYTES, Lines
+from mcp_sidecar.commands.dev.clients import snippets
+from mcp_sidecar.commands.dev.files import told, watched
+from mcp_sidecar.commands.dev.lists import counted, difference, items_of
+from mcp_sidecar.commands.dev.ports import filled_in
+from mcp_sidecar.commands.dev.screen import MAX_LINES_PER_SECOND, Flood
+from mcp_sidecar.commands.dev.supervisor import cause_in
+from mcp_sidecar.wire.jsonrpc import parse
+
+# -- files ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "counts"),
+    [
+        ("server.py", True),
+        ("deep/in/module.ts", True),
+        ("pyproject.toml", True),
+        (".env", True),
+        ("data.json", False),
+        ("app.log", False),
+        ("wanted.json5", True),
+        ("generated.py", False),
+        ("build/module.py", False),
+        ("deep/secret.py", False),
+        ("deep/kept.py", True),
+        ("passed_over.py", False),
+        ("node_modules/x/index.js", False),
+        (".venv/lib/x.py", False),
+        (".git/config.py", False),
+        ("named.json", True),
+    ],
+)
+def test_what_counts_as_a_change(tmp_path: Path, path: str, counts: bool) -> None:
+    """Sources, and what was named; neither what git ignores, in whatever folder it says so, nor what tools write."""
+    (tmp_path / "deep").mkdir()
+    (tmp_path / ".gitignore").write_text("generated.py\n/build/\n", encoding="utf-8")
+    (tmp_path / "deep" / ".gitignore").write_text("secret.py\n", encoding="utf-8")
+    (tmp_path / "named.json").write_text("", encoding="utf-8")
+    _, wanted = watched(tmp_path, ["*.json5", "named.json"], ["passed_over.py"])
+    assert wanted(Change.modified, str(tmp_path / path)) is counts
+
+
+def test_a_changed_gitignore_counts_at_once(tmp_path: Path) -> None:
+    """It restarts nothing itself."""
+    _, wanted = watched(tmp_path, [], [])
+    assert wanted(Change.modified, str(tmp_path / "a.py"))
+    (tmp_path / ".gitignore").write_text("a.py", encoding="utf-8")
+    assert not wanted(Change.modified, str(tmp_path / ".gitignore"))
+    assert not wanted(Change.modified, str(tmp_path / "a.py"))
+
+
+def test_a_path_that_is_not_there_is_a_mistake(tmp_path: Path) -> None:
+    """A pattern may match nothing yet, a path may not."""
+    watched(tmp_path, ["*.none"], [])
+    with pytest.raises(FileNotFoundError):
+        watched(tmp_path, ["none.py"], [])
+
+
+def test_changes_are_told_in_a_few_words(tmp_path: Path) -> None:
+    """By the path as the developer knows it."""
+    assert told({tmp_path / "a" / "b.py"}, tmp_path) == "a/b.py"
+    assert told({tmp_path / "b.py", tmp_path / "a.py", tmp_path / "c.py"}, tmp_path) == "a.py and 2 more"
+
+
+# -- lists ------------------------------------------------------------------------------------------------------------
+
+
+def tool(name: str, *parameters: str, **more: Any) -> dict[str, Any]:
+    """One of a list of tools."""
+    return {"name": name, "inputSchema": {"properties": {key: {} for key in parameters}}, **more}
+
+
+def tools(*items: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What was seen of a server."""
+    return {"tools": items_of("tools", {"tools": list(items)})}
+
+
+def test_an_edit_is_told_by_what_it_did() -> None:
+    """What is new with its parameters, what is another now, what is gone; nothing where nothing changed."""
+    before = tools(tool("search", "q"), tool("old"), tool("same"))
+    after = tools(tool("add", "x", "y"), tool("search", "query"), tool("same"))
+    assert difference(before, after) == "tools: +add(x, y) ~search −old"
+    assert difference(before, before) == ""
+    assert difference({}, after) == ""
+
+
+def test_a_large_edit_is_cut_short() -> None:
+    """A line stays one."""
+    assert difference(tools(), tools(*(tool(f"t{n}") for n in range(9)))).endswith("+t5() and 3 more")
+
+
+def test_what_there_is_is_counted() -> None:
+    """In words that are right for one."""
+    lists = {**tools(tool("a"), tool("b")), "prompts": {"p": {}}, "resources": {}}
+    assert counted(lists) == "2 tools, 1 prompt"
+
+
+def test_a_list_that_is_none_has_no_items() -> None:
+    """A server may say anything."""
+    assert items_of("tools", {"tools": "x"}) == items_of("tools", {"tools": [1, {}]}) == {}
+
+
+# -- calls ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "problem"),
+    [
+        pytest.param(200, b'{"id":1,"result":{"content":[]}}', "", id="result"),
+        pytest.param(200, b'{"id":1,"error":{"code":-1,"message":"no\\nway"}}', "no way", id="error"),
+        pytest.param(
+            200,
+            b'{"id":1,"result":{"isError":true,"content":[{"type":"text","text":"boom"}]}}',
+            "tool error: boom",
+            id="tool",
+        ),
+        pytest.param(200, b'event: message\ndata: {"id":1,"error":{"message":"late"}}\n\n', "late", id="stream"),
+        pytest.param(200, b'data: {"id":2,"error":{"message":"x"}}\n\n', "", id="another's"),
+        pytest.param(404, b"", "HTTP 404", id="status"),
+        pytest.param(200, b"{", "", id="cut"),
+    ],
+)
+def test_why_a_call_failed(status: int, body: bytes, problem: str) -> None:
+    """As its client was told; where nobody can tell it counts as a success."""
+    assert problem_in(status, body, 1) == problem
+
+
+@pytest.mark.parametrize(
+    ("message", "title"),
+    [
+        ({"method": "tools/call", "params": {"name": "add"}}, "add"),
+        ({"method": "resources/read", "params": {"uri": "file:///a"}}, "file:///a"),
+        ({"method": "tools/call", "params": {"name": 1}}, "tools/call"),
+        ({"method": "tools/list"}, None),
+        ({"method": "ping"}, None),
+    ],
+)
+def test_what_a_call_is_shown_as(message: dict[str, Any], title: str | None) -> None:
+    """By what was asked for; lists and pings are no news."""
+    assert title_of(parse(json.dumps({"jsonrpc": "2.0", "id": 1, **message}).encode())) == title
+
+
+@pytest.mark.parametrize(
+    ("info", "shown"),
+    [({"name": "inspector", "version": "1.2"}, "inspector 1.2"), ({"name": 1}, "a client"), ("x", "a client")],
+)
+def test_what_a_client_calls_itself(info: object, shown: str) -> None:
+    """Its own words, if it has any."""
+    message = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": {"clientInfo": info}}
+    assert client_of(parse(json.dumps(message).encode())) == shown
+
+
+# -- output -----------------------------------------------------------------------------------------------------------
+
+
+def test_output_is_cut_into_lines_however_it_comes() -> None:
+    """What has no end yet waits for it."""
+    lines = Lines()
+    assert [*lines.feed(b"a\nb"), *lines.feed(b"c\r\n\xff"), *lines.rest()] == ["a", "bc", "\ufffd"]
+
+
+def test_a_line_without_end_is_cut_off_once() -> None:
+    """A server that writes no line ends fills no memory."""
+    lines = Lines()
+    fed = [line for _ in range(9) for line in lines.feed(b"x" * MAX_LINE_BYTES)]
+    assert [line[-2:] for line in fed] == [" …"] and lines.feed(b"\nnext\n") == ["next"]
+
+
+def test_a_flood_is_counted() -> None:
+    """So many lines a second pass; the others are told with the next one that does."""
+    now = 0.0
+    flood = Flood(lambda: now)
+    passed = [flood.lets_pass()[0] for _ in range(MAX_LINES_PER_SECOND + 5)]
+    assert passed.count(True) == MAX_LINES_PER_SECOND
+    now = 1.5
+    assert flood.lets_pass() == (True, 5)
+
+
+def test_the_port_is_filled_in() -> None:
+    """Wherever the command has a place for it."""
+    assert filled_in(["run", "--bind=0:{port}", "{port}"], 81) == ["run", "--bind=0:81", "81"]
+
+
+def test_snippets_name_the_url() -> None:
+    """For every client; what is JSON is JSON."""
+    text = snippets("http://127.0.0.1:8080/mcp", "my-server")
+    assert text.count("http://127.0.0.1:8080/mcp") == 6
+    for line in text.splitlines():
+        start, end = line.find("{"), line.rfind("}")
+        if start >= 0:
+            json.loads(line[start : end + 1])
+
+
+@pytest.mark.parametrize(
+    ("last_words", "cause"),
+    [
+        ("Traceback:\n  x\nSyntaxError: invalid syntax\n", "SyntaxError: invalid syntax"),
+        ("ERROR: address already in use\nINFO: shutdown complete", "ERROR: address already in use"),
+        ("bye\n\n", "bye"),
+        ("", ""),
+    ],
+)
+def test_the_line_that_says_why(last_words: str, cause: str) -> None:
+    """A server may say more behind its error; where nothing speaks of one, its last line is all there is."""
+    assert cause_in(last_words) == cause

@@ -1,0 +1,124 @@
+"""Several servers behind one address: recognised where they do not share sessions, and found again by a balancer's cookie."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from mcp_sidecar.facts import HealEnded, SeveralServers
+from tests.support.client import McpClient
+from tests.support.dialects import JSON, Dialect, Said
+from tests.support.replicas import Replicas
+from tests.support.sidecar import WatchedSidecar, running_sidecar
+
+CALLS = 8
+
+
+@asynccontextmanager
+async def behind(count: int, **options: Any) -> AsyncIterator[tuple[Replicas, WatchedSidecar]]:
+    """So many servers, and a sidecar in front of their balancer."""
+    settings = {name: options.pop(name) for name in [*options] if "__" in name}
+    async with Replicas(count, **options) as upstream, running_sidecar(upstream.url, **settings) as sidecar:
+        yield upstream, sidecar
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({}, id="known words"),
+        pytest.param(
+            {"dialect": Dialect(name="own", servers="", post=Said(400, '{"error":"unknown session"}', JSON))},
+            id="others",
+        ),
+    ],
+)
+@pytest.mark.parametrize("tool", ["echo", "charge"])
+async def test_two_in_turn_without_affinity(tool: str, changes: dict[str, Any]) -> None:
+    """The same session once more on the other one: few requests, every call succeeds and has run once, and one warning."""
+    async with behind(2, **changes) as (upstream, sidecar), McpClient(sidecar.url) as client:
+        await client.initialize()
+        await client.call("tools/list")
+        before = len(upstream.ledger.arrivals)
+        for number in range(1, CALLS + 1):
+            answer = await client.tool(tool, text="x")
+            assert "result" in answer.response, answer
+            assert len(upstream.ledger.executions(tool)) == number
+        arrived = len(upstream.ledger.arrivals) - before
+        assert arrived <= 3 * CALLS + 8, [arrival.rpc_methods for arrival in upstream.ledger.arrivals[before:]]
+        assert len(sidecar.of(SeveralServers)) == 1
+        before = len(upstream.ledger.arrivals)
+        for _ in range(CALLS):
+            assert "result" in (await client.tool(tool, text="x")).response
+        assert len(upstream.ledger.arrivals) - before <= 3 * CALLS
+
+
+async def test_many_clients_have_one_warning() -> None:
+    """It is said once by each process, whoever meets it."""
+    async with behind(3) as (_upstream, sidecar):
+        for _ in range(3):
+            async with McpClient(sidecar.url) as client:
+                await client.initialize()
+                for _ in range(4):
+                    await client.tool("charge")
+        assert len(sidecar.of(SeveralServers)) <= 1
+
+
+# -- affinity cookies -------------------------------------------------------------------------------------------------
+
+
+async def test_a_balancers_cookie_goes_with_the_upstream_session() -> None:
+    """A client that keeps no cookies stays with its server; after a heal, with the server of the new session."""
+    async with behind(2, cookie="AWSALB") as (upstream, sidecar):
+        async with McpClient(sidecar.url) as client:
+            await client.initialize()
+            for _ in range(4):
+                assert "result" in (await client.tool("charge")).response
+            assert len(upstream.ledger.initializes) == 1
+            (first,) = (name for name, node in upstream.nodes.items() if node.sessions)
+            upstream.replace_node(first)
+            for _ in range(4):
+                assert "result" in (await client.tool("charge")).response
+            assert len(upstream.ledger.initializes) == 2
+            sent = [arrival.header("cookie") or "" for arrival in upstream.ledger.arrivals]
+            assert all("theirs" not in line for line in sent)
+        assert sidecar.of(SeveralServers) == []
+        assert len(sidecar.of(HealEnded)) == 1
+
+
+async def test_a_cookie_of_the_clients_own_goes_before() -> None:
+    """A client that keeps cookies knows better; one of another name stays beside the balancer's."""
+    async with behind(2, cookie="AWSALB") as (upstream, sidecar), McpClient(sidecar.url) as client:
+        await client.initialize()
+        await client.call("ping", headers={"Cookie": "AWSALB=2; mine=1"})
+        assert upstream.ledger.arrivals[-1].header("cookie") == "AWSALB=2; mine=1"
+        await client.call("ping", headers={"Cookie": "mine=1"})
+        assert (upstream.ledger.arrivals[-1].header("cookie") or "").startswith("mine=1; AWSALB=")
+
+
+async def test_a_cookie_is_for_its_own_session_only() -> None:
+    """Another client's requests bear the cookie of another session, or none."""
+    async with (
+        behind(2, cookie="AWSALB") as (upstream, sidecar),
+        McpClient(sidecar.url) as one,
+        McpClient(sidecar.url) as other,
+    ):
+        await one.initialize()
+        await other.initialize()
+        lines = set()
+        for client in (one, other):
+            await client.call("ping")
+            lines.add(upstream.ledger.arrivals[-1].header("cookie"))
+        assert lines == {"AWSALB=1", "AWSALB=2"}
+
+
+@pytest.mark.parametrize("names", ["none-of-these", "X*"])
+async def test_only_cookies_of_the_names_in_the_settings_are_kept(names: str) -> None:
+    """Never one of another name."""
+    async with behind(1, cookie="AWSALB", upstream__affinity_cookies=names) as (upstream, sidecar):
+        async with McpClient(sidecar.url) as client:
+            await client.initialize()
+            await client.call("ping")
+        assert all(arrival.header("cookie") is None for arrival in upstream.ledger.arrivals)
