@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 MIB = 1024 * 1024
 
@@ -18,6 +18,9 @@ AFFINITY_COOKIES = (
 """By which AWS, Google, Azure, ingress-nginx, HAProxy, nginx and F5 find the same server again."""
 
 KEEP_ALIVE_S = 4.0
+
+NEAR_NETWORKS = ("127.0.0.0/8", "::1/128", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7")
+"""Loopback and the private ranges."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,13 +44,17 @@ class UpstreamConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListenConfig:
-    """The client side. ``public_url`` is the origin that clients see where an edge stands in front."""
+    """The client side. ``public_url`` is the origin that clients see where an edge stands in front.
+
+    ``trusted_proxies`` are networks in CIDR form.
+    """
 
     host: str = "127.0.0.1"
     port: int = 8080
     allowed_origins: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = ()
     public_url: str | None = None
+    trusted_proxies: tuple[str, ...] = NEAR_NETWORKS
     drain_delay_s: float = 0.0
     drain_timeout_s: float = 10.0
     comment_interval_s: float = 20.0
@@ -73,3 +80,20 @@ class SessionLimits:
     idle_ttl_s: float = 86_400.0
     max_lifetime_s: float = 604_800.0
     max_sessions: int = 100_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreConfig:
+    """Where sessions are kept. ``url`` may be ``auto``, which means a file in ``state_folder``, if there is one.
+
+    ``instance`` names this process's upstream among all that share the store, or is ``auto``; ``timeout_s`` is how long
+    anybody waits for it. ``key_file`` or ``key`` has the keys of what is sealed, one a line.
+    """
+
+    url: str = "memory:"
+    instance: str = ""
+    namespace: str = "default"
+    timeout_s: float = 0.25
+    key_file: str | None = None
+    key: str | None = field(default=None, repr=False)
+    state_folder: str | None = None

@@ -23,6 +23,19 @@ class HealOutcome(StrEnum):
     FAILED = "failed"  # `initialize` was rejected
 
 
+class CallOutcome(StrEnum):
+    """What became of a call, as its client would say. An answer is what the server said, an error of its own included."""
+
+    ANSWERED = "answered"
+    ANSWERED_AFTER_HEAL = "answered_after_heal"
+    ANSWERED_AFTER_HOLD = "answered_after_hold"
+    UNAVAILABLE = "unavailable"  # the upstream was away, or the store of sessions
+    UNKNOWN = "unknown"  # it may have run
+    SESSION_LOST = "session_lost"  # the client is to start over
+    REJECTED = "rejected"  # an HTTP error: ours for what it was, or the upstream's
+    CLIENT_LEFT = "client_left"  # before there was an answer, or it took back its request
+
+
 class ReplayCause(StrEnum):
     """Why a request was sent a second time."""
 
@@ -90,17 +103,33 @@ class HintKind(StrEnum):
     MESSAGE = "message"
 
 
+class AdoptedFrom(StrEnum):
+    """What knew of a session that was opened elsewhere."""
+
+    STORE = "store"
+    SEALED = "sealed"
+
+
 @dataclass(slots=True)
 class RequestServed:
     """A client request got its answer. ``rpc_method`` is a label of the bounded set, ``seconds`` the whole exchange.
 
-    There is one for each request: to freeze it would cost more than to count it.
+    ``outcome`` is set where it was a call: a POST with a JSON-RPC request. There is one for each request: to freeze it would
+    cost more than to count it.
     """
 
     http_method: Final[str]
     rpc_method: Final[str]
     status: Final[int]
     seconds: Final[float]
+    outcome: Final[CallOutcome | None] = None
+
+
+@dataclass(frozen=True, slots=True)
+class RequestHeld:
+    """A request has waited for the upstream or for a heal, and waits no more."""
+
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,6 +289,55 @@ class UpstreamBack:
 
 
 @dataclass(frozen=True, slots=True)
+class StoreAsked:
+    """The store of sessions was asked something. ``operation`` is one of a bounded set."""
+
+    operation: str
+    seconds: float
+    failed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StoreLost:
+    """The store of sessions does not answer. ``reason`` is a fixed phrase."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoreBack:
+    """It answers again after ``away_seconds``."""
+
+    away_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class SessionAdopted:
+    """A session that another process has opened, or this upstream instance has never seen, goes on here.
+
+    ``source`` is where it came from, ``seconds`` what it took to open it at this instance.
+    """
+
+    session: str
+    source: AdoptedFrom
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class SessionIdRejected:
+    """A session id that claims to be a token of ours counts for nothing: it was answered 404. ``reason`` is a fixed word."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SessionNotSealed:
+    """A client or server says too much of itself for a token: its session lives in this process only."""
+
+    session: str
+
+
+@dataclass(frozen=True, slots=True)
 class HoldOverflowed:
     """A request was answered at once because the bound on held requests or bytes was reached."""
 
@@ -276,6 +354,20 @@ class RequestRejected:
 
 
 @dataclass(frozen=True, slots=True)
+class OriginRefused:
+    """A web page may not call. ``origin`` is in canonical form, ``null``, or empty where it is none."""
+
+    origin: str
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamRefusesHost:
+    """The upstream does not want to be called by the ``Host`` that it gets."""
+
+    status: int
+
+
+@dataclass(frozen=True, slots=True)
 class SidecarFault:
     """A bug of the sidecar, contained to one exchange. ``error`` is the exception's type, ``where`` module and line."""
 
@@ -285,6 +377,7 @@ class SidecarFault:
 
 Fact = (
     RequestServed
+    | RequestHeld
     | SessionOpened
     | SessionEnded
     | SessionLost
@@ -302,8 +395,16 @@ Fact = (
     | ActionObserved
     | UpstreamLost
     | UpstreamBack
+    | StoreAsked
+    | StoreLost
+    | StoreBack
+    | SessionAdopted
+    | SessionIdRejected
+    | SessionNotSealed
     | HoldOverflowed
     | RequestRejected
+    | OriginRefused
+    | UpstreamRefusesHost
     | SidecarFault
 )
 

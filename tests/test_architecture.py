@@ -56,6 +56,7 @@ OPS: Final = "mcp_sidecar.ops"
 SETTINGS: Final = "mcp_sidecar.settings"
 FACTS: Final = "mcp_sidecar.facts"
 CONFIG: Final = "mcp_sidecar.config"
+TOKEN_FILE: Final = "mcp_sidecar.token_file"
 INTERNALS: Final = "mcp_sidecar.aiohttp_internals"
 AIOHTTP: Final = ("aiohttp", "multidict", "yarl")
 
@@ -74,7 +75,7 @@ LAYERS: Final = (
         libraries=AIOHTTP,
     ),
     # Bytes under hashes: a store knows no session, and only what is sealed knows what a record is made of.
-    Layer(modules=f"{SESSIONS}.stores", parts=(HEALING, CONFIG), libraries=("cryptography",)),
+    Layer(modules=f"{SESSIONS}.stores", parts=(HEALING, CONFIG), libraries=("cryptography", "redis")),
     Layer(
         modules=SESSIONS,
         parts=(WIRE, VERDICTS, HEALING, WAITING, UPSTREAM, FACTS, CONFIG),
@@ -98,18 +99,24 @@ LAYERS: Final = (
     Layer(modules=f"{OPS}.console"),
     Layer(modules=f"{OPS}.standard_streams"),
     Layer(modules=f"{OPS}.metrics", parts=(FACTS,), libraries=("prometheus_client",)),
-    Layer(modules=f"{OPS}.admin", parts=(f"{OPS}.metrics", FACTS), libraries=("aiohttp",)),
+    Layer(modules=TOKEN_FILE),
+    Layer(modules=f"{OPS}.access", parts=(TOKEN_FILE,)),
+    Layer(modules=f"{OPS}.status", parts=(FACTS,)),
+    Layer(modules=f"{OPS}.page", parts=(FACTS, f"{OPS}.status")),
+    Layer(
+        modules=f"{OPS}.admin", parts=(f"{OPS}.metrics", f"{OPS}.access", f"{OPS}.page", FACTS), libraries=("aiohttp",)
+    ),
     Layer(
         modules=SETTINGS,
         # The values that it hands down; nothing below it knows where they came from.
-        parts=(f"{HEALING}.policy", f"{VERDICTS}.signatures", CONFIG),
+        parts=(f"{HEALING}.policy", f"{VERDICTS}.signatures", CONFIG, TOKEN_FILE),
         libraries=("pydantic", "pydantic_settings", "pydantic_core"),
     ),
     Layer(
         modules="mcp_sidecar.app",
         parts=(
             *("mcp_sidecar.__version__", WIRE, VERDICTS, HEALING, WAITING, UPSTREAM, DOWNSTREAM, SESSIONS, STREAMS),
-            *(ENDPOINT, FASTPATH, OPS, SETTINGS, FACTS, CONFIG),
+            *(ENDPOINT, FASTPATH, OPS, SETTINGS, FACTS, CONFIG, TOKEN_FILE),
         ),
         libraries=("aiohttp",),
     ),
@@ -146,6 +153,8 @@ LAYERS: Final = (
     ),
     Layer(modules="mcp_sidecar.commands.mcp_client", parts=(WIRE,), libraries=("aiohttp",)),
     # Users of the sidecar: they start one and never reach into it.
+    # A key is made by whoever reads it.
+    Layer(modules="mcp_sidecar.commands.keys", parts=(f"{SESSIONS}.stores.keys",)),
     Layer(modules="mcp_sidecar.commands", libraries=("httpx", "mcp", "uvicorn")),
 )
 
@@ -389,7 +398,9 @@ MAX_PARAMETERS: Final = 8
 MAX_MUTABLE_ATTRIBUTES: Final = 12
 
 # Classes that may have more, and why.
-MANY_PARAMETERS: Final[dict[str, str]] = {}
+MANY_PARAMETERS: Final[dict[str, str]] = {
+    "mcp_sidecar.sessions.sessions.Sessions": "the front door: one name for each of those who look after sessions",
+}
 MANY_ATTRIBUTES: Final = {
     "mcp_sidecar.downstream.connection.ClientConnection": "one object, since there is one for each of thousands of streams",
     "mcp_sidecar.ops.metrics.Metrics": "one attribute for each metric, made by the helpers of the constructor and kept",

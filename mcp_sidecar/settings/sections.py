@@ -24,9 +24,10 @@ from pydantic import (
     model_validator,
 )
 
-from mcp_sidecar.config import AFFINITY_COOKIES
+from mcp_sidecar.config import AFFINITY_COOKIES, NEAR_NETWORKS
 from mcp_sidecar.healing.policy import Announce, Mode, OnServerChange
 from mcp_sidecar.settings import values
+from mcp_sidecar.token_file import read_token
 from mcp_sidecar.verdicts.signatures import Signature, operator_signature
 
 
@@ -63,6 +64,11 @@ def _authorities(path: str) -> str:
     return path
 
 
+def _token_file(path: str) -> str:
+    read_token(_readable_file(path))
+    return path
+
+
 _URL_WRITTEN = PlainSerializer(str, return_type=str)
 _ADDRESS_OR_OFF_WRITTEN = PlainSerializer(lambda address: str(address or "off"), return_type=str)
 AnyCase = BeforeValidator(values.lower)
@@ -76,14 +82,19 @@ Size = Annotated[int, BeforeValidator(values.size(0)), _SIZE_WRITTEN]
 SizeAboveZero = Annotated[int, BeforeValidator(values.size(1)), _SIZE_WRITTEN]
 # Below this an ordinary browser's request or an ordinary JWT does not fit, and nothing would work.
 HeaderSize = Annotated[int, BeforeValidator(values.size(1024)), _SIZE_WRITTEN]
+Secret = Annotated[
+    str, BeforeValidator(values.words(str)), PlainSerializer(lambda _: "***", return_type=str, when_used="unless-none")
+]
 Text = Annotated[str, BeforeValidator(values.words(str))]
 Path = Annotated[str, BeforeValidator(values.words(values.endpoint))]
 File = Annotated[str, BeforeValidator(values.words(_readable_file))]
+TokenFile = Annotated[str, BeforeValidator(values.words(_token_file))]
 AuthoritiesFile = Annotated[str, BeforeValidator(values.words(_authorities))]
 Origins = Annotated[tuple[str, ...], BeforeValidator(values.each(values.words(values.origin)))]
 Hosts = Annotated[tuple[str, ...], BeforeValidator(values.each(values.words(values.host_header)))]
 HeaderNames = Annotated[tuple[str, ...], BeforeValidator(values.each(values.words(values.header_name)))]
 CookieNames = Annotated[tuple[str, ...], BeforeValidator(values.each(values.words(values.cookie_name)))]
+Networks = Annotated[tuple[str, ...], BeforeValidator(values.each(values.words(values.network)))]
 UpstreamHost = Annotated[str, BeforeValidator(values.words(values.upstream_host))]
 Words = Annotated[tuple[str, ...], BeforeValidator(values.each(values.words(str)))]
 PublicOrigin = Annotated[str, BeforeValidator(values.words(values.public_origin))]
@@ -95,12 +106,6 @@ def _url(value: object) -> values.HttpUrl:
     if not isinstance(value, str):
         raise ValueError(f"must be a URL, not {values.shown(value)}")  # noqa: TRY004 - one kind of error for every mistake
     return values.http_url(value.strip())
-
-
-def _store(text: str) -> str:
-    if text != "memory:":
-        raise ValueError("must be memory: (no other store can be used yet)")
-    return text
 
 
 class _Section(BaseModel):
@@ -167,6 +172,10 @@ class ListenSection(_Section):
         description="The origin under which clients know the sidecar, where something else stands in front of it.",
         examples=["https://mcp.example.com"],
     )
+    trusted_proxies: Networks = Field(
+        NEAR_NETWORKS,
+        description="Whose X-Forwarded-* and Forwarded are believed and passed on; those of others are replaced.",
+    )
     drain_delay: Seconds = Field(
         0.0,
         description="How long after SIGTERM or SIGINT to go on as before but not ready, so that load balancers notice; then "
@@ -213,11 +222,17 @@ def _loaded_pair(certificate: str, key: str) -> None:
 
 
 class AdminSection(_Section):
-    """The listener for probes, metrics and the list of sessions."""
+    """The listener for the status page, probes, metrics and the list of sessions."""
 
     address: Annotated[values.Address | None, BeforeValidator(values.address_or_off), _ADDRESS_OR_OFF_WRITTEN] = Field(
         values.Address("127.0.0.1", 9464),
-        description="HOST:PORT for /livez, /readyz, /metrics and /sessions, or off.",
+        description="HOST:PORT for the status page, /livez, /readyz, /metrics, /sessions and POST /drain, or off.",
+    )
+    token_file: TokenFile | None = Field(
+        None,
+        description="A file with the token by which others than this machine may see the status page and /sessions and start "
+        "a drain: as bearer, or as password of a browser. It must not be readable by everybody.",
+        examples=["/run/secrets/admin-token"],
     )
 
 
@@ -341,9 +356,36 @@ class HealingSection(_Section):
 class SessionsSection(_Section):
     """What is remembered, and for how long."""
 
-    store: Annotated[str, BeforeValidator(values.words(_store))] = Field(
-        "memory:", description="Where sessions are remembered. Only memory: can be used now."
+    store: Annotated[str, BeforeValidator(values.words(values.store_url))] = Field(
+        "auto",
+        description="Where sessions are remembered. sqlite:PATH is a file, which several sidecars of a host may share. "
+        "redis://HOST is shared by replicas (rediss://, redis+unix://, redis+sentinel://HOST,HOST/SERVICE as well). "
+        "sealed: is nowhere, for the session id holds all that a heal needs, encrypted. With memory: they end with this "
+        "process. auto is a file in $XDG_STATE_HOME/mcp-sidecar where that can be written, else memory:, which it also is in "
+        "the modes rewrite and observe.",
     )
+    instance: Text = Field(
+        "auto",
+        description="What tells this sidecar's upstream from those of others that share the store: a session's upstream id "
+        "is used only with the instance that gave it out. auto: host name and URL where the upstream is on loopback, else "
+        "the URL.",
+    )
+    namespace: Annotated[str, BeforeValidator(values.words(values.namespace))] = Field(
+        "default", description="Sidecars that share a store share their sessions only within a namespace."
+    )
+    key_file: File | None = Field(
+        None,
+        description="A file of keys, one a line, as mcp-sidecar new-key prints them: the first seals, all open. With one, "
+        "records are encrypted. sealed: needs one. It is read again when it changes, and on SIGHUP.",
+        examples=["/etc/mcp-sidecar/keys"],
+    )
+    key: Secret | None = Field(
+        None,
+        validate_default=True,
+        description="The same keys, in place of the file: meant for the environment.",
+        examples=["***"],
+    )
+    store_timeout: SecondsAboveZero = Field(0.25, description="How many seconds anybody waits for the store.")
     idle_ttl: SecondsAboveZero = Field(
         86_400.0, description="A session without a request for so many seconds is ended; its id is answered 404."
     )
@@ -351,6 +393,13 @@ class SessionsSection(_Section):
     max_sessions: CountAboveZero = Field(
         100_000, description="Beyond so many sessions the one that has been idle longest is forgotten."
     )
+
+    @field_validator("key", mode="after")
+    @classmethod
+    def _one_source(cls, key: str | None, info: ValidationInfo) -> str | None:
+        if key is not None and info.data.get("key_file") is not None:
+            raise ValueError("is given, and so is sessions.key_file: one of them is enough")
+        return key
 
 
 class LimitsSection(_Section):
