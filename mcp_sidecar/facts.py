@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
 
 
 class HealOutcome(StrEnum):
@@ -102,18 +103,19 @@ class HintKind(StrEnum):
     MESSAGE = "message"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RequestServed:
     """A client request got its answer. ``rpc_method`` is a label of the bounded set, ``seconds`` the whole exchange.
 
-    ``outcome`` is set where it was a call: a POST with a JSON-RPC request.
+    ``outcome`` is set where it was a call: a POST with a JSON-RPC request. There is one fact for each request: to freeze it
+    would cost more than to count it.
     """
 
-    http_method: str
-    rpc_method: str
-    status: int
-    seconds: float
-    outcome: CallOutcome | None = None
+    http_method: Final[str]
+    rpc_method: Final[str]
+    status: Final[int]
+    seconds: Final[float]
+    outcome: Final[CallOutcome | None] = None
 
 
 @dataclass(frozen=True, slots=True)
