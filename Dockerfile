@@ -11,7 +11,8 @@ COPY pyproject.toml README.md LICENSE ./
 COPY mcp_sidecar ./mcp_sidecar
 RUN /opt/build/bin/pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /dist . \
     && pip --python /opt/mcp-sidecar/bin/python install --no-cache-dir --no-deps --no-index --root /code /dist/*.whl \
-    && PYTHONPATH="$(echo /code/opt/mcp-sidecar/lib/python*/site-packages)" /opt/mcp-sidecar/bin/python -m mcp_sidecar --version
+    && PYTHONPATH="$(echo /code/opt/mcp-sidecar/lib/python*/site-packages)" /opt/mcp-sidecar/bin/python -m mcp_sidecar --version \
+    && mkdir /state
 
 FROM python:3.13-slim
 LABEL org.opencontainers.image.title="mcp-sidecar" \
@@ -19,9 +20,12 @@ LABEL org.opencontainers.image.title="mcp-sidecar" \
     org.opencontainers.image.licenses="Apache-2.0"
 COPY --from=build /opt/mcp-sidecar /opt/mcp-sidecar
 COPY --from=build /code/opt/mcp-sidecar /opt/mcp-sidecar
+# Where sessions are kept: a volume of this name outlives the container, and takes its owner and mode from here.
+COPY --from=build --chown=65532:65532 --chmod=0700 /state /var/lib/mcp-sidecar
 ENV PATH="/opt/mcp-sidecar/bin:$PATH" \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
+    XDG_STATE_HOME=/var/lib \
     MCP_SIDECAR_LISTEN=0.0.0.0:8080 \
     MCP_SIDECAR_ADMIN=0.0.0.0:9464
 # Numeric, so that Kubernetes' runAsNonRoot can tell without reading /etc/passwd.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import socket
 import ssl
 import time
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from dataclasses import replace
 from urllib.parse import urlsplit
 
 from mcp_sidecar import __version__
-from mcp_sidecar.config import ListenConfig
+from mcp_sidecar.config import ListenConfig, UpstreamConfig
 from mcp_sidecar.downstream.common import Patience
 from mcp_sidecar.downstream.keepalive import Keepalive
 from mcp_sidecar.downstream.server import Server
@@ -38,11 +39,15 @@ from mcp_sidecar.sessions.list_check import ListCheck
 from mcp_sidecar.sessions.notifier import Notifier
 from mcp_sidecar.sessions.open_streams import OpenStreams
 from mcp_sidecar.sessions.refresher import SessionRefresher
+from mcp_sidecar.sessions.rounds import Rounds
 from mcp_sidecar.sessions.services import Services
 from mcp_sidecar.sessions.sessions import Sessions
-from mcp_sidecar.sessions.stores.by_url import store_at
-from mcp_sidecar.sessions.stores.store import Times
+from mcp_sidecar.sessions.store_guard import StoreGuard
+from mcp_sidecar.sessions.stores.by_url import key_ring, store_at
+from mcp_sidecar.sessions.stores.keys import BadKeys
+from mcp_sidecar.sessions.stores.store import StoreUnusable, Times
 from mcp_sidecar.sessions.table import SessionTable
+from mcp_sidecar.sessions.tokens import Tokens
 from mcp_sidecar.sessions.view import SessionsView
 from mcp_sidecar.settings import Settings
 from mcp_sidecar.settings.toml import effective
@@ -58,10 +63,12 @@ except ModuleNotFoundError:  # the proxy works without it
     door_to = None  # type: ignore[assignment]
 
 SWEEP_INTERVAL_S = 30.0
-STORE_TIMEOUT_S = 0.250
-"""How long anybody waits for the store of sessions."""
 SILENT_INTERVALS = 3
 """For so many comment intervals a client may take nothing of a stream."""
+
+
+class CannotStart(Exception):
+    """Something that was configured cannot be used. The text is one line for whoever did."""
 
 
 class Sidecar:
@@ -70,7 +77,7 @@ class Sidecar:
     def __init__(
         self, settings: Settings, clock: Callable[[], float] = time.monotonic, *, watch: Watch | None = None
     ) -> None:
-        """Needs a running event loop. ``clock`` gives monotonic seconds.
+        """Needs a running event loop. ``clock`` gives monotonic seconds. Raises ``CannotStart``.
 
         ``watch``: it runs for a developer, who is shown what passes, and whose clients are promised to hear of changes.
         """
@@ -81,7 +88,10 @@ class Sidecar:
         self._metrics = Metrics(
             signatures=[row.name for row in (*settings.policy().signatures, *TABLE)], rpc_methods=RPC_METHODS
         )
-        self.services = build_services(settings, self._emit, clock, promises_lists=watch is not None)
+        try:
+            self.services = build_services(settings, self._emit, clock, promises_lists=watch is not None)
+        except StoreUnusable as error:
+            raise CannotStart(f"sessions.store: {error}") from None
         services = self.services
         self.sessions = SessionsView(services.sessions.table, services.holds, clock)
         self._keepalive = Keepalive(self._listen.comment_interval_s, self.services.clock)
@@ -106,7 +116,11 @@ class Sidecar:
         )
 
     async def start(self) -> None:
-        """Listen. Raises OSError where an address cannot be had; ``starting`` then says which."""
+        """Listen. Raises OSError where an address cannot be had, which ``starting`` then names, and ``CannotStart``."""
+        try:
+            await self.services.sessions.rounds.start()
+        except StoreUnusable as error:
+            raise CannotStart(f"sessions.store: {error}") from None
         await self.services.upstream.open()
         admin = self._settings.admin_address
         if admin is not None:
@@ -178,12 +192,25 @@ class Sidecar:
             server.open_door(door)
         return server
 
+    def _read_keys_again(self) -> None:
+        try:
+            if self.services.sessions.rounds.read_keys_again():
+                logs.log().info("keys_read")
+        except BadKeys as error:
+            logs.log().warning("keys_unusable", reason=str(error))
+
     def read_files_again(self) -> None:
-        """Make new connections with what the TLS files hold now; files that cannot be used change nothing."""
+        """Seal with the keys, and make new connections with what the TLS files hold now; what is unusable changes nothing."""
+        self._read_keys_again()
         if self._tls is not None:
             _read_again("listen.tls_certificate", self._tls.read_again)
         if self._settings.upstream_config().ca_file is not None:
             _read_again("upstream.ca_file", self.services.upstream.reload)
+
+    @property
+    def store(self) -> str:
+        """Where sessions are kept, as people are shown it."""
+        return str(self.services.sessions.rounds.keeper.store)
 
     @property
     def open_streams(self) -> int:
@@ -247,11 +274,13 @@ class Sidecar:
             await asyncio.sleep(SWEEP_INTERVAL_S)
             self.services.sessions.table.sweep_old()
             self.services.sessions.table.sweep()
+            await self.services.sessions.rounds.sweep()
+            self._read_keys_again()
             if self._tls is not None and self._tls.has_changed():
                 self.read_files_again()
 
     def _bind_gauges(self) -> None:
-        services = self.services
+        services, keeper = self.services, self.services.sessions.rounds.keeper
         self._metrics.bind(
             sessions=lambda: len(services.sessions.table),
             held_requests=lambda: len(services.holds),
@@ -262,6 +291,7 @@ class Sidecar:
             clients=self.sessions.by_client,
             log_lines_dropped=logs.dropped,
         )
+        self._metrics.bind_store(is_up=lambda: keeper.store.is_up, unsaved_records=lambda: keeper.unsaved)
 
     def _last_answer(self) -> float:
         """When the upstream's last success came, in seconds of the wall clock; 0 is never."""
@@ -274,14 +304,14 @@ def build_services(
 ) -> Services:
     """Put together what every exchange works with. Needs a running event loop."""
     policy, limits = replace(settings.policy(), promises_lists=promises_lists), settings.limits_config()
-    streams = OpenStreams()
+    streams, keeper = OpenStreams(), _keeper(settings, emit, clock)
     table = SessionTable(
         settings.session_limits(),
         emit,
         salt=secrets.token_bytes(16),
         clock=clock,
         new_tag=_new_tag,
-        keeper=_keeper(settings, clock),
+        keeper=keeper,
         adopts=policy.bind_principal and policy.adopt_credentials,
         on_displaced=streams.upstream.break_off,
     )
@@ -302,11 +332,15 @@ def build_services(
         upstream, table, notifier, policy, limits.max_buffered_answer, emit, clock, streams.listening
     )
     principals = Principals(policy.principal_headers, secrets.token_bytes(32), policy.principal_cookies)
+    rounds = Rounds(keeper, principals)
     healer, asker, list_check = Healer(healing, holds), Asker(healing, holds), ListCheck(healing)
     refresher = SessionRefresher(healing, list_check)
+    sessions = Sessions(
+        table, principals, policy.bind_principal, healer, asker, notifier, list_check, refresher, rounds
+    )
     return Services(
         upstream=upstream,
-        sessions=Sessions(table, principals, policy.bind_principal, healer, asker, notifier, list_check, refresher),
+        sessions=sessions,
         holds=holds,
         streams=streams,
         policy=policy,
@@ -326,21 +360,42 @@ def _read_again(key: str, read: Callable[[], None]) -> None:
         logs.log().info("tls_files_read", key=key)
 
 
-def _keeper(settings: Settings, clock: Callable[[], float]) -> Keeper:
-    limits, times = settings.session_limits(), Times(time.time, clock)
+def _keeper(settings: Settings, emit: Emit, clock: Callable[[], float]) -> Keeper:
+    limits, times, upstream = settings.session_limits(), Times(time.time, clock), settings.upstream_config()
+    config = settings.store_config()
+    if config.instance == "auto":
+        config = replace(config, instance=_instance(upstream))
+    ring = key_ring(config)
+    plain = store_at(config, limits, times, ring, _warn_of_store)
+    tokens = None
+    if config.url == "sealed:" and ring is not None:
+        lifetime_s = limits.max_lifetime_s
+        tokens = Tokens(ring, instance=config.instance, namespace=config.namespace, lifetime_s=lifetime_s)
+    store = StoreGuard(plain, timeout_s=config.timeout_s, clock=clock, emit=emit)
     return Keeper(
-        store_at("memory:", limits, times),
+        store,
         limits,
-        instance=settings.upstream_config().origin,
-        index_key=secrets.token_bytes(32),
+        instance=config.instance,
+        namespace=config.namespace,
         times=times,
-        timeout_s=STORE_TIMEOUT_S,
+        tokens=tokens,
+        ring=ring,
     )
 
 
 def _token_file(settings: Settings) -> TokenFile | None:
     path = settings.admin.token_file
     return TokenFile(path) if path is not None else None
+
+
+def _warn_of_store(detail: str) -> None:
+    logs.log().warning("session_store_setting", detail=detail)
+
+
+def _instance(upstream: UpstreamConfig) -> str:
+    """Which upstream this is, to all who share a store: on loopback another on each host."""
+    url = f"{upstream.origin}{upstream.endpoint}"
+    return f"{socket.gethostname()} {url}" if is_loopback(urlsplit(upstream.origin).hostname or "") else url
 
 
 def _new_tag() -> str:

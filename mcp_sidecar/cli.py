@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mcp_sidecar.settings import Loaded
 
 PROGRAM = "mcp-sidecar"
-SERVE, DEMO, CHECK_CONFIG = "serve", "demo", "check-config"
+SERVE, DEMO, CHECK_CONFIG, NEW_KEY = "serve", "demo", "check-config", "new-key"
 COULD_NOT_RUN, MISTAKE, INTERRUPTED = 1, 2, 130
 SHELLS = ("bash", "zsh", "fish")
 
@@ -32,7 +32,7 @@ SETTINGS = (
     ("listen", "HOST:PORT", "where clients connect (default 127.0.0.1:8080; 8080 is on loopback, port 0 any free one)"),
     ("admin", "HOST:PORT|off", "probes, metrics and the list of sessions (default 127.0.0.1:9464)"),
     ("mode", "MODE", "heal (default), rewrite: only answer with the right 404, or observe: only count"),
-    ("store", "URL", "where sessions are remembered (default memory:)"),
+    ("store", "URL", "where sessions are remembered: auto (default), memory:, sqlite:PATH, redis://HOST, sealed:"),
     ("config", "FILE", "TOML file with any of the settings"),
     ("log-format", "FORMAT", "console or json (default: console on a terminal, else json)"),
     ("log-level", "LEVEL", "debug, info (default), warning or error"),
@@ -247,11 +247,15 @@ def _health(arguments: Namespace) -> int:
     return health.run(loaded.settings.admin_address)
 
 
-def _demo(_: Namespace) -> int:
+def _demonstrating(parser: ArgumentParser) -> None:
+    parser.add_argument("--restart-sidecar", action="store_true", help="kill the sidecar together with the server")
+
+
+def _demo(arguments: Namespace) -> int:
     def run() -> int:
         from mcp_sidecar.commands import demo
 
-        return demo.run()
+        return demo.run(restarts_sidecar=True) if arguments.restart_sidecar else demo.run()
 
     return _with_extra(run, DEMO, "demo")
 
@@ -301,6 +305,12 @@ def _probe(arguments: Namespace) -> int:
     return probe.run(arguments, load_settings)
 
 
+def _new_key(_: Namespace) -> int:
+    from mcp_sidecar.commands.keys import new_key
+
+    return _written(f"{new_key()}\n", NEW_KEY)
+
+
 def _completing(parser: ArgumentParser) -> None:
     parser.add_argument("shell", choices=SHELLS, help="the shell to complete in")
 
@@ -315,7 +325,7 @@ COMMANDS: tuple[Command, ...] = (
     Command(SERVE, "stand in front of an MCP server (default)", _serving, _serve, _SETTINGS_EPILOG),
     Command("dev", "run a server, watch its files, restart it; its clients stay", _developing, _dev, _DEV_EPILOG),
     Command("probe", "tell how a server behaves, and what the sidecar will do", _probing, _probe, _PROBE_EPILOG),
-    Command(DEMO, "show a heal, end to end; needs no server", _nothing, _demo),
+    Command(DEMO, "show a heal, end to end; needs no server", _demonstrating, _demo),
     Command(
         CHECK_CONFIG,
         "tell every mistake in the settings, or print the settings in effect",
@@ -324,6 +334,7 @@ COMMANDS: tuple[Command, ...] = (
         _SETTINGS_EPILOG,
     ),
     Command("health", "exit 0 if the sidecar of these settings is ready", _asking, _health),
+    Command(NEW_KEY, "print a line for sessions.key_file", _nothing, _new_key),
     Command("completion", "print a script that completes commands and options in your shell", _completing, _completion),
 )
 """One row per command; the first is what runs where none is named."""

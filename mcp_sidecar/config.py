@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 MIB = 1024 * 1024
 
@@ -80,3 +80,20 @@ class SessionLimits:
     idle_ttl_s: float = 86_400.0
     max_lifetime_s: float = 604_800.0
     max_sessions: int = 100_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreConfig:
+    """Where sessions are kept. ``url`` may be ``auto``, which means a file in ``state_folder``, if there is one.
+
+    ``instance`` names this process's upstream among all that share the store, or is ``auto``; ``timeout_s`` is how long
+    anybody waits for it. ``key_file`` or ``key`` has the keys of what is sealed, one a line.
+    """
+
+    url: str = "memory:"
+    instance: str = ""
+    namespace: str = "default"
+    timeout_s: float = 0.25
+    key_file: str | None = None
+    key: str | None = field(default=None, repr=False)
+    state_folder: str | None = None

@@ -103,12 +103,19 @@ class HintKind(StrEnum):
     MESSAGE = "message"
 
 
+class AdoptedFrom(StrEnum):
+    """What knew of a session that was opened elsewhere."""
+
+    STORE = "store"
+    SEALED = "sealed"
+
+
 @dataclass(slots=True)
 class RequestServed:
     """A client request got its answer. ``rpc_method`` is a label of the bounded set, ``seconds`` the whole exchange.
 
-    ``outcome`` is set where it was a call: a POST with a JSON-RPC request. There is one fact for each request: to freeze it
-    would cost more than to count it.
+    ``outcome`` is set where it was a call: a POST with a JSON-RPC request. There is one for each request: to freeze it would
+    cost more than to count it.
     """
 
     http_method: Final[str]
@@ -282,6 +289,55 @@ class UpstreamBack:
 
 
 @dataclass(frozen=True, slots=True)
+class StoreAsked:
+    """The store of sessions was asked something. ``operation`` is one of a bounded set."""
+
+    operation: str
+    seconds: float
+    failed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StoreLost:
+    """The store of sessions does not answer. ``reason`` is a fixed phrase."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoreBack:
+    """It answers again after ``away_seconds``."""
+
+    away_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class SessionAdopted:
+    """A session that another process has opened, or this upstream instance has never seen, goes on here.
+
+    ``source`` is where it came from, ``seconds`` what it took to open it at this instance.
+    """
+
+    session: str
+    source: AdoptedFrom
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class SessionIdRejected:
+    """A session id that claims to be a token of ours counts for nothing: it was answered 404. ``reason`` is a fixed word."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SessionNotSealed:
+    """A client or server says too much of itself for a token: its session lives in this process only."""
+
+    session: str
+
+
+@dataclass(frozen=True, slots=True)
 class HoldOverflowed:
     """A request was answered at once because the bound on held requests or bytes was reached."""
 
@@ -339,6 +395,12 @@ Fact = (
     | ActionObserved
     | UpstreamLost
     | UpstreamBack
+    | StoreAsked
+    | StoreLost
+    | StoreBack
+    | SessionAdopted
+    | SessionIdRejected
+    | SessionNotSealed
     | HoldOverflowed
     | RequestRejected
     | OriginRefused

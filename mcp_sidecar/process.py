@@ -15,11 +15,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from mcp_sidecar import __version__
-from mcp_sidecar.app import Sidecar
+from mcp_sidecar.app import CannotStart, Sidecar
 from mcp_sidecar.ops import logs
 from mcp_sidecar.settings import Settings
 
-COULD_NOT_LISTEN = 1
+COULD_NOT_START = 1
 M_MMAP_THRESHOLD, MAPPED_FROM_BYTES = -3, 128 * 1024
 """Of glibc's `mallopt`; the value is the one that it begins with, and stays so once it is set."""
 COLLECT_AFTER = (20_000, 20, 20)
@@ -82,14 +82,18 @@ def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 async def _serve(settings: Settings) -> int:
     descriptors = DescriptorLimit(raise_descriptor_limit())
-    sidecar = Sidecar(settings)
+    try:
+        sidecar = Sidecar(settings)
+    except CannotStart as error:
+        logs.say(str(error))
+        return COULD_NOT_START
     first, second = _stop_signals()
     try:
         await sidecar.start()
     except OSError as error:
-        logs.say(f"{sidecar.starting}: {error.strerror or error}")
-        await sidecar.stop()
-        return COULD_NOT_LISTEN
+        return await _give_up(sidecar, f"{sidecar.starting}: {error.strerror or error}")
+    except CannotStart as error:
+        return await _give_up(sidecar, str(error))
     _on_hangup(sidecar.read_files_again)
     _tell_start(sidecar, settings)
     looking_up = asyncio.create_task(_look_for_upstream(sidecar))
@@ -104,19 +108,31 @@ async def _serve(settings: Settings) -> int:
     return 0
 
 
+async def _give_up(sidecar: Sidecar, reason: str) -> int:
+    logs.say(reason)
+    await sidecar.stop()
+    return COULD_NOT_START
+
+
 def _tell_start(sidecar: Sidecar, settings: Settings) -> None:
     """Say what to do next: the URL that clients are given stands first."""
     config, mode, admin = settings.upstream_config(), settings.policy().mode.value, sidecar.admin_address
     upstream = f"{config.origin}{config.endpoint}"
     if not logs.is_console():
         logs.log().info(
-            "listening", url=sidecar.client_url, upstream=upstream, address=sidecar.address, admin=admin, mode=mode
+            "listening",
+            url=sidecar.client_url,
+            upstream=upstream,
+            address=sidecar.address,
+            admin=admin,
+            mode=mode,
+            store=sidecar.store,
         )
         return
     logs.say(f"mcp-sidecar {__version__}, mode {mode}")
     logs.say(f"  for clients  {sidecar.client_url}")
     logs.say(f"  MCP server   {upstream}")
-    logs.say(f"  sessions in  {settings.sessions.store}")
+    logs.say(f"  sessions in  {sidecar.store}")
     logs.say(f"  status       {f'http://{admin}/' if admin else 'off'}")
 
 

@@ -301,3 +301,24 @@ def test_the_version_loads_nothing_of_the_proxy() -> None:
     heavy = "{'pydantic', 'aiohttp', 'structlog', 'asyncio', 'shtab'}"
     code = f"import sys; from mcp_sidecar.cli import main; main(['--version']); sys.exit(len({heavy} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode == 0
+
+
+def test_a_new_key_can_be_used(capsys: pytest.CaptureFixture[str]) -> None:
+    """One line on stdout and nothing else; every one is another."""
+    from mcp_sidecar.sessions.stores.keys import read_keys
+
+    assert main(("new-key",)) == 0
+    first = capsys.readouterr()
+    assert main(("new-key",)) == 0
+    second = capsys.readouterr()
+    assert (first.err, first.out.count("\n")) == ("", 1)
+    assert read_keys(first.out).first.id != read_keys(second.out).first.id
+
+
+def test_a_key_is_not_shown(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The settings in effect say that there is one."""
+    monkeypatch.setenv("MCP_SIDECAR_SESSIONS__KEY", "a-secret-key")
+    assert main(("check-config", "http://127.0.0.1:9/mcp")) == 0
+    told = capsys.readouterr()
+    assert "a-secret-key" not in told.out + told.err
+    assert 'key = "***"' in told.out

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from tools.environments import ROOT, VENVS, Environment, cargo, go, install_all, npm, python
+from tools.environments import ROOT, VENVS, Environment, cargo, go, install_all, install_debian, npm, python
 
 SUITE: Final = ROOT / "tests" / "interop"
 GO_BUILDS: Final = SUITE / "go" / "target"
@@ -21,6 +21,8 @@ NOT_HERE: Final = re.compile(
     r": (dial tcp|proxyconnect|net/http: TLS handshake timeout|module lookup disabled by GOPROXY=off|.*requires go >= )"
 )
 """How the go command says that it cannot reach its module proxy, or that it is too old."""
+
+DEBIAN_PACKAGES: Final = {"redis-server": "redis-server"}
 
 SETS: Final[dict[str, Callable[[], list[Environment]]]] = {
     "python": lambda: [python(VENVS / lock.stem, lock) for lock in sorted((SUITE / "requirements").glob("*.txt"))],
@@ -42,6 +44,7 @@ def main(names: Iterable[str]) -> int:
     if not wanted or set(wanted) - SETS.keys():
         print(f"usage: python -m tools.interop_env [{'|'.join(SETS)}|all] ...", file=sys.stderr)
         return 2
+    install_debian(DEBIAN_PACKAGES, print)  # without it the tests of that store are skipped
     environments = [environment for name in wanted for environment in SETS[name]()]
     for environment in environments:
         if environment.lacking:

@@ -57,7 +57,7 @@ def project_locks() -> list[Lock]:
     return [
         Lock(DEVELOPMENT, (str(PROJECT), "--all-extras")),
         Lock(ROOT / "requirements-demo.txt", (str(PROJECT), "--extra", "demo", *within)),
-        Lock(ROOT / "requirements.txt", (str(PROJECT), *within)),
+        Lock(ROOT / "requirements.txt", (str(PROJECT), "--extra", "sealed", "--extra", "redis", *within)),
     ]
 
 

@@ -55,10 +55,5 @@ _.max_lifetime
 _.client_timeout
 _.drain_delay
 
-
-# What the stores of later versions are called by.
-keeper.unsaved  # a gauge, once there is a store that outlives the process
-keys.new_key  # for the command of this name
-keys.read_keys  # for sessions.key_file
-sealed.Sealer  # for sessions.store = "sealed:"
-sealer.seal  # the same
+_._observes_no_tokens
+_._one_source

@@ -21,8 +21,8 @@ SHOWN_LINES: Final = 20
 # What a user has exported for the sidecar or for a server of their own would make this another demo.
 FOREIGN_VARIABLES: Final = ("MCP_SIDECAR_", "FASTMCP_")
 
-SidecarCommand = Callable[[str], Sequence[str]]
-"""From the upstream's URL to the command that runs a sidecar in front of it."""
+SidecarCommand = Callable[[str, str, str], Sequence[str]]
+"""From the upstream's URL, the address to listen on and the store to the command that runs a sidecar."""
 
 Found = TypeVar("Found")
 
@@ -146,17 +146,60 @@ class CartServer:
             raise
 
 
-@contextlib.asynccontextmanager
-async def running_sidecar(command: SidecarCommand, upstream_url: str) -> AsyncGenerator[tuple[Child, str]]:
-    """Run a sidecar in front of ``upstream_url``; gives the process and the URL that a client uses instead."""
-    async with child("sidecar", command(upstream_url)) as sidecar:
-        address = await sidecar.said(bound_address, READY_TIMEOUT_S)
-        yield sidecar, f"http://{address}/mcp"
+class Front:
+    """A sidecar in front of one server, to be killed and started again. Use as an async context manager."""
+
+    def __init__(self, command: SidecarCommand, upstream_url: str, store: str) -> None:
+        """Start nothing yet."""
+        self._command = command
+        self._upstream_url = upstream_url
+        self._store = store
+        self._address = "127.0.0.1:0"
+        self._processes = contextlib.AsyncExitStack()
+        self._current: Child | None = None
+
+    async def __aenter__(self) -> Self:
+        """Start it on a free port."""
+        await self._start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """End whatever still runs."""
+        await self._processes.aclose()
+
+    @property
+    def url(self) -> str:
+        """The URL that a client uses in the server's place."""
+        return f"http://{self._address}/mcp"
+
+    @property
+    def child(self) -> Child:
+        """The process that runs now."""
+        assert self._current is not None, "it was started"
+        return self._current
+
+    async def kill(self) -> None:
+        """SIGKILL it, and wait until it is gone."""
+        self.child.process.kill()
+        await self.child.process.wait()
+
+    async def start_again(self) -> None:
+        """A new process on the same port; wait until it serves."""
+        await self._start()
+
+    async def _start(self) -> None:
+        command = self._command(self._upstream_url, self._address, self._store)
+        try:
+            self._current = await self._processes.enter_async_context(child("sidecar", command))
+            self._address = await self._current.said(bound_address, READY_TIMEOUT_S)
+        except BaseException:
+            await self._processes.aclose()
+            raise
 
 
-def sidecar_command(upstream_url: str) -> Sequence[str]:
-    """Name the command a user would type, with a free port and logs that can be read."""
-    options = ("--upstream", upstream_url, "--listen", "127.0.0.1:0", "--admin", "off")
+def sidecar_command(upstream_url: str, listen: str, store: str) -> Sequence[str]:
+    """Name the command a user would type, with logs that can be read."""
+    options = ("--upstream", upstream_url, "--listen", listen, "--store", store, "--admin", "off")
     return (sys.executable, "-m", "mcp_sidecar", *options, "--log-format", "json", "--log-level", "info")
 
 

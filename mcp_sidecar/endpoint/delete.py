@@ -50,11 +50,11 @@ class Delete:
             case PassAnswer():
                 assert answer is not None, "there is an answer to pass"
                 if step.ends:
-                    self._end_session()
+                    await self._end_session()
                 await self._responder.start(answer.status, answer.reason, self._call.client_headers(answer))
                 await relay_rest(answer, self._responder)
             case EndSession():
-                self._end_session()
+                await self._end_session()
                 await self._responder.give(replies.ENDED)
             case Give():
                 if step.rewrites is not None:
@@ -86,10 +86,11 @@ class Delete:
             self._call.accepted(generation)
         await self._carry_out(termination.judged(judged.judgement, answer.status, self._knowledge), answer)
 
-    def _end_session(self) -> None:
+    async def _end_session(self) -> None:
         """And whatever waits in it, or for something of it."""
         session = self._call.session
         if session is not None:
             self._services.sessions.table.end(session, SessionEnd.TERMINATED)
             self._services.streams.listening.end_of(session)
             self._services.holds.end_of(session)
+            await self._services.sessions.table.settle_end(session)

@@ -10,6 +10,7 @@ from http import HTTPStatus
 from typing import Any
 
 from mcp_sidecar.downstream.response import Responder
+from mcp_sidecar.endpoint.initialize import Opening
 from mcp_sidecar.healing import replies
 from mcp_sidecar.healing.announcement import Announcement, ListPromise, calls_in
 from mcp_sidecar.healing.exchange import Exchange, Give, Step
@@ -167,6 +168,7 @@ class Reply:
     async def _pass_json(self, answer: Answer, whole: WholeJson, watch: StreamWatch, *, to_sender: bool) -> Step | None:
         mapped = watch.answer_whole(whole.message)
         self._recorder.learn(whole.message, answer)
+        await self._recorder.settle()
         if watch.misaddressed:
             return self._exchange.stream_broke(AfterEnd.TELL)
         if to_sender and mapped is None and watch.unanswered:
@@ -192,20 +194,25 @@ class Reply:
     # -- event streams ------------------------------------------------------------------------------------------------
 
     async def _pass_events(self, answer: Answer, watch: StreamWatch) -> Step | None:
-        has_begun = self._responder.is_committed
-        if not has_begun:
-            self._responder.is_event_stream = True
-            await self._responder.start(answer.status, answer.reason, self._head(answer, without={"content-length"}))
+        has_begun, opening = self._responder.is_committed, None
+        if (
+            self._recorder.is_initialize and not has_begun
+        ):  # a client that opens a session gets them once it is recorded
+            opening = Opening(self._responder, self._recorder, lambda: self._start_events(answer))
+        elif not has_begun:
+            await self._start_events(answer)
         has_begun |= await self._tell_waiting()
         watch.last_event_id = watch.former_event_id = None  # of an attempt before this one
         learn = self._recorder.learn
-        relay = EventRelay(self._services, self._call, watch, self._responder, learn, has_begun=has_begun)
+        relay = EventRelay(self._services, self._call, watch, opening or self._responder, learn, has_begun=has_begun)
         try:
             with self._services.streams.open.post(is_stream=True):
                 after = await relay.run(answer, self._exchange)
         except (ConnectionError, asyncio.CancelledError):  # the client left, and perhaps without the last event
             note_unanswered(self._call.session, watch, unanswered_ids(self._message))
             raise
+        if opening is not None and after not in (AfterEnd.TELL, AfterEnd.RESEND):
+            await opening.let_go()
         if after is AfterEnd.CUT:
             self._responder.cut()
         # It may poll, or have left unnoticed; should the session be lost first, it still learns that nobody will answer.
@@ -213,6 +220,10 @@ class Reply:
         if watch.refusal is not None:
             return self._exchange.stream_refused(watch.refusal, has_begun=watch.committed)
         return self._exchange.stream_broke(after)
+
+    async def _start_events(self, answer: Answer) -> None:
+        self._responder.is_event_stream = True
+        await self._responder.start(answer.status, answer.reason, self._head(answer, without={"content-length"}))
 
     async def _tell_waiting(self) -> bool:
         """What the client was to be told, and could not be so far, goes ahead of what it waits for. True if there was any."""

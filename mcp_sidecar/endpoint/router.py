@@ -34,6 +34,7 @@ from mcp_sidecar.endpoint.body import UNREADABLE, read_body
 from mcp_sidecar.endpoint.cors import Cors
 from mcp_sidecar.endpoint.delete import Delete
 from mcp_sidecar.endpoint.early_stream import EarlyStream
+from mcp_sidecar.endpoint.look_up import SessionLookUp
 from mcp_sidecar.endpoint.observe import Observe
 from mcp_sidecar.endpoint.outcome import CLIENT_LEFT, Detour, is_call, outcome_of
 from mcp_sidecar.endpoint.passthrough import Passthrough
@@ -51,7 +52,7 @@ from mcp_sidecar.facts import (
 from mcp_sidecar.healing import replies
 from mcp_sidecar.healing.labels import NO_METHOD, OTHER, http_label, rpc_label
 from mcp_sidecar.healing.replies import Reason
-from mcp_sidecar.sessions.call import BadSessionId, Call, RequestLine, load_session, may_be_loaded, read_call
+from mcp_sidecar.sessions.call import BadSessionId, Call, RequestLine, may_be_loaded, read_call
 from mcp_sidecar.sessions.credential_proof import CredentialProof
 from mcp_sidecar.sessions.in_flight import InFlight
 from mcp_sidecar.sessions.services import Services
@@ -316,11 +317,19 @@ class Router:
         return self._loaded_first(incoming, call) if is_elsewhere else self._bodiless(incoming, call)
 
     async def _loaded_first(self, incoming: Incoming, call: Call) -> None:
-        await load_session(self.services.sessions, call)
-        await self._bodiless(incoming, call)
+        looking = SessionLookUp(self.services, call)
+        if incoming.method == "DELETE":
+            is_known = await looking.for_delete()
+            await self._bodiless(incoming, call, looking.given)
+            if not is_known and HTTPStatus.OK <= incoming.responder.status < HTTPStatus.MULTIPLE_CHOICES:
+                looking.note_ended()
+        elif await looking.for_get(incoming.responder, self._keepalive):
+            await self._bodiless(incoming, call, looking.given)
 
-    def _bodiless(self, incoming: Incoming, call: Call) -> Awaitable[None]:
+    def _bodiless(self, incoming: Incoming, call: Call, given: OwnAnswer | None = None) -> Awaitable[None]:
         """A GET or DELETE of the endpoint."""
+        if given is not None:
+            return incoming.responder.give(given)
         if call.client_id is not None and self._is_over(call):
             return incoming.responder.give(replies.SESSION_NOT_FOUND)
         if incoming.method == "DELETE":
@@ -372,9 +381,16 @@ class Router:
         if begun is not None:  # whatever has become of its session since it was sent
             call.session, call.claimed, call.is_foreign = begun.session, None, False
             begun.release()
-        elif may_be_loaded(self.services.sessions, call):
-            await load_session(self.services.sessions, call)
-        if self._is_over(call):
+        given = None
+        if (
+            begun is None
+            and may_be_loaded(self.services.sessions, call)
+            and not self._is_for_a_held_request(call, message)
+        ):
+            given = await SessionLookUp(self.services, call).for_post(message, len(body), opaque=is_encoded)
+        if given is not None:
+            await incoming.responder.give(given)
+        elif self._is_over(call):
             await incoming.responder.give(replies.SESSION_NOT_FOUND)
         elif self._is_for_a_held_request(call, message) or self._was_said_by_heal(call, message):
             await incoming.responder.give(replies.ACCEPTED)

@@ -12,7 +12,7 @@ the client's own ``initialize`` says passes untouched.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Any
 
@@ -24,6 +24,8 @@ FIRST = 1
 """The generation of the client's own ``initialize``, and of nothing else: it alone is unmarked."""
 
 WORD_BYTES = 4
+
+MAX_STORED_WORDS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +76,17 @@ UNMARKED = Mark("", FIRST, "")
 class Marks:
     """The marks of one live session, of every generation that it has had or will have.
 
-    ``seed`` is random and this process's own, so that no two processes ever make the same word. ``stored_word`` is what a
-    store knew of the upstream session that stood here when the session was loaded, as its second generation.
+    ``seed`` is random and this process's own, so that no two processes ever make the same word. ``stored_words`` are what a
+    store knew of upstream sessions that other processes have opened, by the generation that they are here.
     """
 
     tag: str
     seed: str
-    stored_word: str = ""
+    stored_words: tuple[tuple[int, str], ...] = ()
+
+    def with_word(self, generation: int, word: str) -> Marks:
+        """The same, with a word that another process has made for what is this generation here."""
+        return replace(self, stored_words=(*self.stored_words[-MAX_STORED_WORDS + 1 :], (generation, word)))
 
     def of(self, generation: int) -> Mark:
         """The mark of one generation."""
@@ -89,8 +95,9 @@ class Marks:
     def _word(self, generation: int) -> str:
         if generation == FIRST:
             return ""
-        if generation == FIRST + 1 and self.stored_word:
-            return self.stored_word
+        for stored, word in self.stored_words:
+            if stored == generation:
+                return word
         return blake2b(b"%d" % generation, key=self.seed.encode(), digest_size=WORD_BYTES).hexdigest()
 
 

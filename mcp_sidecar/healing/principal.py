@@ -11,7 +11,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NewType
 
 from mcp_sidecar.wire.headers import Fields
@@ -38,12 +38,16 @@ class Identity:
     ``credential`` stands for the very credentials, which change with a refresh. ``kind`` is what a refreshed credential
     keeps, as far as its text tells: where it stands, its scheme, and a JWT's issuer and subject. ``is_verbatim``: the
     principal is told by the very credentials, and not by what a token says of itself, which anybody could have written.
+    ``earlier`` is the principal as it was told before the secret of the hashes was known,
+    ``under`` what it is under other secrets, by their names.
     """
 
     principal: Principal = ANONYMOUS
     credential: Principal = ANONYMOUS
     kind: tuple[tuple[str, bytes, bytes], ...] = ()
     is_verbatim: bool = True
+    earlier: Principal | None = field(default=None, compare=False)
+    under: Mapping[bytes, Principal] = field(default_factory=dict, compare=False)
 
     def may_succeed(self, owner: Identity) -> bool:
         """Whether this may be the owner with a newer credential; only the upstream can say whether it is.
@@ -112,7 +116,22 @@ class Principals:
         self._cookie_prefixes = tuple(name[:-1] for name in cookie_names if name.endswith("*"))
         self._has_cookies = bool(cookie_names)
         self._key = key
+        self._earlier_key: bytes | None = None
+        self._others: Mapping[bytes, bytes] = {}
         self._told: dict[Principal, Identity] = {}
+
+    def use(self, key: bytes) -> None:
+        """The secret of the hashes from now on; who was told by another one before is known again."""
+        if key == self._key:
+            return
+        self._earlier_key = self._key if self._told else None
+        self._key = key
+        self._told.clear()
+
+    def also_under(self, keys: Mapping[bytes, bytes]) -> None:
+        """Tell everybody under these secrets, too; they have names."""
+        self._others = keys
+        self._told.clear()
 
     def of(self, fields: Fields, query: str = "") -> Identity:
         """Who a request to the endpoint with this query is from."""
@@ -151,7 +170,9 @@ class Principals:
         told = [(name, _identity(value)) for name, value in credentials]
         is_verbatim = all(said == [value] for (_, said), (_, value) in zip(told, credentials, strict=True))
         kind = tuple(self._kind(name, value) for name, value in credentials)
-        return Identity(_digest(told, self._key), credential, kind, is_verbatim)
+        earlier = _digest(told, self._earlier_key) if self._earlier_key is not None else None
+        under = {name: _digest(told, key) for name, key in self._others.items()}
+        return Identity(_digest(told, self._key), credential, kind, is_verbatim, earlier, under)
 
     def _kind(self, name: str, value: str) -> tuple[str, bytes, bytes]:
         """Where a credential stands, and what of it stays over a refresh; of one that is never refreshed, all of it."""

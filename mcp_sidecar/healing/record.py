@@ -16,7 +16,7 @@ from typing import Any, NewType
 from mcp_sidecar.healing.client_state import NOTHING_SET, ClientState
 from mcp_sidecar.healing.handshake import Handshake
 from mcp_sidecar.healing.lists import DIGEST_BYTES, LISTINGS
-from mcp_sidecar.healing.principal import Principal
+from mcp_sidecar.healing.principal import ACCEPTED, Identity, Principal
 
 ClientSessionId = NewType("ClientSessionId", str)
 UpstreamSessionId = NewType("UpstreamSessionId", str)
@@ -49,7 +49,8 @@ class SessionRecord:
     ``principal`` is a keyed hash. ``tag`` is random and stands in front of every marked id. Times are wall-clock seconds.
     ``instances`` come newest first. ``lists`` are the digests of the lists that the client has seen, by method. ``is_used``:
     a tool was called, so that a new server may lack state that the client counts on. ``revision`` counts what was written to
-    a store. ``unknown`` are the members that a later sidecar has added.
+    a store. ``accepted`` are the hashes of the credentials that the upstream has accepted in it.
+    ``unknown`` are the members that a later sidecar has added.
     """
 
     handshake: Handshake
@@ -62,6 +63,7 @@ class SessionRecord:
     lists: tuple[tuple[str, int], ...] = ()
     safe_tools: frozenset[str] = frozenset()
     is_used: bool = False
+    accepted: tuple[Identity, ...] = ()
     revision: int = 0
     unknown: tuple[tuple[str, Any], ...] = field(default=(), hash=False)
 
@@ -86,7 +88,7 @@ def rebased(mine: SessionRecord, base: SessionRecord, theirs: SessionRecord, key
     """
     changed: dict[str, Any] = {
         name: getattr(mine, name)
-        for name in ("client_state", "lists", "safe_tools")
+        for name in ("client_state", "lists", "safe_tools", "accepted")
         if getattr(mine, name) != getattr(base, name)
     }
     merged = replace(
@@ -139,6 +141,7 @@ def encode(record: SessionRecord) -> bytes | None:
         "lists": {method: f"{digest:x}" for method, digest in record.lists},
         "safe_tools": sorted(record.safe_tools),
         "used": record.is_used,
+        "accepted": [_written(identity) for identity in record.accepted],
     }
     text = json.dumps({**dict(record.unknown), **known}, separators=(",", ":"), allow_nan=False)
     data = bytes((VERSION,)) + text.encode()
@@ -191,6 +194,7 @@ class _Reader:
             lists=tuple(_digests(self._take("lists", dict))),
             safe_tools=frozenset(_texts(self._take("safe_tools", list))),
             is_used=self._take("used", bool),
+            accepted=tuple(map(_identity, self._take("accepted", list)))[:ACCEPTED],
             revision=self._revision(),
             unknown=tuple(self._members.items()),
         )
@@ -245,6 +249,32 @@ def _instance(value: Any) -> Instance:
             return Instance(key, UpstreamSessionId(upstream_id) if upstream_id is not None else None, word)
         case _:
             raise _Garbage("no instance")
+
+
+def _written(identity: Identity) -> list[Any]:
+    kind = [[place, issuer.hex(), subject.hex()] for place, issuer, subject in identity.kind]
+    return [identity.principal.hex(), identity.credential.hex(), kind, identity.is_verbatim]
+
+
+def _identity(value: Any) -> Identity:
+    match value:
+        case [str(principal), str(credential), list(kind), bool(is_verbatim)]:
+            return Identity(
+                Principal(bytes.fromhex(principal)),
+                Principal(bytes.fromhex(credential)),
+                tuple(map(_kind, kind)),
+                is_verbatim,
+            )
+        case _:
+            raise _Garbage("no identity")
+
+
+def _kind(value: Any) -> tuple[str, bytes, bytes]:
+    match value:
+        case [str(place), str(issuer), str(subject)]:
+            return place, bytes.fromhex(issuer), bytes.fromhex(subject)
+        case _:
+            raise _Garbage("no kind")
 
 
 def _digests(values: dict[str, Any]) -> list[tuple[str, int]]:

@@ -38,6 +38,7 @@ class Reason(Enum):
     OUTCOME_UNKNOWN = "outcome_unknown"
     CANCELLED = "cancelled"
     SESSION_LOST = "session_lost"
+    SESSION_STORE_UNAVAILABLE = "session_store_unavailable"
 
     @property
     def code(self) -> str:
@@ -56,6 +57,7 @@ _SENTENCES = {
     " is unknown.",
     Reason.CANCELLED: "The request was cancelled while it waited for the MCP server.",
     Reason.SESSION_LOST: "The MCP server has lost the session and it could not be restored.",
+    Reason.SESSION_STORE_UNAVAILABLE: "The store of sessions is not available; the request was not executed.",
 }
 
 

@@ -154,20 +154,22 @@ class Session:
     ``label`` is the short salted hash that logs and the admin page show. ``instance`` is the key of this process's upstream
     in the record. Times are seconds of a monotonic clock that the owner reads. ``displaced``: nothing stands behind it here,
     since its upstream id has become another session's, or none was ever minted at this instance; it is healed before its
-    next request. ``cookies`` are those of load balancers that lead to the upstream session.
+    next request. ``is_new_here``: that, and it was opened elsewhere. ``cookies`` are those of load balancers that lead to the
+    upstream session.
     """
 
     client_id: Final[ClientSessionId]
     record: SessionRecord
     label: Final[str]
     instance: Final[str]
-    marks: Final[Marks]
+    marks: Marks
     opened_at: Final[float]
     last_used_at: float
     upstream_id: UpstreamSessionId | None = field(init=False)
     generation: int = field(init=False, default=FIRST)
     state: State = field(init=False, default=State.ESTABLISHED)
     displaced: bool = field(init=False, default=False)
+    is_new_here: bool = field(init=False, default=False)
     accepted: Accepted = field(init=False)
     cookies: Cookies = field(init=False, default=())
     activity: Final[Activity] = field(init=False, default_factory=Activity)
@@ -179,11 +181,11 @@ class Session:
 
         Only the upstream session of the original ``initialize`` is unmarked, and hence of the first generation.
         """
-        self.accepted = Accepted(self.record.principal)
+        self.accepted = Accepted(self.record.principal, self.record.accepted)
         here = self.record.at(self.instance)
         self.upstream_id = here.upstream_id if here is not None else None
         if here is None:
-            self.state, self.displaced = State.LOST, True
+            self.state, self.displaced, self.is_new_here = State.LOST, True, True
         if here is None or here.word:
             self.generation = FIRST + 1
         if self.record.lists:
@@ -235,6 +237,13 @@ class Session:
     def accept(self, identity: Identity) -> None:
         """The upstream has accepted this credential in the session."""
         self.accepted = self.accepted.and_also(identity)
+        if self.accepted.identities is not self.record.accepted:
+            self.record = replace(self.record, accepted=self.accepted.identities)
+
+    def belong_to(self, principal: Principal) -> None:
+        """Whose it is under another secret: what was accepted is not known under that."""
+        self.record = replace(self.record, principal=principal, accepted=())
+        self.accepted = Accepted(principal)
 
     def may_be_claimed_by(self, identity: Identity) -> bool:
         """Whether the upstream may be asked to accept another principal's credential in it.
@@ -259,13 +268,27 @@ class Session:
             return
         self.upstream_id, self.cookies = upstream_id, cookies
         self.generation += 1
-        self.displaced = False
+        self.displaced = self.is_new_here = False
         self.heals.failed = 0
         self.talk.list_check_due = True
         self.talk.told_restart = False
         word = self.mark_of(self.generation).word
         healed = self.record.standing_at(Instance(self.instance, upstream_id, word))
         self.record = healed if tools_still_hold else replace(healed, safe_tools=frozenset())
+
+    def follow(self) -> None:
+        """Another process has healed it at this very instance, as the record says by now: go on there."""
+        here = self.record.at(self.instance)
+        assert here is not None, "somebody has healed it"
+        if self.state is not State.HEALING:
+            self.fire(Event.LOSS_SEEN)
+        self.fire(Event.HEALED)
+        self.upstream_id = here.upstream_id
+        self.generation += 1
+        self.marks = self.marks.with_word(self.generation, here.word)
+        self.displaced = self.is_new_here = False
+        self.heals.failed = 0
+        self.talk.list_check_due = True
 
     def displace(self) -> None:
         """The upstream has given this session's id to another one: it must not be used again, here or in a later process."""

@@ -31,6 +31,8 @@ from mcp_sidecar import facts
 
 REQUEST_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 HEAL_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 30.0)
+REJECTIONS = ("unreadable", "expired", "principal", "unknown_key")
+STORE_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25)
 STREAM_KINDS = ("get", "post")
 
 _HTTP_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"})
@@ -146,6 +148,7 @@ class Metrics:
         self._series: Callable[[Counter, str], Counter] = cache(lambda metric, value: metric.labels(value))
         self._make_request_metrics()
         self._make_healing_metrics()
+        self._make_store_metrics()
         self._make_gauges()
         self._begin_at_zero(signatures, rpc_methods)
         self._recorders: Mapping[type[facts.Fact], Callable[[Any], None]] = {
@@ -162,6 +165,9 @@ class Metrics:
             facts.ListsChanged: lambda fact: self._series(self._lists_changed, fact.kind.value).inc(),
             facts.HintDropped: lambda fact: self._series(self._hints_dropped, fact.kind.value).inc(),
             facts.ActionObserved: lambda fact: self._series(self._observed, fact.action.value).inc(),
+            facts.StoreAsked: self._store_asked,
+            facts.SessionIdRejected: lambda fact: self._series(self._ids_rejected, fact.reason).inc(),
+            facts.SessionAdopted: lambda fact: self._series(self._adopted, fact.source.value).inc(),
         }
 
     def _make_request_metrics(self) -> None:
@@ -205,6 +211,28 @@ class Metrics:
         )
         self._observed = self._counter("observed", "What mode heal would have done (mode observe).", "action")
 
+    def _make_store_metrics(self) -> None:
+        self._store_seconds = Histogram(
+            "mcp_sidecar_store_seconds",
+            "Seconds that the store of sessions took to answer.",
+            ("operation",),
+            registry=self.registry,
+            buckets=STORE_BUCKETS,
+        )
+        self._store_errors = self._counter("store_errors", "Questions that it did not answer.", "operation")
+        self._adopted = self._counter("sessions_adopted", "Sessions opened elsewhere that go on here.", "from")
+        self._ids_rejected = self._counter(
+            "session_ids_rejected", "Session ids that claim to be tokens and count for nothing.", "reason"
+        )
+        self._store_up = self._gauge("store_up", "Whether the store of sessions has answered when it was asked last.")
+        self._store_up.set(1)
+        self._unsaved = self._gauge("store_unsaved_records", "Records and ends that the store does not know yet.")
+
+    def _store_asked(self, fact: facts.StoreAsked) -> None:
+        self._store_seconds.labels(fact.operation).observe(fact.seconds)
+        if fact.failed:
+            self._store_errors.labels(fact.operation).inc()
+
     def _make_gauges(self) -> None:
         self._log_lines_dropped = CountedElsewhere(
             "mcp_sidecar_log_lines_dropped", "Log lines that could not be written."
@@ -242,6 +270,8 @@ class Metrics:
             (self._hints_dropped, facts.HintKind),
             (self._lists_changed, facts.ListKind),
             (self._streams, STREAM_KINDS),
+            (self._adopted, facts.AdoptedFrom),
+            (self._ids_rejected, REJECTIONS),
         )
         for metric, values in known:
             for value in values:
@@ -276,6 +306,11 @@ class Metrics:
     def calls(self) -> Mapping[tuple[str, str], int]:
         """Calls so far, by method and outcome."""
         return self._served.calls()
+
+    def bind_store(self, *, is_up: Reading, unsaved_records: Reading) -> None:
+        """The same for the gauges of the store."""
+        self._store_up.set_function(is_up)
+        self._unsaved.set_function(unsaved_records)
 
     def record(self, fact: facts.Fact) -> None:
         """Count a fact; one that no metric tells is let pass."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 
+from mcp_sidecar.facts import AdoptedFrom
 from mcp_sidecar.healing.principal import Identity, Principal
 from mcp_sidecar.healing.session import ClientSessionId, Session, UpstreamSessionId
-from mcp_sidecar.sessions.keeper import Missing
+from mcp_sidecar.sessions.look_ups import Missing
 from mcp_sidecar.sessions.own_requests import Trigger
 from mcp_sidecar.sessions.sessions import Sessions
 from mcp_sidecar.sessions.table import SessionTable
@@ -185,17 +186,20 @@ def may_be_loaded(sessions: Sessions, call: Call) -> bool:
     """Whether the request names a session that is not in memory and that a store may know as its own."""
     if call.client_id is None or call.may_heal:
         return False
+    if call.claimed is not None and sessions.table.adopted_from is AdoptedFrom.SEALED:  # nobody else's is under this id
+        return False
     return sessions.table.may_be_loaded(call.client_id, call.principal)
 
 
-async def load_session(sessions: Sessions, call: Call) -> None:
-    """Ask the store whose session a request is in; to be called where ``may_be_loaded``."""
+async def load_session(sessions: Sessions, call: Call) -> Missing | None:
+    """Ask the store whose session a request is in, where ``may_be_loaded``; why there is none, if there is none."""
     assert call.client_id is not None, "without an id there is nothing to load"
-    found = await sessions.table.load(call.client_id, call.principal)
-    if isinstance(found, Session):
-        is_accepted = found.accepted.holds(call.identity)
-        call.session, call.claimed = (found, None) if is_accepted else (None, found)
-    call.is_foreign = not call.may_heal and (call.is_foreign or found is Missing.FOREIGN)
+    table = sessions.table
+    missing = await table.load(call.client_id, call.identity)
+    call.session, call.claimed = table.look_up(call.client_id, call.identity)
+    is_known = missing is Missing.FOREIGN or table.is_held(call.client_id)
+    call.is_foreign = call.session is None and not call.may_heal and is_known
+    return missing
 
 
 def _session_id(found: tuple[str, ...]) -> ClientSessionId | None:

@@ -13,12 +13,13 @@ from typing import Any
 
 from aiohttp import hdrs
 
-from mcp_sidecar.facts import Emit, HealEnded, HealOutcome, SessionEnd, SessionLost
+from mcp_sidecar.facts import Emit, HealEnded, HealOutcome, SessionAdopted, SessionEnd, SessionLost
 from mcp_sidecar.healing.exchange import Unhealed
 from mcp_sidecar.healing.handshake import INCOMPATIBLE, INITIALIZED, differences, is_same_server
 from mcp_sidecar.healing.hints import restarted
 from mcp_sidecar.healing.policy import Policy
 from mcp_sidecar.healing.session import Session, State, UpstreamSessionId
+from mcp_sidecar.sessions.keeper import Saving
 from mcp_sidecar.sessions.notifier import Notifier
 from mcp_sidecar.sessions.open_streams import GetStreams
 from mcp_sidecar.sessions.own_requests import OwnRequests, Trigger, in_time, read_rpc_answer
@@ -95,6 +96,8 @@ class HealAttempt:
 
     async def run(self) -> HealEnd:
         """Do it. Raises ``UpstreamFault`` where the upstream breaks off."""
+        if await self._tools.table.refresh(self._session):  # another process has healed it, or it was ended
+            return HealEnd(Unhealed.NOT_RESTORED) if self._session.is_ended else HEALED
         if self._loss.is_certain:
             self._tell_loss()
         try:
@@ -200,11 +203,29 @@ class HealAttempt:
             return failed
         if self._session.is_ended:  # the client's DELETE came meanwhile and wins
             return await self._give_up(HealOutcome.REFUSED, "the session was ended")
+        is_new_here = self._session.is_new_here
         self._repoint(upstream_id, tools_still_hold=is_same_server(found))
+        if not await self._is_committed(upstream_id):
+            return await self._give_up(HealOutcome.REFUSED, "the session was ended")
         self._is_whole = True
-        self._end(HealOutcome.HEALED, "healed")
-        self._tell_client()
+        if is_new_here:
+            seconds = self._tools.clock() - self._started
+            self._tools.emit(SessionAdopted(self._session.label, self._tools.table.adopted_from, seconds))
+        else:
+            self._end(HealOutcome.HEALED, "healed")
+        self._tell_client(is_new_here=is_new_here)
         return HEALED
+
+    async def _is_committed(self, upstream_id: UpstreamSessionId | None) -> bool:
+        """Have the store know of it; false where another process has ended the session meanwhile.
+
+        Of two processes that heal it at one upstream the quicker one's upstream session stands, and ours is ended.
+        """
+        saving = await self._tools.table.save(self._session)
+        if saving is Saving.OVERTAKEN and upstream_id is not None:
+            self._claimed_id = None
+            await self._own.discard(upstream_id)
+        return saving is not Saving.ENDED
 
     # -- what the new session is told ---------------------------------------------------------------------------------
 
@@ -282,18 +303,23 @@ class HealAttempt:
 
     # -- what is told -------------------------------------------------------------------------------------------------
 
-    def _tell_client(self) -> None:
-        """Whatever died with the old upstream session, and whatever may have been missed."""
+    def _tell_client(self, *, is_new_here: bool) -> None:
+        """Whatever died with the old upstream session, and whatever may have been missed.
+
+        Where a session that has called no tool goes on at another upstream instance, no state of it is new.
+        """
         session = self._session
         hints = session.hints_after_heal(missed_nothing=self._loss.is_expiry)
-        if self._loss.is_expiry:
+        if self._loss.is_expiry or (is_new_here and not session.record.is_used):
             session.note_told_restart()
         else:
             hints += restarted(self._tools.policy.announce, session.client_state.log_level)
         self._tools.notifier.tell(session, hints, may_wait=True)
 
     def _tell_loss(self) -> None:
-        """Once per loss, however many heals it takes."""
+        """Once per loss, however many heals it takes; what was never here is not lost."""
+        if self._session.is_new_here:
+            return
         tell_loss(self._session, self._loss, self._tools.emit)
 
     def _end_unavailable(self, reason: str) -> None:

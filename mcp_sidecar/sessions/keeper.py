@@ -10,34 +10,36 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
 from mcp_sidecar.config import SessionLimits
-from mcp_sidecar.healing.principal import Principal
-from mcp_sidecar.healing.record import ClientSessionId, SessionRecord, decode, encode, rebased
+from mcp_sidecar.healing.principal import Accepted, Identity, Principal
+from mcp_sidecar.healing.record import ClientSessionId, SessionRecord, UpstreamSessionId, decode, encode, rebased
 from mcp_sidecar.healing.session import Session
-from mcp_sidecar.sessions.look_ups import LookUps
-from mcp_sidecar.sessions.stores.store import ABSENT, Entry, Key, Store, StoreAway, Times, Touch
+from mcp_sidecar.sessions.look_ups import LookUps, Missing
+from mcp_sidecar.sessions.store_guard import StoreGuard
+from mcp_sidecar.sessions.stores.keys import KeyRing
+from mcp_sidecar.sessions.stores.store import ABSENT, Claim, Entry, Key, StoreAway, StoreUnusable, Times, Touch
+from mcp_sidecar.sessions.tokens import Tokens
 
 MAX_TRIES = 8
 """How often one write is tried where others write, too; whoever loses so often leaves it to the next change."""
 
 
+KEY_BYTES = 32
+
+NOWHERE = ""
+"""The key of no instance."""
+
+FRESH_S = 1.0
+"""What was read or written so lately is not read again before a heal."""
+
 TOUCH_AFTER = 0.01
 """Of the time that a session may be idle: so much of it may pass before the store is told that it is in use."""
 
 TOUCHED_AT_A_TIME = 500
-
-
-class Missing(Enum):
-    """Why a session cannot be had."""
-
-    UNKNOWN = "nobody has a session with this id"
-    FOREIGN = "only another principal has"
-    ENDED = "it was ended"
-    STORE_AWAY = "the store that may know it is away"
 
 
 class Saving(Enum):
@@ -68,33 +70,66 @@ class Keeper:
 
     def __init__(
         self,
-        store: Store,
+        store: StoreGuard,
         limits: SessionLimits,
         *,
         instance: str,
-        index_key: bytes,
+        namespace: str,
         times: Times,
-        timeout_s: float,
+        tokens: Tokens | None = None,
+        ring: KeyRing | None = None,
     ) -> None:
-        """``instance`` is the key of this process's upstream; nobody waits for the store longer than ``timeout_s``."""
+        """``instance`` is the key of this process's upstream; sessions are shared within a ``namespace``.
+
+        ``tokens`` make the ids that clients see, where these hold all that is kept; ``ring`` has the keys of what is sealed.
+        """
         self.instance = instance
         self.wall = times.wall
-        self._store = store
+        self.has_keys = False
+        self.on_settled: Callable[[Session, Saving], None] = lambda _session, _saving: None
+        self.on_noted: Callable[[], None] = lambda: None
+        self.on_principals: Callable[[bytes], None] = lambda _key: None
+        self.store = store
+        self.outlives_process = store.outlives_process  # whether it may know more than the table
+        self.tokens = tokens
+        self.ring = ring
         self._limits = limits
-        self._index_key = index_key
+        self._namespace = namespace
+        self._index_key, self._principal_key = secrets.token_bytes(KEY_BYTES), secrets.token_bytes(KEY_BYTES)
+        self._keyed: asyncio.Future[None] | None = None
         self._clock = times.clock
-        self._timeout_s = timeout_s
         self._was_away = False
         self._writer = secrets.token_bytes(8)
         self._saved: dict[Session, _Saved] = {}
         self._unsaved: dict[Session, None] = {}
-        self._ends: dict[Key, None] = {}
-        self._look_ups = LookUps(store, times.clock, timeout_s)
+        self._ends: dict[tuple[ClientSessionId, Principal], None] = {}
+        self._look_ups = LookUps(store, times.clock)
 
-    @property
-    def outlives_process(self) -> bool:
-        """Whether the store may know more than the table."""
-        return self._store.outlives_process
+    async def get_keys(self) -> None:
+        """Get what all who share the store hash ids and principals with, or give it to one that was emptied.
+
+        Raises ``StoreAway``, and ``StoreUnusable`` where they are sealed with a key that is not known here.
+        """
+        self.outlives_process = self.store.outlives_process
+        index = await self.store.secret(f"{self._namespace} index", self._index_key)
+        principals = await self.store.secret(f"{self._namespace} principals", self._principal_key)
+        if not len(index) == len(principals) == KEY_BYTES:
+            raise StoreUnusable("what it holds is sealed: give sessions.key_file")
+        if index != self._index_key and self.has_keys:  # it was emptied, and somebody else has begun anew
+            self._unsaved |= dict.fromkeys(self._saved)
+            self._saved.clear()
+        self._index_key, self._principal_key = index, principals
+        self.on_principals(principals)
+        self.has_keys = True
+        if self._keyed is not None and not self._keyed.done():
+            self._keyed.set_result(None)
+
+    def back(self) -> asyncio.Future[None]:
+        """Done as soon as the store can be asked for sessions."""
+        if self.has_keys:
+            return self.store.back()
+        self._keyed = self._keyed or asyncio.get_running_loop().create_future()
+        return self._keyed
 
     def key(self, client_id: ClientSessionId, principal: Principal) -> Key:
         """Where the record of this session stands."""
@@ -103,23 +138,88 @@ class Keeper:
     def _hash(self, what: bytes, purpose: bytes) -> bytes:
         return hashlib.blake2b(what, key=self._index_key, person=purpose, digest_size=16).digest()
 
+    def _claim(self, upstream_id: UpstreamSessionId) -> Claim:
+        return Claim(self._hash(self.instance.encode(), b"instance"), self._hash(upstream_id.encode(), b"upstream"))
+
     # -- reading ------------------------------------------------------------------------------------------------------
 
-    async def load(self, client_id: ClientSessionId, principal: Principal) -> SessionRecord | Missing:
-        """What the store knows of a session that is not in memory."""
-        key = self.key(client_id, principal)
-        try:
-            entries = await self._look_ups.entries(key.session)
-        except (StoreAway, TimeoutError):
+    async def load(
+        self, client_id: ClientSessionId, identity: Identity, *, adopts: bool = True
+    ) -> SessionRecord | Missing:
+        """What the store knows of a session that is not in memory.
+
+        Another principal's, if it has accepted this credential or may do so (``adopts``), as ``SessionTable.look_up`` says.
+        """
+        if not self.has_keys:
             return Missing.STORE_AWAY
-        return _own(entries, key.principal)
+        key = self.key(client_id, identity.principal)
+        missed = self._look_ups.missed(key)
+        if missed is not None:
+            return missed
+        try:
+            found = self._picked(await self._look_ups.entries(key.session), key.principal, identity, adopts)
+            if isinstance(found, SessionRecord):
+                return await self._as_claimed(client_id, found)
+        except StoreAway:
+            return Missing.STORE_AWAY
+        self._look_ups.note_missed(key, found)
+        return found
+
+    def note_not_own(self, client_id: ClientSessionId, principal: Principal) -> None:
+        """What the store knows under this id is another principal's, and in memory already."""
+        self._look_ups.note_missed(self.key(client_id, principal), Missing.FOREIGN)
+
+    def _picked(
+        self, entries: Mapping[bytes, Entry], own: bytes, identity: Identity, adopts: bool
+    ) -> SessionRecord | Missing:
+        """Of a session's entries the one for this identity, by the rules of ``SessionTable.is_ended`` and ``is_held``."""
+        if not entries:
+            return Missing.UNKNOWN
+        if own in entries and entries[own].data is None:
+            return Missing.ENDED
+        records = {
+            place: record
+            for place, entry in entries.items()
+            if (record := _readable(entry.data)) and self._hash(record.principal, b"principal") == place
+        }
+        if own in entries:
+            return records.get(own, Missing.UNKNOWN)
+        record = _for(identity, records.values(), adopts)
+        if record is not None:
+            return record
+        is_held = any(entry.data is not None for entry in entries.values())
+        return Missing.FOREIGN if is_held else Missing.ENDED
+
+    async def _as_claimed(self, client_id: ClientSessionId, record: SessionRecord) -> SessionRecord:
+        """The record without the upstream session that stands here, if its id was minted anew for another session."""
+        here = record.at(self.instance)
+        if here is None or here.upstream_id is None:
+            return record
+        holder = await self.store.holder(self._claim(here.upstream_id))
+        is_own = holder is None or holder == self.key(client_id, record.principal)
+        return record if is_own else record.not_at(self.instance)
+
+    async def refresh(self, session: Session) -> Saving:
+        """Before a heal: whether another process has healed or ended it meanwhile; ``DONE`` where nothing is to be known."""
+        saved = self._saved.get(session)
+        if saved is None or not self.has_keys or self._clock() - saved.at < FRESH_S:
+            return Saving.DONE
+        key = self.key(session.client_id, session.principal)
+        try:
+            standing = (await self._look_ups.entries(key.session)).get(key.principal, ABSENT)
+        except StoreAway:
+            return Saving.LATER
+        saved = self._saved.get(session)
+        if saved is None or standing.revision <= saved.stored.revision:
+            return Saving.DONE
+        return self._settled(session, self._take_in(session, saved, standing) or Saving.DONE)
 
     # -- writing ------------------------------------------------------------------------------------------------------
 
     def opened(self, session: Session) -> None:
         """The session is new: what ended under its id before is nothing to be remembered any more."""
         if self.outlives_process:
-            self._ends.pop(self.key(session.client_id, session.principal), None)
+            self._ends.pop((session.client_id, session.principal), None)
             self.note(session)
 
     def loaded(self, session: Session) -> None:
@@ -128,7 +228,7 @@ class Keeper:
 
     def is_unsaved(self, session: Session) -> bool:
         """Whether the store does not know what the session knows."""
-        if not self._store.outlives_process:
+        if not self.outlives_process:
             return False
         saved = self._saved.get(session)
         return saved is None or saved.source is not session.record
@@ -137,16 +237,22 @@ class Keeper:
         """Write the record of a session, over whatever others wrote meanwhile."""
         if not self.is_unsaved(session):
             return Saving.DONE
-        self._look_ups.is_known(self.key(session.client_id, session.principal).session)
+        if not self.has_keys:
+            return Saving.LATER
+        key = self.key(session.client_id, session.principal)
+        self._look_ups.is_known(key)
         try:
-            async with asyncio.timeout(self._timeout_s):
-                return await self._save(session)
-        except (StoreAway, TimeoutError):
+            return self._settled(session, await self._save(session, key))
+        except StoreAway:
             self._was_away = True
             return Saving.LATER
 
-    async def _save(self, session: Session) -> Saving:
-        key, saved = self.key(session.client_id, session.principal), self._saved.get(session)
+    def _settled(self, session: Session, outcome: Saving) -> Saving:
+        self.on_settled(session, outcome)
+        return outcome
+
+    async def _save(self, session: Session, key: Key) -> Saving:
+        saved = self._saved.get(session)
         expected = saved.stored.revision if saved is not None else 0
         for _ in range(MAX_TRIES):
             source, saved = session.record, self._saved.get(session)
@@ -155,8 +261,8 @@ class Keeper:
             data = encode(mine)
             if data is None:
                 return Saving.LEFT_ALONE
-            entry = Entry(mine.revision, self._writer, data)
-            standing = await self._store.put(key, entry, expected=expected, ttl_s=self._ttl_s(mine))
+            entry, claim = Entry(mine.revision, self._writer, data), self._claim_of(source, saved)
+            standing = await self.store.put(key, entry, expected=expected, ttl_s=self._ttl_s(mine), claim=claim)
             if standing is None:
                 self._saved[session] = _Saved(source, mine, self._clock())
                 return Saving.DONE
@@ -166,14 +272,20 @@ class Keeper:
             expected = standing.revision
         return Saving.LATER
 
+    def _claim_of(self, record: SessionRecord, saved: _Saved | None) -> Claim | None:
+        """What the upstream has minted since the record was written last."""
+        here = record.at(self.instance)
+        is_known = saved is not None and saved.source is not None and saved.stored.at(self.instance) == here
+        return self._claim(here.upstream_id) if here is not None and here.upstream_id and not is_known else None
+
     def _take_in(self, session: Session, saved: _Saved | None, standing: Entry) -> Saving | None:
         """Something else stands there than was read: ``None`` if our record, as it is now, is to be written over it."""
         if standing == ABSENT:  # the store was emptied
             return None
         if standing.data is None:
             return Saving.ENDED if saved is not None else None  # an id that was ended is opened anew
-        theirs = decode(standing.data)
-        if not isinstance(theirs, SessionRecord):
+        theirs = _readable(standing.data)
+        if theirs is None:
             return Saving.LEFT_ALONE
         if standing.writer == self._writer:  # an earlier write of ours that was given up and done after all
             self._saved[session] = _Saved(theirs, theirs, self._clock())
@@ -181,40 +293,47 @@ class Keeper:
         if saved is None:
             return Saving.TAKEN
         own, stands = session.record.at(self.instance), theirs.at(self.instance)
-        if stands not in (saved.stored.at(self.instance), own):
-            return Saving.OVERTAKEN
-        session.record = rebased(session.record, saved.stored, theirs, self.instance)
+        is_overtaken = stands is not None and stands not in (saved.stored.at(self.instance), own)
+        ours = NOWHERE if is_overtaken else self.instance
+        session.record = rebased(session.record, saved.stored, theirs, ours)
         self._saved[session] = _Saved(theirs, theirs, self._clock())
-        return None
+        return Saving.OVERTAKEN if is_overtaken else None
 
     def note(self, session: Session) -> None:
         """The session may have learnt something: it is written with the next ``flush``."""
         if self.is_unsaved(session):
             self._unsaved[session] = None
+            self.on_noted()
 
     def note_ended(self, client_id: ClientSessionId, principal: Principal) -> None:
         """The session is over: that is remembered with the next ``flush``."""
         if self.outlives_process:
-            self._ends[self.key(client_id, principal)] = None
+            self._ends[client_id, principal] = None
+            self.on_noted()
 
-    async def flush(self) -> None:
-        """Write what was noted. What the store cannot take now stays noted, and the rest waits, too."""
-        for key in list(self._ends):
-            if not await self._end(key):
-                return
-            self._ends.pop(key, None)
+    async def flush(self) -> bool:
+        """Write what was noted. What the store cannot take now stays noted, and the rest waits, too: then false."""
+        if not self.has_keys:
+            return not self.unsaved
+        for client_id, principal in list(self._ends):
+            if not await self.end(client_id, principal):
+                return False
         for session in list(self._unsaved):
             self._unsaved.pop(session, None)
             if await self.save(session) is Saving.LATER:
                 self._unsaved[session] = None
-                return
+                return False
+        return True
 
-    async def _end(self, key: Key) -> bool:
+    async def end(self, client_id: ClientSessionId, principal: Principal) -> bool:
+        """Write an end that was noted; false where it stays so."""
+        if (client_id, principal) not in self._ends or not self.has_keys:
+            return not self.outlives_process
         try:
-            async with asyncio.timeout(self._timeout_s):
-                await self._store.end(key, ttl_s=self._limits.max_lifetime_s)
-        except (StoreAway, TimeoutError):
+            await self.store.end(self.key(client_id, principal), ttl_s=self._limits.max_lifetime_s)
+        except StoreAway:
             return False
+        self._ends.pop((client_id, principal), None)
         return True
 
     async def touch(self) -> None:
@@ -223,7 +342,10 @@ class Keeper:
         A store that was away may have lost any of them: then all that are in memory are looked at.
         """
         now, step = self._clock(), self._limits.idle_ttl_s * TOUCH_AFTER
-        is_back, self._was_away = self._was_away, False
+        is_back = self._was_away
+        if is_back and not await self._has_keys_again():
+            return
+        self._was_away = False
         due = [
             session
             for session, saved in self._saved.items()
@@ -240,12 +362,13 @@ class Keeper:
         }
         stored = {key: self._saved[session].stored for key, session in touches.items()}
         try:
-            async with asyncio.timeout(self._timeout_s):
-                missed = await self._store.touch(
-                    [Touch(key, record.revision, self._ttl_s(record)) for key, record in stored.items()]
-                )
-        except (StoreAway, TimeoutError):
+            missed = await self.store.touch(
+                [Touch(key, record.revision, self._ttl_s(record)) for key, record in stored.items()]
+            )
+        except StoreAway:
             self._was_away = True
+            return False
+        if missed and not await self._has_keys_again():
             return False
         for key, session in touches.items():
             saved = self._saved.get(session)
@@ -253,6 +376,15 @@ class Keeper:
                 source = None if key in missed else saved.source
                 self._saved[session] = replace(saved, source=source, at=self._clock())
                 self.note(session)
+        return True
+
+    async def _has_keys_again(self) -> bool:
+        """A store that has lost records may have lost what they are found by."""
+        try:
+            await self.get_keys()
+        except (StoreAway, StoreUnusable):
+            self._was_away = True
+            return False
         return True
 
     @property
@@ -271,15 +403,19 @@ class Keeper:
         return max(0.0, min(self._limits.idle_ttl_s, rest))
 
 
-def _own(entries: Mapping[bytes, Entry], principal: bytes) -> SessionRecord | Missing:
-    """What of a session's entries is for this principal, by the rules of ``SessionTable.is_ended`` and ``is_held``."""
-    if not entries:
-        return Missing.UNKNOWN
-    own = entries.get(principal)
-    is_held = any(entry.data is not None for entry in entries.values())
-    if own is None:
-        return Missing.FOREIGN if is_held else Missing.ENDED
-    if own.data is None:
-        return Missing.ENDED
-    record = decode(own.data)
-    return record if isinstance(record, SessionRecord) else Missing.UNKNOWN
+def _readable(data: bytes | None) -> SessionRecord | None:
+    """A record of this version; what is none, or a later one's, is left as it is."""
+    record = decode(data) if data is not None else None
+    return record if isinstance(record, SessionRecord) else None
+
+
+def _for(identity: Identity, records: Iterable[SessionRecord], adopts: bool) -> SessionRecord | None:
+    """Which session of others has accepted the credential; else the one that may, if it is only one."""
+    claimable = []
+    for record in records:
+        accepted = Accepted(record.principal, record.accepted)
+        if accepted.holds(identity):
+            return record
+        if adopts and accepted.may_be_followed_by(identity):
+            claimable.append(record)
+    return claimable[0] if len(claimable) == 1 else None

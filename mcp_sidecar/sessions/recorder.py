@@ -15,6 +15,7 @@ from mcp_sidecar.healing.marked_ids import Renumbering
 from mcp_sidecar.healing.policy import Policy
 from mcp_sidecar.healing.session import ClientSessionId, Session, UpstreamSessionId
 from mcp_sidecar.sessions.call import Call
+from mcp_sidecar.sessions.keeper import Saving
 from mcp_sidecar.sessions.table import SessionTable
 from mcp_sidecar.upstream.answer import Answer, WholeJson, may_hold_message
 from mcp_sidecar.wire import headers
@@ -40,6 +41,8 @@ class Recorder:
         self._call = call
         self._cookie_names = cookie_names
         self._ids: tuple[ClientSessionId, UpstreamSessionId] | None = None  # of the new session
+        self._opened: Session | None = None
+        self.is_settled = False  # of an `initialize`: whether it has its result, or something that cannot wait for it
         self.message = message
         self.generation = 1
         self.renumbering = Renumbering()
@@ -116,15 +119,31 @@ class Recorder:
             session.learnt_list(request.method, request.cursor, result, self.generation)
 
     def _learn_session(self, message: Message, answer: Answer) -> None:
+        self.is_settled |= bool(message.responses or message.requests)
         session_id = self.new_session_id(answer)
         if session_id is None or not is_initialize_result(message):
             return
         handshake = Handshake.of(self.message.params, message.result or {})
         if handshake.is_too_large:
             return
+        is_shown = self._ids is not None
         self.shown_id(session_id)
         assert self._ids is not None
         client_id, upstream_id = self._ids
-        session = self._table.open(client_id, self._call.principal, handshake, upstream_id)
-        session.accept(self._call.identity)
-        session.cookies = affinity_cookies(answer.headers, self._cookie_names)
+        if is_shown:
+            self._opened = self._table.open(client_id, self._call.principal, handshake, upstream_id)
+        else:
+            self._opened = self._table.open_sealed(client_id, self._call.identity, handshake, upstream_id)
+            self._ids = self._opened.client_id, upstream_id
+        self._opened.accept(self._call.identity)
+        self._opened.cookies = affinity_cookies(answer.headers, self._cookie_names)
+
+    async def settle(self) -> None:
+        """Have the store know of the session that was opened, before its client does: its next request may come elsewhere."""
+        opened = self._opened
+        if opened is not None and await self._table.save(opened) is Saving.TAKEN and self._ids is not None:
+            renamed = self._opened = self._table.rename(opened)
+            renamed.accept(self._call.identity)
+            renamed.cookies = opened.cookies
+            self._ids = renamed.client_id, self._ids[1]
+            await self._table.save(renamed)

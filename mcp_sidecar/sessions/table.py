@@ -9,6 +9,7 @@ waits for it.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -18,14 +19,23 @@ from typing import NamedTuple
 from weakref import WeakValueDictionary
 
 from mcp_sidecar.config import SessionLimits
-from mcp_sidecar.facts import Emit, SessionEnd, SessionEnded, SessionOpened
+from mcp_sidecar.facts import (
+    AdoptedFrom,
+    Emit,
+    SessionEnd,
+    SessionEnded,
+    SessionIdRejected,
+    SessionNotSealed,
+    SessionOpened,
+)
 from mcp_sidecar.healing.handshake import Handshake
-from mcp_sidecar.healing.marked_ids import Marks
-from mcp_sidecar.healing.principal import Identity, Principal
+from mcp_sidecar.healing.marked_ids import FIRST, Marks
+from mcp_sidecar.healing.principal import ANONYMOUS, Identity, Principal
 from mcp_sidecar.healing.record import Instance, SessionRecord
 from mcp_sidecar.healing.session import ClientSessionId, Event, Session, State, UpstreamSessionId
 from mcp_sidecar.sessions.ended_ids import EndedIds
-from mcp_sidecar.sessions.keeper import Keeper, Missing, Saving
+from mcp_sidecar.sessions.keeper import Keeper, Saving
+from mcp_sidecar.sessions.look_ups import Missing
 
 Key = tuple[ClientSessionId, Principal]
 
@@ -66,6 +76,7 @@ class SessionTable:
         self._clock = clock
         self._new_tag = new_tag
         self._keeper = keeper
+        self._tokens = keeper.tokens
         self._adopts = adopts
         self._on_displaced = on_displaced
         self._by_use: OrderedDict[Key, Session] = OrderedDict()
@@ -73,6 +84,7 @@ class SessionTable:
         self._by_upstream_id: dict[UpstreamSessionId, Session] = {}
         self._ended = EndedIds(salt, limits.max_sessions)
         self._handshakes: WeakValueDictionary[bytes, Handshake] = WeakValueDictionary()
+        keeper.on_settled = self._settled
 
     def __len__(self) -> int:
         """How many sessions there are."""
@@ -97,21 +109,36 @@ class SessionTable:
             own = ClientSessionId(f"{self._new_tag()}.{upstream_id}")
         return own
 
+    def open_sealed(
+        self, client_id: ClientSessionId, identity: Identity, handshake: Handshake, upstream_id: UpstreamSessionId
+    ) -> Session:
+        """The same, under an id that is a token, if there are any; one that would be too long stays ``client_id``."""
+        if self._tokens is None:
+            return self.open(client_id, identity.principal, handshake, upstream_id)
+        tag = self._new_tag()
+        made = self._tokens.made_for(identity, tag, handshake, upstream_id, self._keeper.wall())
+        if made is None:
+            self._emit(SessionNotSealed(self.label(client_id)))
+        shown = ClientSessionId(made) if made is not None else client_id
+        return self.open(shown, identity.principal, handshake, upstream_id, tag=tag)
+
     def open(
         self,
         client_id: ClientSessionId,
         principal: Principal,
         handshake: Handshake,
         upstream_id: UpstreamSessionId | None = None,
+        *,
+        tag: str = "",
     ) -> Session:
         """An ``initialize`` was answered with a new id: record the session behind it.
 
-        ``upstream_id`` is what the upstream calls it, where that is not the client's id.
+        ``upstream_id`` is what the upstream calls it, where that is not the client's id; ``tag`` is the one in a token.
         """
         if (old := self._by_use.get((client_id, principal))) is not None:
             self._remove(old, SessionEnd.REPLACED)
         self._ended.forget(client_id, principal)
-        wall, tag = self._keeper.wall(), self._new_tag()
+        wall, tag = self._keeper.wall(), tag or self._new_tag()
         minted = upstream_id or UpstreamSessionId(client_id)
         record = SessionRecord(
             handshake=self._shared(handshake),
@@ -138,45 +165,110 @@ class SessionTable:
             self.claim_upstream_id(session.upstream_id, session)
         return session
 
-    async def load(self, client_id: ClientSessionId, principal: Principal) -> Session | Missing:
-        """The principal's own session, from the store if it is not in memory; it is in use from now on."""
-        found = self.find(client_id, principal)
-        if found is not None:
+    async def load(self, client_id: ClientSessionId, identity: Identity) -> Missing | None:
+        """Have the session that this identity may be in in memory, if only the store knows it; ``None`` if it is there."""
+        if self._own(client_id, identity.principal) is not None:
+            return None
+        if not self.may_be_loaded(client_id, identity.principal):
+            return Missing.ENDED if self.is_ended(client_id, identity.principal) else Missing.UNKNOWN
+        if self._is_token(client_id):
+            return self._unsealed(client_id, identity)
+        found = await self._keeper.load(client_id, identity, adopts=self._adopts)
+        if self._own(client_id, identity.principal) is not None:
+            return None
+        if self.is_ended(client_id, identity.principal):  # meanwhile
+            return Missing.ENDED
+        if found is Missing.ENDED:
+            self._ended.remember(client_id, identity.principal)
+        if isinstance(found, Missing):
             return found
-        if not self.may_be_loaded(client_id, principal):
-            return Missing.ENDED if self.is_ended(client_id, principal) else Missing.UNKNOWN
-        record = await self._keeper.load(client_id, principal)
-        return self.find(client_id, principal) or self._loaded(client_id, principal, record)
+        if self._own(client_id, found.principal) is not None:
+            self._keeper.note_not_own(client_id, identity.principal)
+            return None
+        return self._loaded(client_id, found)
+
+    def _own(self, client_id: ClientSessionId, principal: Principal) -> Session | None:
+        return self._live(self._by_use.get((client_id, principal)), self._clock())
 
     def may_be_loaded(self, client_id: ClientSessionId, principal: Principal) -> bool:
         """Whether a session that is not in memory is worth asking the store for."""
-        return self._keeper.outlives_process and not self.is_ended(client_id, principal)
+        is_kept = self._keeper.outlives_process or self._is_token(client_id)
+        return is_kept and not self.is_ended(client_id, principal)
 
-    def _loaded(
-        self, client_id: ClientSessionId, principal: Principal, record: SessionRecord | Missing
-    ) -> Session | Missing:
-        if self.is_ended(client_id, principal):  # meanwhile
+    def _is_token(self, client_id: ClientSessionId) -> bool:
+        return self._tokens is not None and self._tokens.is_one(client_id)
+
+    @property
+    def adopted_from(self) -> AdoptedFrom:
+        """What knows of sessions that were opened elsewhere."""
+        return AdoptedFrom.STORE if self._tokens is None else AdoptedFrom.SEALED
+
+    def _unsealed(self, client_id: ClientSessionId, identity: Identity) -> Missing | None:
+        """A token says all that there is to know of its session; one that counts for nothing is nobody else's id either."""
+        assert self._tokens is not None, "it is one"
+        found = self._tokens.read(client_id, identity, self._keeper.wall())
+        if isinstance(found, SessionRecord):
+            return self._loaded(client_id, found)
+        self._emit(SessionIdRejected(found.reason))
+        return Missing.REJECTED
+
+    def _loaded(self, client_id: ClientSessionId, record: SessionRecord) -> Missing | None:
+        principal = record.principal
+        if self.is_ended(client_id, principal):
             return Missing.ENDED
-        if record is Missing.ENDED:
-            self._ended.remember(client_id, principal)
-        if isinstance(record, Missing):
-            return record
-        if record.principal != principal:  # what stands there is not what its place says
-            return Missing.UNKNOWN
         if self._keeper.wall() - record.created_at >= self._limits.max_lifetime_s:
             self._ended.remember(client_id, principal)
             return Missing.ENDED
         record = replace(record, handshake=self._shared(record.handshake))
-        here = record.at(self._keeper.instance)
-        marks = Marks(record.tag, self._new_tag(), here.word if here is not None else "")
+        here, marks = record.at(self._keeper.instance), Marks(record.tag, self._new_tag())
+        if here is not None and here.word:
+            marks = marks.with_word(FIRST + 1, here.word)
         session = self._enter(client_id, record, marks)
         self._keeper.loaded(session)
         self.sweep()
-        return session
+        return None
 
     async def save(self, session: Session) -> Saving:
         """Have the store know what the session knows; waits for it no longer than a store may take."""
         return await self._keeper.save(session)
+
+    async def refresh(self, session: Session) -> bool:
+        """Before a heal: whether another process has healed it meanwhile, at this very instance, or it was ended."""
+        return await self._keeper.refresh(session) in (Saving.OVERTAKEN, Saving.ENDED)
+
+    async def settle_end(self, session: Session) -> None:
+        """Have the store know that a session is over, if it answers in time."""
+        await self._keeper.end(session.client_id, session.principal)
+
+    def store_back(self) -> asyncio.Future[None]:
+        """Done as soon as the store can be asked."""
+        return self._keeper.back()
+
+    def end_unseen(self, client_id: ClientSessionId, principal: Principal) -> None:
+        """The upstream has ended a session of this id that only the store may know, and cannot be asked for."""
+        self._ended.remember(client_id, principal)
+        self._keeper.note_ended(client_id, principal)
+
+    def _settled(self, session: Session, outcome: Saving) -> None:
+        """What the store knows of the session by now, since others wrote."""
+        if not self._is_in_memory(session):
+            return
+        if outcome is Saving.ENDED:
+            self._remove(session, SessionEnd.TERMINATED)
+        elif outcome is Saving.OVERTAKEN:
+            self.release_upstream_id(session.upstream_id, session)
+            session.follow()
+            self.claim_upstream_id(session.upstream_id, session)
+            self._keeper.note(session)
+        elif not session.displaced and session.record.at(self._keeper.instance) is None:
+            self.displace(session)
+
+    def rename(self, session: Session) -> Session:
+        """Another process has opened one with this id and principal: the newcomer, still unknown, gets another id."""
+        self._remove(session, SessionEnd.EVICTED)
+        assert session.upstream_id is not None, "it was opened with one"
+        other = ClientSessionId(f"{self._new_tag()}.{session.upstream_id}")
+        return self.open(other, session.principal, session.handshake, session.upstream_id)
 
     def find(self, client_id: ClientSessionId, principal: Principal) -> Session | None:
         """The principal's own session, and note that it is in use."""
@@ -190,12 +282,24 @@ class SessionTable:
         """Whose session a request with this id is in. What is only claimed is not used by it."""
         now = self._clock()
         own = self._live(self._by_use.get((client_id, identity.principal)), now)
+        if own is None and identity.earlier is not None:
+            own = self._told_anew(client_id, identity)
         if own is None:
             return self._anothers(client_id, identity, now)
         if not own.accepted.holds(identity):
             return FoundSession(claimed=own)
         self._touch(own, now)
         return FoundSession(own)
+
+    def _told_anew(self, client_id: ClientSessionId, identity: Identity) -> Session | None:
+        """A session that was opened before the secret of all principals was known: it is its owner's under the right hash."""
+        session = self._by_use.pop((client_id, identity.earlier or ANONYMOUS), None)
+        if session is not None:
+            session.belong_to(identity.principal)
+            self._by_use[client_id, identity.principal] = session
+            self._keeper.forget(session)
+            self._keeper.note(session)
+        return session
 
     def _anothers(self, client_id: ClientSessionId, identity: Identity, now: float) -> FoundSession:
         """Of those who hold the id, who has adopted this credential; else the one that may, if it is only one."""
@@ -349,7 +453,8 @@ class SessionTable:
 
     def _is_over_for_all(self, reason: SessionEnd) -> bool:
         """Not what was only put out of memory; of what is idle here a store knows whether it is used elsewhere."""
-        return reason is not SessionEnd.EVICTED and not (reason is SessionEnd.EXPIRED and self._keeper.outlives_process)
+        is_known_elsewhere = self._keeper.outlives_process or self._tokens is not None
+        return reason is not SessionEnd.EVICTED and not (reason is SessionEnd.EXPIRED and is_known_elsewhere)
 
     def _shared(self, handshake: Handshake) -> Handshake:
         """The same client against the same server says the same thousands of times: keep it once."""

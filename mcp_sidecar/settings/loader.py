@@ -71,7 +71,9 @@ def load(options: Mapping[str, Sequence[str]], environment: Mapping[str, str]) -
     lines = [*unreadable, *(mistake for level in given for mistake in level.mistakes), *wrong]
     if settings is None or lines:
         raise Mistakes([_one_line(text) for text in lines])
-    return Loaded(settings, tuple(_one_line(text) for level in given for text in level.warnings))
+    return Loaded(
+        settings.standing_in(environment), tuple(_one_line(text) for level in given for text in level.warnings)
+    )
 
 
 def _means_the_same(key: tuple[str, str], first: object, second: object) -> bool:

@@ -82,6 +82,9 @@ Size = Annotated[int, BeforeValidator(values.size(0)), _SIZE_WRITTEN]
 SizeAboveZero = Annotated[int, BeforeValidator(values.size(1)), _SIZE_WRITTEN]
 # Below this an ordinary browser's request or an ordinary JWT does not fit, and nothing would work.
 HeaderSize = Annotated[int, BeforeValidator(values.size(1024)), _SIZE_WRITTEN]
+Secret = Annotated[
+    str, BeforeValidator(values.words(str)), PlainSerializer(lambda _: "***", return_type=str, when_used="unless-none")
+]
 Text = Annotated[str, BeforeValidator(values.words(str))]
 Path = Annotated[str, BeforeValidator(values.words(values.endpoint))]
 File = Annotated[str, BeforeValidator(values.words(_readable_file))]
@@ -103,12 +106,6 @@ def _url(value: object) -> values.HttpUrl:
     if not isinstance(value, str):
         raise ValueError(f"must be a URL, not {values.shown(value)}")  # noqa: TRY004 - one kind of error for every mistake
     return values.http_url(value.strip())
-
-
-def _store(text: str) -> str:
-    if text != "memory:":
-        raise ValueError("must be memory: (no other store can be used yet)")
-    return text
 
 
 class _Section(BaseModel):
@@ -359,9 +356,36 @@ class HealingSection(_Section):
 class SessionsSection(_Section):
     """What is remembered, and for how long."""
 
-    store: Annotated[str, BeforeValidator(values.words(_store))] = Field(
-        "memory:", description="Where sessions are remembered. Only memory: can be used now."
+    store: Annotated[str, BeforeValidator(values.words(values.store_url))] = Field(
+        "auto",
+        description="Where sessions are remembered. sqlite:PATH is a file, which several sidecars of a host may share. "
+        "redis://HOST is shared by replicas (rediss://, redis+unix://, redis+sentinel://HOST,HOST/SERVICE as well). "
+        "sealed: is nowhere, for the session id holds all that a heal needs, encrypted. With memory: they end with this "
+        "process. auto is a file in $XDG_STATE_HOME/mcp-sidecar where that can be written, else memory:, which it also is in "
+        "the modes rewrite and observe.",
     )
+    instance: Text = Field(
+        "auto",
+        description="What tells this sidecar's upstream from those of others that share the store: a session's upstream id "
+        "is used only with the instance that gave it out. auto: host name and URL where the upstream is on loopback, else "
+        "the URL.",
+    )
+    namespace: Annotated[str, BeforeValidator(values.words(values.namespace))] = Field(
+        "default", description="Sidecars that share a store share their sessions only within a namespace."
+    )
+    key_file: File | None = Field(
+        None,
+        description="A file of keys, one a line, as mcp-sidecar new-key prints them: the first seals, all open. With one, "
+        "records are encrypted. sealed: needs one. It is read again when it changes, and on SIGHUP.",
+        examples=["/etc/mcp-sidecar/keys"],
+    )
+    key: Secret | None = Field(
+        None,
+        validate_default=True,
+        description="The same keys, in place of the file: meant for the environment.",
+        examples=["***"],
+    )
+    store_timeout: SecondsAboveZero = Field(0.25, description="How many seconds anybody waits for the store.")
     idle_ttl: SecondsAboveZero = Field(
         86_400.0, description="A session without a request for so many seconds is ended; its id is answered 404."
     )
@@ -369,6 +393,13 @@ class SessionsSection(_Section):
     max_sessions: CountAboveZero = Field(
         100_000, description="Beyond so many sessions the one that has been idle longest is forgotten."
     )
+
+    @field_validator("key", mode="after")
+    @classmethod
+    def _one_source(cls, key: str | None, info: ValidationInfo) -> str | None:
+        if key is not None and info.data.get("key_file") is not None:
+            raise ValueError("is given, and so is sessions.key_file: one of them is enough")
+        return key
 
 
 class LimitsSection(_Section):

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import TypeVar
 
-from pydantic import BaseModel, ValidationInfo, field_validator
+from pydantic import BaseModel, PrivateAttr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
-from mcp_sidecar.config import KEEP_ALIVE_S, Limits, ListenConfig, SessionLimits, UpstreamConfig
-from mcp_sidecar.healing.policy import Policy
+from mcp_sidecar.config import KEEP_ALIVE_S, Limits, ListenConfig, SessionLimits, StoreConfig, UpstreamConfig
+from mcp_sidecar.healing.policy import Mode, Policy
 from mcp_sidecar.settings.sections import (
     AdminSection,
     HealingSection,
@@ -49,6 +49,7 @@ class Settings(BaseSettings):
     sessions: SessionsSection
     limits: LimitsSection
     log: LogSection
+    _state_folder: str | None = PrivateAttr(None)
 
     def __init__(self, *levels: Level) -> None:
         # Empty sections make a missing URL a mistake of `upstream.url`, the key that people know.
@@ -81,6 +82,16 @@ class Settings(BaseSettings):
         if listen is not None and listen.address.port and admin.address == listen.address:
             raise Misfit("address", "is taken by listen.address")
         return admin
+
+    @field_validator("sessions", mode="after")
+    @classmethod
+    def _observes_no_tokens(cls, sessions: SessionsSection, info: ValidationInfo) -> SessionsSection:
+        healing = info.data.get("healing")
+        if healing is not None and healing.mode is Mode.OBSERVE and sessions.store == "sealed:":
+            raise Misfit(
+                "store", "is sealed:, which makes ids of its own: not with healing.mode observe, which changes nothing"
+            )
+        return sessions
 
     @property
     def admin_address(self) -> tuple[str, int] | None:
@@ -136,6 +147,28 @@ class Settings(BaseSettings):
     def limits_config(self) -> Limits:
         """Hand down the sizes."""
         return _handed_down(Limits, self.limits)
+
+    def store_config(self) -> StoreConfig:
+        """Hand down where sessions are kept."""
+        sessions = self.sessions
+        is_kept = self.healing.mode is Mode.HEAL or sessions.store != "auto"
+        return StoreConfig(
+            url=sessions.store if is_kept else "memory:",
+            instance=sessions.instance,
+            namespace=sessions.namespace,
+            timeout_s=sessions.store_timeout,
+            key_file=sessions.key_file,
+            key=sessions.key,
+            state_folder=self._state_folder,
+        )
+
+    def standing_in(self, environment: Mapping[str, str]) -> Settings:
+        """The same, for a process of this environment."""
+        state, home = environment.get("XDG_STATE_HOME", ""), environment.get("HOME", "")
+        # What is not absolute counts for nothing (XDG Base Directory Specification).
+        folder = state if state.startswith("/") else f"{home}/.local/state" if home.startswith("/") else None
+        self._state_folder = f"{folder}/mcp-sidecar" if folder else None
+        return self
 
     def session_limits(self) -> SessionLimits:
         """Hand down how long and how many sessions are remembered."""

@@ -26,6 +26,7 @@ _HOST_NAME = re.compile(
 _USER_INFO = re.compile(r"(?<=://)[^/?#\s]*@")
 _SECRET_PARAMETER = re.compile(r"(?i)(?<=[?&])([^=&#\s]*(?:password|passwd|secret|token|key)[^=&#\s]*)=[^&#\s]*")
 _PATH = re.compile(r"(/([A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})*)+", re.ASCII)
+_NAMESPACE = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", re.ASCII)
 _ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://([^/?#@\\]+)", re.ASCII)
 _DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -217,6 +218,25 @@ def network(text: str) -> str:
         return str(ipaddress.ip_network(text))
     except ValueError as error:
         raise ValueError(f"must hold addresses or ranges, such as 10.0.0.0/8, not {shown(text)}") from error
+
+
+def store_url(text: str) -> str:
+    """Read where sessions are kept. What a URL may hold beyond its scheme is the store's business."""
+    scheme, colon, rest = text.partition(":")
+    if text.lower() in {"auto", "memory:", "sealed:"}:
+        return text.lower()
+    if scheme.lower() in {"redis", "rediss", "redis+unix", "redis+sentinel"} and rest.startswith("//"):
+        return f"{scheme.lower()}:{rest}"
+    if scheme.lower() == "sqlite" and colon and rest and not rest.endswith("/"):
+        return f"sqlite:{rest}"
+    raise ValueError("must be auto, memory:, sqlite:PATH, sealed: or redis://HOST")
+
+
+def namespace(text: str) -> str:
+    """Read a namespace: it becomes a part of keys."""
+    if not _NAMESPACE.fullmatch(text):
+        raise ValueError("must be 1 to 64 letters, digits, and any of . _ -")
+    return text
 
 
 def upstream_host(text: str) -> str:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Protocol
 
 from mcp_sidecar.config import Limits
-from mcp_sidecar.downstream.response import Responder
+from mcp_sidecar.downstream.response import Notes, Responder
 from mcp_sidecar.healing.exchange import Exchange
 from mcp_sidecar.healing.position import can_be_sent_back
 from mcp_sidecar.healing.stream_watch import AfterEnd, Ending, StreamWatch, after_end
@@ -29,6 +30,19 @@ RESUME_HOLDS = 4
 clients wait for a call."""
 
 Learn = Callable[[Message, Answer], None]
+
+
+class Taker(Protocol):
+    """Whoever takes the events for the client."""
+
+    may_comment: bool
+
+    @property
+    def notes(self) -> Notes:
+        """What is remembered of the answer."""
+
+    async def write(self, data: bytes) -> None:
+        """Take a part of the stream."""
 
 
 class Overhearing:
@@ -89,7 +103,7 @@ class EventRelay:
     """Relays the events of one POST, over a resumed stream if need be."""
 
     def __init__(
-        self, services: Services, call: Call, watch: StreamWatch, responder: Responder, learn: Learn, *, has_begun: bool
+        self, services: Services, call: Call, watch: StreamWatch, responder: Taker, learn: Learn, *, has_begun: bool
     ) -> None:
         """``learn`` is shown every message before the client sees it; ``watch`` knows the generation of the stream.
 

@@ -135,7 +135,9 @@ class Holds:
         with self._room_for(held) as there_is:
             return await self._pause(held, pause_s) if there_is else Waited.EXPIRED
 
-    async def for_result(self, held: HeldRequest, result: asyncio.Task[T]) -> tuple[Waited, T | None]:
+    async def for_result(
+        self, held: HeldRequest, result: asyncio.Future[T] | asyncio.Task[T]
+    ) -> tuple[Waited, T | None]:
         """Wait for somebody else's work, which goes on whatever becomes of this request."""
         with self._room_for(held) as there_is:
             if not there_is:
@@ -220,7 +222,7 @@ class Holds:
         # Out of time, but the upstream is there: it goes on without a place.
         return held.released or Waited.BACK
 
-    async def _wait(self, held: HeldRequest, awaited: asyncio.Future[T] | asyncio.Task[T]) -> tuple[Waited, T | None]:
+    async def _wait(self, held: HeldRequest, awaited: asyncio.Future[T]) -> tuple[Waited, T | None]:
         await self._until_woken(held, self._left_s(held), awaited)
         if held.released is not None:
             return held.released, None

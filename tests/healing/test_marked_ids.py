@@ -129,7 +129,7 @@ class TestMarks:
     def test_a_stored_word_is_readable_again(self) -> None:
         """Ids that a former process marked are taken back by the upstream session that still stands; later ones differ."""
         before = Marks(TAG, "former").of(7)
-        marks = Marks(TAG, "seed", before.word)
+        marks = Marks(TAG, "seed").with_word(2, before.word)
         assert marks.of(2).off_id(before.on_id("a")) == (True, "a")
         assert marks.of(2).off_text(before.on_text("event")) == "event"
         assert marks.of(3).off_text(before.on_text("event")) is None

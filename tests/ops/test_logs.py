@@ -36,6 +36,12 @@ EXAMPLES: dict[str, tuple[facts.Fact, str]] = {
     "action_observed": (facts.ActionObserved("ab12", facts.ObservedAction.HEAL, "python-404"), "info"),
     "upstream_lost": (facts.UpstreamLost("refused"), "warning"),
     "upstream_back": (facts.UpstreamBack(1.5, 3), "info"),
+    "store_asked": (facts.StoreAsked("get", 0.5, failed=True), "debug"),
+    "session_store_lost": (facts.StoreLost("the disk is full"), "warning"),
+    "session_store_back": (facts.StoreBack(1.5), "info"),
+    "session_adopted": (facts.SessionAdopted("ab12", facts.AdoptedFrom.STORE, 0.5), "info"),
+    "session_id_rejected": (facts.SessionIdRejected("expired"), "info"),
+    "session_not_sealed": (facts.SessionNotSealed("ab12"), "warning"),
     "hold_overflowed": (facts.HoldOverflowed(10, 100), "warning"),
     "request_rejected": (facts.RequestRejected(403, "origin not allowed"), "info"),
     "origin_refused": (facts.OriginRefused("https://app.example"), "warning"),
@@ -113,6 +119,7 @@ def test_nothing_per_request_at_info() -> None:
         "session_lost",
         "request_replayed",
         "hint_dropped",
+        "store_asked",
     }
     assert {line["event"] for line in written(stream)} == set(EXAMPLES) - quiet
 

@@ -35,6 +35,12 @@ CONTRACT = {
     "mcp_sidecar_build_info": ("gauge", {"version", "mode", "store"}),
     "mcp_sidecar_clients": ("gauge", {"name"}),
     "mcp_sidecar_log_lines_dropped_total": ("counter", set()),
+    "mcp_sidecar_store_up": ("gauge", set()),
+    "mcp_sidecar_store_seconds": ("histogram", {"operation"}),
+    "mcp_sidecar_store_errors_total": ("counter", {"operation"}),
+    "mcp_sidecar_store_unsaved_records": ("gauge", set()),
+    "mcp_sidecar_sessions_adopted_total": ("counter", {"from"}),
+    "mcp_sidecar_session_ids_rejected_total": ("counter", {"reason"}),
 }
 
 HEALED = facts.HealEnded("ab12", facts.HealOutcome.HEALED, "python-404", "as before", 1, 0.02)
@@ -50,6 +56,9 @@ EVERYTHING: tuple[facts.Fact, ...] = (
     facts.RestoreRefused("ab12", facts.RestoreStep.SUBSCRIBE),
     facts.HintDropped("ab12", facts.HintKind.UPDATED),
     facts.ListsChanged("ab12", facts.ListKind.PROMPTS, promised=False),
+    facts.StoreAsked("get", 0.001, failed=True),
+    facts.SessionAdopted("ab12", facts.AdoptedFrom.STORE, 0.02),
+    facts.SessionIdRejected("expired"),
 )
 
 
@@ -92,6 +101,10 @@ def test_the_metrics_are_the_contract_s() -> None:
         pytest.param(EVERYTHING[6], "messages_dropped_total", {"kind": "notification"}, id="dropped"),
         pytest.param(EVERYTHING[7], "observed_total", {"action": "heal"}, id="observed"),
         pytest.param(EVERYTHING[8], "restores_refused_total", {"step": "resources/subscribe"}, id="restores-refused"),
+        pytest.param(EVERYTHING[11], "store_seconds_count", {"operation": "get"}, id="store-seconds"),
+        pytest.param(EVERYTHING[11], "store_errors_total", {"operation": "get"}, id="store-errors"),
+        pytest.param(EVERYTHING[13], "session_ids_rejected_total", {"reason": "expired"}, id="rejected"),
+        pytest.param(EVERYTHING[12], "sessions_adopted_total", {"from": "store"}, id="adopted"),
         pytest.param(EVERYTHING[9], "hints_dropped_total", {"kind": "updated"}, id="hints-dropped"),
         pytest.param(EVERYTHING[10], "lists_changed_total", {"kind": "prompts"}, id="lists-changed"),
     ],

@@ -13,7 +13,8 @@ from mcp_sidecar.facts import Fact, SessionEnd, SessionEnded, SessionOpened
 from mcp_sidecar.healing.handshake import Handshake
 from mcp_sidecar.healing.principal import ANONYMOUS, Identity, Principal
 from mcp_sidecar.healing.session import ClientSessionId, Session, State, UpstreamSessionId
-from mcp_sidecar.sessions.keeper import Missing, Saving
+from mcp_sidecar.sessions.keeper import Saving
+from mcp_sidecar.sessions.look_ups import Missing
 from mcp_sidecar.sessions.table import NOT_FOUND, FoundSession, SessionTable
 from tests.support.sessions import keeper
 
@@ -128,11 +129,11 @@ async def test_without_a_store_nothing_is_loaded() -> None:
     """What is not in memory is unknown, or ended, at once."""
     place = watched()
     session = place.open("s", ALICE)
-    assert await place.table.load(ClientSessionId("s"), ALICE) is session
+    assert await place.table.load(ClientSessionId("s"), Identity(ALICE)) is None
     assert not place.table.may_be_loaded(ClientSessionId("s"), BOB)
-    assert await place.table.load(ClientSessionId("s"), BOB) is Missing.UNKNOWN
+    assert await place.table.load(ClientSessionId("s"), Identity(BOB)) is Missing.UNKNOWN
     place.table.end(session, SessionEnd.TERMINATED)
-    assert await place.table.load(ClientSessionId("s"), ALICE) is Missing.ENDED
+    assert await place.table.load(ClientSessionId("s"), Identity(ALICE)) is Missing.ENDED
     assert await place.table.save(session) is Saving.DONE
 
 

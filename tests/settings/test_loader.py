@@ -370,8 +370,8 @@ def test_variables_of_a_service_are_passed_over(service: str) -> None:
             id="headers-too-small",
         ),
         pytest.param(
-            {"MCP_SIDECAR_STORE": "redis://:pw@h"},
-            "sessions.store: must be memory: (no other store can be used yet) (MCP_SIDECAR_STORE)",
+            {"MCP_SIDECAR_STORE": "postgres://:pw@h"},
+            "sessions.store: must be auto, memory:, sqlite:PATH, sealed: or redis://HOST (MCP_SIDECAR_STORE)",
             id="store",
         ),
         pytest.param(

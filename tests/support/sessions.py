@@ -12,6 +12,7 @@ from mcp_sidecar.healing.principal import ANONYMOUS
 from mcp_sidecar.healing.record import ClientSessionId, Instance, SessionRecord, UpstreamSessionId
 from mcp_sidecar.healing.session import Session
 from mcp_sidecar.sessions.keeper import Keeper
+from mcp_sidecar.sessions.store_guard import StoreGuard
 from mcp_sidecar.sessions.stores.memory import MemoryStore
 from mcp_sidecar.sessions.stores.store import Store, Times
 
@@ -37,24 +38,13 @@ def a_session(client_id: str = "first", record: SessionRecord | None = None) -> 
     """A session behind which stands what its record says, by default the upstream session of the same id."""
     record = record or a_record(client_id)
     here = record.at(HERE)
-    marks = Marks(record.tag, "seed", here.word if here is not None else "")
+    marks = Marks(record.tag, "seed", ((2, here.word),) if here is not None and here.word else ())
     return Session(ClientSessionId(client_id), record, "ab12", HERE, marks, 0.0, 0.0)
 
 
 def keeper(
-    limits: SessionLimits,
-    clock: Callable[[], float],
-    store: Store | None = None,
-    *,
-    instance: str = HERE,
-    timeout_s: float = 5.0,
+    limits: SessionLimits, clock: Callable[[], float], store: Store | None = None, *, instance: str = HERE
 ) -> Keeper:
     """A keeper whose wall clock is the monotonic one; without a store what it is given lives in this process alone."""
-    return Keeper(
-        store or MemoryStore(),
-        limits,
-        instance=instance,
-        index_key=b"k" * 32,
-        times=Times(clock, clock),
-        timeout_s=timeout_s,
-    )
+    guard = StoreGuard(store or MemoryStore(), timeout_s=5.0, clock=clock, emit=lambda _: None)
+    return Keeper(guard, limits, instance=instance, namespace="default", times=Times(clock, clock))

@@ -21,16 +21,16 @@ EXIT_INTERRUPTED: Final = 130
 ENDING_SIGNALS: Final = ("SIGTERM", "SIGHUP")
 
 
-def run(sidecar: SidecarCommand = sidecar_command) -> int:
-    """Show a heal on standard output and return the exit status.
+def run(sidecar: SidecarCommand = sidecar_command, *, restarts_sidecar: bool = False) -> int:
+    """Show a heal on standard output and return the exit status. ``restarts_sidecar``: it is killed together with the server.
 
     0: the call after the restart succeeded through the sidecar. 1: it did not, or a part of the demo did not start, or
     the whole took longer than 90 seconds. 130: interrupted. All child processes have ended on return.
     """
     style = Style.of(sys.stdout)
-    _show(introduction(style))
+    _show(introduction(style, restarts_sidecar=restarts_sidecar))
     try:
-        story = asyncio.run(_bounded(sidecar, style))
+        story = asyncio.run(_bounded(sidecar, style, restarts_sidecar=restarts_sidecar))
     except (KeyboardInterrupt, asyncio.CancelledError):
         _show("Interrupted. Everything that was started has been stopped.")
         return EXIT_INTERRUPTED
@@ -45,14 +45,14 @@ def run(sidecar: SidecarCommand = sidecar_command) -> int:
     return 0
 
 
-async def _bounded(sidecar: SidecarCommand, style: Style) -> Story:
+async def _bounded(sidecar: SidecarCommand, style: Style, *, restarts_sidecar: bool) -> Story:
     """Let the signals that would leave children behind end the demo the way Ctrl-C does."""
     main_task = asyncio.current_task()
     for name in ENDING_SIGNALS:
         if main_task is not None and hasattr(signal, name) and sys.platform != "win32":
             asyncio.get_running_loop().add_signal_handler(getattr(signal, name), main_task.cancel)
     async with asyncio.timeout(WHOLE_DEMO_TIMEOUT_S):
-        return await tell(sidecar, lambda step: _show(progress(step, style)))
+        return await tell(sidecar, lambda step: _show(progress(step, style)), restarts_sidecar=restarts_sidecar)
 
 
 def _show(text: str) -> None:

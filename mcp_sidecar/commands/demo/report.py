@@ -54,13 +54,14 @@ class Style:
         return f"\x1b[{code}m{text}\x1b[0m" if self.coloured else text
 
 
-def introduction(style: Style) -> str:
+def introduction(style: Style, *, restarts_sidecar: bool = False) -> str:
     """Say what is about to happen."""
+    who = "The server, and with it the sidecar, is" if restarts_sidecar else "The server is"
     return "\n".join(
         (
             style.heading("mcp-sidecar demo"),
             "A small MCP server with a cart in memory and a client, both on the official Python SDK.",
-            "The server is killed (SIGKILL) and started again on its port while the client is connected.",
+            f"{who} killed (SIGKILL) and started again on its port while the client is connected.",
             "",
         )
     )
@@ -80,7 +81,8 @@ def _table(story: Story, style: Style) -> Iterator[str]:
     yield style.heading(_row("", "straight to the server", "through mcp-sidecar"))
     for direct, through in zip_longest(story.direct.before, story.through.before):
         yield _calls(direct, through, style)
-    yield style.quiet(" server killed and started again ".center(TABLE_WIDTH, "-"))
+    who = "server and sidecar" if story.restarted_sidecar else "server"
+    yield style.quiet(f" {who} killed and started again ".center(TABLE_WIDTH, "-"))
     for direct, through in zip_longest(story.direct.after, story.through.after):
         yield _calls(direct, through, style)
 

@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterable
+import tempfile
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
 from mcp_sidecar.commands.demo.client import Call, Shopper, shopper
-from mcp_sidecar.commands.processes import CartServer, ChildFailed, SidecarCommand, heal_seconds, running_sidecar
+from mcp_sidecar.commands.processes import CartServer, ChildFailed, Front, SidecarCommand, heal_seconds
 
 BEFORE_RESTART: Final = ("apples", "figs")
 AFTER_RESTART: Final = ("pears", "plums")
 HEAL_LINE_TIMEOUT_S: Final = 2.0
 
 Say = Callable[[str], None]
+Restart = Callable[[], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,12 +33,16 @@ class Half:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Story:
-    """Both halves. ``heal_s`` is the sidecar's own figure, None where it logged none; ``log`` is what else it wrote."""
+    """Both halves. ``heal_s`` is the sidecar's own figure, None where it logged none; ``log`` is what else it wrote.
+
+    ``restarted_sidecar``: it was killed and started again, too.
+    """
 
     direct: Half
     through: Half
     heal_s: float | None
     log: tuple[str, ...] = ()
+    restarted_sidecar: bool = False
 
     @property
     def healed(self) -> bool:
@@ -46,29 +52,49 @@ class Story:
         return restarted and all(call.succeeded for call in calls)
 
 
-async def tell(sidecar: SidecarCommand, say: Say) -> Story:
-    """Run both halves. Raises ``ChildFailed`` where the server or the sidecar does not come up."""
+async def tell(sidecar: SidecarCommand, say: Say, *, restarts_sidecar: bool = False) -> Story:
+    """Run both halves. Raises ``ChildFailed`` where the server or the sidecar does not come up.
+
+    ``restarts_sidecar``: it is killed together with the server; what it keeps is in a folder that is gone afterwards.
+    """
     logging.getLogger("mcp").addHandler(logging.NullHandler())
     logging.getLogger("mcp").propagate = False
     say("1/2  without the sidecar: start the server, call, kill it, start it, call again")
     async with CartServer() as server:
-        direct = await _half(server.url, server)
+        direct = await _half(server.url, server.restart)
     say("2/2  with the sidecar: the same, the client's URL points at the sidecar")
-    async with CartServer() as server, running_sidecar(sidecar, server.url) as (process, url):
-        through = await _half(url, server)
-        heal_s = None
-        with contextlib.suppress(ChildFailed):
-            heal_s = await process.said(heal_seconds, HEAL_LINE_TIMEOUT_S)
-    return Story(direct=direct, through=through, heal_s=heal_s, log=tuple(process.lines))
+    with tempfile.TemporaryDirectory() as folder:
+        store = f"sqlite:{folder}/sessions.db" if restarts_sidecar else "memory:"
+        async with CartServer() as server, Front(sidecar, server.url, store) as front:
+            through = await _half(front.url, _restart_both(server, front) if restarts_sidecar else server.restart)
+            heal_s = None
+            with contextlib.suppress(ChildFailed):
+                heal_s = await front.child.said(heal_seconds, HEAL_LINE_TIMEOUT_S)
+        return Story(
+            direct=direct,
+            through=through,
+            heal_s=heal_s,
+            log=tuple(front.child.lines),
+            restarted_sidecar=restarts_sidecar,
+        )
 
 
-async def _half(url: str, server: CartServer) -> Half:
+def _restart_both(server: CartServer, front: Front) -> Restart:
+    async def restart() -> None:
+        await front.kill()
+        await server.restart()
+        await front.start_again()
+
+    return restart
+
+
+async def _half(url: str, restart: Restart) -> Half:
     before: list[Call] = []
     after: list[Call] = []
     try:
         async with shopper(url) as client:
             await _fill(before, BEFORE_RESTART, client)
-            await server.restart()
+            await restart()
             await _fill(after, AFTER_RESTART, client)
     except Exception as error:
         # Some answers end the SDK's connection as a whole instead of failing one call; that is a result, too.

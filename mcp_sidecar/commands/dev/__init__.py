@@ -53,6 +53,7 @@ def run(arguments: Namespace, load: Callable[[Mapping[str, Sequence[str]]], Load
             "listen": arguments.listen,
             "admin": arguments.admin,
             "config": arguments.config,
+            "store": ["memory:"],
             "log-level": arguments.log_level or ["error"],
         }
     )

@@ -28,7 +28,15 @@ MIN_WIDTH, MAX_WIDTH = 60, 120
 
 def run(arguments: Namespace, load: Callable[[Mapping[str, Sequence[str]]], Loaded | None]) -> int:
     """Probe, print, and give the exit status. ``load`` reads settings, and tells what is wrong with them."""
-    loaded = load({"upstream": [arguments.server], "listen": ["127.0.0.1:0"], "admin": ["off"], "log-level": ["error"]})
+    loaded = load(
+        {
+            "upstream": [arguments.server],
+            "listen": ["127.0.0.1:0"],
+            "admin": ["off"],
+            "store": ["memory:"],
+            "log-level": ["error"],
+        }
+    )
     headers = _headers(arguments.header)
     if loaded is None or headers is None:
         return MISTAKE

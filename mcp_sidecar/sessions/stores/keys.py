@@ -12,6 +12,7 @@ import hashlib
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 KEY_BYTES = 64
 """What AES-SIV with AES-256 takes (RFC 5297)."""
@@ -56,6 +57,42 @@ class Keys:
         """The first one first."""
         yield self.first
         yield from self.others
+
+
+class KeyRing:
+    """The keys of this process: those of a file as it is now, or those that were given."""
+
+    def __init__(self, *, file: str | None = None, text: str | None = None) -> None:
+        """Raises ``BadKeys`` where there is none that can be used."""
+        self._file = Path(file) if file is not None else None
+        self._seen: tuple[int, int, int] | None = None
+        self.keys = self._read() if self._file is not None else read_keys(text or "")
+
+    def read_again(self) -> bool:
+        """Take what the file holds by now, if it has changed. Raises ``BadKeys``; then those of before stay."""
+        if self._file is None or self._identity() == self._seen:
+            return False
+        self.keys = self._read()
+        return True
+
+    def _read(self) -> Keys:
+        assert self._file is not None, "there is a file"
+        self._seen = self._identity()
+        try:
+            return read_keys(self._file.read_text(encoding="ascii"))
+        except OSError as error:
+            raise BadKeys(f"cannot be read: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise BadKeys("is no text of keys") from None
+
+    def _identity(self) -> tuple[int, int, int] | None:
+        """Secrets of Kubernetes are swapped by a link: what is behind it counts."""
+        assert self._file is not None, "there is a file"
+        try:
+            found = self._file.stat()
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino, found.st_mtime_ns
 
 
 def new_key() -> str:

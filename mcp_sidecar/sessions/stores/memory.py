@@ -1,4 +1,4 @@
-"""``memory:``: sessions live in this process and end with it.
+"""``memory:``: sessions live in this process and end with it. ``sealed:``: and in what their clients know.
 
 The session table holds them already, so nothing is kept here a second time, and there is nothing to ask.
 """
@@ -8,13 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from mcp_sidecar.sessions.stores.store import Entry, Key, Touch
+from mcp_sidecar.sessions.stores.store import Claim, Entry, Key, Touch
 
 
 class MemoryStore:
     """Takes everything, keeps nothing, finds nothing, and never waits."""
 
     outlives_process = False
+
+    def __init__(self, shown: str = "memory:") -> None:
+        """``shown`` is what stands in ``sessions.store``."""
+        self._shown = shown
+
+    def __str__(self) -> str:
+        """As in ``sessions.store``."""
+        return self._shown
 
     async def open(self) -> None:
         """Nothing to do."""
@@ -26,7 +34,9 @@ class MemoryStore:
         """Nothing is known that the table does not know."""
         return {}
 
-    async def put(self, key: Key, entry: Entry, *, expected: int, ttl_s: float) -> Entry | None:
+    async def put(
+        self, key: Key, entry: Entry, *, expected: int, ttl_s: float, claim: Claim | None = None
+    ) -> Entry | None:
         """The table holds it."""
         return None
 
@@ -37,11 +47,11 @@ class MemoryStore:
         """Nothing is missed."""
         return ()
 
-    async def claim(self, instance: bytes, upstream_id: bytes, key: Key, *, ttl_s: float) -> Key | None:
-        """The table knows whose it was."""
+    async def holder(self, claim: Claim) -> Key | None:
+        """The table knows."""
         return None
 
-    async def secret(self, name: str, fresh: bytes) -> bytes:
+    async def secret(self, name: str, fresh: bytes, *, replaces: bytes | None = None) -> bytes:
         """Nobody shares it."""
         return fresh
 

@@ -21,7 +21,17 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, NoReturn, TypeVar
 
-from mcp_sidecar.sessions.stores.store import ABSENT, Entry, Key, StoreAway, StoreUnusable, Times, Touch
+from mcp_sidecar.sessions.stores.store import (
+    ABSENT,
+    Claim,
+    Entry,
+    Key,
+    StoreAway,
+    StoreUnusable,
+    StoreUnwritable,
+    Times,
+    Touch,
+)
 
 T = TypeVar("T")
 
@@ -39,7 +49,7 @@ _HEADER: Final = b"SQLite format 3\x00"
 _HEADER_BYTES: Final = 100
 _APPLICATION_ID_AT: Final = 68
 _MODE: Final = 0o600
-_OTHERS_MAY_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
+OTHERS_MAY_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
 _NEVER_OURS: Final = frozenset({errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.EEXIST})
 _DAMAGED: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 _UNWRITABLE: Final = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY})
@@ -75,13 +85,18 @@ class SqliteStore:
 
     outlives_process = True
 
-    def __init__(self, path: str, *, times: Times, max_entries: int, ended_ttl_s: float) -> None:
+    def __init__(self, path: Path, *, times: Times, max_entries: int, ended_ttl_s: float) -> None:
         """Of more than ``max_entries`` the sweep forgets those that expire first.
 
         ``ended_ttl_s``: so long it is remembered of an entry that has expired that it once was.
         """
-        self._file = _File(Path(path), times, max_entries, ended_ttl_s)
+        self._file = _File(path, times, max_entries, ended_ttl_s)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sqlite")
+        self._path = path
+
+    def __str__(self) -> str:
+        """As in ``sessions.store``."""
+        return f"sqlite:{self._path}"
 
     async def open(self) -> None:
         """Make the folder and the file, or look at those that are there. Raises ``StoreUnusable``."""
@@ -97,9 +112,11 @@ class SqliteStore:
         """All entries of one session id."""
         return await self._do(lambda: self._file.get(session))
 
-    async def put(self, key: Key, entry: Entry, *, expected: int, ttl_s: float) -> Entry | None:
+    async def put(
+        self, key: Key, entry: Entry, *, expected: int, ttl_s: float, claim: Claim | None = None
+    ) -> Entry | None:
         """Compare and set."""
-        return await self._do(lambda: self._file.put(key, entry, expected, ttl_s))
+        return await self._do(lambda: self._file.put(key, entry, expected, ttl_s, claim))
 
     async def end(self, key: Key, *, ttl_s: float) -> None:
         """Remember that it ended."""
@@ -109,13 +126,13 @@ class SqliteStore:
         """Put off the expiry of many in one transaction."""
         return await self._do(lambda: self._file.touch(touches))
 
-    async def claim(self, instance: bytes, upstream_id: bytes, key: Key, *, ttl_s: float) -> Key | None:
-        """Whose the upstream id was."""
-        return await self._do(lambda: self._file.claim(instance, upstream_id, key, ttl_s))
+    async def holder(self, claim: Claim) -> Key | None:
+        """Whose the upstream id is."""
+        return await self._do(lambda: self._file.holder(claim))
 
-    async def secret(self, name: str, fresh: bytes) -> bytes:
-        """The first one stays."""
-        return await self._do(lambda: self._file.secret(name, fresh))
+    async def secret(self, name: str, fresh: bytes, *, replaces: bytes | None = None) -> bytes:
+        """The first one stays, unless it is the one to be replaced."""
+        return await self._do(lambda: self._file.secret(name, fresh, replaces))
 
     async def sweep(self) -> None:
         """Forget what has expired and what is too many."""
@@ -198,7 +215,7 @@ class _File:
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
         if self._times.clock() < self._no_writes_before:
-            raise StoreAway("it could not be written just now")
+            raise StoreUnwritable("it could not be written just now")
         with self._told():
             database = self._current()
             with _transaction(database):
@@ -215,6 +232,7 @@ class _File:
                 self._move_aside()
             elif code in _UNWRITABLE:
                 self._no_writes_before = self._times.clock() + PAUSE_S
+                raise StoreUnwritable(_REASONS[code]) from error
             else:
                 self.close()
             raise StoreAway(_REASONS.get(code, "it failed")) from error
@@ -248,12 +266,16 @@ class _File:
             return Entry(revision, writer, data)
         return ABSENT if data is None else Entry(revision, writer, None)
 
-    def put(self, key: Key, entry: Entry, expected: int, ttl_s: float) -> Entry | None:
+    def put(self, key: Key, entry: Entry, expected: int, ttl_s: float, claim: Claim | None) -> Entry | None:
         with self._writing() as database:
             standing = self._standing(database, key)
             if standing.revision != expected:
                 return standing
             self._write(database, key, entry, ttl_s)
+            if claim is not None:
+                until = self._times.wall() + self._ended_ttl_s
+                row = (claim.instance, claim.upstream_id, key.session, key.principal, until)
+                database.execute("INSERT OR REPLACE INTO claims VALUES (?, ?, ?, ?, ?)", row)
         return None
 
     def end(self, key: Key, ttl_s: float) -> None:
@@ -285,21 +307,24 @@ class _File:
                 ).rowcount
             ]
 
-    def claim(self, instance: bytes, upstream_id: bytes, key: Key, ttl_s: float) -> Key | None:
-        now = self._times.wall()
+    def holder(self, claim: Claim) -> Key | None:
         query = "SELECT session, principal FROM claims WHERE instance = ? AND upstream = ? AND expires > ?"
-        row = (instance, upstream_id, key.session, key.principal, now + ttl_s)
-        with self._writing() as database:
-            found = database.execute(query, (instance, upstream_id, now)).fetchone()
-            database.execute("INSERT OR REPLACE INTO claims VALUES (?, ?, ?, ?, ?)", row)
-        former = Key(*found) if found is not None else None
-        return former if former != key else None
+        with self._reading() as database:
+            row = (claim.instance, claim.upstream_id, self._times.wall())
+            found = database.execute(query, row).fetchone()
+        return Key(*found) if found is not None else None
 
-    def secret(self, name: str, fresh: bytes) -> bytes:
-        with self._writing() as database:
-            database.execute("INSERT OR IGNORE INTO secrets VALUES (?, ?)", (name, fresh))
-            (value,) = database.execute("SELECT value FROM secrets WHERE name = ?", (name,)).fetchone()
-        kept: bytes = value
+    def secret(self, name: str, fresh: bytes, replaces: bytes | None) -> bytes:
+        query = "SELECT value FROM secrets WHERE name = ?"
+        with self._reading() as database:
+            found = database.execute(query, (name,)).fetchone()
+        if found is None or found[0] == replaces:
+            with self._writing() as database:
+                database.execute("INSERT OR IGNORE INTO secrets VALUES (?, ?)", (name, fresh))
+                change = "UPDATE secrets SET value = ? WHERE name = ? AND value = ?"
+                database.execute(change, (fresh, name, replaces))
+                found = database.execute(query, (name,)).fetchone()
+        kept: bytes = found[0]
         return kept
 
     def sweep(self) -> None:
@@ -335,7 +360,7 @@ def _prepare(path: Path) -> None:
     To be called while this process has no connection to the file: closing a descriptor of it would let go of SQLite's locks.
     """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if path.parent.stat().st_mode & _OTHERS_MAY_WRITE:
+    if path.parent.stat().st_mode & OTHERS_MAY_WRITE:
         raise StoreUnusable(f"others can write to {path.parent}: use a folder of mode 0700 for {path.name}")
     with _closing(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)) as file:
         found = os.fstat(file)

@@ -17,6 +17,10 @@ class StoreAway(Exception):
     """The store cannot be asked, or cannot write, just now. The text is a fixed phrase for the log."""
 
 
+class StoreUnwritable(StoreAway):
+    """It cannot write just now; reading works."""
+
+
 class StoreUnusable(Exception):
     """It never will be: a wrong password, a file that is not ours. The text is one line for whoever configured it."""
 
@@ -52,6 +56,14 @@ class Touch:
 
 
 @dataclass(frozen=True, slots=True)
+class Claim:
+    """An upstream instance has minted this id, both hashed: the session that is written with it has it from now on."""
+
+    instance: bytes
+    upstream_id: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Times:
     """``wall`` gives seconds that all who share a store agree on, ``clock`` monotonic ones."""
 
@@ -62,8 +74,12 @@ class Times:
 class Store(Protocol):
     """A store of records. Every method but ``open`` and ``close`` may raise ``StoreAway``."""
 
-    outlives_process: bool
-    """Whether there is anything to ask: what lives in this process alone is in the session table already."""
+    @property
+    def outlives_process(self) -> bool:
+        """Whether there is anything to ask: what lives in this process alone is in the session table already."""
+
+    def __str__(self) -> str:
+        """What people are shown: the URL, without a password."""
 
     async def open(self) -> None:
         """Make it ready. Raises ``StoreUnusable``; a store that is only away comes back by itself."""
@@ -74,10 +90,12 @@ class Store(Protocol):
     async def get(self, session: bytes) -> Mapping[bytes, Entry]:
         """All entries of one session id, by the hash of their principal."""
 
-    async def put(self, key: Key, entry: Entry, *, expected: int, ttl_s: float) -> Entry | None:
+    async def put(
+        self, key: Key, entry: Entry, *, expected: int, ttl_s: float, claim: Claim | None = None
+    ) -> Entry | None:
         """Write, if the entry of the revision ``expected`` stands there, or ``ABSENT`` and ``expected`` is 0.
 
-        ``None``: it is written. Else what stands there.
+        ``None``: it is written, and the claim with it. Else what stands there, and nothing is claimed.
         """
 
     async def end(self, key: Key, *, ttl_s: float) -> None:
@@ -86,11 +104,14 @@ class Store(Protocol):
     async def touch(self, touches: Sequence[Touch]) -> Sequence[Key]:
         """Put off that these expire. Which of them are not there, or only in an older revision: they are to be written."""
 
-    async def claim(self, instance: bytes, upstream_id: bytes, key: Key, *, ttl_s: float) -> Key | None:
-        """An upstream instance has just minted this id (both hashed) for a session: whose it was until now, if another's."""
+    async def holder(self, claim: Claim) -> Key | None:
+        """Which session has claimed an upstream id last."""
 
-    async def secret(self, name: str, fresh: bytes) -> bytes:
-        """The value that all who share the store have under this name: the one of whoever came first."""
+    async def secret(self, name: str, fresh: bytes, *, replaces: bytes | None = None) -> bytes:
+        """The value that all who share the store have under this name: the one of whoever came first.
+
+        ``fresh`` also takes the place of ``replaces``, if just that stands there.
+        """
 
     async def sweep(self) -> None:
         """Forget what has expired, and see whether the store is still the one that was opened."""

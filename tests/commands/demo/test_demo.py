@@ -23,12 +23,12 @@ DEMO_TIMEOUT_S: Final = 100
 MARK: Final = "MCP_DEMO_TEST_MARK"
 
 
-def plain_forwarder(upstream_url: str) -> Sequence[str]:
+def plain_forwarder(upstream_url: str, *_: str) -> Sequence[str]:
     """A sidecar that heals nothing."""
     return (sys.executable, str(FORWARDER), upstream_url)
 
 
-def broken_sidecar(_: str) -> Sequence[str]:
+def broken_sidecar(*_: str) -> Sequence[str]:
     """A sidecar that ends with a complaint."""
     return (sys.executable, "-c", "raise SystemExit('no such option')")
 
@@ -66,6 +66,14 @@ def test_it_shows_a_heal() -> None:
     assert done.stdout.splitlines()[-1].endswith(" -m mcp_sidecar --upstream http://127.0.0.1:9000/mcp")
     assert "\x1b" not in done.stdout
     assert left_behind(mark) == []
+
+
+def test_it_shows_a_restart_of_the_sidecar_too(capfd: pytest.CaptureFixture[str]) -> None:
+    """Both are killed, and the client of the official SDK goes on in its session."""
+    assert run(restarts_sidecar=True) == 0
+    told = capfd.readouterr().out
+    assert "server and sidecar killed and started again" in told
+    assert "kept its session" in told
 
 
 def test_without_a_heal_the_status_says_so(capfd: pytest.CaptureFixture[str]) -> None:

@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mcp_sidecar.sessions.stores.sqlite import PAUSE_S, SqliteStore
-from mcp_sidecar.sessions.stores.store import ABSENT, Entry, Key, StoreAway, StoreUnusable, Times, Touch
+from mcp_sidecar.sessions.stores.store import ABSENT, Claim, Entry, Key, StoreAway, StoreUnusable, Times, Touch
 
 ALICE, BOB = Key(b"session", b"alice"), Key(b"session", b"bob")
 OTHER: Final = Key(b"other", b"alice")
@@ -55,7 +55,7 @@ def path(tmp_path: Path) -> Path:
 
 @asynccontextmanager
 async def opened(path: Path, clock: Clock, max_entries: int = 1000) -> AsyncIterator[SqliteStore]:
-    store = SqliteStore(str(path), times=clock.times, max_entries=max_entries, ended_ttl_s=50)
+    store = SqliteStore(path, times=clock.times, max_entries=max_entries, ended_ttl_s=50)
     await store.open()
     try:
         yield store
@@ -129,14 +129,20 @@ class TestPromises:
             assert await store.get(b"session") == {b"alice": entry(2)}
 
     async def test_claims(self, path: Path, clock: Clock) -> None:
-        """Whoever is given an upstream id that another had learns whose it was; instances do not disturb each other."""
+        """An upstream id is whose record was written with it last; what is not written claims nothing."""
+        here, there = Claim(b"here", b"1"), Claim(b"there", b"1")
         async with opened(path, clock) as store:
-            assert await store.claim(b"here", b"1", ALICE, ttl_s=10) is None
-            assert await store.claim(b"there", b"1", BOB, ttl_s=10) is None
-            assert await store.claim(b"here", b"1", ALICE, ttl_s=10) is None
-            assert await store.claim(b"here", b"1", BOB, ttl_s=10) == ALICE
-            clock.now += 10
-            assert await store.claim(b"here", b"1", OTHER, ttl_s=10) is None
+            assert await store.holder(here) is None
+            assert await store.put(ALICE, entry(1), expected=0, ttl_s=10, claim=here) is None
+            assert await store.put(OTHER, entry(1), expected=0, ttl_s=10, claim=there) is None
+            assert (await store.holder(here), await store.holder(there)) == (ALICE, OTHER)
+            assert await store.put(ALICE, entry(2), expected=0, ttl_s=10, claim=there) == entry(1)
+            assert await store.holder(there) == OTHER
+            assert await store.put(BOB, entry(1), expected=0, ttl_s=10, claim=here) is None
+            assert await store.holder(here) == BOB
+            clock.now += 50
+            await store.sweep()
+            assert await store.holder(here) is None
 
     async def test_secrets(self, path: Path, clock: Clock) -> None:
         """The first one stays, for all who share the file, and outlives them."""
@@ -145,6 +151,8 @@ class TestPromises:
             assert await other.secret("index", b"second") == b"first"
         async with opened(path, clock) as later:
             assert await later.secret("index", b"third") == b"first"
+            assert await later.secret("index", b"fourth", replaces=b"another") == b"first"
+            assert await later.secret("index", b"fourth", replaces=b"first") == b"fourth"
 
     async def test_bounds(self, path: Path, clock: Clock) -> None:
         """Of too many entries those are forgotten that would expire first."""
@@ -261,11 +269,11 @@ class TestTrouble:
     async def test_it_is_known_as_ours_at_once(self, path: Path, clock: Clock) -> None:
         """A process that is killed right after it has made the file leaves one that the next takes for its own."""
         code = (
-            "import asyncio, os, sys, time\n"
+            "import asyncio, os, pathlib, sys, time\n"
             "from mcp_sidecar.sessions.stores.sqlite import SqliteStore\n"
             "from mcp_sidecar.sessions.stores.store import Entry, Key, Times\n"
             "async def main():\n"
-            "    store = SqliteStore(sys.argv[1], times=Times(time.time, time.time), max_entries=9, ended_ttl_s=9)\n"
+            "    store = SqliteStore(pathlib.Path(sys.argv[1]), times=Times(time.time, time.time), max_entries=9, ended_ttl_s=9)\n"
             "    await store.open()\n"
             "    await store.put(Key(b'session', b'alice'), Entry(1, b'w', b'data'), expected=0, ttl_s=1e9)\n"
             "    os.kill(os.getpid(), 9)\n"
@@ -356,7 +364,7 @@ class TestTrouble:
 def _count_up(path: str, rounds: int) -> None:
     async def main() -> None:
         clock = Clock()
-        store = SqliteStore(path, times=clock.times, max_entries=1000, ended_ttl_s=50)
+        store = SqliteStore(Path(path), times=clock.times, max_entries=1000, ended_ttl_s=50)
         await store.open()
         done = 0
         while done < rounds:

@@ -1,0 +1,155 @@
+"""A store behind a time-out and a breaker: nobody waits long for one that is away, and nobody asks it again and again.
+
+The rule of this file: once a store did not answer, everybody is told so at once, but one prober, which asks until it does. A
+store that only cannot write is still read. What each question took is told to whoever counts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Final, TypeVar
+
+from mcp_sidecar.facts import Emit, StoreAsked, StoreBack, StoreLost
+from mcp_sidecar.sessions.stores.store import Claim, Entry, Key, Store, StoreAway, StoreUnwritable, Touch
+
+T = TypeVar("T")
+
+QUICKEST_PACE_S: Final = 0.010
+SLOWEST_PACE_S: Final = 1.0
+_PROBE: Final = b"probe"
+_TOO_SLOW: Final = "it did not answer in time"
+
+
+class StoreGuard:
+    """One store, guarded. Every method but ``open`` and ``close`` raises ``StoreAway`` within ``timeout_s``."""
+
+    def __init__(self, store: Store, *, timeout_s: float, clock: Callable[[], float], emit: Emit) -> None:
+        """``clock`` gives monotonic seconds."""
+        self._store = store
+        self._timeout_s = timeout_s
+        self._clock = clock
+        self._emit = emit
+        self.on_back: Callable[[], None] = lambda: None
+        self._away_since: float | None = None
+        self._is_closed = False
+        self._back: asyncio.Future[None] | None = None
+        self._probing: asyncio.Task[None] | None = None
+
+    def __str__(self) -> str:
+        """What people are shown."""
+        return str(self._store)
+
+    @property
+    def outlives_process(self) -> bool:
+        """Whether there is anything to ask."""
+        return self._store.outlives_process
+
+    @property
+    def is_up(self) -> bool:
+        """Whether it has answered when it was asked last."""
+        return self._away_since is None
+
+    async def open(self) -> None:
+        """Make it ready. Raises ``StoreUnusable``."""
+        await self._store.open()
+
+    async def close(self) -> None:
+        """Let go of it."""
+        self._is_closed = True
+        if self._probing is not None:
+            self._probing.cancel()
+            await asyncio.wait({self._probing}, timeout=self._timeout_s)
+        await self._store.close()
+
+    def back(self) -> asyncio.Future[None]:
+        """Done as soon as it answers again."""
+        if self._back is None or self._back.done():
+            self._back = asyncio.get_running_loop().create_future()
+        if self.is_up:
+            self._back.set_result(None)
+        return self._back
+
+    # -- what is asked ------------------------------------------------------------------------------------------------
+
+    async def get(self, session: bytes) -> Mapping[bytes, Entry]:
+        """All entries of one session id."""
+        return await self._ask("get", lambda: self._store.get(session))
+
+    async def put(
+        self, key: Key, entry: Entry, *, expected: int, ttl_s: float, claim: Claim | None = None
+    ) -> Entry | None:
+        """Compare and set."""
+        return await self._ask("put", lambda: self._store.put(key, entry, expected=expected, ttl_s=ttl_s, claim=claim))
+
+    async def end(self, key: Key, *, ttl_s: float) -> None:
+        """Remember that it ended."""
+        await self._ask("end", lambda: self._store.end(key, ttl_s=ttl_s))
+
+    async def touch(self, touches: Sequence[Touch]) -> Sequence[Key]:
+        """Put off that these expire."""
+        return await self._ask("touch", lambda: self._store.touch(touches))
+
+    async def holder(self, claim: Claim) -> Key | None:
+        """Whose the upstream id is."""
+        return await self._ask("holder", lambda: self._store.holder(claim))
+
+    async def secret(self, name: str, fresh: bytes, *, replaces: bytes | None = None) -> bytes:
+        """The value that all share."""
+        return await self._ask("secret", lambda: self._store.secret(name, fresh, replaces=replaces))
+
+    async def sweep(self) -> None:
+        """Forget what has expired; takes as long as it takes."""
+        if self.is_up:
+            await self._store.sweep()
+
+    # -- the breaker --------------------------------------------------------------------------------------------------
+
+    async def _ask(self, operation: str, work: Callable[[], Awaitable[T]]) -> T:
+        if not self.outlives_process:
+            return await work()
+        if not self.is_up:
+            raise StoreAway("it is away")
+        return await self._tried(operation, work)
+
+    async def _tried(self, operation: str, work: Callable[[], Awaitable[T]]) -> T:
+        started, failed = self._clock(), True
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                answer = await work()
+            failed = False
+        except StoreUnwritable:
+            raise
+        except StoreAway as away:
+            self._note_away(str(away))
+            raise
+        except TimeoutError:
+            self._note_away(_TOO_SLOW)
+            raise StoreAway(_TOO_SLOW) from None
+        finally:
+            self._emit(StoreAsked(operation, self._clock() - started, failed))
+        return answer
+
+    def _note_away(self, reason: str) -> None:
+        if self._away_since is None:
+            self._away_since = self._clock()
+            self._emit(StoreLost(reason))
+            self._probing = asyncio.create_task(self._probe())
+
+    async def _probe(self) -> None:
+        pace_s = QUICKEST_PACE_S
+        while self._away_since is not None and not self._is_closed:
+            await asyncio.sleep(pace_s * random.uniform(0.5, 1.0))
+            pace_s = min(pace_s * 2, SLOWEST_PACE_S)
+            try:
+                await self._tried("probe", lambda: self._store.get(_PROBE))
+            except StoreUnwritable:
+                pass
+            except StoreAway:
+                continue
+            self._emit(StoreBack(self._clock() - self._away_since))
+            self._away_since = None
+        self.on_back()
+        if self._back is not None and not self._back.done():
+            self._back.set_result(None)

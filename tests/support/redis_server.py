@@ -1,0 +1,75 @@
+"""Debian's `redis-server` as a process of the tests: on a port of its own, with nothing on disk unless a test says so."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import signal
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+PROGRAM: Final = shutil.which("redis-server") or shutil.which("valkey-server")
+NEEDS_REDIS: Final = pytest.mark.skipif(
+    PROGRAM is None, reason="there is no redis-server: apt-get install redis-server"
+)
+
+
+class RedisServer:
+    """One server, to be killed, stopped and started again."""
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port: int = free.getsockname()[1]
+        self._options = ("--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", "", *options)
+        self._process: asyncio.subprocess.Process | None = None
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}"
+
+    async def start(self) -> None:
+        assert PROGRAM is not None, "skipped without it"
+        self._process = await asyncio.create_subprocess_exec(
+            PROGRAM, *self._options, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+        )
+        assert self._process.stdout is not None
+        lines = []
+        while line := await self._process.stdout.readline():
+            lines.append(line.decode())
+            if "Ready to accept connections" in lines[-1]:
+                return
+        raise AssertionError("".join(lines))
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    async def kill(self) -> None:
+        """No warning, and nothing written."""
+        if self._process is not None and self._process.returncode is None:
+            self._process.send_signal(signal.SIGCONT)
+            self._process.kill()
+            await self._process.wait()
+
+    async def say(self, *words: str) -> str:
+        """One command on a connection of its own, and the first line of the answer."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        writer.write(f"*{len(words)}\r\n".encode() + b"".join(b"$%d\r\n%s\r\n" % (len(w), w.encode()) for w in words))
+        answer = (await reader.readline()).decode().rstrip()
+        writer.close()
+        return answer
+
+
+@asynccontextmanager
+async def redis_server(folder: Path, *options: str) -> AsyncIterator[RedisServer]:
+    server = RedisServer(folder, *options)
+    await server.start()
+    try:
+        yield server
+    finally:
+        await server.kill()
