@@ -46,6 +46,7 @@ def metrics() -> dict[str, set[str]]:
     made.describe(version="1", mode="heal", store="memory")
     made.record(facts.RequestServed("POST", "tools/call", 200, 0.1, facts.CallOutcome.ANSWERED))
     made.record(facts.SessionLost("ab12", "python-404", 404, 1))
+    made.record(facts.StoreAsked("get", 0.001, failed=True))
     made.record(facts.AnswerRewritten("ab12", 400))
     made.record(facts.OutcomeUnknown("ab12", "tools/call"))
     made._clients.reading = lambda: {"mcp": 1}
