@@ -14,6 +14,9 @@ MAKE_ENVIRONMENT := $(PYTHON) -m tools.environments
 PARALLEL := -n 2 --dist worksteal
 NOT_ALONE := not interop and not cargo and not go
 
+# They would show the environments modules of other programs, or hide this folder's. tools/environments.py says the same of pip.
+unexport PYTHONPATH PYTHONHOME PYTHONSAFEPATH
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo check test matrix next interop lint format types cover bench bench-full bench-setup lock installs dist release clean
 
@@ -86,5 +89,6 @@ release:  ## date the changelog, commit, tag, and make what is released
 
 clean:  ## remove everything that make and the tools have made
 	rm -rf .venv .venvs .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage build dist
-	rm -rf bench/node/node_modules tests/interop/node/node_modules tests/interop/node/conformance/node_modules tests/interop/rust/target
+	rm -rf bench/node/node_modules tests/interop/node/node_modules tests/interop/node/conformance/node_modules
+	rm -rf tests/interop/rust/target tests/interop/go/target
 	find mcp_sidecar tests tools bench -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
 
 
 class HealOutcome(StrEnum):
@@ -96,14 +97,17 @@ class AdoptedFrom(StrEnum):
     SEALED = "sealed"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RequestServed:
-    """A client request got its answer. ``rpc_method`` is a label of the bounded set, ``seconds`` the whole exchange."""
+    """A client request got its answer. ``rpc_method`` is a label of the bounded set, ``seconds`` the whole exchange.
 
-    http_method: str
-    rpc_method: str
-    status: int
-    seconds: float
+    There is one for each request: to freeze it would cost more than to count it.
+    """
+
+    http_method: Final[str]
+    rpc_method: Final[str]
+    status: Final[int]
+    seconds: Final[float]
 
 
 @dataclass(frozen=True, slots=True)

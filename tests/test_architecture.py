@@ -141,7 +141,7 @@ LAYERS: Final = (
         modules="mcp_sidecar.commands.probe",
         parts=(
             *("mcp_sidecar.app", "mcp_sidecar.facts", "mcp_sidecar.commands.mcp_client"),
-            *(WIRE, VERDICTS, OPS, SETTINGS),
+            *(WIRE, VERDICTS, f"{HEALING}.replies", OPS, SETTINGS, CONFIG),
         ),
     ),
     Layer(modules="mcp_sidecar.commands.mcp_client", parts=(WIRE,), libraries=("aiohttp",)),

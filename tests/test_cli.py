@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -201,6 +202,44 @@ def test_demo_without_its_extra_says_how_to_install_it(
     _stand_in(monkeypatch, "commands.demo", run)
     assert main(("demo",)) == 1
     assert "pip install 'mcp-sidecar[demo]'" in capsys.readouterr().err
+
+
+def test_dev_without_its_extra_says_how_to_install_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In one line, as the demo does."""
+
+    def run(*_: object) -> int:
+        raise ModuleNotFoundError("No module named 'watchfiles'", name="watchfiles")
+
+    _stand_in(monkeypatch, "commands.dev", run)
+    assert main(("dev", "--", "true")) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        "dev: the library watchfiles is missing; install it with: pip install 'mcp-sidecar[reload]'"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "command"),
+    [
+        (("--", "python", "server.py", "--watch", "x"), ["python", "server.py", "--watch", "x"]),
+        (("--once", "python", "server.py", "--help"), ["python", "server.py", "--help"]),
+        (("--watch", "a", "--", "sh", "-c", "x -- y"), ["sh", "-c", "x -- y"]),
+    ],
+)
+def test_what_stands_behind_dev_is_the_command(
+    monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], command: list[str]
+) -> None:
+    """Its own options are its own, with or without the dashes."""
+    given: list[str] = []
+
+    def run(arguments: Namespace, _: object) -> int:
+        given.extend(arguments.command[1:] if arguments.command[:1] == ["--"] else arguments.command)
+        return 0
+
+    _stand_in(monkeypatch, "commands.dev", run)
+    assert main(("dev", *words)) == 0
+    assert given == command
 
 
 def test_a_module_of_our_own_that_is_missing_is_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:

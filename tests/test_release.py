@@ -23,9 +23,16 @@ def _git(root: Path, *arguments: str) -> str:
     return subprocess.run(["git", *arguments], cwd=root, check=True, capture_output=True, text=True).stdout
 
 
+def _forget_repository(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a hook, git names the repository that it runs for: what follows would be done to that one."""
+    for name in [name for name in os.environ if name.startswith("GIT_")]:
+        monkeypatch.delenv(name)
+
+
 @pytest.fixture
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A repository with a version that has not been released."""
+    _forget_repository(monkeypatch)
     for name, value in (AUTHOR | {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull}).items():
         monkeypatch.setenv(name, value)
     (tmp_path / "mcp_sidecar").mkdir()
@@ -86,6 +93,35 @@ class TestTag:
         release.tag(DAY, checkout)
         with pytest.raises(release.NotReleasable, match="has been tagged"):
             release.check_ready(checkout)
+
+    def test_what_git_refuses_is_told_and_changes_nothing(self, checkout: Path) -> None:
+        """Without an author, or with a hook that says no, there is no release and no trace of one."""
+        hook = checkout / ".git" / "hooks" / "pre-commit"
+        hook.parent.mkdir(exist_ok=True)
+        hook.write_text("#!/bin/sh\necho not today >&2\nexit 1\n")
+        hook.chmod(0o755)
+        with pytest.raises(release.NotReleasable, match="not today"):
+            release.tag(DAY, checkout)
+        assert _git(checkout, "status", "--porcelain") == ""
+
+    def test_a_tag_is_its_version(self, checkout: Path) -> None:
+        """Nothing is made of a commit that is tagged as another version."""
+        release.check_tag(checkout)
+        _git(checkout, "tag", "v0.3.0")
+        with pytest.raises(release.NotReleasable, match=r"v0\.3\.0"):
+            release.check_tag(checkout)
+        _git(checkout, "tag", "v0.2.0")
+        release.check_tag(checkout)
+
+
+def test_an_unpacked_archive_can_be_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is no repository, or no git, a wheel has another date and the same files."""
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "none"))
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "")
+    (first,) = release.build(ROOT, tmp_path / "first", "wheel")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (second,) = release.build(ROOT, tmp_path / "second", "wheel")
+    assert first.read_bytes() == second.read_bytes()
 
 
 @pytest.mark.parametrize(

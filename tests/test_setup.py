@@ -13,11 +13,14 @@ import hashlib
 import json
 import os
 import re
+import subprocess
+import sys
 import threading
 import tomllib
 import zipfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib import metadata
 from pathlib import Path
@@ -30,7 +33,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from tools import locks
-from tools.environments import ROOT, install, python
+from tools.environments import ROOT, Environment, install, lends_pip, python
 
 PROJECT: Final = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 EXTRAS: Final = frozenset(PROJECT["project"]["optional-dependencies"])
@@ -354,3 +357,86 @@ class TestInstalling:
         assert trouble is not None
         assert "plugin 1.0 requires base" in trouble
         assert not environment.is_ready
+
+    def test_no_setting_of_the_machine_says_what_or_where_to(
+        self, index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Settings of pip and Python that suit other work neither change an environment nor hinder it."""
+        config, constraint, elsewhere = (tmp_path / name for name in ("pip.conf", "constraint.txt", "elsewhere"))
+        config.write_text("[install]\nuser = true\nrequire-hashes = true\n")
+        constraint.write_text("base==1.1\n")
+        with zipfile.ZipFile(next((tmp_path / "simple").rglob("base-1.0-*.whl"))) as opened:
+            opened.extractall(elsewhere)
+        for name in ("PIP_USER", "PIP_DRY_RUN", "PIP_REQUIRE_HASHES", "PYTHONSAFEPATH"):
+            monkeypatch.setenv(name, "1")
+        for name, path in (("PIP_CONFIG_FILE", config), ("PIP_CONSTRAINT", constraint), ("PIP_TARGET", elsewhere)):
+            monkeypatch.setenv(name, str(path))
+        monkeypatch.setenv("PYTHONPATH", str(elsewhere))
+        environment = python(tmp_path / "made", _lock(tmp_path, *index.locked), pip=None)
+        assert install(environment) is None
+        installed = {path.name for path in (tmp_path / "made").rglob("*.dist-info")}
+        assert {"plugin-1.0.dist-info", "base-1.0.dist-info"} <= installed
+
+    def test_an_active_environment_can_be_made_anew(self, index: Index, tmp_path: Path) -> None:
+        """``make`` in a shell that uses the environment neither takes that one's Python away nor counts it as another; nothing of before is left."""
+        made = tmp_path / "made"
+        assert install(python(made, _lock(tmp_path, *index.locked), pip=None)) is None
+        _lock(tmp_path, *index.locked, "\n")
+        (left := made / "left.py").touch()
+        anew = (
+            "import sys; from pathlib import Path; from tools.environments import install, python\n"
+            f"sys.exit(install(python(Path({str(made)!r}), Path({str(tmp_path / 'lock.txt')!r}), pip=None)))"
+        )
+        done = subprocess.run(
+            [made / "bin" / "python", "-c", anew], cwd=ROOT, check=False, capture_output=True, text=True
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        assert python(made, tmp_path / "lock.txt", pip=None).is_ready
+        assert not left.exists()
+
+    def test_a_python_is_the_same_by_any_name(self, index: Index, tmp_path: Path) -> None:
+        """``python3`` and ``python3.11`` are one, and so is the one of an environment; none makes anew what another made."""
+        environment = python(tmp_path / "made", _lock(tmp_path, *index.locked), pip=None)
+        (alias := tmp_path / "python").symlink_to(os.path.realpath(sys.executable))
+        ask = (
+            "from pathlib import Path; from tools.environments import python\n"
+            f"print(python(Path({str(tmp_path / 'made')!r}), Path({str(tmp_path / 'lock.txt')!r}), pip=None).fingerprint)"
+        )
+        said = {
+            subprocess.run([name, "-c", ask], cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
+            for name in (alias, sys.executable)
+        }
+        assert said == {environment.fingerprint}
+
+    def test_a_python_without_a_pip_to_lend_brings_its_own(self, index: Index, tmp_path: Path) -> None:
+        """Debian's may have none, and that of another Python may be too old or not start."""
+        environment = python(tmp_path / "made", _lock(tmp_path, *index.locked), pip=None)
+        assert environment.commands_without_pip != environment.commands
+        assert install(replace(environment, commands=environment.commands_without_pip)) is None
+        assert lends_pip(str(environment.program("python")))
+        (pip,) = (tmp_path / "made").glob("lib/*/site-packages/pip/__main__.py")
+        pip.write_text("raise SystemExit('no such option: --python')")
+        lends_pip.cache_clear()
+        assert not lends_pip(str(environment.program("python")))
+
+    def test_two_at_once_make_one(self, tmp_path: Path) -> None:
+        """Who comes second waits, and then has what the first one made."""
+        count = "import pathlib, sys; print('made', file=pathlib.Path('made').open('a'))"
+        environment = Environment(
+            name="counted",
+            pins=(),
+            stamp=tmp_path / ".pins",
+            programs=tmp_path,
+            commands=((sys.executable, "-c", count),),
+            folder=tmp_path,
+        )
+        with ThreadPoolExecutor(max_workers=4) as pool:
+            assert list(pool.map(install, [environment] * 4)) == [None] * 4
+        assert (tmp_path / "made").read_text() == "made\n"
+
+    def test_what_cannot_be_made_is_told(self, tmp_path: Path) -> None:
+        """A file where the environment should be is a sentence, no traceback."""
+        (tmp_path / "made").touch()
+        trouble = install(python(tmp_path / "made", _lock(tmp_path), pip=None))
+        assert trouble is not None
+        assert trouble.startswith("made: ")

@@ -8,20 +8,24 @@ would resolve what it needs), then ``pip check``. npm: ``ci``, without install s
 
 Python environments are filled by the pip of ``tools/requirements/pip.txt``, which whatever pip the Python has puts there: it
 needs a third of the time of those that Python 3.11 and 3.12 bring. The locks work with those, too (``tools/installs.py``).
+
+Of this machine's settings only those reach pip that say where from and how: none may choose what is installed, or where to.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import fcntl
+import functools
 import hashlib
-import importlib.util
 import json
 import os
 import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +37,30 @@ PROJECT: Final = ROOT / "pyproject.toml"
 PIP_LOCK: Final = ROOT / "tools" / "requirements" / "pip.txt"
 INSTALL_TIMEOUT_S: Final = 900
 AT_A_TIME: Final = 3
+
+# Never that of an environment: it may be the one that is made anew, and would take its own Python away.
+_BASE: Final = str(getattr(sys, "_base_executable", sys.executable))
+BASE: Final = _BASE if Path(_BASE).is_file() else os.path.realpath(sys.executable)
+ELSEWHERE: Final = frozenset({"PYTHONPATH", "PYTHONHOME", "PYTHONSAFEPATH", "PYTHONPLATLIBDIR"})
+"""Variables that show a Python modules of others: pip takes a distribution that it finds there for installed."""
+WHERE_FROM: Final = frozenset(
+    {
+        *(
+            "PIP_INDEX_URL",
+            "PIP_EXTRA_INDEX_URL",
+            "PIP_FIND_LINKS",
+            "PIP_NO_INDEX",
+            "PIP_CONFIG_FILE",
+            "PIP_KEYRING_PROVIDER",
+        ),
+        *("PIP_CERT", "PIP_CLIENT_CERT", "PIP_TRUSTED_HOST", "PIP_PROXY", "PIP_USE_FEATURE", "PIP_USE_DEPRECATED"),
+        *("PIP_TIMEOUT", "PIP_DEFAULT_TIMEOUT", "PIP_RETRIES", "PIP_CACHE_DIR", "PIP_NO_CACHE_DIR", "PIP_NO_INPUT"),
+        "PIP_UPLOADED_PRIOR_TO",  # can refuse, but not choose
+    }
+)
+"""The variables of pip that stay as they are set."""
+NOT_FROM_CONFIG: Final = {"PIP_USER": "0", "PIP_DRY_RUN": "0", "PIP_REQUIRE_HASHES": "0", "PIP_REQUIRE_VIRTUALENV": "0"}
+"""What a pip.conf may ask of every installation, and what none of these can do."""
 
 PIP: Final = ("-m", "pip", "--disable-pip-version-check")
 FROM_LOCK: Final = ("install", "--quiet", "--no-deps", "--require-hashes", "--only-binary", ":all:")
@@ -67,8 +95,10 @@ class Environment:
     folder: Path = ROOT
     needs: tuple[str, ...] = ()
     """Programs without which it cannot be made."""
-    fresh: Path | None = None
-    """Removed before an installation."""
+    guard: Path | None = None
+    """A folder that outlives an installation, and is locked for it; ``folder`` if None."""
+    commands_without_pip: tuple[Command, ...] = ()
+    """The commands for a Python that has no pip to lend, where they are others."""
 
     def program(self, name: str) -> Path:
         """Return where a program of it is, whether it is installed or not."""
@@ -77,7 +107,8 @@ class Environment:
     @property
     def fingerprint(self) -> str:
         """Name the state that the pins ask for; another Python or another command is another state."""
-        digest = hashlib.sha256(repr((sys.version, self.commands)).encode())
+        commands = repr(self.commands).replace(repr(BASE), repr(os.path.realpath(BASE)))  # it has several names
+        digest = hashlib.sha256(f"{sys.version}\n{commands}".encode())
         for pin in self.pins:
             digest.update(hashlib.sha256(pin).digest())
         return digest.hexdigest()
@@ -104,7 +135,16 @@ def python(
     """
     inside = str(folder / "bin" / "python")
     files = tuple(word for lock in locks for word in ("-r", str(lock)))
-    made, by_pip = _with_pip(folder, inside, pip)
+
+    def commands(*, lent: bool) -> tuple[Command, ...]:
+        made, by_pip = _with_pip(folder, inside, pip, lent=lent)
+        return (
+            *made,
+            (*by_pip, *FROM_LOCK, *(() if compiled else (NO_COMPILE,)), *files),
+            *(((*by_pip, *EDITABLE),) if editable else ()),
+            (*by_pip, "check"),
+        )
+
     return Environment(
         name=folder.name.removeprefix("."),
         pins=(
@@ -113,28 +153,33 @@ def python(
         ),
         stamp=folder / ".pins",
         programs=folder / "bin",
-        commands=(
-            *made,
-            (*by_pip, *FROM_LOCK, *(() if compiled else (NO_COMPILE,)), *files),
-            *(((*by_pip, *EDITABLE),) if editable else ()),
-            (*by_pip, "check"),
-        ),
-        fresh=folder,
+        commands=commands(lent=True),
+        commands_without_pip=commands(lent=False),
+        guard=folder,
     )
 
 
-def _with_pip(folder: Path, inside: str, pip: Path | None) -> tuple[tuple[Command, ...], Command]:
+def _with_pip(folder: Path, inside: str, pip: Path | None, *, lent: bool) -> tuple[tuple[Command, ...], Command]:
     """Return what makes the folder, and the words that a pip which fills it is called with.
 
-    Where the Python that runs this has a pip (Debian's may have none), that one does the first step from outside: copying it
-    would take longer than all the rest.
+    Where the Python that makes it can lend its pip, that one does the first step from outside: copying it would take longer
+    than all the rest.
     """
-    can_lend = importlib.util.find_spec("pip") is not None
-    venv = (sys.executable, "-m", "venv", *(("--without-pip",) if can_lend else ()), str(folder))
-    brought = (sys.executable, *PIP, "--python", inside) if can_lend else (inside, *PIP)
+    venv = (BASE, "-m", "venv", "--clear", *(("--without-pip",) if lent else ()), str(folder))
+    brought = (BASE, *PIP, "--python", inside) if lent else (inside, *PIP)
     if pip is None:
         return (venv,), brought
     return (venv, (*brought, *FROM_LOCK, NO_COMPILE, "-r", str(pip))), (inside, *PIP)
+
+
+@functools.cache
+def lends_pip(program: str) -> bool:
+    """Whether a Python has a pip that can fill another environment.
+
+    Debian's may have none; ``--python`` came with pip 22.3; and on Ubuntu a newer Python finds the system's pip, which does
+    not even start there.
+    """
+    return run((program, *PIP, "--python", program, "--version"), ROOT) is None
 
 
 def _project() -> bytes:
@@ -189,11 +234,32 @@ def install(environment: Environment) -> str | None:
     """Bring one environment up to date; return what went wrong, or None."""
     if environment.is_ready:
         return None
+    try:
+        with _alone(environment):
+            return None if environment.is_ready else _install(environment)
+    except OSError as trouble:
+        return f"{environment.name}: {trouble}"
+
+
+@contextlib.contextmanager
+def _alone(environment: Environment) -> Iterator[None]:
+    """Wait until nobody else is making it: two verbs may be started at once."""
+    guard = environment.guard or environment.folder
+    guard.mkdir(parents=True, exist_ok=True)
+    held = os.open(guard, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a file system that knows no locks
+            fcntl.flock(held, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(held)
+
+
+def _install(environment: Environment) -> str | None:
     print(f"{environment.name}: installing", flush=True)
     environment.stamp.unlink(missing_ok=True)
-    if environment.fresh is not None:
-        shutil.rmtree(environment.fresh, ignore_errors=True)
-    for command in environment.commands:
+    without_pip = environment.commands_without_pip
+    for command in without_pip if without_pip and not lends_pip(BASE) else environment.commands:
         if trouble := run(command, environment.folder):
             return f"{environment.name}: {trouble}"
     environment.stamp.write_text(environment.fingerprint, encoding="utf-8")
@@ -228,14 +294,30 @@ def install_debian(packages: Mapping[str, str], say: Callable[[str], None]) -> b
 
 def run(command: Command, folder: Path) -> str | None:
     """Run a package manager quietly; return what it said if it failed, or None."""
-    environ = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     try:
         done = subprocess.run(
-            command, check=False, cwd=folder, capture_output=True, text=True, timeout=INSTALL_TIMEOUT_S, env=environ
+            command,
+            check=False,
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=INSTALL_TIMEOUT_S,
+            env=_settings(os.environ),
         )
     except (subprocess.TimeoutExpired, OSError) as trouble:
         return f"{command[0]}: {trouble}"
     return None if done.returncode == 0 else f"{' '.join(command)} failed:\n{(done.stdout + done.stderr)[-3000:]}"
+
+
+def _settings(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables without those that could choose what is installed, or where to."""
+    kept = {
+        name: value
+        for name, value in environ.items()
+        if name not in ELSEWHERE and (not name.startswith("PIP_") or name in WHERE_FROM)
+    }
+    return kept | NOT_FROM_CONFIG | {"DEBIAN_FRONTEND": "noninteractive"}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -247,7 +329,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(NO_COMPILE, action="store_true", help="leave compiling to the first use")
     given = parser.parse_args(arguments)
     locks = [lock.resolve() for lock in given.locks]
-    environment = python(given.folder.absolute(), *locks, editable=given.editable, compiled=not given.no_compile)
+    environment = python(given.folder.resolve(), *locks, editable=given.editable, compiled=not given.no_compile)
     trouble = install(environment)
     if trouble:
         print(trouble, file=sys.stderr)

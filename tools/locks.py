@@ -78,11 +78,8 @@ def commands(part: str, *, keep: bool) -> Iterator[tuple[Path, list[str]]]:
     """Yield the folder and the command for each lock of a part."""
     if part == "npm":
         for folder in NPM:
-            update = [] if keep else ["--prefer-online"]
-            yield (
-                folder,
-                ["npm", "install", "--package-lock-only", "--ignore-scripts", "--no-audit", "--no-fund", *update],
-            )
+            verb = "install" if keep else "update"  # install leaves what the lock has
+            yield folder, ["npm", verb, "--package-lock-only", "--ignore-scripts", "--no-audit", "--no-fund"]
     elif part == "cargo":
         for workspace in CARGO:
             yield workspace, ["cargo", "update", *(["--workspace"] if keep else [])]

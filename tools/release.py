@@ -64,20 +64,33 @@ def unexpected(names: Iterable[str], tracked: Iterable[str]) -> list[str]:
 
 
 def build(source: Path, target: Path, *kinds: str) -> list[Path]:
-    """Build these kinds (``wheel``, ``sdist``) of a source tree, dated by its last commit."""
-    environ = {"SOURCE_DATE_EPOCH": _epoch()} | dict(os.environ)
+    """Build these kinds (``wheel``, ``sdist``) of a source tree, dated as ``SOURCE_DATE_EPOCH`` says or by its last commit.
+
+    Where there is neither, as in an unpacked archive, the date is the one that the build system has for that.
+    """
+    environ = {name: value for name, value in os.environ.items() if name != "SOURCE_DATE_EPOCH"}
+    if epoch := os.environ.get("SOURCE_DATE_EPOCH") or _epoch():
+        environ["SOURCE_DATE_EPOCH"] = epoch
     wanted = [word for kind in kinds for word in ("--target", kind)]
     command = [sys.executable, "-m", "hatchling", "build", "--directory", str(target), *wanted]
-    subprocess.run(command, cwd=source, env=environ, check=True, capture_output=True)
+    subprocess.run(command, cwd=source, env=environ, check=True, capture_output=True, text=True)
     return sorted(target.iterdir())
 
 
-def _epoch() -> str:
-    return _git("log", "-1", "--format=%ct").strip() or "0"
+def _epoch() -> str | None:
+    try:
+        return _git("log", "-1", "--format=%ct").strip()
+    except NotReleasable:  # no git, no repository, or one of somebody else's
+        return None
 
 
 def _git(*arguments: str, root: Path = ROOT) -> str:
-    return subprocess.run(["git", *arguments], cwd=root, check=True, capture_output=True, text=True).stdout
+    try:
+        return subprocess.run(["git", *arguments], cwd=root, check=True, capture_output=True, text=True).stdout
+    except subprocess.CalledProcessError as trouble:
+        raise NotReleasable(f"git {arguments[0]}: {(trouble.stderr or trouble.stdout).strip()}") from trouble
+    except OSError as trouble:
+        raise NotReleasable(f"git: {trouble}") from trouble
 
 
 def tracked_files(root: Path = ROOT) -> list[str]:
@@ -87,6 +100,7 @@ def tracked_files(root: Path = ROOT) -> list[str]:
 
 def dist() -> list[Path]:
     """Make and check what is released; return its files."""
+    check_tag()
     shutil.rmtree(DIST, ignore_errors=True)
     files = build(ROOT, DIST, "sdist", "wheel")
     _check_again(files)
@@ -142,8 +156,13 @@ def tag(day: dt.date, root: Path = ROOT) -> str:
     released = version(root)
     name = f"v{released}"
     changelog = root / "CHANGELOG.md"
-    changelog.write_text(dated(changelog.read_text(encoding="utf-8"), released, day), encoding="utf-8")
-    _git("commit", "--quiet", "--message", f"Release {released}", "CHANGELOG.md", root=root)
+    before = changelog.read_text(encoding="utf-8")
+    changelog.write_text(dated(before, released, day), encoding="utf-8")
+    try:
+        _git("commit", "--quiet", "--message", f"Release {released}", "CHANGELOG.md", root=root)
+    except NotReleasable:
+        changelog.write_text(before, encoding="utf-8")
+        raise
     _git("tag", "--annotate", "--message", f"mcp-sidecar {released}", name, root=root)
     return name
 
@@ -154,6 +173,13 @@ def check_ready(root: Path = ROOT) -> None:
         raise NotReleasable("there are changes that are not committed")
     if _git("tag", "--list", f"v{version(root)}", root=root).strip():
         raise NotReleasable(f"v{version(root)} has been tagged: raise __version__ in {PACKAGE}/__init__.py first")
+
+
+def check_tag(root: Path = ROOT) -> None:
+    """Raise ``NotReleasable`` where the commit is tagged as another version: somebody else would get it under that name."""
+    tags = _git("tag", "--points-at", "HEAD", "--list", "v*", root=root).split()
+    if tags and f"v{version(root)}" not in tags:
+        raise NotReleasable(f"this is tagged {', '.join(tags)}, and says that it is {version(root)}")
 
 
 def release() -> None:
@@ -181,7 +207,7 @@ def main(arguments: Sequence[str]) -> int:
         else:
             release()
     except (NotReleasable, subprocess.CalledProcessError) as trouble:
-        print(f"release: {trouble}", file=sys.stderr)
+        print(f"release: {trouble}", getattr(trouble, "stderr", None) or "", file=sys.stderr)
         return 1
     return 0
 

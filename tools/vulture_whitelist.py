@@ -24,6 +24,7 @@ model_config
 # Written down for readers: fields of rows and facts, members of an enumeration.
 ASSUMED_VERSION
 CONSOLE
+advice
 away_seconds
 by_operator
 held_bytes

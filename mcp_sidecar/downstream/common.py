@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -47,6 +47,9 @@ class Handler(Protocol):
 
     def note_left(self, request: Request) -> None:
         """The client has left before ``handle`` was called."""
+
+    def note_gone(self, connection: Hashable) -> None:
+        """A client's connection is over, whatever was asked on it."""
 
     def note_failed(self, error: Exception) -> None:
         """A request ended without an answer."""

@@ -103,6 +103,7 @@ class ClientConnection(asyncio.Protocol):
         self.transport = None
         self._phase = Phase.CLOSING
         self._common.lost(self)
+        self._common.handler.note_gone(self)
         if self._passage is not None:
             passage, self._passage = self._passage, None
             passage.client_left()
@@ -188,6 +189,8 @@ class ClientConnection(asyncio.Protocol):
         self._phase = Phase.EXCHANGE
         if behind and not self._read_body(behind):
             raise Unreadable(Fault.UNREADABLE)
+        if self._framing is not None:
+            self.pause_reading()  # until somebody wants the body
         request.in_flight, self._in_flight = self._in_flight, None
         self._request = request
         if self._wake is not None:

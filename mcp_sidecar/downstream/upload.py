@@ -8,8 +8,8 @@ from typing import Protocol
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
-MAX_UNREAD_BYTES = 128 * 1024
-"""So much of a body waits for whoever reads it; beyond it the client is not read from."""
+MAX_UNREAD_BYTES = 16 * 1024
+"""So much of a body waits for whoever reads it; beyond it the client is not read from before that one waits again."""
 
 
 class BrokenBody(Exception):
@@ -70,6 +70,7 @@ class Upload:
                 return b""
             waiter = asyncio.get_running_loop().create_future()
             self._waiters.append(waiter)
+            self._source.resume_reading()
             try:
                 await waiter
             finally:
@@ -78,8 +79,6 @@ class Upload:
 
     def _take(self) -> bytes:
         parts, self._parts, self.size = self._parts, [], 0
-        if not self._has_ended:
-            self._source.resume_reading()
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     # -- what the connection tells ------------------------------------------------------------------------------------
@@ -89,7 +88,7 @@ class Upload:
         if data:
             self._parts.append(data)
             self.size += len(data)
-            if self.size > MAX_UNREAD_BYTES:
+            if self.size > MAX_UNREAD_BYTES and not self._waiters:
                 self._source.pause_reading()
             self._wake()
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import traceback
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Hashable
 from functools import partial
 from http import HTTPStatus
 from pathlib import PurePath
@@ -157,8 +157,9 @@ class Router:
 
     def enter(self) -> None:
         """A request is under way; ``leave`` is to follow."""
+        if not self._under_way:
+            self._idle.clear()
         self._under_way += 1
-        self._idle.clear()
 
     def leave(self) -> None:
         """A request is not under way any more."""
@@ -180,6 +181,10 @@ class Router:
         method, label = (request.method, NO_METHOD) if request is not None else (hdrs.METH_POST, OTHER)
         label = OTHER if method == hdrs.METH_POST else label
         self.services.emit(RequestServed(http_label(method), label, CLIENT_LEFT, 0.0))
+
+    def note_gone(self, connection: Hashable) -> None:
+        """Close what was signed in upstream for this client's connection."""
+        self.services.upstream.release(connection)
 
     def note_failed(self, error: Exception) -> None:
         """Tell of a bug, by its name and place only."""

@@ -26,7 +26,7 @@ class Door:
         """What becomes of a request that begins with ``data``; ``None`` where it is not for the lane."""
         express = self.express
         request = express.read(data)
-        if request is None or not express.takes(request):
+        if request is None:
             return None
         if request.size > len(data):
             return Beginning(express, client, request, data)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from http import HTTPStatus
 from typing import Protocol
 
 from mcp_sidecar.downstream.common import Client
@@ -38,7 +37,7 @@ MAX_BYTES = CHUNK_BYTES
 """Of a body, in either direction."""
 
 MAX_HEAD_BYTES = 16 * 1024
-CLIENT_LEFT = 499
+OK, CLIENT_LEFT = 200, 499
 
 _SESSION_ID = "mcp-session-id"
 _NOT_FOR_UPSTREAM = NOT_AS_IT_IS | {_SESSION_ID, "accept-encoding"}
@@ -148,19 +147,16 @@ class Express:
         self._binds = services.policy.bind_principal
 
     def read(self, data: bytes) -> plain_http.Request | None:
-        """The ordinary request that begins here; of its body a part may be missing."""
+        """The ordinary request in a session that begins here, if it may come from where it says; its body may be missing."""
         if self._closed_for:
             self._closed_for -= 1
             return None
         request = plain_http.read_request(data, self._targets)
         if request is None or request.body_at > self.max_head or request.size - request.body_at > self.max_body:
             return None
-        return request if request.size >= len(data) else None
-
-    def takes(self, request: plain_http.Request) -> bool:
-        """Whether its head lets a request pass: it is in a session, and may come from where it says it comes from."""
         values = request.values
-        return _SESSION_ID in values and "origin" not in values and self.gate.lets_host_pass(values["host"])
+        is_ours = _SESSION_ID in values and "origin" not in values and self.gate.lets_host_pass(values["host"])
+        return request if is_ours and request.size >= len(data) else None
 
     def send(self, client: Client, request: plain_http.Request, data: bytes) -> Trip | None:
         """Send what can be sent at once and without a question; ``data`` is all of it."""
@@ -196,8 +192,8 @@ class Express:
         return (
             session.state is State.ESTABLISHED
             and not session.displaced
-            and not session.hints
-            and not session.list_check_due
+            and not session.talk.hints
+            and not session.talk.list_check_due
             and not session.cookies
             and session.upstream_id is not None
             and (session.generation == FIRST or not self._announces)
@@ -206,7 +202,8 @@ class Express:
     def _outgoing(self, request: plain_http.Request, session: Session, peer: str | None, body: bytes) -> bytes:
         values = request.values
         host = self.services.upstream.host_line
-        lines = [f"{name}: {value}" for name, value in request.pairs if name.lower() not in _NOT_FOR_UPSTREAM]
+        named = zip(request.pairs, values, strict=True)
+        lines = [f"{name}: {value}" for (name, value), known_as in named if known_as not in _NOT_FOR_UPSTREAM]
         hops = [values["x-forwarded-for"]] if "x-forwarded-for" in values else []
         added = forwarding(values, hops, peer=peer, scheme=self.gate.scheme, host=values["host"])
         lines += [f"{name}: {value}" for name, value in added]
@@ -269,7 +266,7 @@ class Trip:
         self._request = request
         self._started_at = started_at
         self._generation = session.generation
-        self._safe_tools = session.safe_tools
+        self._safe_tools = session.record.safe_tools
         self._received = b""
         self._sound = 0  # so much of it is the beginning of a plain answer
         self._response = b""  # an event that was seen to be the response
@@ -277,7 +274,7 @@ class Trip:
         express.gate.enter()
         express.services.sessions.table.begin_use(session)
         session.post_begins(message)
-        session.progress.forget(message)
+        session.talk.progress.forget(message)
 
     # -- what the upstream's connection tells -------------------------------------------------------------------------
 
@@ -352,7 +349,7 @@ class Trip:
     def _is_plain(self, head: Head, body: bytes) -> bool:
         """Whether there is nothing to decide, to learn or to write anew."""
         session = self._session
-        if len(body) > self._express.max_answer or self._client.is_slow or session.hints:
+        if len(body) > self._express.max_answer or self._client.is_slow or session.talk.hints:
             return False
         if session.state is not State.ESTABLISHED or session.displaced:
             return False
@@ -373,7 +370,6 @@ class Trip:
 
     def _pass(self, head: Head, body: bytes) -> None:
         self._stop_waiting()
-        self._connection.unwatch()
         express = self._express
         services = express.services
         services.holds.availability.note_worked()
@@ -387,7 +383,7 @@ class Trip:
             self._client.answer(b"".join((head.start, own_id, *chunk)))
         else:
             self._client.answer(b"".join((head.start, own_id, b"\r\n", body)))
-        self._tell(HTTPStatus.OK.value)
+        self._tell(OK)
 
     # -- the end ------------------------------------------------------------------------------------------------------
 
@@ -404,7 +400,7 @@ class Trip:
     def _leave(self) -> None:
         session = self._session
         session.post_ends()
-        session.progress.forget(self._message)
+        session.talk.progress.forget(self._message)
         self._express.services.sessions.table.end_use(session)
         self._express.gate.leave()
 

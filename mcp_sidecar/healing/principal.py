@@ -143,8 +143,9 @@ class Principals:
         credentials = [(name, values[name].strip()) for name in self._names if name in values]
         return self._of(credentials, (values[_COOKIE],) if self._has_cookies and _COOKIE in values else (), query)
 
-    def _of(self, credentials: list[tuple[str, str]], cookies: Iterable[str], query: str) -> Identity:
-        credentials += self._named(cookies)
+    def _of(self, credentials: list[tuple[str, str]], cookies: Sequence[str], query: str) -> Identity:
+        if cookies:
+            credentials += self._named(cookies)
         if query:
             credentials.append((_QUERY, query))
         if not credentials:

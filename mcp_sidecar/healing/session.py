@@ -378,7 +378,7 @@ class Session:
         """A POST of the client is under way, until ``post_ends``."""
         self.activity.posts += 1
         self.talk.progress.begins(message)
-        if message.requests:
+        if self.heals.expiries and message.requests:
             self.heals.expiries = 0
         if not self.record.is_used and any(request.method == "tools/call" for request in message.requests):
             self.record = replace(self.record, is_used=True)

@@ -131,12 +131,12 @@ class HealAttempt:
         pauses = Pauses()
         give_up_at = self._started + self._tools.policy.hold_timeout_s
         while isinstance(end := await step(), float):
-            pause_s = pauses.next_s(end or None)
-            if self._tools.clock() + pause_s > give_up_at:
+            pause_s, left_s = pauses.next_s(end or None), give_up_at - self._tools.clock()
+            await asyncio.sleep(max(0.0, min(pause_s, left_s)))
+            if pause_s > left_s:
                 self._end_unavailable("the server has no time")
                 await self._abandon()
                 return HealEnd(Unhealed.GATEWAY)
-            await asyncio.sleep(pause_s)
         return end
 
     async def _initialize(self) -> HealEnd | float:

@@ -228,8 +228,10 @@ class Keeper:
 
     def is_unsaved(self, session: Session) -> bool:
         """Whether the store does not know what the session knows."""
+        if not self.outlives_process:
+            return False
         saved = self._saved.get(session)
-        return self.outlives_process and (saved is None or saved.source is not session.record)
+        return saved is None or saved.source is not session.record
 
     async def save(self, session: Session) -> Saving:
         """Write the record of a session, over whatever others wrote meanwhile."""

@@ -188,7 +188,7 @@ class SessionTable:
         return self._loaded(client_id, found)
 
     def _own(self, client_id: ClientSessionId, principal: Principal) -> Session | None:
-        return self._live(self._by_use.get((client_id, principal)))
+        return self._live(self._by_use.get((client_id, principal)), self._clock())
 
     def may_be_loaded(self, client_id: ClientSessionId, principal: Principal) -> bool:
         """Whether a session that is not in memory is worth asking the store for."""
@@ -272,21 +272,23 @@ class SessionTable:
 
     def find(self, client_id: ClientSessionId, principal: Principal) -> Session | None:
         """The principal's own session, and note that it is in use."""
-        session = self._live(self._by_use.get((client_id, principal)))
+        now = self._clock()
+        session = self._live(self._by_use.get((client_id, principal)), now)
         if session is not None:
-            self._touch(session)
+            self._touch(session, now)
         return session
 
     def look_up(self, client_id: ClientSessionId, identity: Identity) -> FoundSession:
         """Whose session a request with this id is in. What is only claimed is not used by it."""
-        own = self._live(self._by_use.get((client_id, identity.principal)))
+        now = self._clock()
+        own = self._live(self._by_use.get((client_id, identity.principal)), now)
         if own is None and identity.earlier is not None:
             own = self._told_anew(client_id, identity)
         if own is None:
-            return self._anothers(client_id, identity)
+            return self._anothers(client_id, identity, now)
         if not own.accepted.holds(identity):
             return FoundSession(claimed=own)
-        self._touch(own)
+        self._touch(own, now)
         return FoundSession(own)
 
     def _told_anew(self, client_id: ClientSessionId, identity: Identity) -> Session | None:
@@ -299,18 +301,18 @@ class SessionTable:
             self._keeper.note(session)
         return session
 
-    def _anothers(self, client_id: ClientSessionId, identity: Identity) -> FoundSession:
+    def _anothers(self, client_id: ClientSessionId, identity: Identity, now: float) -> FoundSession:
         """Of those who hold the id, who has adopted this credential; else the one that may, if it is only one."""
-        held = [session for session in self._holders.get(client_id, ()) if self._live(session) is not None]
+        held = [session for session in self._holders.get(client_id, ()) if self._live(session, now) is not None]
         for session in held:
             if session.accepted.holds(identity):
-                self._touch(session)
+                self._touch(session, now)
                 return FoundSession(session)
         claimable = [session for session in held if self._adopts and session.may_be_claimed_by(identity)]
         return FoundSession(claimed=claimable[0]) if len(claimable) == 1 else NOT_FOUND
 
-    def _live(self, session: Session | None) -> Session | None:
-        if session is not None and self._is_expired(session, self._clock()):
+    def _live(self, session: Session | None, now: float) -> Session | None:
+        if session is not None and self._is_expired(session, now):
             self._remove(session, SessionEnd.EXPIRED)
             return None
         return session
@@ -334,7 +336,7 @@ class SessionTable:
         if session is not None:
             session.activity.exchanges -= 1
             if self._is_in_memory(session):
-                self._touch(session)
+                self._touch(session, self._clock())
                 self._keeper.note(session)
 
     def is_held(self, client_id: ClientSessionId) -> bool:
@@ -399,7 +401,7 @@ class SessionTable:
             self._remove(session, reason)
 
     def _is_in_memory(self, session: Session) -> bool:
-        return self._by_use.get((session.client_id, session.principal)) is session
+        return self._by_use.get((session.client_id, session.record.principal)) is session
 
     def sweep_old(self) -> None:
         """Remove what has outlived its lifetime; looks at all sessions, for those that were loaded come in any order."""
@@ -419,22 +421,20 @@ class SessionTable:
             if not self._is_unused(session, now):
                 return
             if session.exchanges:
-                self._touch(session)
+                self._touch(session, now)
             else:
                 self._remove(session, SessionEnd.EXPIRED)
 
-    def _touch(self, session: Session) -> None:
-        session.last_used_at = self._clock()
-        self._by_use.move_to_end((session.client_id, session.principal))
+    def _touch(self, session: Session, now: float) -> None:
+        session.last_used_at = now
+        self._by_use.move_to_end((session.client_id, session.record.principal))
 
     def _is_expired(self, session: Session, now: float) -> bool:
-        return self._is_too_old(session, now) or (self._is_unused(session, now) and not session.exchanges)
+        is_too_old = now - session.opened_at >= self._limits.max_lifetime_s
+        return is_too_old or (self._is_unused(session, now) and not session.exchanges)
 
     def _is_unused(self, session: Session, now: float) -> bool:
         return now - session.last_used_at >= self._limits.idle_ttl_s
-
-    def _is_too_old(self, session: Session, now: float) -> bool:
-        return now - session.opened_at >= self._limits.max_lifetime_s
 
     def _remove(self, session: Session, reason: SessionEnd) -> None:
         del self._by_use[session.client_id, session.principal]

@@ -38,12 +38,11 @@ class Watcher(Protocol):
 
 @dataclass(slots=True)
 class Turn:
-    """One request and its answer. ``waiter`` waits for the head."""
+    """One request and its answer, which is read. ``waiter`` waits for the head."""
 
     reader: ResponseReader
     content: Content = NO_CONTENT
     waiter: asyncio.Future[Received] | None = None
-    watcher: Watcher | None = None
     has_come: bool = False
     """Some byte of the answer."""
 
@@ -63,6 +62,7 @@ class Connection(asyncio.Protocol):
         self._max_head_bytes = limits.max_header_bytes
         self._on_lost = on_lost
         self._turn: Turn | None = None
+        self._watcher: Watcher | None = None  # while nobody reads
         self._upload: Upload | None = None
         self._has_served = False
         self._is_spoilt = False
@@ -81,8 +81,8 @@ class Connection(asyncio.Protocol):
         ``body`` is sent as it comes, also while the answer is on its way. Raises ``UpstreamFault``. Whatever goes wrong,
         a cancellation included, leaves the connection closed.
         """
-        turn = self._begin(patience_s, is_head=is_head)
-        turn.waiter = asyncio.get_running_loop().create_future()
+        self._silence.set_patience(patience_s)
+        self._begin(is_head=is_head)
         try:
             self._send(head, body, is_chunked=is_chunked)
         except BaseException:
@@ -106,7 +106,8 @@ class Connection(asyncio.Protocol):
     def ask(self, request: bytes, patience_s: float, watcher: Watcher) -> None:
         """Send a whole request, whose answer goes to ``watcher`` as it comes."""
         assert self.transport is not None
-        self._begin(patience_s, is_head=False).watcher = watcher
+        self._watcher = watcher
+        self._silence.set_patience(patience_s)
         self.transport.write(request)
         self._silence.start()
 
@@ -116,29 +117,22 @@ class Connection(asyncio.Protocol):
 
     def parse(self, *arrived: bytes) -> None:
         """From now on the answer is read, what has ``arrived`` of it included: ``received`` tells its head."""
-        turn = self._turn
-        assert turn is not None, "a request is under way"
-        turn.watcher, turn.waiter = None, asyncio.get_running_loop().create_future()
+        self._watcher = None
+        self._begin(is_head=False)
         for piece in filter(None, arrived):
             self.data_received(piece)
 
-    def unwatch(self) -> None:
-        """The watcher has all of the answer."""
-        self._turn = None
-
     def abandon(self) -> None:
         """Nobody waits for the answer any more."""
-        turn = self._turn
-        if turn is not None:
-            turn.watcher = None
-            if turn.waiter is not None and not turn.waiter.cancel():
-                turn.waiter.exception()  # told to nobody
+        turn, self._watcher = self._turn, None
+        if turn is not None and turn.waiter is not None and not turn.waiter.cancel():
+            turn.waiter.exception()  # told to nobody
         self.abort()
 
-    def _begin(self, patience_s: float | None, *, is_head: bool) -> Turn:
-        self._silence.set_patience(patience_s)
+    def _begin(self, *, is_head: bool) -> None:
+        """The answer to a request is to be read."""
         self._turn = turn = Turn(ResponseReader(to_head=is_head, max_head_bytes=self._max_head_bytes))
-        return turn
+        turn.waiter = asyncio.get_running_loop().create_future()
 
     def bear_silence(self, patience_s: float | None) -> None:
         """Let the rest of the answer be silent for so many seconds at a time, or for ever."""
@@ -153,7 +147,7 @@ class Connection(asyncio.Protocol):
 
     def finish(self) -> bool:
         """The answer is of no more interest: whether the connection can take the next request. Else it is to be closed."""
-        turn, self._turn = self._turn, None
+        turn, self._turn, self._watcher = self._turn, None, None
         self._silence.rest()
         self._has_served = True
         is_plain = turn is None or turn.reader.may_be_followed
@@ -165,7 +159,7 @@ class Connection(asyncio.Protocol):
 
     def is_quiet(self) -> bool:
         """Whether nothing has come on a free connection, not even its end, that the loop did not get to see yet."""
-        return self.is_connected() and not self._is_spoilt and (self._ear is None or not self._ear.poll(0))
+        return not self._is_spoilt and self.is_connected() and not (self._ear is not None and self._ear.poll(0))
 
     def close(self) -> None:
         """Close it; at once where a request is still being sent."""
@@ -201,12 +195,11 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Read on."""
         turn = self._turn
-        if turn is None:  # nobody has asked for anything
+        if self._watcher is not None:
+            self._watcher.arrived(data)
+        elif turn is None:  # nobody has asked for anything
             self._is_spoilt = True
             self.close()
-        elif turn.watcher is not None:
-            turn.has_come = True
-            turn.watcher.arrived(data)
         else:
             turn.has_come = True
             self._silence.start()
@@ -221,9 +214,9 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """The end of an answer that ends with its connection; a break for every other one that is under way."""
+        if self._watcher is not None:
+            self._watcher.broke()
         turn = self._turn
-        if turn is not None and turn.watcher is not None:
-            turn.watcher.broke()
         self._let_go()
         if turn is not None:
             if exc is None and self._has_eof and turn.reader.ends_with_connection:
@@ -284,10 +277,10 @@ class Connection(asyncio.Protocol):
     def _fail(self, fault: Fault) -> None:
         """Nothing more is to be expected here. A body that has begun is broken, whatever is wrong with it."""
         self._is_spoilt = True
+        if self._watcher is not None:
+            self._watcher.broke()
         turn = self._turn
         if turn is not None:
-            if turn.watcher is not None:
-                turn.watcher.broke()
             self._refuse(turn, fault)
             turn.content.fail(Fault.BROKEN if fault is Fault.GARBLED else fault)
         self.abort()

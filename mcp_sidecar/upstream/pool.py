@@ -44,7 +44,8 @@ class Pool:
     """All connections to one origin. Those that are free stand with the loop time until which they may be used."""
 
     def __init__(self, connector: Opener, limits: Limits, keep_alive_s: float) -> None:
-        """``keep_alive_s`` bounds how long a free connection is kept; a server may ask for less."""
+        """Needs a running loop. ``keep_alive_s`` bounds how long a connection is free; a server may ask for less."""
+        self._loop = asyncio.get_running_loop()
         self._connector = connector
         self._limits = limits
         self._keep_alive_s = keep_alive_s
@@ -73,14 +74,14 @@ class Pool:
         if not is_fit or self._is_retired or connection.bound_to is NOBODY:
             connection.close()
             return
-        until = asyncio.get_running_loop().time() + self._patience_s(connection)
+        until = self._loop.time() + self._patience_s(connection)
         if connection.bound_to is None:
             self._free.append((connection, until))
         else:
             self.release(connection.bound_to)
             self._bound[connection.bound_to] = connection, until
         if self._sweeper is None:
-            self._sweeper = asyncio.get_running_loop().call_at(until, self._sweep)
+            self._sweeper = self._loop.call_at(until, self._sweep)
 
     def release(self, owner: Hashable) -> None:
         """The client's connection is gone, or has another one of its own: nobody may use what is bound to it."""
@@ -114,7 +115,7 @@ class Pool:
 
     async def _until_empty(self) -> None:
         if self._all:
-            self._emptied = self._emptied or asyncio.get_running_loop().create_future()
+            self._emptied = self._emptied or self._loop.create_future()
             await asyncio.shield(self._emptied)
 
     def _patience_s(self, connection: Connection) -> float:
@@ -125,12 +126,13 @@ class Pool:
 
     def _take_bound(self, owner: Hashable | None) -> Connection | None:
         found = self._bound.pop(owner, None) if owner is not None else None
-        return _if_fit(*found) if found is not None else None
+        return _if_fit(*found, self._loop.time()) if found is not None else None
 
     def _take_shared(self) -> Connection | None:
         """The one that was used last: what is too many is left to grow old."""
+        now = self._loop.time()
         while self._free:
-            connection = _if_fit(*self._free.pop())
+            connection = _if_fit(*self._free.pop(), now)
             if connection is not None:
                 return connection
         return None
@@ -149,7 +151,7 @@ class Pool:
 
     def _sweep(self) -> None:
         self._sweeper = None
-        now = asyncio.get_running_loop().time()
+        now = self._loop.time()
         kept = [each for each in self._free if not _is_over(*each, now)]
         if len(kept) < len(self._free):
             self._free = deque(kept)
@@ -158,12 +160,12 @@ class Pool:
         left = [until for _, until in (*kept, *self._bound.values())]
         if left:
             at = max(min(left), now + self._keep_alive_s / SWEEPS)
-            self._sweeper = asyncio.get_running_loop().call_at(at, self._sweep)
+            self._sweeper = self._loop.call_at(at, self._sweep)
 
 
-def _if_fit(connection: Connection, until: float) -> Connection | None:
+def _if_fit(connection: Connection, until: float, now: float) -> Connection | None:
     """A look before it is used again: whatever is sent into a connection that is closed may, or may not, have run."""
-    if until > asyncio.get_running_loop().time() and connection.is_quiet():
+    if until > now and connection.is_quiet():
         return connection
     connection.close()
     return None

@@ -37,7 +37,7 @@ class Upstream:
 
         Raises OSError where the certificates of ``config.ca_file`` cannot be read.
         """
-        self.budget = Budget(limits.max_buffered_bytes)
+        self.budget = Budget(limits.max_buffered_bytes * 3 // 4)  # the rest is for what arrives before anybody can wait
         self._config = config
         self._limits = limits
         self._on_connect = on_connect

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from random import Random
@@ -169,6 +170,9 @@ class Echo:
 
     def note_left(self, request: Request) -> None:
         self.left.append(request.target)
+
+    def note_gone(self, connection: Hashable) -> None:
+        """Nothing was kept for it."""
 
     def note_failed(self, error: Exception) -> None:
         self.failures.append(error)

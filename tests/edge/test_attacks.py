@@ -259,19 +259,22 @@ async def test_headers_while_a_request_is_under_way_take_no_memory() -> None:
 
 
 async def test_a_body_that_nobody_reads_is_not_taken() -> None:
-    """Beyond a bound the client is not read from, and read on when somebody takes what is here."""
+    """Behind its head the client is not read from before somebody waits for more, nor is it while that one is at work."""
     echo = Echo(reads=False, gate=asyncio.Event())
     protocol, wire = echo.connect()
     protocol.data_received(post("A", "Content-Length: 100000000"))
-    sent = 0
-    while not wire.is_paused:
-        protocol.data_received(b"a" * 10_000)
-        sent += 10_000
-        assert sent <= MAX_UNREAD_BYTES + 10_000
+    assert wire.is_paused
     upload = protocol._upload
     assert upload is not None
-    assert len(await anext(upload.chunks())) == sent
-    assert not wire.is_paused
+    chunks = upload.chunks()
+    for size in (10, MAX_UNREAD_BYTES + 1):
+        reading = asyncio.ensure_future(anext(chunks))
+        await settle()
+        assert not wire.is_paused
+        protocol.data_received(b"a" * size)
+        assert len(await reading) == size
+    protocol.data_received(b"a" * (MAX_UNREAD_BYTES + 1))
+    assert wire.is_paused
     await echo.server.close()
 
 

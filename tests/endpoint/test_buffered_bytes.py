@@ -7,6 +7,7 @@ import asyncio
 import aiohttp
 import pytest
 
+from mcp_sidecar.endpoint.body import TWICE
 from tests.support.raw_upstream import Conversation, Play, RawUpstream
 from tests.support.sidecar import running_sidecar
 from tests.support.waiting import eventually
@@ -47,7 +48,7 @@ async def test_what_is_held_counts_until_the_exchange_is_over(content_type: byte
         budget = sidecar.services.upstream.budget
         posts = [asyncio.create_task(post(sidecar.url)) for _ in range(3)]
         await upstream.until(lambda upstream: len(upstream.requests) == 3)
-        assert budget.used == 3 * len(CALL)
+        assert budget.used == 3 * TWICE * len(CALL)
         may_answer.set()
         assert await asyncio.gather(*posts) == [(200, body)] * 3
         await eventually(lambda: budget.used == 0)

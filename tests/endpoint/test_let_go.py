@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 from collections import Counter
 from collections.abc import Iterator
 
+import aiohttp
 import pytest
 
 from mcp_sidecar.endpoint.post import Post
@@ -16,12 +18,17 @@ from mcp_sidecar.sessions.recorder import Recorder
 from mcp_sidecar.streams.relay import EventRelay
 from mcp_sidecar.upstream.answer import Answer
 from mcp_sidecar.waiting.budget import Claim
-from tests.endpoint.test_buffered_bytes import CALL, EVENT, LARGE, answered, post
+from tests.endpoint.test_buffered_bytes import CALL, EVENT, LARGE, after, answered, post
 from tests.support.raw_upstream import Conversation, Play, RawUpstream
 from tests.support.sidecar import running_sidecar
 from tests.support.waiting import eventually
 
 KINDS = (Post, Reply, Exchange, Call, Recorder, EventRelay, Answer, Claim)
+HEADERS = {
+    "Content-Type": "application/json",
+    "Accept": "application/json, text/event-stream",
+    "Mcp-Session-Id": "nobody's",
+}
 ERROR = b"HTTP/1.1 500 Oops\r\nContent-Type: text/plain\r\nContent-Length: 4\r\n\r\noops"
 
 
@@ -64,4 +71,57 @@ async def test_nothing_is_left_of_an_exchange(answer: bytes | Play, body: bytes)
         before = alive()
         for _ in range(5):
             await post(sidecar.url, body)
+        await eventually(lambda: alive() == before)
+
+
+async def send(url: str, method: str, body: bytes | None) -> int:
+    """One request outside of every session."""
+    async with aiohttp.ClientSession() as http, http.request(method, url, data=body, headers=HEADERS) as answer:
+        await answer.read()
+        return answer.status
+
+
+async def leave(url: str, upstream: RawUpstream, method: str, body: bytes | None) -> None:
+    """Send a request, and give up once the upstream has it."""
+    known = len(upstream.requests)
+    asking = asyncio.create_task(send(url, method, body))
+    await upstream.until(lambda upstream: len(upstream.requests) > known)
+    asking.cancel()
+    await asyncio.gather(asking, return_exceptions=True)
+
+
+@pytest.mark.parametrize("mode", ["heal", "observe"])
+@pytest.mark.parametrize(
+    ("method", "body", "limit"),
+    [
+        pytest.param("GET", None, "1MiB", id="GET"),
+        pytest.param("DELETE", None, "1MiB", id="DELETE"),
+        pytest.param("POST", CALL, "1MiB", id="POST"),
+        pytest.param("POST", CALL, "64KiB", id="too large"),
+    ],
+)
+@pytest.mark.usefixtures("no_collector")
+async def test_nothing_is_left_in_any_mode(mode: str, method: str, body: bytes | None, limit: str) -> None:
+    """Whatever the method is, passed or refused, in either mode."""
+    async with (
+        RawUpstream(ERROR) as upstream,
+        running_sidecar(upstream.url, mode=mode, limits__max_request_body=limit) as sidecar,
+    ):
+        await send(sidecar.url, method, body)
+        before = alive()
+        for _ in range(5):
+            await send(sidecar.url, method, body)
+        await eventually(lambda: alive() == before)
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.usefixtures("no_collector")
+async def test_nothing_is_left_of_a_client_that_left(method: str) -> None:
+    """Its exchange ends with its connection, though the upstream never answers."""
+    async with RawUpstream(after(asyncio.Event(), b"")) as upstream, running_sidecar(upstream.url) as sidecar:
+        body = CALL if method == "POST" else None
+        await leave(sidecar.url, upstream, method, body)
+        before = alive()
+        for _ in range(5):
+            await leave(sidecar.url, upstream, method, body)
         await eventually(lambda: alive() == before)

@@ -331,7 +331,7 @@ async def test_what_only_reads_is_sent_once_more_where_a_connection_was_stale(
 
 
 async def test_a_user_of_ntlm_is_nobody_elses() -> None:
-    """A server signs a connection in. The client goes on on it, and another one is asked who it is."""
+    """A server signs a connection in. The client goes on on it, another one is asked who it is, and it ends with its client."""
     users: dict[int, bytes] = {}
 
     async def play(conversation: Conversation) -> None:
@@ -360,3 +360,8 @@ async def test_a_user_of_ntlm_is_nobody_elses() -> None:
             assert await said_to(bob, Authorization="NTLM bob") == (200, "bob")
             assert await said_to(alice) == (200, "alice")
             assert await said_to(bob) == (200, "bob")
+            pool, clients = sidecar.services.upstream._pool, sidecar._server._common.connections
+            assert pool is not None
+            assert len(pool._bound) == 2
+        await eventually(lambda: not clients)
+        assert not pool._bound

@@ -90,9 +90,11 @@ class Stood:
     async def _until_all_wait(self, tasks: list[asyncio.Task[list[str]]]) -> None:
         await eventually(lambda: len(self.sidecar.services.holds) + sum(task.done() for task in tasks) >= len(tasks))
         if self.case.evidence is Evidence.ROUTE and self.knowledge is Knowledge.BOUND:
-            # Every session has learned that not even an ``initialize`` finds the route.
+            # Whoever waits has learned that not even an ``initialize`` finds the route; from then on one asks for all.
             await self.upstream.ledger.wait_for(
-                lambda ledger: sum(a.answer_status == 404 for a in ledger.initializes) >= len(tasks)
+                lambda ledger: (
+                    sum(a.answer_status == 404 for a in ledger.initializes) >= len(self.sidecar.services.holds)
+                )
             )
 
     async def _actor(self, marker: int, traffic: Traffic) -> Actor:

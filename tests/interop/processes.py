@@ -21,7 +21,7 @@ from pathlib import Path
 
 from tests.interop.catalogue import ROOT, ServerSpec
 
-START_TIMEOUT_S = 30.0
+START_TIMEOUT_S = 120.0
 POLL_INTERVAL_S = 0.02
 SILENCED = re.compile(r"(?i:(http|https|all)_proxy$)|MCP_SIDECAR_")
 """Settings of the machine or of whoever runs the tests, which must not change what is tested."""

@@ -133,6 +133,16 @@ async def test_a_busy_answer_of_a_living_session_passes() -> None:
         assert len(upstream.ledger.executions("charge")) == 1
 
 
+async def test_a_pause_longer_than_the_hold_is_not_undercut() -> None:
+    """A limit that is asked again and again may never end."""
+    async with connected() as (upstream, _, client):
+        await upstream.restart()
+        upstream.inject(Answer(429, (("Retry-After", "60"),)), rpc_method="initialize", times=None)
+        answer = await client.tool("charge")
+        assert answer.error["data"]["reason"] == "upstream_unavailable"
+        assert len(upstream.ledger.initializes) == 2
+
+
 @pytest.mark.parametrize("pause", ["0", "soon", "-1", "Wed, 21 Oct 2099 07:28:00 GMT", "99999999999999999999", "1.5"])
 async def test_any_pause_is_kept_within_the_hold(pause: str) -> None:
     """Whatever a server writes there: the hold ends as always, and a server is never asked in a loop."""

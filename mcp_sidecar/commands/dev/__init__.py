@@ -145,7 +145,7 @@ async def _stop(sidecar: Sidecar) -> None:
 
 
 def _tell_start(screen: Screen, sidecar: Sidecar, plan: Plan, status_page: str, *, are_keys: bool) -> None:
-    screen.plain(screen.painted(f"mcp-sidecar {__version__} dev", BOLD))
+    screen.plain(screen.painted(f"Developing behind mcp-sidecar {__version__}", BOLD))
     screen.plain(f"  for clients  {screen.painted(sidecar.client_url, BOLD)}")
     screen.plain(f"  runs         {shlex.join(plan.command)}")
     screen.plain(f"  watches      {plan.root}")

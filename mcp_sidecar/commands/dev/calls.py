@@ -17,6 +17,7 @@ from mcp_sidecar.wire.jsonrpc import JsonRpcId, Message
 
 MAX_LOOKED_AT_BYTES = 1024 * 1024
 MAX_TEXT = 120
+LEFT = "the client left"
 
 NAMED_BY = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}
 """What is shown when it ends, and the parameter that says what was asked for. Lists, pings and notifications are no news."""
@@ -31,14 +32,17 @@ class Ended:
     problem: str
 
 
-def problem_in(status: int, body: bytes, request_id: JsonRpcId) -> str:
-    """Why a call failed, as the client was told; empty where it succeeded or nobody can tell."""
+def problem_in(status: int, body: bytes, request_id: JsonRpcId, *, is_whole: bool = True) -> str:
+    """Why a call failed, as the client was told; empty where it succeeded or nobody can tell.
+
+    ``is_whole``: the answer went out to its end. Some clients leave a stream as soon as they have what they wait for.
+    """
     if status >= 400:
         return f"HTTP {status}"
     stream = (("Content-Type", "text/event-stream"),) if not body.lstrip().startswith((b"{", b"[")) else ()
     answer = Said(status, stream, body).answer_to(request_id)
     if answer is None:
-        return ""
+        return "" if is_whole else LEFT
     error, result = answer.get("error"), answer.get("result")
     if isinstance(error, dict):
         return _short(str(error.get("message", "error")))
@@ -111,7 +115,7 @@ class CallLog:
         finally:
             self.note(call)
             if title is not None:
-                problem = problem_in(responder.status, bytes(seen), message.id) if is_over else "the client left"
+                problem = problem_in(responder.status, bytes(seen), message.id, is_whole=is_over)
                 self._ended(Ended(title, self._clock() - started, problem))
             elif message.method == "initialize" and responder.status == 200:
                 self._say(f"{client_of(message)} connected")

@@ -13,8 +13,12 @@ from typing import Any, Final
 
 from mcp_sidecar.commands.mcp_client import Said
 from mcp_sidecar.commands.probe.questions import PINGS_ON_NEW_CONNECTIONS, REQUEST_ID, Answered, Seen
+from mcp_sidecar.config import AFFINITY_COOKIES
+from mcp_sidecar.healing.replies import SESSION_NOT_FOUND
 from mcp_sidecar.verdicts.classify import AnswerHead, Judgement, RequestFacts, SessionKnowledge, Verdict, judge_body
-from mcp_sidecar.verdicts.words import said_in, words_of
+from mcp_sidecar.verdicts.refusals import BROKEN, PingAnswer, PingVerdict, judge_ping
+from mcp_sidecar.verdicts.words import said_in
+from mcp_sidecar.wire.cookies import is_named
 from mcp_sidecar.wire.revisions import FIRST_SESSIONLESS
 
 
@@ -63,11 +67,35 @@ def judged(answered: Answered) -> Judgement | None:
     said = answered.said
     if said is None:
         return None
-    knowledge = SessionKnowledge.NONE if answered.sender.session == "none" else SessionKnowledge.BOUND
-    facts = RequestFacts(answered.http_method, answered.rpc_method, knowledge)
-    challenged = said.header("WWW-Authenticate") is not None
-    head = AnswerHead(said.status, said.header("Content-Type"), www_authenticate=challenged)
+    sender = answered.sender
+    facts = RequestFacts(
+        answered.http_method,
+        answered.rpc_method,
+        SessionKnowledge.NONE if sender.session == "none" else SessionKnowledge.BOUND,
+        rpc_ids=frozenset({REQUEST_ID}) if answered.rpc_method is not None else frozenset(),
+        session_id=sender.id,
+    )
+    head = AnswerHead(said.status, said.header("Content-Type"), www_authenticate=_is_challenge(said))
     return judge_body(facts, head, said.body, complete=True)
+
+
+def pinged(answered: Answered) -> PingAnswer:
+    """What the proxy takes the answer to a ping for."""
+    said, judgement = answered.said, judged(answered)
+    if said is None:
+        return BROKEN
+    return judge_ping(
+        said.status,
+        said.body,
+        ping_id=REQUEST_ID,
+        without=(answered.sender.id,) if answered.sender.id is not None else (),
+        challenged=_is_challenge(said),
+        is_known_loss=judgement is not None and judgement.verdict is Verdict.SESSION_LOST,
+    )
+
+
+def _is_challenge(said: Said) -> bool:
+    return said.header("WWW-Authenticate") is not None
 
 
 def report_on(seen: Seen) -> Report:
@@ -186,41 +214,50 @@ def _in_a_restart(seen: Seen) -> Iterator[Finding]:
             "a restart is only seen by streams that break; let the server refuse ids that it does not know",
         )
         return
+    if said.media_type == "text/plain" and said.body == SESSION_NOT_FOUND.body:
+        text = "this is the answer of a sidecar, not of a server"
+        yield Finding(
+            "sidecar", text, Level.PLAIN, "probe the server behind it: what it says to lost sessions never comes here"
+        )
     shown = _shown(post)
     if judgement.verdict is Verdict.SESSION_LOST and judgement.signature is not None:
         row = judgement.signature
         yield Finding("lost sessions", f"{shown} is row `{row.name}` of the table: recognised at once", Level.GOOD)
-    elif judgement.verdict is Verdict.AUTH_FAILURE:
+    elif judgement.verdict is Verdict.ASK:
+        yield Finding("lost sessions", f"{shown} is in no row of the table: the sidecar asks with a ping", Level.PLAIN)
+    else:
+        reason = NOT_ASKED.get(judgement.verdict, "not about a session as far as anybody can tell")
         yield Finding(
-            "lost sessions",
-            f"{shown} could be about a login: it passes, and clients are stuck",
-            Level.BAD,
-            _row_for(said),
+            "lost sessions", f"{shown} is {reason}: it passes, and clients are stuck", Level.BAD, _row_for(said)
         )
         return
-    else:
-        yield Finding("lost sessions", f"{shown} is in no row of the table: the sidecar asks with a ping", Level.PLAIN)
-    yield from _asked(post, ping, is_known=judgement.verdict is Verdict.SESSION_LOST)
+    yield from _asked(judgement, ping)
     yield from _other_methods(seen)
 
 
-def _asked(post: Answered, ping: Answered, *, is_known: bool) -> Iterator[Finding]:
+NOT_ASKED: Final = {
+    Verdict.AUTH_FAILURE: "about a login, perhaps",
+    Verdict.UNAVAILABLE: "what a gateway says while its server is away",
+}
+
+
+def _asked(judgement: Judgement, ping: Answered) -> Iterator[Finding]:
     """Whether a ping tells the truth, and whether it proves that the call did not run."""
-    said, pinged = post.said, ping.said
-    assert said is not None, "there is a refusal to compare with"
-    if pinged is None or (pinged.status < 300 and pinged.result_of(REQUEST_ID) is not None):
-        level = Level.PLAIN if is_known else Level.BAD
-        yield Finding("ping", "a ping in a session that is gone is answered: it cannot tell a lost session", level)
-    elif (
-        words_of(said.status, said.body).text == words_of(pinged.status, pinged.body).text
-        and said.status == pinged.status
-    ):
-        text = "a ping is refused in the same words: proof that the call did not run, so every call is sent again"
-        yield Finding("ping", text, Level.GOOD)
-    else:
+    found = pinged(ping)
+    if found.verdict is PingVerdict.REFUSED and judgement.refusal is not None:
+        if judgement.refusal.is_same_as(found.refusal):
+            text = "a ping is refused in the same words: proof that the call did not run, so every call is sent again"
+            yield Finding("ping", text, Level.GOOD)
+            return
         text = f"a ping is refused in other words ({_shown(ping)}): the session is lost, but a call may have run"
         advice = "give tools readOnlyHint or idempotentHint where it is true: those are sent again, others get an error"
         yield Finding("ping", text, Level.PLAIN, advice)
+    elif found.verdict is PingVerdict.ALIVE:
+        text = "a ping in a session that is gone is answered: it cannot tell a lost session"
+        yield Finding("ping", text, Level.PLAIN if judgement.verdict is Verdict.SESSION_LOST else Level.BAD)
+    else:
+        shown = _shown(ping) if ping.said is not None else ping.why
+        yield Finding("ping", f"a ping in a session that is gone tells nothing ({shown})", Level.BAD)
 
 
 def _other_methods(seen: Seen) -> Iterator[Finding]:
@@ -299,9 +336,6 @@ def _replicas(seen: Seen) -> Iterator[Finding]:
         yield Finding("replicas", text, Level.BAD, "put a sidecar beside each of them, or give the balancer affinity")
 
 
-AFFINITY: Final = ("AWSALB", "GCLB", "ARRAffinity", "INGRESSCOOKIE", "SERVERID", "route", "BIGipServer")
-
-
 def _edges(seen: Seen) -> Iterator[Finding]:
     wrong = seen.status("wrong-token")
     if wrong:
@@ -319,7 +353,7 @@ def _edges(seen: Seen) -> Iterator[Finding]:
     )
     cookies = _cookies(seen)
     if cookies:
-        known = [name for name in cookies if name.startswith(AFFINITY)]
+        known = [name for name in cookies if is_named(name, AFFINITY_COOKIES)]
         meaning = "a balancer's" if known else "not known as a balancer's; see `upstream.affinity_cookies` if it is one"
         yield Finding("cookies", f"{', '.join(cookies)}: {meaning}")
     waits = sorted(

@@ -22,6 +22,7 @@ from tests.support import corpus
 from tests.support.behaviour import Answers, SessionMode
 from tests.support.dialects import DIALECTS
 from tests.support.fake_upstream import FakeUpstream
+from tests.support.sidecar import running_sidecar
 
 
 async def probed(url: str, **headers: str) -> tuple[Seen, Report]:
@@ -105,6 +106,13 @@ async def test_nobody_there_is_told() -> None:
         url = server.url
     _, report = await probed(url)
     assert (report.outcome.exit_status, report.summary) == (4, "nobody answers (no connection)")
+
+
+async def test_a_sidecar_in_front_is_told() -> None:
+    """What the server itself says to lost sessions cannot be seen through one."""
+    async with FakeUpstream() as server, running_sidecar(server.url) as sidecar:
+        _, report = await probed(sidecar.url)
+        assert "answer of a sidecar" in said_of(report, "sidecar")
 
 
 async def test_a_server_that_takes_any_id_is_not_healable() -> None:
