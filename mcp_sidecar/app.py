@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from urllib.parse import urlsplit
 
+from mcp_sidecar import __version__
 from mcp_sidecar.config import ListenConfig, UpstreamConfig
 from mcp_sidecar.downstream.common import Patience
 from mcp_sidecar.downstream.keepalive import Keepalive
@@ -22,12 +23,14 @@ from mcp_sidecar.downstream.server import Server
 from mcp_sidecar.downstream.tls import ServerTls
 from mcp_sidecar.endpoint import refusals
 from mcp_sidecar.endpoint.router import Router, Watch
-from mcp_sidecar.facts import Emit, Fact
+from mcp_sidecar.facts import Emit, Fact, RequestServed
 from mcp_sidecar.healing.labels import RPC_METHODS
 from mcp_sidecar.healing.principal import Principals
-from mcp_sidecar.ops import logs
+from mcp_sidecar.ops import logs, page
+from mcp_sidecar.ops.access import Access
 from mcp_sidecar.ops.admin import Admin
 from mcp_sidecar.ops.metrics import Metrics
+from mcp_sidecar.ops.status import USUAL, Load, Now, Place, StatusBoard
 from mcp_sidecar.sessions.asker import Asker
 from mcp_sidecar.sessions.heal import HealServices
 from mcp_sidecar.sessions.healer import Healer
@@ -45,7 +48,10 @@ from mcp_sidecar.sessions.stores.keys import BadKeys
 from mcp_sidecar.sessions.stores.store import StoreUnusable, Times
 from mcp_sidecar.sessions.table import SessionTable
 from mcp_sidecar.sessions.tokens import Tokens
+from mcp_sidecar.sessions.view import SessionsView
 from mcp_sidecar.settings import Settings
+from mcp_sidecar.settings.toml import effective
+from mcp_sidecar.token_file import TokenFile
 from mcp_sidecar.upstream.upstream import Upstream
 from mcp_sidecar.verdicts.signatures import TABLE
 from mcp_sidecar.waiting.hold import Holds
@@ -78,7 +84,7 @@ class Sidecar:
         self._settings = settings
         self._watch = watch
         self._listen = settings.listen_config()
-        self._is_accepting = False
+        self.is_accepting = False
         self._metrics = Metrics(
             signatures=[row.name for row in (*settings.policy().signatures, *TABLE)], rpc_methods=RPC_METHODS
         )
@@ -86,23 +92,28 @@ class Sidecar:
             self.services = build_services(settings, self._emit, clock, promises_lists=watch is not None)
         except StoreUnusable as error:
             raise CannotStart(f"sessions.store: {error}") from None
+        services = self.services
+        self.sessions = SessionsView(services.sessions.table, services.holds, clock)
         self._keepalive = Keepalive(self._listen.comment_interval_s, self.services.clock)
         self._ingress = Router(self.services, self._keepalive, self._listen, settings.upstream_config())
         self._ingress.watch = watch
         self._server = self._new_server()
         self._tls: ServerTls | None = None
+        self._board = StatusBoard(self._now, self._metrics.calls, page.live, time.time)
         self._admin = Admin(
-            self._metrics,
-            self._sessions_view,
-            lambda: self._is_accepting,
-            allowed_hosts=self._listen.allowed_hosts,
+            self._metrics, self, Access(_token_file(settings)), allowed_hosts=self._listen.allowed_hosts
         )
+        self._draining: asyncio.Task[None] | None = None
         self._sweeper: asyncio.Task[None] | None = None
+        self._lookout: asyncio.Task[None] | None = None
         self.address = ""
         self.client_url = ""
         self.admin_address: str | None = None
         self.starting = ""
         self._bind_gauges()
+        self._metrics.describe(
+            version=__version__, mode=settings.policy().mode.value, store=settings.sessions.store.partition(":")[0]
+        )
 
     async def start(self) -> None:
         """Listen. Raises OSError where an address cannot be had, which ``starting`` then names, and ``CannotStart``."""
@@ -123,29 +134,44 @@ class Sidecar:
         self.address = _shown(host, port)
         self.client_url = self._client_url(host, port)
         self._sweeper = asyncio.create_task(self._sweep())
-        self._is_accepting = True
+        self._lookout = asyncio.create_task(self._look_out())
+        self.is_accepting = True
+
+    def begin_drain(self) -> None:
+        """Drain, once, and go on running."""
+        if self._draining is None:
+            self._draining = asyncio.create_task(self._drain())
 
     async def drain(self) -> None:
         """Stop accepting, end GET streams, release what is held, and wait for the POST exchanges.
 
-        ``listen.drain_delay`` before that all goes on as before, but not ready: balancers have that time to learn it.
+        ``listen.drain_delay`` before that all goes on as before, but not ready: balancers have that time to learn it. But
+        nobody waits for a server on this host that has gone: it ends with us, as in a pod whose server is stopped first.
         """
-        self._is_accepting = False
+        self.begin_drain()
+        assert self._draining is not None, "it has begun"
+        await asyncio.shield(self._draining)
+
+    async def _drain(self) -> None:
+        self.is_accepting = False
         self._server.announce_end()
+        if is_loopback(urlsplit(self._settings.upstream_config().origin).hostname or ""):
+            self.services.holds.expect_no_return()
         if self._listen.drain_delay_s:
             await asyncio.sleep(self._listen.drain_delay_s)
         self._server.stop_accepting()
         self.services.holds.drain()
-        self.services.streams.listening.end_all()
+        self.services.streams.listening.cut_all()
         await self._ingress.wait_until_idle(self._listen.drain_timeout_s)
 
     async def stop(self) -> None:
         """Cut what is still open, and let go of everything."""
-        self._is_accepting = False
+        self.is_accepting = False
         await self._server.close()
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-            await asyncio.gather(self._sweeper, return_exceptions=True)
+        for task in (self._sweeper, self._lookout, self._draining):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
         await self.services.holds.availability.stop()
         await self.services.sessions.stop()
         await self._keepalive.stop()
@@ -201,8 +227,47 @@ class Sidecar:
     def _emit(self, fact: Fact) -> None:
         self._metrics.record(fact)
         logs.log_fact(fact)
+        if fact.__class__ is not RequestServed or fact.outcome not in USUAL:
+            self._board.note(fact)
         if self._watch is not None:
             self._watch.heard(fact)
+
+    async def _look_out(self) -> None:
+        """Notice an upstream that has gone while nobody asked for anything."""
+        while True:
+            await asyncio.sleep(self._listen.comment_interval_s)
+            self._board.tick()
+            await self.services.holds.availability.look()
+
+    async def upstream_is_there(self) -> bool:
+        """Whether it accepts connections, by a try if nobody has tried lately."""
+        return await self.services.holds.availability.find_out()
+
+    def status(self) -> str:
+        """The live part of the status page."""
+        return self._board.html()
+
+    def settings(self) -> str:
+        """The settings in effect, secrets masked."""
+        return effective(self._settings)
+
+    def _now(self) -> Now:
+        services, upstream = self.services, self._settings.upstream_config()
+        clients, servers = self.sessions.programs()
+        return Now(
+            place=Place(
+                version=__version__,
+                mode=services.policy.mode.value,
+                url=self.client_url,
+                upstream_url=upstream.origin + upstream.endpoint,
+            ),
+            load=Load(sessions=len(self.sessions), streams=self.open_streams, held=len(services.holds)),
+            is_up=services.holds.availability.is_up,
+            is_draining=not self.is_accepting,
+            last_answer=self._last_answer(),
+            clients=clients,
+            servers=servers,
+        )
 
     async def _sweep(self) -> None:
         while True:
@@ -222,24 +287,16 @@ class Sidecar:
             get_streams=lambda: services.streams.open.get_streams,
             post_streams=lambda: services.streams.open.post_streams,
             upstream_up=lambda: services.holds.availability.is_up,
+            last_answer=self._last_answer,
+            clients=self.sessions.by_client,
             log_lines_dropped=logs.dropped,
         )
         self._metrics.bind_store(is_up=lambda: keeper.store.is_up, unsaved_records=lambda: keeper.unsaved)
 
-    def _sessions_view(self) -> list[dict[str, object]]:
-        now = self.services.clock()
-        return [
-            {
-                "session": session.label,
-                "age_seconds": round(now - session.opened_at, 3),
-                "idle_seconds": round(now - session.last_used_at, 3),
-                "generation": session.generation,
-                "state": session.state.value,
-                "protocol_version": session.handshake.protocol_version,
-                "streams": session.streams,
-            }
-            for session in self.services.sessions.table
-        ]
+    def _last_answer(self) -> float:
+        """When the upstream's last success came, in seconds of the wall clock; 0 is never."""
+        at = self.services.holds.availability.worked_at
+        return time.time() - (self.services.clock() - at) if at is not None else 0.0
 
 
 def build_services(
@@ -324,6 +381,11 @@ def _keeper(settings: Settings, emit: Emit, clock: Callable[[], float]) -> Keepe
         tokens=tokens,
         ring=ring,
     )
+
+
+def _token_file(settings: Settings) -> TokenFile | None:
+    path = settings.admin.token_file
+    return TokenFile(path) if path is not None else None
 
 
 def _warn_of_store(detail: str) -> None:

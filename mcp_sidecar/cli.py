@@ -233,6 +233,20 @@ def _check_config(arguments: Namespace) -> int:
     return _written(effective(loaded.settings), CHECK_CONFIG)
 
 
+def _asking(parser: ArgumentParser) -> None:
+    add_settings(parser, ("admin", "config"))
+
+
+def _health(arguments: Namespace) -> int:
+    """The upstream may be told to the sidecar alone, on its command line; nobody asks it here."""
+    loaded = load_settings(given_settings(arguments) | {"upstream": ["http://not-asked.invalid"]})
+    if loaded is None:
+        return MISTAKE
+    from mcp_sidecar.commands import health
+
+    return health.run(loaded.settings.admin_address)
+
+
 def _demonstrating(parser: ArgumentParser) -> None:
     parser.add_argument("--restart-sidecar", action="store_true", help="kill the sidecar together with the server")
 
@@ -319,6 +333,7 @@ COMMANDS: tuple[Command, ...] = (
         _check_config,
         _SETTINGS_EPILOG,
     ),
+    Command("health", "exit 0 if the sidecar of these settings is ready", _asking, _health),
     Command(NEW_KEY, "print a line for sessions.key_file", _nothing, _new_key),
     Command("completion", "print a script that completes commands and options in your shell", _completing, _completion),
 )

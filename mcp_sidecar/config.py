@@ -19,6 +19,9 @@ AFFINITY_COOKIES = (
 
 KEEP_ALIVE_S = 4.0
 
+NEAR_NETWORKS = ("127.0.0.0/8", "::1/128", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7")
+"""Loopback and the private ranges."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpstreamConfig:
@@ -41,13 +44,17 @@ class UpstreamConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListenConfig:
-    """The client side. ``public_url`` is the origin that clients see where an edge stands in front."""
+    """The client side. ``public_url`` is the origin that clients see where an edge stands in front.
+
+    ``trusted_proxies`` are networks in CIDR form.
+    """
 
     host: str = "127.0.0.1"
     port: int = 8080
     allowed_origins: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = ()
     public_url: str | None = None
+    trusted_proxies: tuple[str, ...] = NEAR_NETWORKS
     drain_delay_s: float = 0.0
     drain_timeout_s: float = 10.0
     comment_interval_s: float = 20.0

@@ -23,6 +23,19 @@ class HealOutcome(StrEnum):
     FAILED = "failed"  # `initialize` was rejected
 
 
+class CallOutcome(StrEnum):
+    """What became of a call, as its client would say. An answer is what the server said, an error of its own included."""
+
+    ANSWERED = "answered"
+    ANSWERED_AFTER_HEAL = "answered_after_heal"
+    ANSWERED_AFTER_HOLD = "answered_after_hold"
+    UNAVAILABLE = "unavailable"  # the upstream was away, or the store of sessions
+    UNKNOWN = "unknown"  # it may have run
+    SESSION_LOST = "session_lost"  # the client is to start over
+    REJECTED = "rejected"  # an HTTP error: ours for what it was, or the upstream's
+    CLIENT_LEFT = "client_left"  # before there was an answer, or it took back its request
+
+
 class ReplayCause(StrEnum):
     """Why a request was sent a second time."""
 
@@ -101,13 +114,22 @@ class AdoptedFrom(StrEnum):
 class RequestServed:
     """A client request got its answer. ``rpc_method`` is a label of the bounded set, ``seconds`` the whole exchange.
 
-    There is one for each request: to freeze it would cost more than to count it.
+    ``outcome`` is set where it was a call: a POST with a JSON-RPC request. There is one for each request: to freeze it would
+    cost more than to count it.
     """
 
     http_method: Final[str]
     rpc_method: Final[str]
     status: Final[int]
     seconds: Final[float]
+    outcome: Final[CallOutcome | None] = None
+
+
+@dataclass(frozen=True, slots=True)
+class RequestHeld:
+    """A request has waited for the upstream or for a heal, and waits no more."""
+
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,6 +354,20 @@ class RequestRejected:
 
 
 @dataclass(frozen=True, slots=True)
+class OriginRefused:
+    """A web page may not call. ``origin`` is in canonical form, ``null``, or empty where it is none."""
+
+    origin: str
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamRefusesHost:
+    """The upstream does not want to be called by the ``Host`` that it gets."""
+
+    status: int
+
+
+@dataclass(frozen=True, slots=True)
 class SidecarFault:
     """A bug of the sidecar, contained to one exchange. ``error`` is the exception's type, ``where`` module and line."""
 
@@ -341,6 +377,7 @@ class SidecarFault:
 
 Fact = (
     RequestServed
+    | RequestHeld
     | SessionOpened
     | SessionEnded
     | SessionLost
@@ -366,6 +403,8 @@ Fact = (
     | SessionNotSealed
     | HoldOverflowed
     | RequestRejected
+    | OriginRefused
+    | UpstreamRefusesHost
     | SidecarFault
 )
 

@@ -56,6 +56,7 @@ OPS: Final = "mcp_sidecar.ops"
 SETTINGS: Final = "mcp_sidecar.settings"
 FACTS: Final = "mcp_sidecar.facts"
 CONFIG: Final = "mcp_sidecar.config"
+TOKEN_FILE: Final = "mcp_sidecar.token_file"
 INTERNALS: Final = "mcp_sidecar.aiohttp_internals"
 AIOHTTP: Final = ("aiohttp", "multidict", "yarl")
 
@@ -98,18 +99,24 @@ LAYERS: Final = (
     Layer(modules=f"{OPS}.console"),
     Layer(modules=f"{OPS}.standard_streams"),
     Layer(modules=f"{OPS}.metrics", parts=(FACTS,), libraries=("prometheus_client",)),
-    Layer(modules=f"{OPS}.admin", parts=(f"{OPS}.metrics", FACTS), libraries=("aiohttp",)),
+    Layer(modules=TOKEN_FILE),
+    Layer(modules=f"{OPS}.access", parts=(TOKEN_FILE,)),
+    Layer(modules=f"{OPS}.status", parts=(FACTS,)),
+    Layer(modules=f"{OPS}.page", parts=(FACTS, f"{OPS}.status")),
+    Layer(
+        modules=f"{OPS}.admin", parts=(f"{OPS}.metrics", f"{OPS}.access", f"{OPS}.page", FACTS), libraries=("aiohttp",)
+    ),
     Layer(
         modules=SETTINGS,
         # The values that it hands down; nothing below it knows where they came from.
-        parts=(f"{HEALING}.policy", f"{VERDICTS}.signatures", CONFIG),
+        parts=(f"{HEALING}.policy", f"{VERDICTS}.signatures", CONFIG, TOKEN_FILE),
         libraries=("pydantic", "pydantic_settings", "pydantic_core"),
     ),
     Layer(
         modules="mcp_sidecar.app",
         parts=(
             *("mcp_sidecar.__version__", WIRE, VERDICTS, HEALING, WAITING, UPSTREAM, DOWNSTREAM, SESSIONS, STREAMS),
-            *(ENDPOINT, FASTPATH, OPS, SETTINGS, FACTS, CONFIG),
+            *(ENDPOINT, FASTPATH, OPS, SETTINGS, FACTS, CONFIG, TOKEN_FILE),
         ),
         libraries=("aiohttp",),
     ),

@@ -44,9 +44,10 @@ def _environment() -> dict[str, str]:
 
 
 def _probe() -> list[str]:
-    """The health check's command, run by this Python instead of the image's."""
+    """The health check's command, run by this checkout instead of the image's."""
     command: list[str] = json.loads(_only("HEALTHCHECK").partition("CMD")[2])
-    return [sys.executable, *command[1:]]
+    assert command[0] == "/opt/mcp-sidecar/bin/mcp-sidecar"
+    return [sys.executable, "-m", "mcp_sidecar", *command[1:]]
 
 
 def test_two_stages_on_a_slim_image() -> None:
@@ -55,6 +56,13 @@ def test_two_stages_on_a_slim_image() -> None:
     assert len(images) == 2
     assert all("-slim" in image for image in images)
     assert [word for word, _ in _last_stage() if word == "RUN"] == []
+
+
+def test_code_and_what_it_needs_are_layers_of_their_own() -> None:
+    """A new version of the sidecar is a small layer on top of one that is there already."""
+    copied = [rest.split() for word, rest in _last_stage() if word == "COPY"]
+    assert [words[-1] for words in copied] == ["/opt/mcp-sidecar"] * 2
+    assert [words[1] for words in copied] == ["/opt/mcp-sidecar", "/code/opt/mcp-sidecar"]
 
 
 def test_the_user_is_a_number_and_not_root() -> None:
@@ -96,7 +104,7 @@ class _Admin(BaseHTTPRequestHandler):
     status = 200
 
     def do_GET(self) -> None:
-        self.send_response(self.status if self.path == "/livez" else 404)
+        self.send_response(self.status if self.path == "/readyz" else 404)
         self.send_header("Content-Length", "0")
         self.end_headers()
 
@@ -110,7 +118,7 @@ class _BrokenAdmin(_Admin):
 
 @pytest.fixture
 def admin(request: pytest.FixtureRequest) -> Iterator[int]:
-    """The port of something that answers ``/livez``."""
+    """The port of something that answers ``/readyz``."""
     with HTTPServer(("127.0.0.1", 0), request.param) as server:
         serving = threading.Thread(target=server.serve_forever)
         serving.start()
@@ -121,10 +129,10 @@ def admin(request: pytest.FixtureRequest) -> Iterator[int]:
 
 @pytest.mark.parametrize(
     ("admin", "healthy"),
-    [pytest.param(_Admin, True, id="alive"), pytest.param(_BrokenAdmin, False, id="not alive")],
+    [pytest.param(_Admin, True, id="ready"), pytest.param(_BrokenAdmin, False, id="not ready")],
     indirect=["admin"],
 )
-def test_the_health_check_asks_livez(admin: int, healthy: bool) -> None:
+def test_the_health_check_asks_whether_it_is_ready(admin: int, healthy: bool) -> None:
     """Healthy is what answers 200 on the port of MCP_SIDECAR_ADMIN, whatever proxy the environment names."""
     environment = {
         "MCP_SIDECAR_ADMIN": f"0.0.0.0:{admin}",

@@ -47,7 +47,9 @@ SHORT_VARIABLES: Final = frozenset(
     {"UPSTREAM", "LISTEN", "ADMIN", "MODE", "STORE", "CONFIG", "LOG_FORMAT", "LOG_LEVEL"}
 )
 # Options of other programs that documents may name.
-FOREIGN_OPTIONS: Final = frozenset({"--locked", "--no-deps", "--no-healthcheck", "--require-hashes", "--strict"})
+FOREIGN_OPTIONS: Final = frozenset(
+    {"--locked", "--no-deps", "--no-healthcheck", "--require-hashes", "--set", "--strict"}
+)
 
 
 def _code(text: str) -> Iterator[str]:

@@ -116,7 +116,7 @@ async def test_it_stops_at_once_where_nothing_is_open(number: signal.Signals) ->
 
 @SIGNALS
 async def test_a_drain_waits_for_calls_and_for_nothing_else(number: signal.Signals) -> None:
-    """New clients are refused, readiness falls, GET streams end cleanly at once, a call gets its answer; then exit 0."""
+    """New clients are refused, readiness falls, GET streams break off at once, a call gets its answer; then exit 0."""
     async with (
         FakeUpstream() as upstream,
         serving(upstream) as (process, origin, admin),
@@ -129,7 +129,7 @@ async def test_a_drain_waits_for_calls_and_for_nothing_else(number: signal.Signa
         await upstream.ledger.wait_for(lambda ledger: len(ledger.executions("slow")) == 1)
         process.signal(number)
         await process.line("draining")
-        assert await stream.next_message() is None
+        assert (await stream.read()).broken is not None
         assert (await fetch(f"{admin}/readyz"))[0] == 503
         assert (await fetch(f"{admin}/livez"))[0] == 200
         with pytest.raises(ConnectionRefusedError):
@@ -261,7 +261,8 @@ async def test_the_admin_pages_tell_what_the_contract_names() -> None:
         assert status == 200 and set(listed) == {"count", "sessions"} and listed["count"] == 1
         session = listed["sessions"][0]
         assert set(session) == {
-            *("session", "age_seconds", "idle_seconds", "generation", "state", "protocol_version", "streams")
+            *("session", "age_seconds", "idle_seconds", "generation", "state", "protocol_version", "streams"),
+            *("client", "server", "held", "last_heal"),
         }
         assert (session["generation"], session["state"], session["streams"]) == (2, "established", 1)
         found = labels_of(metrics)
@@ -321,7 +322,11 @@ async def test_no_id_no_credential_and_no_body_is_ever_told() -> None:
             await client.call(marks["body"], {}, id=marks["id"])
             await client.post(f'{{"{marks["body"]}'.encode())
             await client.post(b"{}", headers={"Mcp-Session-Id": marks["id"] + "\xe9"})
-            await client.call("ping", headers={"Origin": f"https://{marks['body']}.example"})
+            for beside in (
+                f"https://u:{marks['token']}@a.example",
+                f"https://a.example/{marks['path']}?{marks['key']}",
+            ):
+                await client.call("ping", headers={"Origin": beside})  # of an origin no more is told than that
             await fetch(f"{origin}/{marks['path']}?token={marks['token']}")
             host, port = origin.removeprefix("http://").split(":")
             for junk in (
@@ -331,9 +336,9 @@ async def test_no_id_no_credential_and_no_body_is_ever_told() -> None:
                 await raw_exchange(int(port), junk.encode(), host=host)
             stream.close()
             ids += [client.session_id, *upstream.sessions]
-            pages = [(await fetch(f"{admin}/{page}"))[1] for page in ("metrics", "sessions")]
+            pages = [(await fetch(f"{admin}/{page}"))[1] for page in ("metrics", "sessions", "")]
             await client.delete()
-            pages += [(await fetch(f"{admin}/{page}"))[1] for page in ("metrics", "sessions")]
+            pages += [(await fetch(f"{admin}/{page}"))[1] for page in ("metrics", "sessions", "")]
         process.signal(signal.SIGTERM)
         assert await process.exit_status() == 0
         told = "\n".join([process.stderr, *pages])
@@ -417,3 +422,14 @@ async def test_an_upstream_that_is_not_trusted_is_away(certificate: tuple[Path, 
     ):
         assert is_unavailable(await client.call("initialize", {}, id=1, headers=alice(), bare=True), 1)
         assert upstream.ledger.arrivals == []
+
+
+async def test_a_drain_that_was_begun_on_the_admin_listener() -> None:
+    """The process goes on, not ready, until it is told to end; then it has nothing more to wait for."""
+    async with FakeUpstream() as upstream, serving(upstream) as (process, _, admin):
+        async with aiohttp.ClientSession() as http, http.post(f"{admin}/drain") as answer:
+            assert (answer.status, await answer.text()) == (200, "draining\n")
+        assert await fetch(f"{admin}/readyz") == (503, "draining\n")
+        assert await fetch(f"{admin}/livez") == (200, "ok\n")
+        process.signal(signal.SIGTERM)
+        assert await process.exit_status() == 0

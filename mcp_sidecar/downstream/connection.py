@@ -297,7 +297,9 @@ class ClientConnection(asyncio.Protocol):
         if self.transport is None or self._phase is not Phase.EXCHANGE:
             return False
         is_sending = self._sends_on or self._framing is not None
-        if is_sending or self.is_last or not responder.keep_alive:
+        # Whoever has not been told that this answer is the last may send the next request already: it is told then.
+        is_last = self._is_last or self._common.is_closing
+        if is_sending or is_last or not responder.keep_alive:
             self._leave(lingers=is_sending)
             return False
         self._phase, self._quiet_since = Phase.IDLE, None

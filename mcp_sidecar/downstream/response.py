@@ -10,6 +10,7 @@ import asyncio
 import socket
 import struct
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Protocol
 
@@ -27,6 +28,8 @@ _LENGTH_OF_CONTENT_LENGTH = len("content-length")
 
 IN_ONE_PIECE_BYTES = 64 * 1024
 """What is collected at most within one turn of the loop."""
+
+SAID_BYTES = 512
 
 EVENT_STREAM_HEADERS: tuple[Pair, ...] = (
     ("Content-Type", "text/event-stream"),
@@ -53,6 +56,29 @@ class Client(Protocol):
         """Wait until it has taken most of what was sent."""
 
 
+@dataclass(slots=True)
+class Notes:
+    """What is remembered of an answer that has gone out.
+
+    ``said`` is the beginning of an error's body, ``told`` the reason that an answer of our own gives; ``is_answered`` is set
+    as soon as what the client waits for has gone out, whatever is still to come.
+    """
+
+    said: bytes = b""
+    told: str = ""
+    is_answered: bool = False
+
+
+class Page(Protocol):
+    """The web page that an answer goes to, if it goes to one."""
+
+    def passed(self, status: int, pairs: Iterable[Pair]) -> None:
+        """The upstream's answer goes to it."""
+
+    def own(self) -> tuple[Pair, ...]:
+        """The headers that an answer of our own has for it."""
+
+
 class Responder:
     """Answers one client request, once.
 
@@ -76,6 +102,8 @@ class Responder:
         "keep_alive",
         "last_write_at",
         "may_comment",
+        "notes",
+        "page",
         "status",
         "tap",
     )
@@ -93,6 +121,8 @@ class Responder:
         self._is_bodiless = False
         self._is_cut = False
         self.status = 0
+        self.notes = Notes()
+        self.page: Page | None = None
         self.keep_alive = request.keep_alive
         self.is_event_stream = False
         self.may_comment = False
@@ -102,12 +132,23 @@ class Responder:
         """Is shown the body as it goes to the client."""
 
     @property
+    def is_cut(self) -> bool:
+        """Whether the client knows that it has not got all of its answer."""
+        return self._is_cut
+
+    @property
     def is_committed(self) -> bool:
         """Whether the head of the answer is given, so that no other answer can be."""
         return self.status != 0
 
     async def start(self, status: int, reason: str | None, pairs: Iterable[Pair]) -> None:
-        """Give the head of an answer. It is sent by the end of this turn of the loop."""
+        """Give the head of the upstream's answer. It is sent by the end of this turn of the loop."""
+        if self.page is not None:
+            pairs = list(pairs)
+            self.page.passed(status, pairs)
+        await self._start(status, reason, pairs)
+
+    async def _start(self, status: int, reason: str | None, pairs: Iterable[Pair]) -> None:
         head = self._head(status, _phrase(status) if reason is None else reason, pairs)
         self.status = status
         self.last_write_at = self._clock()
@@ -116,12 +157,14 @@ class Responder:
     async def start_events(self, pairs: Iterable[Pair] = ()) -> None:
         """Give the head of an event stream of our own."""
         self.is_event_stream = True
-        await self.start(HTTPStatus.OK, None, [*EVENT_STREAM_HEADERS, *pairs])
+        await self._start(HTTPStatus.OK, None, [*EVENT_STREAM_HEADERS, *pairs, *self._said_to_page])
 
     async def write(self, data: bytes) -> None:
         """Send a part of the body. Waits where the client reads slowly."""
         if data and not self._is_bodiless:
             assert self.status, "the head comes first"
+            if self.status >= 400 and not self.notes.said:
+                self.notes.said = data[:SAID_BYTES]
             self.last_write_at = self._clock()
             if self.tap is not None:
                 self.tap(data)
@@ -136,13 +179,20 @@ class Responder:
         """Give an answer of our own: as a whole, or as the last event of a stream under way."""
         if self.status:
             if self.is_event_stream and answer.body:
+                self.notes.told = answer.tells
                 await self.write(encode_event(answer.body))
             return
+        self.notes.told = answer.tells
         head = [("Content-Type", answer.content_type)] if answer.content_type else []
         if answer.status != HTTPStatus.NO_CONTENT:
             head.append(("Content-Length", str(len(answer.body))))
-        await self.start(answer.status, None, [*head, *answer.headers, *pairs])
+        own = () if _speaks_of_access(answer.headers) else self._said_to_page
+        await self._start(answer.status, None, [*head, *answer.headers, *pairs, *own])
         await self.write(answer.body)
+
+    @property
+    def _said_to_page(self) -> tuple[Pair, ...]:
+        return self.page.own() if self.page is not None else ()
 
     def close_behind(self) -> None:
         """Serve nothing more on this connection."""
@@ -219,6 +269,11 @@ class Responder:
         pending, self._pending, self._pending_bytes = self._pending, [], 0
         if pending and self._client is not None:
             self._client.write(b"".join(pending) if len(pending) > 1 else pending[0])
+
+
+def _speaks_of_access(pairs: Iterable[Pair]) -> bool:
+    """Whether the upstream's word to a page is in it already: browsers refuse what is said twice."""
+    return any(name.lower().startswith("access-control-") for name, _ in pairs)
 
 
 def last_answer(answer: OwnAnswer) -> bytes:

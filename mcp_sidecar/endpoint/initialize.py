@@ -26,6 +26,7 @@ class Opening:
         self._start = start
         self._waiting = bytearray()
         self.may_comment = False
+        self.notes = responder.notes
 
     async def write(self, data: bytes) -> None:
         """A part of the stream."""

@@ -13,6 +13,7 @@ from http import HTTPStatus
 
 from mcp_sidecar.downstream.response import Responder
 from mcp_sidecar.downstream.upload import BrokenBody, Upload
+from mcp_sidecar.endpoint.outcome import Detour
 from mcp_sidecar.facts import ActionObserved, ObservedAction, ReplayCause, RequestReplayed
 from mcp_sidecar.healing import replies
 from mcp_sidecar.healing.exchange import MAX_RESENDS_IN_DOUBT
@@ -28,7 +29,7 @@ from mcp_sidecar.verdicts.classify import NO_SIGNATURE
 from mcp_sidecar.waiting.hold import HeldRequest, Waited
 from mcp_sidecar.wire import headers
 from mcp_sidecar.wire.headers import Pair, media_type
-from mcp_sidecar.wire.jsonrpc import Message
+from mcp_sidecar.wire.jsonrpc import Kind, Message
 from mcp_sidecar.wire.origins import Move
 from mcp_sidecar.wire.reply import OwnAnswer
 from mcp_sidecar.wire.sse import Block, EventSplitter, parse_event, with_data
@@ -64,6 +65,7 @@ class Passthrough:
         self._move = move
         self._without = without
         self._owner = owner
+        self.detour = Detour.NONE
 
     async def other_path(self, upload: Upload | None) -> None:
         """A path that is not the MCP endpoint: streamed both ways, 503 at once while the upstream is away.
@@ -94,9 +96,44 @@ class Passthrough:
                 raise
         return await send(may_idle=may_idle, fresh=True)
 
+    async def preflight(self) -> None:
+        """A browser asks whether a page may send a request to the endpoint: this waits as that request would.
+
+        It only reads, so that it may be sent again whatever has become of it.
+        """
+        holds = self._services.holds
+        held = HeldRequest(0, self._services.policy.hold_timeout_s)
+        try:
+            while True:
+                try:
+                    answer = await self._send(None, may_idle=False)
+                except UpstreamFault as fault:
+                    if fault.fault.may_have_arrived and held.waited_s:
+                        await self._responder.give(replies.BAD_GATEWAY)
+                        return
+                    if await holds.for_connect(held) is not Waited.BACK:
+                        await self._responder.give(replies.UNAVAILABLE_PATH)
+                        return
+                    continue
+                finally:
+                    holds.went_on(held)
+                async with answer:
+                    await self._relay(answer)
+                return
+        finally:
+            holds.leave(held)
+
     async def sessionless(self, message: Message, body: bytes, asks: Callable[[], Identity]) -> None:
         """A request of 2026-07-28. ``asks`` tells who asks, where that counts."""
         held = HeldRequest(len(body), self._services.policy.hold_timeout_s)
+        try:
+            await self._sessionless(message, body, asks, held)
+        finally:
+            self._services.holds.leave(held)
+
+    async def _sessionless(
+        self, message: Message, body: bytes, asks: Callable[[], Identity], held: HeldRequest
+    ) -> None:
         resends_left = MAX_RESENDS_IN_DOUBT
         while True:
             try:
@@ -113,6 +150,7 @@ class Passthrough:
                     cause = ReplayCause.AMBIGUOUS_SAFE
                 elif not await self._may_try_again(fault, message, held):
                     return
+                self.detour = Detour.HOLD if held.waited_s else Detour.NONE
                 self._services.emit(RequestReplayed("", cause, rpc_label(message)))
                 continue
             async with answer:
@@ -129,15 +167,21 @@ class Passthrough:
         return policy.heals and is_safe_in_doubt(message, known)
 
     def _overhearing(self, message: Message, asks: Callable[[], Identity], answer: Answer) -> Overhearing | None:
-        if message.method != "tools/list" or not self._services.policy.heals or answer.status != HTTPStatus.OK:
+        """Who listens for the response: clients leave behind it, and have been answered then; of tools it teaches."""
+        teaches = message.method == "tools/list" and self._services.policy.heals and answer.status == HTTPStatus.OK
+        if not teaches and not is_event_stream(answer):
             return None
-        principal, sessionless = asks().principal, self._services.sessions.sessionless
+        responder, sessionless = self._responder, self._services.sessions.sessionless
+        principal = asks().principal if teaches else None
 
-        def learn(said: Message, _: Answer) -> None:
-            if said.id == message.id and said.result is not None:
+        def hear(said: Message, _: Answer) -> None:
+            if said.kind is not Kind.RESPONSE or said.id != message.id:
+                return
+            responder.notes.is_answered = True
+            if principal is not None and said.result is not None:
                 sessionless.learnt(principal, said.result, is_first_page=message.cursor is None)
 
-        return Overhearing(answer, self._services.limits.max_buffered_answer, learn)
+        return Overhearing(answer, self._services.limits.max_buffered_answer, hear)
 
     async def _may_try_again(self, fault: UpstreamFault, message: Message, held: HeldRequest) -> bool:
         own = self._own_answer(fault, message)

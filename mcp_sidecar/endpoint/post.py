@@ -13,6 +13,7 @@ from typing import Final, assert_never
 
 from mcp_sidecar.downstream.response import Responder
 from mcp_sidecar.endpoint.early_stream import EarlyStream
+from mcp_sidecar.endpoint.outcome import Detour
 from mcp_sidecar.endpoint.reply import Reply
 from mcp_sidecar.facts import (
     AnswerRewritten,
@@ -86,6 +87,14 @@ class Post:
         self._upstream_id: UpstreamSessionId | None = None
         self._pauses: Pauses | None = None
         self._renumbering = Renumbering()
+        self._was_healed = False
+
+    @property
+    def detour(self) -> Detour:
+        """What the answer has cost so far."""
+        if self._was_healed:
+            return Detour.HEAL
+        return Detour.HOLD if self._held.waited_s else Detour.NONE
 
     async def run(self) -> None:
         """Take the exchange to its end."""
@@ -322,6 +331,7 @@ class Post:
         if waited is not Waited.BACK:
             return self._released(waited)
         if end.why is None:
+            self._was_healed = True
             return self._exchange.healed()
         self._refusal = end.refusal
         return self._exchange.unhealed(end.why)

@@ -8,6 +8,7 @@ from http import HTTPStatus
 from mcp_sidecar.downstream.request import Fault
 from mcp_sidecar.downstream.upload import BrokenBody
 from mcp_sidecar.endpoint.body import BodyTooLarge
+from mcp_sidecar.endpoint.outcome import OWN_FAULT as OUR_FAULT
 from mcp_sidecar.healing import replies
 from mcp_sidecar.healing.replies import INVALID_REQUEST, PARSE_ERROR
 from mcp_sidecar.sessions.call import BadSessionId
@@ -36,7 +37,9 @@ HEADERS_TOO_LARGE = _refusal(
 )
 UNREADABLE = _refusal(HTTPStatus.BAD_REQUEST, INVALID_REQUEST, "Bad Request: not valid HTTP")
 TOO_SLOW = _refusal(HTTPStatus.REQUEST_TIMEOUT, INVALID_REQUEST, "Request Timeout: the head was not sent to its end")
-OWN_FAULT = OwnAnswer(HTTPStatus.BAD_GATEWAY, replies.TEXT, b"The sidecar failed to handle the request.\n")
+OWN_FAULT = OwnAnswer(
+    HTTPStatus.BAD_GATEWAY, replies.TEXT, b"The sidecar failed to handle the request.\n", tells=OUR_FAULT
+)
 
 OF_UNREADABLE = {
     Fault.UNREADABLE: UNREADABLE,

@@ -78,7 +78,8 @@ class Reply:
         if self._responder.is_committed:
             await self._responder.give(replies.instead_of(self.still_unanswered, refusal.status, refusal.reason))
             return None
-        own = OwnAnswer(refusal.status, body=refusal.body, headers=tuple(refusal.headers))
+        pairs = self._call.move.headers(refusal.headers)
+        own = OwnAnswer(refusal.status, body=refusal.body, headers=tuple(pairs))
         await self._responder.give(own)
         return None
 

@@ -13,8 +13,9 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import traceback
-from collections.abc import Awaitable, Hashable
+from collections.abc import Awaitable, Collection, Hashable
 from functools import partial
 from http import HTTPStatus
 from pathlib import PurePath
@@ -30,14 +31,24 @@ from mcp_sidecar.downstream.request import Request
 from mcp_sidecar.downstream.response import Responder
 from mcp_sidecar.endpoint import refusals
 from mcp_sidecar.endpoint.body import UNREADABLE, read_body
+from mcp_sidecar.endpoint.cors import Cors
 from mcp_sidecar.endpoint.delete import Delete
 from mcp_sidecar.endpoint.early_stream import EarlyStream
 from mcp_sidecar.endpoint.look_up import SessionLookUp
 from mcp_sidecar.endpoint.observe import Observe
+from mcp_sidecar.endpoint.outcome import CLIENT_LEFT, Detour, is_call, outcome_of
 from mcp_sidecar.endpoint.passthrough import Passthrough
 from mcp_sidecar.endpoint.post import Post
 from mcp_sidecar.endpoint.refusals import Refusal
-from mcp_sidecar.facts import Fact, RequestRejected, RequestServed, SidecarFault
+from mcp_sidecar.facts import (
+    CallOutcome,
+    Fact,
+    OriginRefused,
+    RequestRejected,
+    RequestServed,
+    SidecarFault,
+    UpstreamRefusesHost,
+)
 from mcp_sidecar.healing import replies
 from mcp_sidecar.healing.labels import NO_METHOD, OTHER, http_label, rpc_label
 from mcp_sidecar.healing.replies import Reason
@@ -51,14 +62,18 @@ from mcp_sidecar.wire import headers, origins
 from mcp_sidecar.wire.headers import Fields, Pair
 from mcp_sidecar.wire.jsonrpc import UNREAD, Kind, Message, parse
 from mcp_sidecar.wire.origins import Move
+from mcp_sidecar.wire.proxies import FORWARDED, TrustedProxies, told_origin
 from mcp_sidecar.wire.reply import OwnAnswer
 from mcp_sidecar.wire.revisions import PROTOCOL_VERSION_HEADER, is_sessionless_request, is_sessionless_version
 
-CLIENT_LEFT = 499
-"""What nginx logs, too, for a client that did not wait for its answer."""
-
-
 REMEMBERED_HOSTS = 256
+
+REFUSES_HOST = frozenset({HTTPStatus.MISDIRECTED_REQUEST.value, HTTPStatus.FORBIDDEN.value})
+_SPEAKS_OF_HOST = re.compile(
+    rb"\b(?:invalid|missing|bad|unknown|disallowed) host\b|\bhost header\b|\bhost\b.{0,40}\bnot allowed\b",
+    re.IGNORECASE,
+)
+"""Servers that know their own names answer others 421 (the Python SDK) or 403 (the TypeScript, Go and Rust ones)."""
 
 _FOR_THE_SESSION = frozenset({"mcp-session-id"})
 
@@ -87,6 +102,8 @@ class Incoming:
         self.rpc_label = OTHER if request.method == hdrs.METH_POST else NO_METHOD
         self.message: Message | None = None
         self.in_session = False
+        self.is_refused = False
+        self.way: Post | Passthrough | None = None
         self.begun = _in_flight(request)
         self.owner = request.connection
 
@@ -117,6 +134,8 @@ class Router:
         self.plain_endpoints: tuple[str, ...] = () if "%" in self._endpoint else (self._endpoint, f"{self._endpoint}/")
         self._hosts: dict[str, bool] = {}
         self._moves: dict[str, Move] = {}
+        self._cors = Cors()
+        self._proxies = TrustedProxies(listen.trusted_proxies)
         self._own_origins: tuple[str, ...] = (listen.public_url,) if listen.public_url else ()
         self._on_loopback = origins.is_loopback(listen.host)
         self.scheme = "https" if listen.tls_certificate else "http"
@@ -151,9 +170,33 @@ class Router:
         finally:
             if incoming.begun is not None:
                 incoming.begun.drop()
+            if status in REFUSES_HOST:
+                self._note_refused_host(status, incoming.responder.notes.said)
             seconds = self.services.clock() - started
-            self.services.emit(RequestServed(http_label(request.method), incoming.rpc_label, status, seconds))
+            status, outcome = self._ending(incoming, status)
+            self.services.emit(RequestServed(http_label(request.method), incoming.rpc_label, status, seconds, outcome))
             self.leave()
+
+    @staticmethod
+    def _ending(incoming: Incoming, status: int) -> tuple[int, CallOutcome | None]:
+        """What was sent, and what became of the call if it was one; answered is who leaves behind the response."""
+        responder = incoming.responder
+        if status == CLIENT_LEFT and responder.notes.is_answered:
+            status = responder.status
+        if not is_call(incoming.message):
+            return status, CallOutcome.REJECTED if incoming.is_refused else None
+        told = (
+            Reason.OUTCOME_UNKNOWN.code
+            if responder.is_cut and not responder.notes.is_answered
+            else responder.notes.told
+        )
+        return status, outcome_of(status, told, incoming.way.detour if incoming.way is not None else Detour.NONE)
+
+    def _note_refused_host(self, status: int, said: bytes) -> None:
+        """Tell where it was the upstream's word, and about ``Host``: else nobody knows which setting helps."""
+        is_own = said == refusals.BAD_HOST.body[: len(said)] != b""
+        if not is_own and (status == HTTPStatus.MISDIRECTED_REQUEST or _SPEAKS_OF_HOST.search(said)):
+            self.services.emit(UpstreamRefusesHost(status))
 
     def enter(self) -> None:
         """A request is under way; ``leave`` is to follow."""
@@ -207,9 +250,19 @@ class Router:
         refused = self._gate(incoming)
         if refused is not None:
             return self._reject(incoming, refused)
+        origin = incoming.headers.get(hdrs.ORIGIN)
+        if origin is not None:
+            incoming.responder.page = self._cors.of(origin)
+            if self._is_preflight(incoming) and self.services.policy.heals:
+                return self._passing(incoming).preflight()
         if self._is_endpoint(incoming) and incoming.method in ("POST", "GET", "DELETE"):
             return self._endpoint_request(incoming)
         return self._passing(incoming).other_path(incoming.request.upload)
+
+    def _is_preflight(self, incoming: Incoming) -> bool:
+        """Whether a browser asks if a page may send a request to the endpoint."""
+        asks = incoming.method == "OPTIONS" and "Access-Control-Request-Method" in incoming.headers
+        return asks and incoming.request.upload is None and self._is_endpoint(incoming)
 
     def _gate(self, incoming: Incoming) -> Refusal | None:
         found = incoming.headers
@@ -219,6 +272,7 @@ class Router:
             return refusals.BAD_HOST
         for origin in found.getall(hdrs.ORIGIN, ()):
             if not self._is_allowed_origin(origin):
+                self.services.emit(OriginRefused("null" if origin == "null" else origins.canonical(origin) or ""))
                 return refusals.BAD_ORIGIN
         return None
 
@@ -243,6 +297,7 @@ class Router:
         self.services.emit(RequestRejected(answer.status, answer.reason))
         incoming.responder.close_behind()
         if not incoming.responder.is_committed:
+            incoming.is_refused = incoming.method == "POST" and self._is_endpoint(incoming)
             await incoming.responder.give(answer)
 
     def _is_endpoint(self, incoming: Incoming) -> bool:
@@ -309,7 +364,8 @@ class Router:
         version = incoming.headers.get(PROTOCOL_VERSION_HEADER)
         if is_sessionless_request(message.meta_protocol_version, message.method, version):
             asks = partial(self.services.sessions.identity_of, incoming.fields, incoming.target.partition("?")[2])
-            await self._passing(incoming).sessionless(message, body, asks)
+            incoming.way = passing = self._passing(incoming)
+            await passing.sessionless(message, body, asks)
         else:
             await self._session_post(incoming, message, body, is_encoded=is_encoded)
 
@@ -342,6 +398,7 @@ class Router:
             after_s, responder = self.services.policy.early_stream_after_s, incoming.responder
             early = EarlyStream(after_s, self._keepalive, call, responder, message)
             posting = Post(self.services, call, message, body, responder, early, opaque=is_encoded, begun=begun)
+            incoming.way = posting
             work = posting.run()
             await self._in_use(call, self.watch.post(call, message, responder, work) if self.watch else work)
 
@@ -381,19 +438,38 @@ class Router:
     # -- passing on ---------------------------------------------------------------------------------------------------
 
     def _upstream_pairs(self, incoming: Incoming, without: frozenset[str] = frozenset()) -> list[Pair]:
-        host, peer = incoming.headers.get(hdrs.HOST), incoming.request.peer
-        return incoming.fields.for_upstream(without=without, peer=peer, scheme=self.scheme, host=host)
+        scheme, host = self._client_origin(incoming)
+        peer = incoming.request.peer
+        is_trusted = self._proxies.holds(peer)
+        return incoming.fields.for_upstream(without=without, peer=peer, scheme=scheme, host=host, is_trusted=is_trusted)
+
+    def _client_origin(self, incoming: Incoming) -> tuple[str, str | None]:
+        """Scheme and authority that the client has used, as far as somebody who may say so says."""
+        scheme, host = self.scheme, incoming.headers.get(hdrs.HOST)
+        if not incoming.fields.may_be_forwarded or not self._proxies.holds(incoming.request.peer):
+            return scheme, host
+        told_scheme, told_host = told_origin(incoming.fields)
+        return told_scheme or scheme, told_host or host
+
+    def lets_forwarding_pass(self, peer: str | None, names: Collection[str]) -> bool:
+        """Whether nothing that ``peer`` says of those before it is to be left out or read, by all names of headers."""
+        return FORWARDED not in names and self._proxies.holds(peer)
 
     def _move(self, incoming: Incoming) -> Move:
-        host = incoming.headers.get(hdrs.HOST)
-        if self._listen.public_url or host is None:
-            return Move(self._upstream.origin, self._own_origins[0])
-        move = self._moves.get(host)
+        scheme, host = self._client_origin(incoming)
+        own = self._own_origins[0] if self._listen.public_url or host is None else f"{scheme}://{host}"
+        move = self._moves.get(own)
         if move is None:
-            move = Move(self._upstream.origin, f"{self.scheme}://{host}")
+            move = Move(self._upstream.origin, own, self._upstream_hosts(incoming))
             if len(self._moves) < REMEMBERED_HOSTS:
-                self._moves[host] = move
+                self._moves[own] = move
         return move
+
+    def _upstream_hosts(self, incoming: Incoming) -> tuple[str, ...]:
+        """What the upstream gets as ``Host``, and so takes for its own."""
+        upstream = self.services.upstream
+        clients = incoming.headers.get(hdrs.HOST) if upstream.passes_host else None
+        return (upstream.host_line.removeprefix("Host: ") if clients is None else clients,)
 
     def _passing(self, incoming: Incoming) -> Passthrough:
         pairs = self._upstream_pairs(incoming)

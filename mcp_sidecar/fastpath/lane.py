@@ -9,11 +9,12 @@ the ordinary way would have passed in the same bytes.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Protocol
 
 from mcp_sidecar.downstream.common import Client
-from mcp_sidecar.facts import RequestServed
+from mcp_sidecar.facts import CallOutcome, RequestServed
 from mcp_sidecar.fastpath import plain_http
 from mcp_sidecar.healing.labels import rpc_label
 from mcp_sidecar.healing.marked_ids import FIRST
@@ -69,6 +70,9 @@ class Gate(Protocol):
 
     def lets_host_pass(self, host: str) -> bool:
         """Whether a request may name this host."""
+
+    def lets_forwarding_pass(self, peer: str | None, names: Collection[str]) -> bool:
+        """Whether nothing that a peer says of those before it is to be left out or read."""
 
     def enter(self) -> None:
         """A request is under way."""
@@ -172,6 +176,8 @@ class Express:
         except NotJson:
             return None
         if not _is_short(message, values):
+            return None
+        if "forwarded" in " ".join(values) and not self.gate.lets_forwarding_pass(client.peer, values):
             return None
         outgoing = self._outgoing(request, session, client.peer, body)
         connection = services.upstream.express(client)
@@ -407,7 +413,8 @@ class Trip:
     def _tell(self, status: int) -> None:
         services = self._express.services
         seconds = services.clock() - self._started_at
-        services.emit(RequestServed("POST", rpc_label(self._message), status, seconds))
+        outcome = CallOutcome.CLIENT_LEFT if status == CLIENT_LEFT else CallOutcome.ANSWERED
+        services.emit(RequestServed("POST", rpc_label(self._message), status, seconds, outcome))
 
 
 def _body(head: Head, received: bytes) -> bytes | None:

@@ -65,6 +65,7 @@ SESSION_NOT_FOUND = OwnAnswer(
     HTTPStatus.NOT_FOUND,
     TEXT,
     b'{"jsonrpc":"2.0","error":{"code":-32001,"message":"Session not found"},"id":null}',
+    tells=Reason.SESSION_LOST.code,
 )
 """Exactly this form: clients that look at the status, at the text, or at the code all start over."""
 
@@ -76,8 +77,14 @@ UNAVAILABLE_PATH = OwnAnswer(
     TEXT,
     b"The upstream server is not available.\n",
     (("Retry-After", str(RETRY_AFTER_S)),),
+    Reason.UPSTREAM_UNAVAILABLE.code,
 )
-BAD_GATEWAY = OwnAnswer(HTTPStatus.BAD_GATEWAY, TEXT, b"The upstream server broke off without an answer.\n")
+BAD_GATEWAY = OwnAnswer(
+    HTTPStatus.BAD_GATEWAY,
+    TEXT,
+    b"The upstream server broke off without an answer.\n",
+    tells=Reason.OUTCOME_UNKNOWN.code,
+)
 
 
 def error(request_id: JsonRpcId, reason: Reason) -> dict[str, object]:
@@ -90,7 +97,7 @@ def in_session(message: Message, reason: Reason) -> OwnAnswer:
 
     Where the ids are not known there is one error without an id.
     """
-    return _for_each(message, lambda request_id: error(request_id, reason))
+    return _for_each(message, lambda request_id: error(request_id, reason), reason.code)
 
 
 def instead_of(message: Message, status: int, phrase: str, said: Mapping[str, Any] | None = None) -> OwnAnswer:
@@ -103,7 +110,7 @@ def instead_of(message: Message, status: int, phrase: str, said: Mapping[str, An
         "message": f"The MCP server answered with HTTP status {status} {phrase}".rstrip() + ".",
         "data": {"reason": HTTP_ERROR, "status": status},
     }
-    return _for_each(message, lambda request_id: {"jsonrpc": "2.0", "id": request_id, "error": error})
+    return _for_each(message, lambda request_id: {"jsonrpc": "2.0", "id": request_id, "error": error}, HTTP_ERROR)
 
 
 def readdressed(body: str, message: Message) -> str | None:
@@ -125,14 +132,14 @@ def readdressed(body: str, message: Message) -> str | None:
     return None
 
 
-def _for_each(message: Message, make: Callable[[JsonRpcId], dict[str, object]]) -> OwnAnswer:
+def _for_each(message: Message, make: Callable[[JsonRpcId], dict[str, object]], tells: str) -> OwnAnswer:
     if message.kind is Kind.OTHER:
-        return OwnAnswer(HTTPStatus.OK, JSON, dump(make(None)))
+        return OwnAnswer(HTTPStatus.OK, JSON, dump(make(None)), tells=tells)
     errors = [make(request.id) for request in message.requests]
     if not errors:
         return ACCEPTED
     body: object = errors if message.members else errors[0]
-    return OwnAnswer(HTTPStatus.OK, JSON, dump(body))
+    return OwnAnswer(HTTPStatus.OK, JSON, dump(body), tells=tells)
 
 
 def unavailable(request_id: JsonRpcId, *, may_have_run: bool = False) -> OwnAnswer:
@@ -144,17 +151,20 @@ def unavailable(request_id: JsonRpcId, *, may_have_run: bool = False) -> OwnAnsw
         JSON,
         dump(error_object(request_id, INTERNAL_ERROR, sentence, {"reason": reason.code})),
         (("Retry-After", str(RETRY_AFTER_S)),),
+        reason.code,
     )
 
 
 def broken_gateway(request_id: JsonRpcId) -> OwnAnswer:
     """What sessionless traffic gets when the upstream broke off before it answered."""
-    return OwnAnswer(HTTPStatus.BAD_GATEWAY, JSON, dump(error(request_id, Reason.OUTCOME_UNKNOWN)))
+    reason = Reason.OUTCOME_UNKNOWN
+    return OwnAnswer(HTTPStatus.BAD_GATEWAY, JSON, dump(error(request_id, reason)), tells=reason.code)
 
 
 def outcome_unknown(request_id: JsonRpcId) -> OwnAnswer:
     """What a client gets that polls for a request whose upstream session is gone."""
-    return OwnAnswer(HTTPStatus.OK, JSON, dump(error(request_id, Reason.OUTCOME_UNKNOWN)))
+    reason = Reason.OUTCOME_UNKNOWN
+    return OwnAnswer(HTTPStatus.OK, JSON, dump(error(request_id, reason)), tells=reason.code)
 
 
 def failed_to_start(answer: OwnAnswer, why: str) -> OwnAnswer:

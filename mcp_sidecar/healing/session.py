@@ -316,6 +316,11 @@ class Session:
         """Count one heal against the budget."""
         self.heals.recent = (*self.heals.recent, now)
 
+    @property
+    def healed_at(self) -> float | None:
+        """When a heal of it was begun last, in monotonic seconds."""
+        return self.heals.recent[-1] if self.heals.recent else None
+
     def not_healed(self, *, is_counted: bool) -> None:
         """A heal has ended without success. ``is_counted``: a server may have taken its ``initialize``."""
         self.heals.failed += is_counted

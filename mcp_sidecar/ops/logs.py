@@ -1,8 +1,8 @@
 """Log lines: how they are written, and which line each fact becomes.
 
 The law of this file: a line shows fixed words, numbers and the short hash of a session, nothing that a client or an
-upstream wrote. Other libraries' lines are cut down to their fixed part, too: an HTTP parser quotes the header that it
-stumbled over, and that may be a token.
+upstream wrote, but for a refused origin in canonical form. Other libraries' lines are cut down to their fixed part, too: an
+HTTP parser quotes the header that it stumbled over, and that may be a token.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from mcp_sidecar.ops.log_writer import LogWriter
 
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 QUIET_SECONDS = 1.0
+MAX_SAID = 64
+"""So many lines are said once; what comes after them is said by the refusals that go with them."""
 
 _LIBRARY_LEVELS = {
     "aiohttp.access": logging.CRITICAL + 1,  # one line per request, with its path
@@ -38,15 +40,18 @@ class Line:
     """What a fact type is called in the log and how severe it is.
 
     ``throttled`` lines can be provoked as fast as requests come in: one in a second is written, the others counted.
+    ``setting`` is the key that would help; such a line is written once for each way in which it can be said.
     """
 
     event: str
     level: int
     throttled: bool = False
+    setting: str | None = None
 
 
 LINES: Mapping[type[facts.Fact], Line] = {
     facts.RequestServed: Line("request_served", logging.DEBUG),
+    facts.RequestHeld: Line("request_held", logging.DEBUG),
     facts.SessionOpened: Line("session_opened", logging.DEBUG),
     facts.SessionEnded: Line("session_ended", logging.DEBUG),
     facts.SessionLost: Line("session_lost", logging.DEBUG),  # HealEnded tells it again, with its outcome
@@ -72,6 +77,8 @@ LINES: Mapping[type[facts.Fact], Line] = {
     facts.SessionNotSealed: Line("session_not_sealed", logging.WARNING, throttled=True),
     facts.HoldOverflowed: Line("hold_overflowed", logging.WARNING, throttled=True),
     facts.RequestRejected: Line("request_rejected", logging.INFO, throttled=True),
+    facts.OriginRefused: Line("origin_refused", logging.WARNING, setting="listen.allowed_origins"),
+    facts.UpstreamRefusesHost: Line("upstream_refuses_host", logging.WARNING, setting="upstream.host_header"),
     facts.SidecarFault: Line("sidecar_fault", logging.ERROR),
 }
 """One fact type, one log event."""
@@ -105,6 +112,7 @@ def configure(log_format: str | None, level: str, *, stream: TextIO | None = Non
         cache_logger_on_first_use=False,
     )
     _facts.minimum, _facts.last_written, _facts.logger = LEVELS[level], {}, log().bind()
+    _facts.said.clear()
     _route_libraries()
 
 
@@ -188,18 +196,25 @@ class FactLog:
     minimum: int = logging.INFO
     clock: Callable[[], float] = time.monotonic
     last_written: dict[tuple[str, object], _Kept] = field(default_factory=dict)
+    said: set[facts.Fact] = field(default_factory=set)
     logger: FilteringBoundLogger = field(default_factory=log)
     """Bound once: ``log`` makes a new one for every line."""
 
     def write(self, fact: facts.Fact) -> None:
         """Write one fact."""
         line = LINES[type(fact)]
-        level = _level(fact, line)
+        level = line.level if type(fact) not in _LEVEL_OF else _LEVEL_OF[type(fact)](fact)
         if level < self.minimum:
             return
         shown = _fields(fact)
-        if line.throttled or _is_refusal(fact):
-            kept_back = self._kept_back(line.event, shown.get("reason", shown.get("from_status")))
+        if line.setting is not None:
+            if fact in self.said or len(self.said) >= MAX_SAID:
+                return
+            self.said.add(fact)
+            shown["setting"] = line.setting
+        if line.throttled or _is_provoked(fact):
+            cause = shown.get("reason", shown.get("from_status", shown.get("outcome")))
+            kept_back = self._kept_back(line.event, cause)
             if kept_back is None:
                 return
             shown |= {"kept_back": kept_back} if kept_back else {}
@@ -222,14 +237,30 @@ class _Kept:
     lines: int = 0
 
 
-def _is_refusal(fact: facts.Fact) -> bool:
-    """Tell what anybody who knows a lost id can provoke with every request."""
-    return isinstance(fact, facts.HealEnded) and fact.outcome is facts.HealOutcome.REFUSED
+def _is_provoked(fact: facts.Fact) -> bool:
+    """Tell what anybody can provoke with every request, or who knows a lost id."""
+    if isinstance(fact, facts.HealEnded):
+        return fact.outcome is facts.HealOutcome.REFUSED
+    return isinstance(fact, facts.RequestServed) and fact.outcome in _UP_TO_THE_CLIENT
 
 
-def _level(fact: facts.Fact, line: Line) -> int:
-    healed = isinstance(fact, facts.HealEnded) and fact.outcome is facts.HealOutcome.HEALED
-    return logging.INFO if healed else line.level
+_UP_TO_THE_CLIENT = frozenset({facts.CallOutcome.REJECTED, facts.CallOutcome.CLIENT_LEFT})
+
+
+def _level_of_heal(fact: facts.HealEnded) -> int:
+    return logging.INFO if fact.outcome is facts.HealOutcome.HEALED else logging.WARNING
+
+
+def _level_of_request(fact: facts.RequestServed) -> int:
+    """A call that ended other than answered is told."""
+    return logging.DEBUG if fact.outcome in _AS_USUAL else logging.INFO
+
+
+_AS_USUAL = frozenset({None, facts.CallOutcome.ANSWERED})
+_LEVEL_OF: Mapping[type[facts.Fact], Callable[[Any], int]] = {
+    facts.HealEnded: _level_of_heal,
+    facts.RequestServed: _level_of_request,
+}
 
 
 def _fields(fact: facts.Fact) -> dict[str, Any]:

@@ -7,6 +7,7 @@ are names from our own tables. A session is never a label.
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import Counter as Counts
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from itertools import accumulate
@@ -22,7 +23,7 @@ from prometheus_client import (
     disable_created_metrics,
 )
 from prometheus_client.exposition import choose_encoder
-from prometheus_client.metrics_core import CounterMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
@@ -47,13 +48,15 @@ class Served(Collector):
 
     def __init__(self) -> None:
         """Nothing is counted yet."""
-        self._requests: dict[tuple[str, str, int], int] = {}
+        self._requests: dict[tuple[str, str, int, facts.CallOutcome | None], int] = {}
         self._buckets: dict[str, list[int]] = {}
         self._seconds: dict[str, float] = {}
 
-    def count(self, http_method: str, rpc_method: str, status: int, seconds: float) -> None:
-        """Count one request. The labels are of bounded sets."""
-        series = (http_method, rpc_method, status)
+    def count(
+        self, http_method: str, rpc_method: str, status: int, seconds: float, outcome: facts.CallOutcome | None = None
+    ) -> None:
+        """Count one request, and the call in it if there is one. The labels are of bounded sets."""
+        series = (http_method, rpc_method, status, outcome)
         self._requests[series] = self._requests.get(series, 0) + 1
         buckets = self._buckets.get(rpc_method)
         if buckets is None:
@@ -62,16 +65,34 @@ class Served(Collector):
         buckets[bisect_left(REQUEST_BUCKETS, seconds)] += 1
         self._seconds[rpc_method] += seconds
 
+    def calls(self) -> Counts[tuple[str, str]]:
+        """Calls so far by method and outcome; the usual outcomes of a method that was called begin at 0."""
+        calls: Counts[tuple[str, str]] = Counts()
+        for (_, rpc_method, _, outcome), number in self._requests.items():
+            if outcome is not None:
+                calls.update({(rpc_method, each.value): 0 for each in facts.CallOutcome})
+                calls[rpc_method, outcome.value] += number
+        return calls
+
     def collect(self) -> Iterator[Metric]:
-        """Both metrics, as the library writes them."""
+        """The metrics, as the library writes them."""
         requests = CounterMetricFamily(
             "mcp_sidecar_requests",
             "Requests of clients that were answered.",
             labels=("http_method", "rpc_method", "status"),
         )
-        for (http_method, rpc_method, status), number in self._requests.items():
+        sums: Counts[tuple[str, str, int]] = Counts()
+        for (http_method, rpc_method, status, _), number in self._requests.items():
+            sums[http_method, rpc_method, status] += number
+        for (http_method, rpc_method, status), number in sums.items():
             requests.add_metric((http_method, rpc_method, str(status)), number)
         yield requests
+        calls = CounterMetricFamily(
+            "mcp_sidecar_calls", "Calls of clients by what became of them.", labels=("rpc_method", "outcome")
+        )
+        for labels, number in self.calls().items():
+            calls.add_metric(labels, number)
+        yield calls
         seconds = HistogramMetricFamily(
             "mcp_sidecar_request_seconds",
             "Seconds from a request's arrival to the end of its answer.",
@@ -93,6 +114,21 @@ class CountedElsewhere(Collector):
     def collect(self) -> Iterator[Metric]:
         """The counter as it stands."""
         yield CounterMetricFamily(self._name, self._documentation, value=self.reading())
+
+
+class Clients(Collector):
+    """Sessions by the client's name, of the bounded set; ``reading`` is called on each scrape."""
+
+    def __init__(self) -> None:
+        """There are none before somebody says where they are read."""
+        self.reading: Callable[[], Mapping[str, int]] = dict
+
+    def collect(self) -> Iterator[Metric]:
+        """The gauge as it stands."""
+        clients = GaugeMetricFamily("mcp_sidecar_clients", "Sessions by the client's name.", labels=("name",))
+        for name, number in self.reading().items():
+            clients.add_metric((name,), number)
+        yield clients
 
 
 class Metrics:
@@ -117,6 +153,7 @@ class Metrics:
         self._begin_at_zero(signatures, rpc_methods)
         self._recorders: Mapping[type[facts.Fact], Callable[[Any], None]] = {
             facts.RequestServed: self._request_served,
+            facts.RequestHeld: lambda fact: self._held_seconds.observe(fact.seconds),
             facts.SessionLost: lambda fact: self._series(self._lost, fact.signature).inc(),
             facts.RefusalAsked: lambda fact: self._series(self._asked, fact.outcome.value).inc(),
             facts.HealEnded: self._heal_ended,
@@ -146,6 +183,12 @@ class Metrics:
         self._heal_seconds = Histogram(
             "mcp_sidecar_heal_seconds",
             "Seconds from a session's loss to its being healed.",
+            registry=self.registry,
+            buckets=HEAL_BUCKETS,
+        )
+        self._held_seconds = Histogram(
+            "mcp_sidecar_held_seconds",
+            "Seconds that requests waited for the upstream or for a heal.",
             registry=self.registry,
             buckets=HEAL_BUCKETS,
         )
@@ -199,6 +242,13 @@ class Metrics:
         self._held = self._gauge("held_requests", "Requests that wait for the upstream.")
         self._upstream_up = self._gauge("upstream_up", "1 until a connect to the upstream fails, 0 until one succeeds.")
         self._upstream_up.set(1)
+        self._last_answer = self._gauge(
+            "upstream_last_answer_timestamp_seconds",
+            "When the upstream last gave an answer that was a success; 0 is never.",
+        )
+        self._build_info = self._gauge("build_info", "What runs here.", "version", "mode", "store")
+        self._clients = Clients()
+        self.registry.register(self._clients)
         self._streams = self._gauge("streams", "Event streams that are open.", "kind")
 
     def _counter(self, name: str, documentation: str, *labels: str) -> Counter:
@@ -235,15 +285,27 @@ class Metrics:
         get_streams: Reading,
         post_streams: Reading,
         upstream_up: Reading,
+        last_answer: Reading,
+        clients: Callable[[], Mapping[str, int]],
         log_lines_dropped: Reading,
     ) -> None:
         """Say where the gauges are read; they are 0 before, ``upstream_up`` 1. The functions are called on each scrape."""
         self._sessions.set_function(sessions)
         self._held.set_function(held_requests)
         self._upstream_up.set_function(upstream_up)
+        self._last_answer.set_function(last_answer)
+        self._clients.reading = clients
         for kind, reading in zip(STREAM_KINDS, (get_streams, post_streams), strict=True):
             self._streams.labels(kind).set_function(reading)
         self._log_lines_dropped.reading = log_lines_dropped
+
+    def describe(self, *, version: str, mode: str, store: str) -> None:
+        """Say what runs here."""
+        self._build_info.labels(version, mode, store).set(1)
+
+    def calls(self) -> Mapping[tuple[str, str], int]:
+        """Calls so far, by method and outcome."""
+        return self._served.calls()
 
     def bind_store(self, *, is_up: Reading, unsaved_records: Reading) -> None:
         """The same for the gauges of the store."""
@@ -258,7 +320,7 @@ class Metrics:
 
     def _request_served(self, fact: facts.RequestServed) -> None:
         method = fact.http_method if fact.http_method in _HTTP_METHODS else "other"
-        self._served.count(method, fact.rpc_method, fact.status, fact.seconds)
+        self._served.count(method, fact.rpc_method, fact.status, fact.seconds, fact.outcome)
 
     def _heal_ended(self, fact: facts.HealEnded) -> None:
         self._series(self._heals, fact.outcome.value).inc()

@@ -1,6 +1,6 @@
 """The open GET streams: who serves them, and on which of them a session's client listens.
 
-A drain ends all of them cleanly at once, a DELETE those of its session, a client's next GET the one before it.
+A drain breaks all of them off at once, a DELETE those of its session, a client's next GET the one before it.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ class GetStreams:
         self._ending: set[asyncio.Task[object]] = set()
         self._awaited: dict[asyncio.Task[object], asyncio.Future[None]] = {}
         self.returning = ReturnQueue()
+        self.cuts = False  # whether what is ended from here is broken off
 
     def __len__(self) -> int:
         """How many streams are open."""
@@ -126,8 +127,12 @@ class GetStreams:
 
     # -- ending -------------------------------------------------------------------------------------------------------
 
-    def end_all(self) -> None:
-        """End every open stream cleanly."""
+    def cut_all(self) -> None:
+        """End every open stream in the way after which most clients open another: by a break.
+
+        After a clean end rmcp 0.15 never does; python, TypeScript and rmcp all do after a break.
+        """
+        self.cuts = True
         self._end(list(self._serving))
 
     def end_of(self, session: Session) -> None:

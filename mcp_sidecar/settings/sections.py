@@ -24,9 +24,10 @@ from pydantic import (
     model_validator,
 )
 
-from mcp_sidecar.config import AFFINITY_COOKIES
+from mcp_sidecar.config import AFFINITY_COOKIES, NEAR_NETWORKS
 from mcp_sidecar.healing.policy import Announce, Mode, OnServerChange
 from mcp_sidecar.settings import values
+from mcp_sidecar.token_file import read_token
 from mcp_sidecar.verdicts.signatures import Signature, operator_signature
 
 
@@ -63,6 +64,11 @@ def _authorities(path: str) -> str:
     return path
 
 
+def _token_file(path: str) -> str:
+    read_token(_readable_file(path))
+    return path
+
+
 _URL_WRITTEN = PlainSerializer(str, return_type=str)
 _ADDRESS_OR_OFF_WRITTEN = PlainSerializer(lambda address: str(address or "off"), return_type=str)
 AnyCase = BeforeValidator(values.lower)
@@ -82,11 +88,13 @@ Secret = Annotated[
 Text = Annotated[str, BeforeValidator(values.words(str))]
 Path = Annotated[str, BeforeValidator(values.words(values.endpoint))]
 File = Annotated[str, BeforeValidator(values.words(_readable_file))]
+TokenFile = Annotated[str, BeforeValidator(values.words(_token_file))]
 AuthoritiesFile = Annotated[str, BeforeValidator(values.words(_authorities))]
 Origins = Annotated[tuple[str, ...], BeforeValidator(values.each(values.words(values.origin)))]
 Hosts = Annotated[tuple[str, ...], BeforeValidator(values.each(values.words(values.host_header)))]
 HeaderNames = Annotated[tuple[str, ...], BeforeValidator(values.each(values.words(values.header_name)))]
 CookieNames = Annotated[tuple[str, ...], BeforeValidator(values.each(values.words(values.cookie_name)))]
+Networks = Annotated[tuple[str, ...], BeforeValidator(values.each(values.words(values.network)))]
 UpstreamHost = Annotated[str, BeforeValidator(values.words(values.upstream_host))]
 Words = Annotated[tuple[str, ...], BeforeValidator(values.each(values.words(str)))]
 PublicOrigin = Annotated[str, BeforeValidator(values.words(values.public_origin))]
@@ -164,6 +172,10 @@ class ListenSection(_Section):
         description="The origin under which clients know the sidecar, where something else stands in front of it.",
         examples=["https://mcp.example.com"],
     )
+    trusted_proxies: Networks = Field(
+        NEAR_NETWORKS,
+        description="Whose X-Forwarded-* and Forwarded are believed and passed on; those of others are replaced.",
+    )
     drain_delay: Seconds = Field(
         0.0,
         description="How long after SIGTERM or SIGINT to go on as before but not ready, so that load balancers notice; then "
@@ -210,11 +222,17 @@ def _loaded_pair(certificate: str, key: str) -> None:
 
 
 class AdminSection(_Section):
-    """The listener for probes, metrics and the list of sessions."""
+    """The listener for the status page, probes, metrics and the list of sessions."""
 
     address: Annotated[values.Address | None, BeforeValidator(values.address_or_off), _ADDRESS_OR_OFF_WRITTEN] = Field(
         values.Address("127.0.0.1", 9464),
-        description="HOST:PORT for /livez, /readyz, /metrics and /sessions, or off.",
+        description="HOST:PORT for the status page, /livez, /readyz, /metrics, /sessions and POST /drain, or off.",
+    )
+    token_file: TokenFile | None = Field(
+        None,
+        description="A file with the token by which others than this machine may see the status page and /sessions and start "
+        "a drain: as bearer, or as password of a browser. It must not be readable by everybody.",
+        examples=["/run/secrets/admin-token"],
     )
 
 

@@ -212,6 +212,14 @@ def cookie_name(text: str) -> str:
     return text
 
 
+def network(text: str) -> str:
+    """Read the addresses of proxies: one, or a range such as ``10.0.0.0/8``."""
+    try:
+        return str(ipaddress.ip_network(text))
+    except ValueError as error:
+        raise ValueError(f"must hold addresses or ranges, such as 10.0.0.0/8, not {shown(text)}") from error
+
+
 def store_url(text: str) -> str:
     """Read where sessions are kept. What a URL may hold beyond its scheme is the store's business."""
     scheme, colon, rest = text.partition(":")

@@ -114,6 +114,8 @@ class Listener:
             is_ended = self._services.streams.listening.ends_this()
             if not is_ended:
                 raise
+            if self._services.streams.listening.cuts and self._responder.is_committed:
+                self._responder.cut()
         finally:
             self._leave()
         if is_ended and not self._responder.is_committed:

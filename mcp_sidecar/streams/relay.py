@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from mcp_sidecar.config import Limits
-from mcp_sidecar.downstream.response import Responder
+from mcp_sidecar.downstream.response import Notes, Responder
 from mcp_sidecar.healing.exchange import Exchange
 from mcp_sidecar.healing.position import can_be_sent_back
 from mcp_sidecar.healing.stream_watch import AfterEnd, Ending, StreamWatch, after_end
@@ -36,6 +36,10 @@ class Taker(Protocol):
     """Whoever takes the events for the client."""
 
     may_comment: bool
+
+    @property
+    def notes(self) -> Notes:
+        """What is remembered of the answer."""
 
     async def write(self, data: bytes) -> None:
         """Take a part of the stream."""
@@ -178,6 +182,7 @@ class EventRelay:
                     deadline.reschedule(None)
                 self._responder.may_comment = not self._watch.in_fragment
                 await self._responder.write(data)
+                self._responder.notes.is_answered = self._watch.answered
                 if self._watch.refusal is not None:
                     return Ending.CLEAN
         except UpstreamFault:

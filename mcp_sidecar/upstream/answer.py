@@ -17,6 +17,7 @@ from mcp_sidecar.wire.faults import Fault
 from mcp_sidecar.wire.headers import Fields, Pair, media_type
 from mcp_sidecar.wire.json_end import JsonEnd
 from mcp_sidecar.wire.jsonrpc import UNREAD, Message, NotJson, parse
+from mcp_sidecar.wire.origins import NAMES_A_URL
 from mcp_sidecar.wire.response import ResponseHead
 
 EVENT_STREAM = "text/event-stream"
@@ -29,7 +30,6 @@ _ANY_DEFLATE = {"gzip": zlib.MAX_WBITS | 16, "x-gzip": zlib.MAX_WBITS | 16, "def
 
 
 _NO_FIELDS = Fields(())
-_URL_NAMES = frozenset({"location", "content-location"})
 
 
 class Answer:
@@ -69,7 +69,7 @@ class Answer:
     @property
     def names_a_url(self) -> bool:
         """Whether a header says where something is, perhaps on the upstream's origin."""
-        return not _URL_NAMES.isdisjoint(self._fields.names)
+        return not NAMES_A_URL.isdisjoint(self._fields.names)
 
     @property
     def content_length(self) -> int | None:

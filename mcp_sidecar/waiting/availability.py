@@ -62,11 +62,15 @@ class Availability:
         self._told: set[str] = set()  # why it cannot be reached, in this outage
         self._back: asyncio.Future[None] | None = None
         self._prober: asyncio.Task[None] | None = None
+        self._looking: asyncio.Task[None] | None = None
         self.has_worked = False  # what stands behind the connects has done its work once
+        self.worked_at: float | None = None  # when it did so last
+        self._is_known = False  # from the last while
 
     def note_worked(self) -> None:
         """Somebody has got what was asked for."""
         self.has_worked = True
+        self.worked_at = self._clock()
 
     @property
     def is_up(self) -> bool:
@@ -75,6 +79,7 @@ class Availability:
 
     def note(self, connected: bool, why: str = "") -> None:
         """A request got a connection, or could not get one, and ``why``: a certificate is not trusted, say."""
+        self._is_known = True
         if connected:
             if self._lost_at is not None:
                 self._note_back(self._lost_at)
@@ -88,19 +93,44 @@ class Availability:
             self._told.add(why)
             self._emit(UpstreamLost(why))
 
+    @property
+    def lost_at(self) -> float | None:
+        """Since when it is away; ``None`` while it is there."""
+        return self._lost_at
+
+    async def look(self) -> None:
+        """Try one connect, unless somebody has tried since this was called last: of an idle one nobody else learns."""
+        await self.find_out()
+        self._is_known = False
+
+    async def find_out(self) -> bool:
+        """Whether it is there, by a try if nobody has tried lately: one for all who ask."""
+        if not self._is_known and self._prober_is_idle():
+            if self._looking is None or self._looking.done():
+                self._looking = asyncio.create_task(self._look())
+            await asyncio.shield(self._looking)
+        return self.is_up
+
+    async def _look(self) -> None:
+        self.note(await self._can_connect())
+
+    def _prober_is_idle(self) -> bool:
+        return self._prober is None or self._prober.done()
+
     def back(self) -> asyncio.Future[None]:
         """A shared future that is done at the next successful connect; asking for it starts the prober."""
         if self._back is None or self._back.done():
             self._back = asyncio.get_running_loop().create_future()
-        if self._prober is None or self._prober.done():
+        if self._prober_is_idle():
             self._prober = asyncio.create_task(self._probe())
         return self._back
 
     async def stop(self) -> None:
         """Stop probing."""
-        if self._prober is not None:
-            self._prober.cancel()
-            await asyncio.gather(self._prober, return_exceptions=True)
+        for task in (self._prober, self._looking):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
 
     async def _probe(self) -> None:
         pace = Pace(self._clock)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TypeVar
 
-from mcp_sidecar.facts import Emit, HoldOverflowed
+from mcp_sidecar.facts import Emit, HoldOverflowed, RequestHeld
 from mcp_sidecar.waiting.availability import Availability, Route
 from mcp_sidecar.waiting.slots import SlotRequest, Slots
 
@@ -44,7 +44,7 @@ class HeldRequest:
     ``size`` in bytes; ``deadline`` is set when the first wait begins; ``cancel_keys`` name its parts, all of which must be
     cancelled to release it; ``owner`` is what it belongs to, whose end is its end.
     ``is_stream``: it is no request but a stream that can wait, and takes no request's place. ``released`` is how somebody
-    else ended the present wait; ``turn`` is its place among those who go on.
+    else ended the present wait; ``turn`` is its place among those who go on; ``waited_s`` is how long it has waited so far.
     """
 
     size: int
@@ -57,6 +57,7 @@ class HeldRequest:
     woken: asyncio.Future[None] | None = None
     cancelled: set[CancelKey] = field(default_factory=set)
     turn: SlotRequest | None = None
+    waited_s: float = 0.0
 
     def wake(self, _: object = None) -> None:
         """Let it look at what has become of what it waits for."""
@@ -87,6 +88,7 @@ class Holds:
         self._streams = 0
         self._bytes = 0
         self._draining = False
+        self._in_vain = False
         self.failure: str | None = None
         self._turns = Slots(GO_ON_AT_A_TIME, HEAD_PATIENCE_S)
         self.route = Route(clock)
@@ -98,6 +100,8 @@ class Holds:
 
     async def for_connect(self, held: HeldRequest) -> Waited:
         """Wait until the upstream accepts connections."""
+        if self._in_vain:
+            return Waited.EXPIRED
         with self._room_for(held) as there_is:
             if not there_is:
                 return Waited.EXPIRED
@@ -148,6 +152,8 @@ class Holds:
     def leave(self, held: HeldRequest) -> None:
         """The exchange is over: give back the scout's role, if it had it."""
         self.route.resign(held)
+        if held.waited_s and not held.is_stream:
+            self._emit(RequestHeld(held.waited_s))
 
     async def for_stream(self) -> None:
         """Wait as an idle stream does: without a bound, and without taking a request's place."""
@@ -160,6 +166,10 @@ class Holds:
     def waiting(self) -> int:
         """How many wait for the upstream, streams included."""
         return len(self._held) + self._streams
+
+    def held_of(self, owner: Hashable) -> int:
+        """How many requests of an owner wait."""
+        return len(self._by_owner.get(owner, ()))
 
     def cancel(self, key: CancelKey) -> bool:
         """Release the held request that is named; false if there is none, or others of its batch still wait."""
@@ -176,6 +186,13 @@ class Holds:
         """Release everything that belongs to what is over: it must not be sent any more."""
         for held in self._by_owner.get(owner, ()):
             _release(held, Waited.ENDED)
+
+    def expect_no_return(self) -> None:
+        """An upstream that cannot be connected to from now on ends with this process: nobody waits for it any more."""
+        self._in_vain = True
+        if not self.availability.is_up:
+            for held in self._held:
+                _release(held, Waited.EXPIRED)
 
     def drain(self) -> None:
         """Release everybody, and hold nobody any more."""
@@ -264,9 +281,11 @@ class Holds:
         self._by_request.update(dict.fromkeys(held.cancel_keys, held))
         if held.owner is not None:
             self._by_owner.setdefault(held.owner, set()).add(held)
+        began_at = self._clock()
         try:
             yield True
         finally:
+            held.waited_s += self._clock() - began_at
             self._streams -= held.is_stream
             self._held.discard(held)
             self._bytes -= held.size

@@ -81,11 +81,24 @@ class Fields:
         made.names = "\n".join([pair[0] for pair in pairs]).lower().split("\n") if pairs else []
         return made
 
-    def for_upstream(self, *, without: frozenset[str], peer: str | None, scheme: str, host: str | None) -> list[Pair]:
-        """The client's headers as the upstream gets them, with those of ``forwarding``."""
-        pairs = self._less(_union(NOT_AS_IT_IS, without))
+    def for_upstream(
+        self, *, without: frozenset[str], peer: str | None, scheme: str, host: str | None, is_trusted: bool = True
+    ) -> list[Pair]:
+        """The client's headers as the upstream gets them, with those of ``forwarding``.
+
+        What a peer that is not trusted says of those before it is left out.
+        """
+        names: Container[str] = self.names
         hops = self.values("x-forwarded-for")
-        return pairs + forwarding(self.names, hops, peer=peer, scheme=scheme, host=host)
+        if not is_trusted and self.may_be_forwarded:
+            without, names, hops = without.union(filter(is_forwarding, self.names)), (), []
+        pairs = self._less(_union(NOT_AS_IT_IS, without))
+        return pairs + forwarding(names, hops, peer=peer, scheme=scheme, host=host)
+
+    @property
+    def may_be_forwarded(self) -> bool:
+        """Whether a header may say where the request has come from; quick, and sometimes wrongly so."""
+        return "forwarded" in "\n".join(self.names)
 
     def for_client(self, without: frozenset[str] = frozenset()) -> list[Pair]:
         """The upstream's headers as the client gets them, less ``without`` (lower case)."""
@@ -101,6 +114,11 @@ class Fields:
         if "connection" in self.names and not _SAYS_NO_NAME.issuperset(self.values("connection")):
             dropped |= one_hop_names(self.pairs)
         return [pair for name, pair in zip(self.names, self.pairs, strict=True) if name not in dropped]
+
+
+def is_forwarding(name: str) -> bool:
+    """Whether a header (lower case) says where a request has come from: ``Forwarded``, or one of ``X-Forwarded-*``."""
+    return name == "forwarded" or name.startswith("x-forwarded-")
 
 
 def forwarding(

@@ -7,14 +7,21 @@ the request's own ``Host`` is never taken for an answer, since after DNS rebindi
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 from mcp_sidecar.wire.headers import Pair
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 URL_HEADERS = frozenset({"location", "content-location"})
+CHALLENGE = "www-authenticate"
+NAMES_A_URL = URL_HEADERS | {CHALLENGE}
+
+_METADATA = re.compile(r'(\bresource_metadata\s*=\s*"?)([^"\s,]+)', re.IGNORECASE)
+"""RFC 9728 §5.1. A URL holds no blank, comma or quote where it is written in order."""
 
 
 def host_of(authority: str) -> str:
@@ -102,13 +109,20 @@ def _port_of(authority: str) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """From the upstream's origin to the one where the client reaches the sidecar."""
+    """From the upstream's origin to the one where the client reaches the sidecar.
+
+    ``also`` are authorities by which the upstream knows itself, too: what it gets as ``Host``.
+    """
 
     upstream_origin: str
     client_origin: str
+    also: tuple[str, ...] = ()
 
     def url(self, url: str) -> str:
-        """A URL on the upstream's origin as the client reaches it; every other one, and every relative one, as it is."""
+        """A URL on the upstream's origin as the client reaches it; every other one, and every relative one, as it is.
+
+        Whichever of http and https it names: a server behind a TLS edge takes the scheme from the edge and the host from us.
+        """
         try:
             parts = urlsplit(url)
         except ValueError:
@@ -116,11 +130,31 @@ class Move:
         user, at, authority = parts.netloc.rpartition("@")
         scheme = parts.scheme or urlsplit(self.upstream_origin).scheme
         is_plain = bool(authority) and not set(user) & set("@\\")
-        if not is_plain or canonical(f"{scheme}://{authority}") != canonical(self.upstream_origin):
+        if not is_plain or canonical(f"{scheme}://{authority}") not in _places(self.upstream_origin, self.also):
             return url
         own = urlsplit(self.client_origin)
         return urlunsplit((own.scheme, user + at + own.netloc, parts.path, parts.query, parts.fragment))
 
     def headers(self, pairs: Iterable[Pair]) -> list[Pair]:
         """Headers whose URLs would lead the client past the sidecar, moved; all others as they are."""
-        return [(pair[0], self.url(pair[1])) if pair[0].lower() in URL_HEADERS else pair for pair in pairs]
+        return [self._moved(pair) for pair in pairs]
+
+    def _moved(self, pair: Pair) -> Pair:
+        name = pair[0].lower()
+        if name in URL_HEADERS:
+            return pair[0], self.url(pair[1])
+        if name == CHALLENGE:
+            return pair[0], _METADATA.sub(self._moved_metadata, pair[1])
+        return pair
+
+    def _moved_metadata(self, found: re.Match[str]) -> str:
+        return f"{found[1]}{self.url(found[2])}"
+
+
+@lru_cache(maxsize=64)
+def _places(origin: str, also: tuple[str, ...]) -> frozenset[str | None]:
+    """The origins that are one place, in canonical form: by http and by https, and on the default port of either."""
+    authorities = {urlsplit(origin).netloc, *also}
+    port = _DEFAULT_PORTS.get(urlsplit(origin).scheme)
+    authorities |= {f"{authority}:{port}" for authority in authorities if _port_of(authority) is None}
+    return frozenset(canonical(f"{scheme}://{authority}") for scheme in _DEFAULT_PORTS for authority in authorities)

@@ -88,11 +88,11 @@ async def test_a_session_with_a_running_exchange_is_in_use(mode: Mode) -> None:
         store.sweep()
         async with await client.get_stream() as stream:
             assert stream.status == 200
-            await eventually(lambda: [view["streams"] for view in sidecar._sessions_view()] == [1])
+            await eventually(lambda: [view["streams"] for view in list(sidecar.sessions.rows())] == [1])
             store._clock = lambda: now() + 3 * 86_401
             store.sweep()
             assert len(store) == 1
-        await eventually(lambda: [view["streams"] for view in sidecar._sessions_view()] == [0])
+        await eventually(lambda: [view["streams"] for view in list(sidecar.sessions.rows())] == [0])
         store.sweep()
         assert len(store) == 1
         store._clock = lambda: now() + 4 * 86_402

@@ -33,8 +33,8 @@ async def test_a_plain_request_is_cheap(answer: bytes, calls: int) -> None:
 @pytest.mark.parametrize(
     ("answer", "calls"),
     [
-        pytest.param(answered(ERROR), 925, id="an error, handed over"),
-        pytest.param(answered(b"id: 1\n" + EVENT % RESULT, "text/event-stream"), 1060, id="an event id, handed over"),
+        pytest.param(answered(ERROR), 985, id="an error, handed over"),
+        pytest.param(answered(b"id: 1\n" + EVENT % RESULT, "text/event-stream"), 1145, id="an event id, handed over"),
     ],
 )
 async def test_a_hand_over_costs_no_second_request(answer: bytes, calls: int) -> None:

@@ -18,6 +18,7 @@ from mcp_sidecar.ops import logs
 
 EXAMPLES: dict[str, tuple[facts.Fact, str]] = {
     "request_served": (facts.RequestServed("POST", "tools/call", 200, 0.01), "debug"),
+    "request_held": (facts.RequestHeld(0.5), "debug"),
     "session_opened": (facts.SessionOpened("ab12", "2025-11-25"), "debug"),
     "session_ended": (facts.SessionEnded("ab12", facts.SessionEnd.EXPIRED), "debug"),
     "refusal_asked": (facts.RefusalAsked("ab12", facts.AskOutcome.LOST, 422, "text/plain", None), "info"),
@@ -43,6 +44,8 @@ EXAMPLES: dict[str, tuple[facts.Fact, str]] = {
     "session_not_sealed": (facts.SessionNotSealed("ab12"), "warning"),
     "hold_overflowed": (facts.HoldOverflowed(10, 100), "warning"),
     "request_rejected": (facts.RequestRejected(403, "origin not allowed"), "info"),
+    "origin_refused": (facts.OriginRefused("https://app.example"), "warning"),
+    "upstream_refuses_host": (facts.UpstreamRefusesHost(421), "warning"),
     "sidecar_fault": (facts.SidecarFault("KeyError", "mcp_sidecar.proxy.x:12"), "error"),
 }
 
@@ -84,7 +87,23 @@ def test_a_fact_is_one_line(event: str) -> None:
     [line] = written(stream)
     assert (line.pop("event"), line.pop("level")) == (event, level)
     assert line.pop("timestamp").endswith("Z")
+    setting = line.pop("setting", None)
+    assert setting == logs.LINES[type(fact)].setting
     assert line == {name: getattr(fact, name) for name in fact.__dataclass_fields__}
+
+
+def test_what_a_setting_would_help_is_said_once() -> None:
+    """Once for each origin, say, and of a bounded number; ``request_rejected`` goes on."""
+    stream = configured("info")
+    for _ in range(3):
+        logs.log_fact(facts.UpstreamRefusesHost(421))
+        for number in range(2 * logs.MAX_SAID):
+            logs.log_fact(facts.OriginRefused(f"https://{number}.example"))
+    lines = written(stream)
+    assert len(lines) == logs.MAX_SAID
+    assert lines[0]["setting"] == "upstream.host_header"
+    assert {line["setting"] for line in lines[1:]} == {"listen.allowed_origins"}
+    assert len({line.get("origin") for line in lines}) == logs.MAX_SAID
 
 
 def test_nothing_per_request_at_info() -> None:
@@ -94,6 +113,7 @@ def test_nothing_per_request_at_info() -> None:
         logs.log_fact(fact)
     quiet = {
         "request_served",
+        "request_held",
         "session_opened",
         "session_ended",
         "session_lost",
@@ -102,6 +122,18 @@ def test_nothing_per_request_at_info() -> None:
         "store_asked",
     }
     assert {line["event"] for line in written(stream)} == set(EXAMPLES) - quiet
+
+
+@pytest.mark.parametrize("outcome", [None, *facts.CallOutcome])
+def test_a_call_that_was_not_simply_answered_is_told(outcome: facts.CallOutcome | None) -> None:
+    """One line each at ``info``; what anybody can provoke with every request is told once a second."""
+    stream = configured("info")
+    for _ in range(3):
+        logs.log_fact(facts.RequestServed("POST", "tools/call", 200, 0.01, outcome))
+    lines = [line["outcome"] for line in written(stream)]
+    provoked = {facts.CallOutcome.REJECTED, facts.CallOutcome.CLIENT_LEFT}
+    number = 0 if outcome in (None, facts.CallOutcome.ANSWERED) else 1 if outcome in provoked else 3
+    assert lines == [str(outcome)] * number
 
 
 @pytest.mark.parametrize("outcome", facts.HealOutcome)

@@ -29,6 +29,11 @@ CONTRACT = {
     "mcp_sidecar_held_requests": ("gauge", set()),
     "mcp_sidecar_streams": ("gauge", {"kind"}),
     "mcp_sidecar_upstream_up": ("gauge", set()),
+    "mcp_sidecar_calls_total": ("counter", {"rpc_method", "outcome"}),
+    "mcp_sidecar_held_seconds": ("histogram", set()),
+    "mcp_sidecar_upstream_last_answer_timestamp_seconds": ("gauge", set()),
+    "mcp_sidecar_build_info": ("gauge", {"version", "mode", "store"}),
+    "mcp_sidecar_clients": ("gauge", {"name"}),
     "mcp_sidecar_log_lines_dropped_total": ("counter", set()),
     "mcp_sidecar_store_up": ("gauge", set()),
     "mcp_sidecar_store_seconds": ("histogram", {"operation"}),
@@ -40,7 +45,7 @@ CONTRACT = {
 
 HEALED = facts.HealEnded("ab12", facts.HealOutcome.HEALED, "python-404", "as before", 1, 0.02)
 EVERYTHING: tuple[facts.Fact, ...] = (
-    facts.RequestServed("POST", "tools/call", 200, 0.02),
+    facts.RequestServed("POST", "tools/call", 200, 0.02, facts.CallOutcome.ANSWERED),
     facts.SessionLost("ab12", "python-404", 404, 0),
     HEALED,
     facts.RequestReplayed("ab12", facts.ReplayCause.SESSION_LOST, "tools/call"),
@@ -67,6 +72,8 @@ def test_the_metrics_are_the_contract_s() -> None:
     metrics = Metrics()
     for fact in EVERYTHING:
         metrics.record(fact)
+    metrics.describe(version="1", mode="heal", store="memory")
+    metrics._clients.reading = lambda: {"mcp": 1}
     found = {}
     for family in metrics.registry.collect():
         name = f"{family.name}_total" if family.type == "counter" else family.name
@@ -82,6 +89,8 @@ def test_the_metrics_are_the_contract_s() -> None:
     ("fact", "name", "labels"),
     [
         pytest.param(EVERYTHING[0], "requests_total", {"http_method": "POST", "rpc_method": "tools/call", "status": "200"}, id="requests"),
+        pytest.param(EVERYTHING[0], "calls_total", {"rpc_method": "tools/call", "outcome": "answered"}, id="calls"),
+        pytest.param(facts.RequestHeld(0.5), "held_seconds_count", {}, id="held"),
         pytest.param(EVERYTHING[0], "request_seconds_count", {"rpc_method": "tools/call"}, id="request-seconds"),
         pytest.param(EVERYTHING[1], "sessions_lost_total", {"signature": "python-404"}, id="lost"),
         pytest.param(HEALED, "heals_total", {"outcome": "healed"}, id="healed"),
@@ -184,11 +193,29 @@ def test_gauges_are_read_when_they_are_shown() -> None:
         get_streams=reading(2),
         post_streams=reading(3),
         upstream_up=reading(4),
+        last_answer=lambda: 0.0,
+        clients=lambda: {"mcp": 12, "other": 13},
         log_lines_dropped=reading(5),
     )
     assert read() == [1, 2, 3, 4, 0, 5]
     levels[0] = 7
     assert read()[0] == 7
+    assert metrics.registry.get_sample_value("mcp_sidecar_clients", {"name": "other"}) == 13
+
+
+def test_requests_and_calls_are_counted_in_one_step() -> None:
+    """Every outcome of a method is there from its first call on, and requests do not fall apart by outcome."""
+    metrics = Metrics()
+    for outcome in (None, facts.CallOutcome.ANSWERED, facts.CallOutcome.ANSWERED_AFTER_HEAL):
+        metrics.record(facts.RequestServed("POST", "tools/call", 200, 0.01, outcome))
+    labels = {"http_method": "POST", "rpc_method": "tools/call", "status": "200"}
+    assert value(metrics, "mcp_sidecar_requests_total", **labels) == 3
+    counts = {
+        outcome: value(metrics, "mcp_sidecar_calls_total", rpc_method="tools/call", outcome=outcome.value)
+        for outcome in facts.CallOutcome
+    }
+    assert {outcome for outcome, number in counts.items() if number} == {"answered", "answered_after_heal"}
+    assert None not in counts.values()
 
 
 @pytest.mark.parametrize(

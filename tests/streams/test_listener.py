@@ -355,8 +355,8 @@ async def test_a_delete_ends_a_stream_that_waits() -> None:
                 assert all([event.message is None async for event in stream.rest()])
 
 
-async def test_a_drain_ends_streams_cleanly_at_once() -> None:
-    """Attached or waiting."""
+async def test_a_drain_breaks_streams_off_at_once() -> None:
+    """Attached or waiting: the ending after which most clients open another."""
     async with scene() as (upstream, sidecar, client):
         request = "GET /mcp HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n"
         request += f"Mcp-Session-Id: {client.session_id}\r\n\r\n"
@@ -364,13 +364,14 @@ async def test_a_drain_ends_streams_cleanly_at_once() -> None:
         await eventually(lambda: any(session.streams for session in sidecar.services.sessions.table))
         await sidecar.drain()
         answer = await listening
-        assert answer.data.endswith(b"0\r\n\r\n")
+        assert not answer.data.endswith(b"0\r\n\r\n")
         assert not answer.timed_out
     async with scene() as (upstream, sidecar, client):
         await upstream.stop()
         async with await client.get_stream() as stream:
             await sidecar.drain()
-            assert all([event.message is None async for event in stream.rest()])
+            answered = await stream.read()
+            assert (answered.messages, answered.broken is None) == ([], False)
 
 
 # -- modes ------------------------------------------------------------------------------------------------------------

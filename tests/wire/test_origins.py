@@ -215,7 +215,8 @@ class TestMove:
             pytest.param("HTTP://10.0.0.5:9000", "https://mcp.example.com", id="spelling"),
             pytest.param("http://10.0.0.5:9000/%2F;x=1?a=%20", "https://mcp.example.com/%2F;x=1?a=%20", id="escapes"),
             pytest.param("http://10.0.0.5/mcp", "http://10.0.0.5/mcp", id="another port"),
-            pytest.param("https://10.0.0.5:9000/mcp", "https://10.0.0.5:9000/mcp", id="another scheme"),
+            pytest.param("https://10.0.0.5:9000/mcp/", "https://mcp.example.com/mcp/", id="the scheme of the edge"),
+            pytest.param("ftp://10.0.0.5:9000/mcp", "ftp://10.0.0.5:9000/mcp", id="another scheme"),
             pytest.param("https://login.example.com/", "https://login.example.com/", id="another host"),
             pytest.param("/mcp/", "/mcp/", id="relative"),
             pytest.param("//10.0.0.5:9000/mcp?a", "https://mcp.example.com/mcp?a", id="without a scheme"),
@@ -232,6 +233,48 @@ class TestMove:
     def test_url(self, url: str, moved: str) -> None:
         """Only the origin changes, and only the upstream's."""
         assert self.MOVE.url(url) == moved
+
+    @pytest.mark.parametrize(
+        ("origin", "also", "url", "is_moved"),
+        [
+            ("http://server", (), "https://server/mcp/", True),
+            ("http://server", (), "https://server:80/mcp/", True),
+            ("https://server", (), "http://server:443/mcp/", True),
+            ("http://server", (), "https://server:8443/mcp/", False),
+            ("http://host.docker.internal:9000", ("localhost:9000",), "http://localhost:9000/mcp/", True),
+            ("http://host.docker.internal:9000", ("localhost:9000",), "https://localhost:9000/mcp/", True),
+            ("http://host.docker.internal:9000", ("localhost:9000",), "http://localhost/mcp/", False),
+            ("http://10.0.0.5:9000", ("[::1]:9000",), "http://[::1]:9000/x", True),
+            ("http://10.0.0.5:9000", ("not a host",), "http://10.0.0.5:9000/x", True),
+        ],
+    )
+    def test_whatever_the_upstream_takes_for_itself(
+        self, origin: str, also: tuple[str, ...], url: str, is_moved: bool
+    ) -> None:
+        """It has its scheme from the edge, its name from ``Host``, and leaves out the port of either scheme."""
+        assert (Move(origin, "https://mcp.example.com", also).url(url) != url) is is_moved
+
+    @pytest.mark.parametrize(
+        ("challenge", "moved"),
+        [
+            (
+                'Bearer resource_metadata="http://10.0.0.5:9000/.well-known/x/mcp", error="invalid_token"',
+                'Bearer resource_metadata="https://mcp.example.com/.well-known/x/mcp", error="invalid_token"',
+            ),
+            (
+                "Bearer error=x, Resource_Metadata = https://10.0.0.5:9000/m",
+                "Bearer error=x, Resource_Metadata = https://mcp.example.com/m",
+            ),
+            ('Bearer resource_metadata="https://login.example.com/x"',) * 2,
+            ('Bearer realm="http://10.0.0.5:9000/"',) * 2,
+            ('Bearer my_resource_metadata="http://10.0.0.5:9000/x"',) * 2,
+            ('Bearer resource_metadata="',) * 2,
+            ("Negotiate",) * 2,
+        ],
+    )
+    def test_challenge(self, challenge: str, moved: str) -> None:
+        """Of a challenge only the URL of the resource's metadata (RFC 9728 §5.1), and only where it is the upstream's."""
+        assert self.MOVE.headers([("WWW-Authenticate", challenge)]) == [("WWW-Authenticate", moved)]
 
     def test_headers(self) -> None:
         """Of all headers only those that say where something is are read."""

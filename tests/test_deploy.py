@@ -1,0 +1,199 @@
+"""What stands in ``deploy/`` is made of names that exist, and is accepted by the tools that read it, where they are there."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from mcp_sidecar import facts
+from mcp_sidecar.ops.metrics import Metrics
+from mcp_sidecar.settings import KEYS
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+DEPLOY: Final = ROOT / "deploy"
+FILES: Final = sorted(path for path in DEPLOY.rglob("*") if path.is_file())
+CHART: Final = DEPLOY / "helm" / "mcp-sidecar"
+DASHBOARD: Final = DEPLOY / "grafana" / "mcp-sidecar.json"
+SHORT: Final = frozenset({"UPSTREAM", "LISTEN", "ADMIN", "MODE", "STORE", "CONFIG", "LOG_FORMAT", "LOG_LEVEL"})
+WITHIN_S: Final = 60
+
+
+def tool(name: str) -> str:
+    """Where a program is, or the end of the test: not everybody has them."""
+    found = shutil.which(name) or shutil.which(name, path=os.environ.get("GOBIN", str(Path.home() / "go" / "bin")))
+    if found is None:
+        pytest.skip(f"needs {name}")
+    return found
+
+
+def output(*command: str) -> str:
+    """What a program writes; its complaint is the failure."""
+    done = subprocess.run(command, capture_output=True, text=True, timeout=WITHIN_S, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def metrics() -> dict[str, set[str]]:
+    """The labels of every metric of ours, as queries name it."""
+    made = Metrics()
+    made.describe(version="1", mode="heal", store="memory")
+    made.record(facts.RequestServed("POST", "tools/call", 200, 0.1, facts.CallOutcome.ANSWERED))
+    made.record(facts.SessionLost("ab12", "python-404", 404, 1))
+    made.record(facts.AnswerRewritten("ab12", 400))
+    made.record(facts.OutcomeUnknown("ab12", "tools/call"))
+    made._clients.reading = lambda: {"mcp": 1}
+    found: dict[str, set[str]] = {}
+    for family in made.registry.collect():
+        for sample in family.samples:
+            found.setdefault(sample.name, set()).update(sample.labels)
+    return found
+
+
+QUERIES: Final = [
+    (file.name, query)
+    for file in FILES
+    for query in re.findall(r"mcp_sidecar_\w+(?:\{[^{}]*\})?", file.read_text(encoding="utf-8").replace('\\"', '"'))
+    if file.parent.name in ("grafana", "prometheus")
+]
+
+
+def test_there_are_queries() -> None:
+    """Else the next test would hold of nothing."""
+    assert len(QUERIES) > 30
+
+
+@pytest.mark.parametrize(("file", "query"), sorted(set(QUERIES)))
+def test_a_query_names_a_metric_and_labels_of_it(file: str, query: str) -> None:
+    """A metric that is renamed, or a label, would leave a dark panel and an alert that never comes."""
+    name, _, selector = query.partition("{")
+    known = metrics()
+    assert name in known, f"{file}: {name}"
+    labels = set(re.findall(r"(\w+)(?:=~|!~|!=|=)", selector)) - {"job", "instance"}
+    assert labels <= known[name], f"{file}: {query}"
+
+
+def test_outcomes_in_queries_are_outcomes() -> None:
+    """By the whole of their names, or the beginning of some."""
+    words = {
+        word
+        for _, query in QUERIES
+        for value in re.findall(r'outcome[!=~]+"([^"]+)"', query)
+        for word in value.split("|")
+    }
+    known = {*facts.CallOutcome, *facts.HealOutcome, *facts.AskOutcome}
+    assert [word for word in words if not any(re.fullmatch(word, each) for each in known)] == []
+
+
+def test_every_metric_of_ours_is_on_the_dashboard_or_said_to_be_left_out() -> None:
+    """One that nobody shows is one that nobody finds."""
+    left_out = {
+        "log_lines_dropped_total",
+        "observed_total",
+        "restores_refused_total",
+        "lists_changed_total",
+        "requests_total",
+    }
+    shown = DASHBOARD.read_text(encoding="utf-8")
+    families = {re.sub(r"_(bucket|sum|count)$", "", name) for name in metrics() if name.startswith("mcp_sidecar_")}
+    missing = {name for name in families if name not in shown}
+    assert missing <= {f"mcp_sidecar_{name}" for name in left_out}
+
+
+@pytest.mark.parametrize("file", [pytest.param(file, id=str(file.relative_to(DEPLOY))) for file in FILES])
+def test_variables_are_settings(file: Path) -> None:
+    """A misspelt one keeps the sidecar from starting."""
+    names = set(re.findall(r"MCP_SIDECAR_([A-Z_]+[A-Z])\b", file.read_text(encoding="utf-8")))
+    wrong = [
+        name
+        for name in names
+        if name not in SHORT and name.lower().partition("__")[2] not in KEYS.get(name.lower().partition("__")[0], ())
+    ]
+    assert wrong == []
+
+
+def test_each_alert_has_its_paragraph() -> None:
+    """Whoever is woken up finds what to do."""
+    rules = (DEPLOY / "prometheus" / "rules.yaml").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "on-call.md").read_text(encoding="utf-8")
+    assert [name for name in re.findall(r"alert: (\w+)", rules) if f"### {name}" not in page] == []
+
+
+def test_the_rules_are_rules_and_do_what_they_say() -> None:
+    """By Prometheus's own tool; what they do is in ``rules.test.yaml``."""
+    folder = DEPLOY / "prometheus"
+    output(tool("promtool"), "check", "rules", str(folder / "rules.yaml"))
+    output(tool("promtool"), "test", "rules", str(folder / "rules.test.yaml"))
+
+
+def test_the_dashboard_s_queries_can_be_asked(tmp_path: Path) -> None:
+    """Each is an expression, with Grafana's variables filled in; panels have ids and places of their own."""
+    panels = json.loads(DASHBOARD.read_text(encoding="utf-8"))["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    assert len({(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in panels}) == len(panels)
+    queries = [target["expr"].replace("$__rate_interval", "5m") for panel in panels for target in panel["targets"]]
+    rules = "".join(f"  - record: a:{place}\n    expr: {json.dumps(query)}\n" for place, query in enumerate(queries))
+    (tmp_path / "rules.yaml").write_text(f"groups:\n- name: a\n  rules:\n{rules}")
+    output(tool("promtool"), "check", "rules", str(tmp_path / "rules.yaml"))
+
+
+@pytest.mark.parametrize("name", ["example", "standalone"])
+def test_the_kustomizations_render(name: str) -> None:
+    """The component puts the sidecar into a Deployment that knows nothing of it."""
+    rendered = output(tool("kubectl"), "kustomize", str(DEPLOY / "kubernetes" / name))
+    for part in (
+        "name: mcp-sidecar",
+        "path: /readyz",
+        "readOnlyRootFilesystem: true",
+        "MCP_SIDECAR_LISTEN__DRAIN_DELAY",
+    ):
+        assert part in rendered
+    assert ("initContainers" in rendered) is (name == "example")
+    assert ("restartPolicy: Always" in rendered) is (name == "example")
+
+
+VALUES: Final = {
+    "own": ("upstream.url=http://x/mcp",),
+    "in-pod": ("server.image=x",),
+    "everything": (
+        *("server.image=x", "replicas=2", "store=redis://r:6379/0", "tls.secretName=t", "adminToken.secretName=a"),
+        *("podMonitor.enabled=true", "networkPolicy.enabled=true", "ingress.enabled=true", "httpRoute.enabled=true"),
+        *("httpRoute.parentRefs[0].name=gw", "settings.healing.hold_timeout=20s"),
+    ),
+}
+
+
+@pytest.mark.parametrize("values", VALUES.values(), ids=VALUES)
+def test_the_chart_is_in_order_and_renders(values: tuple[str, ...]) -> None:
+    """With the few values that are needed, and with all there are."""
+    given = [word for value in values for word in ("--set", value)]
+    output(tool("helm"), "lint", str(CHART), *given)
+    rendered = output(tool("helm"), "template", "r", str(CHART), "--kube-version", "1.34.0", *given)
+    assert ("initContainers" in rendered) is ("server.image=x" in values)
+    assert "MCP_SIDECAR_UPSTREAM" in rendered
+
+
+@pytest.mark.parametrize(
+    ("values", "complaint"),
+    [((), "set upstream.url"), (("upstream.url=http://x", "replicas=2"), "needs a store that all of them share")],
+)
+def test_the_chart_says_what_is_missing(values: tuple[str, ...], complaint: str) -> None:
+    """Two replicas without a shared store would fail half of all calls."""
+    given = [word for value in values for word in ("--set", value)]
+    command = [tool("helm"), "template", "r", str(CHART), "--kube-version", "1.34.0", *given]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=WITHIN_S, check=False)
+    assert done.returncode != 0
+    assert complaint in done.stderr
+
+
+def test_the_chart_is_of_this_version() -> None:
+    """Its default image is the one that was released with it."""
+    from mcp_sidecar import __version__
+
+    assert f'appVersion: "{__version__}"' in (CHART / "Chart.yaml").read_text(encoding="utf-8")
