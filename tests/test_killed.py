@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.client import McpClient, NoAnswer
+from tests.support.client import Answer, McpClient, NoAnswer
 from tests.support.fake_upstream import FakeUpstream
 from tests.support.process import SidecarProcess, sidecar_process
 from tests.support.waiting import eventually
@@ -90,12 +90,19 @@ class Load:
         self.cut = 0
         self.answers: list[str] = []
 
+    async def _answer(self, amount: int) -> Answer | None:
+        """``None`` where the process died before all of it was here."""
+        try:
+            answer = await self.client.tool("charge", amount=amount)
+        except NoAnswer:
+            return None
+        return answer if answer.broken is None else None
+
     async def run(self, url: asyncio.Future[str]) -> None:
         """Go on calling where the sidecar is by now."""
         for call in range(CALLS):
-            try:
-                answer = await self.client.tool("charge", amount=self.number * 1000 + call)
-            except NoAnswer:
+            answer = await self._answer(self.number * 1000 + call)
+            if answer is None:
                 self.cut += 1
                 self.client.url = await url
                 continue
