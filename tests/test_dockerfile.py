@@ -59,10 +59,13 @@ def test_two_stages_on_a_slim_image() -> None:
 
 
 def test_code_and_what_it_needs_are_layers_of_their_own() -> None:
-    """A new version of the sidecar is a small layer on top of one that is there already."""
-    copied = [rest.split() for word, rest in _last_stage() if word == "COPY"]
-    assert [words[-1] for words in copied] == ["/opt/mcp-sidecar"] * 2
-    assert [words[1] for words in copied] == ["/opt/mcp-sidecar", "/code/opt/mcp-sidecar"]
+    """A new version of the sidecar is a small layer on top of those that are there already; the last is where sessions are kept."""
+    copied = [tuple(rest.split()[-2:]) for word, rest in _last_stage() if word == "COPY"]
+    assert copied == [
+        ("/opt/mcp-sidecar", "/opt/mcp-sidecar"),
+        ("/code/opt/mcp-sidecar", "/opt/mcp-sidecar"),
+        ("/state", "/var/lib/mcp-sidecar"),
+    ]
 
 
 def test_the_user_is_a_number_and_not_root() -> None:

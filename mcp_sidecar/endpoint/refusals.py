@@ -25,7 +25,7 @@ class Refusal(OwnAnswer):
 
 def _refusal(status: HTTPStatus, code: int, reason: str) -> Refusal:
     answer = replies.rejected(status, code, reason)
-    return Refusal(answer.status, answer.content_type, answer.body, answer.headers, reason)
+    return Refusal(answer.status, answer.content_type, answer.body, answer.headers, reason=reason)
 
 
 BAD_ORIGIN = _refusal(HTTPStatus.FORBIDDEN, INVALID_REQUEST, "Forbidden: Origin is not allowed")

@@ -23,7 +23,7 @@ from mcp_sidecar.verdicts.signatures import (
     Wording,
     first_fit,
 )
-from mcp_sidecar.verdicts.words import NotJson, Said, said_in
+from mcp_sidecar.verdicts.words import NoDocument, Said, said_in
 from mcp_sidecar.wire.headers import media_type
 from mcp_sidecar.wire.jsonrpc import JsonRpcId
 
@@ -359,7 +359,7 @@ def _media_type(head: AnswerHead) -> str:
 
 def _read(status: int, said: Said, complete: bool) -> _Content:
     text, document = said.text, said.document
-    if document is NotJson.NOT_JSON:
+    if document is NoDocument.NOT_JSON:
         return _read_text(status, said, complete)
     if not isinstance(document, dict):
         return _read_other_json(status, said)

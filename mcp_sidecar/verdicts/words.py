@@ -64,7 +64,7 @@ def speaks_of_session(text: str) -> bool:
     return _SESSION.search(text) is not None
 
 
-class NotJson(Enum):
+class NoDocument(Enum):
     """Stands where the JSON document would, since there is none."""
 
     NOT_JSON = "not JSON"
@@ -75,7 +75,7 @@ class Said:
     """A body, or the data of its events, read once: as text, and as JSON where it is that."""
 
     text: str
-    document: Any = NotJson.NOT_JSON
+    document: Any = NoDocument.NOT_JSON
 
     @property
     def json_rpc(self) -> dict[str, Any] | None:
@@ -105,7 +105,7 @@ def words_of(status: int, said: Said | bytes, *, without: tuple[str, ...] = ()) 
 
 def _sentences(said: Said) -> Iterator[str]:
     text, document = said.text, said.document
-    if document is NotJson.NOT_JSON:
+    if document is NoDocument.NOT_JSON:
         yield html.unescape(_MARKUP.sub(" ", text)) if text.startswith("<") else text
         return
     found = list(_messages(document, _MAX_DEPTH))

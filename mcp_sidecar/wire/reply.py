@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mcp_sidecar.wire.headers import Pair
 
@@ -18,4 +18,4 @@ class OwnAnswer:
     content_type: str | None = None
     body: bytes = b""
     headers: tuple[Pair, ...] = ()
-    tells: str = ""
+    tells: str = field(default="", compare=False)
