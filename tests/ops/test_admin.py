@@ -397,5 +397,7 @@ async def test_a_thousand_status_streams_are_bounded(sidecar: Sidecar) -> None:
         assert sorted(answer.status for answer in answers) == [200] * MAX_STATUS_STREAMS + [503] * (
             100 - MAX_STATUS_STREAMS
         )
+        for answer in answers:
+            answer.close()
     sidecar.shown = "<p>changed, so that they learn who has left</p>"
     await eventually(lambda: not sidecar.admin._streams)
