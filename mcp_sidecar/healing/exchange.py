@@ -35,7 +35,6 @@ from mcp_sidecar.healing.replies import Reason
 from mcp_sidecar.healing.stream_watch import AfterEnd
 from mcp_sidecar.verdicts.classify import Judgement, SessionKnowledge, Verdict
 from mcp_sidecar.verdicts.refusals import PingAnswer, PingVerdict, Refusal
-from mcp_sidecar.verdicts.words import Words
 from mcp_sidecar.wire.faults import Fault
 from mcp_sidecar.wire.jsonrpc import Kind, Message
 from mcp_sidecar.wire.reply import OwnAnswer
@@ -175,7 +174,6 @@ class Exchange:
     _was_away: bool = field(default=False, init=False)  # the upstream, while the answer was in question
     _before: Arrival = field(default=Arrival.NOT_SENT, init=False)  # this attempt
     _then: Ask | Heal | None = field(default=None, init=False)  # what a wait is for
-    _met: Final[set[Words]] = field(default_factory=set, init=False)  # by pings: who refuses so has dispatched nothing
     _healed_from: Refusal | None = field(default=None, init=False)
     _last_status: int | None = field(default=None, init=False)
 
@@ -220,13 +218,13 @@ class Exchange:
         self._tries.arrived += 1
         return self._send_in_doubt() if self.may_resend_stream else self._outcome_unknown()
 
-    def asked(self, answer: PingAnswer) -> Step:  # noqa: PLR0911 - a table
+    def asked(self, answer: PingAnswer) -> Step:
         """Somebody has asked with a ping."""
         question = self._question
         is_same = question is not None and question.refusal is not None and question.refusal.is_same_as(answer.refusal)
         match answer.verdict:
             case PingVerdict.REFUSED if question is None or is_same or not _is_unauthorized(answer):
-                return self._refused(answer, is_same=is_same)
+                return self._refused(is_same=is_same)
             case PingVerdict.ELSEWHERE if is_same:
                 self._settle(Settled.PROVEN)
                 return self._send(ReplayCause.NOT_SENT) if self._has_resends else self._pass()
@@ -239,9 +237,6 @@ class Exchange:
             case PingVerdict.GATEWAY:
                 return self._wait(Awaited.ROUTE, Ask())
             case _ if question is None:
-                return self._go_on()
-            case PingVerdict.ALIVE if self._is_known_refusal:
-                self._settle(Settled.PROVEN)  # it came back between that answer and the ping
                 return self._go_on()
             case PingVerdict.ALIVE if question.bare_404 and self._was_away and self.safe_in_doubt:
                 self._settle(Settled.UNPROVEN)
@@ -284,7 +279,7 @@ class Exchange:
 
     def expired(self) -> Step:
         """The wait lasted as long as it may, or there was no room for it, or the sidecar drains."""
-        self._settle(Settled.PROVEN if self._is_known_refusal else Settled.UNPROVEN)
+        self._settle(Settled.UNPROVEN)
         return self._outcome_unknown() if self._arrival.may_have_run else self._unavailable()
 
     def cancelled(self) -> Step:
@@ -349,12 +344,6 @@ class Exchange:
     def _may_go_again(self) -> bool:
         return self.safe_in_doubt or not self._arrival.may_have_run
 
-    @property
-    def _is_known_refusal(self) -> bool:
-        """Whether a ping was refused in the words of the answer in question, before that answer came."""
-        refusal = self._question.refusal if self._question is not None else None
-        return refusal is not None and refusal.words in self._met
-
     def _lost(self, judgement: Judgement) -> Step:
         if self.mode is Mode.REWRITE or self.session is not SessionKnowledge.BOUND:
             return self._session_not_found()
@@ -394,15 +383,12 @@ class Exchange:
         elsewhere = refusal is not None and refusal.words.speak_of_session
         return Ask(refusal, elsewhere=elsewhere, is_remembered=is_remembered)
 
-    def _refused(self, answer: PingAnswer, *, is_same: bool) -> Step:
+    def _refused(self, *, is_same: bool) -> Step:
         """The session is lost, if ``initialize`` agrees."""
         if self.session is not SessionKnowledge.BOUND:
             return self._go_on()  # the server answers; nobody's session was asked about
         if self._arrival.is_open:
-            proves = is_same or self._is_known_refusal
-            self._arrival = self._arrival.after(Settled.PROVEN if proves else Settled.UNPROVEN)
-        if answer.refusal is not None and (answer.refusal.words.text or answer.refusal.words.status >= 400):
-            self._met.add(answer.refusal.words)
+            self._arrival = self._arrival.after(Settled.PROVEN if is_same else Settled.UNPROVEN)
         if after_loss(self.message) is AfterLoss.DROP and self._question is not None:
             return Give(replies.ACCEPTED, drops=True)
         return self._heal() if self._may_heal else self._session_not_found()

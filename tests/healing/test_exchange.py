@@ -189,6 +189,27 @@ LOSS: Final[dict[str, tuple[Exchange, Story]]] = {
         exchange(),
         [FIRST, (answered(PROVEN), ASK), (asked(PingVerdict.ELSEWHERE, SAID), NOT_SENT)],
     ),
+    "after a heal the same words may be a tool's that ran": (
+        exchange(),
+        [FIRST, *LOST_AND_HEALED, (answered(PROVEN), ASK), (ALIVE, Pass(to_sender=True))],
+    ),
+    "after a heal the same words, and a ping refused in others": (
+        exchange(),
+        [FIRST, *LOST_AND_HEALED, (answered(PROVEN), ASK), (lost(OTHERWISE), HEAL), (healed, UNKNOWN)],
+    ),
+    "the route was missing, and the tool says the same": (
+        exchange(),
+        [
+            FIRST,
+            (answered(BARE_404), ASK_NOTHING),
+            (lost(NOTHING), Heal("bare-404", is_certain=False)),
+            (unhealed(Unhealed.NO_ROUTE), ROUTE),
+            (back, Ask()),
+            (ALIVE, NOT_SENT),
+            (answered(BARE_404), ASK_NOTHING),
+            (ALIVE, Pass(to_sender=True)),
+        ],
+    ),
     "the second loss of a safe message is asked about": (
         exchange(LIST),
         [FIRST, (answered(PROVEN), HEAL), (healed, AFTER_LOSS), (answered(PROVEN), ASK)],
