@@ -11,7 +11,7 @@ from typing import Final
 
 from mcp_sidecar.healing.principal import Principals
 from mcp_sidecar.sessions.keeper import Keeper
-from mcp_sidecar.sessions.stores.store import StoreAway
+from mcp_sidecar.sessions.stores.store import StoreAway, StoreUnusable
 
 FLUSH_AFTER_S: Final = 0.2
 """What is learnt within so long is one write."""
@@ -40,8 +40,12 @@ class Rounds:
 
     async def start(self) -> None:
         """Open the store, and begin. Raises ``StoreUnusable``; one that is only away comes back by itself."""
-        await self.keeper.store.open()
-        await self._get_keys()
+        try:
+            await self.keeper.store.open()
+            await self._get_keys()
+        except StoreUnusable:
+            await self.keeper.store.close()
+            raise
         if self.keeper.outlives_process:
             self._tasks = asyncio.create_task(self._flush()), asyncio.create_task(self._touch())
 
