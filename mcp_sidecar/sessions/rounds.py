@@ -40,8 +40,8 @@ class Rounds:
 
     async def start(self) -> None:
         """Open the store, and begin. Raises ``StoreUnusable``; one that is only away comes back by itself."""
+        await self.keeper.store.open()
         try:
-            await self.keeper.store.open()
             await self._get_keys()
         except StoreUnusable:
             await self.keeper.store.close()
