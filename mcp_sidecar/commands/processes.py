@@ -106,12 +106,10 @@ def _environment() -> dict[str, str]:
     return kept | {"PYTHONUNBUFFERED": "1"}
 
 
-class CartServer:
-    """The demo's server on one port, to be killed and started again. Use as an async context manager."""
+class _Restartable:
+    """A process on one port, to be killed and started again. Use as an async context manager."""
 
     def __init__(self) -> None:
-        """Start nothing yet."""
-        self.port = 0
         self._processes = contextlib.AsyncExitStack()
         self._current: Child | None = None
 
@@ -123,54 +121,6 @@ class CartServer:
     async def __aexit__(self, *_: object) -> None:
         """End whatever still runs."""
         await self._processes.aclose()
-
-    @property
-    def url(self) -> str:
-        """The URL that a client uses without a sidecar."""
-        return f"http://127.0.0.1:{self.port}/mcp"
-
-    async def restart(self) -> None:
-        """SIGKILL it, wait until it is gone, start it again on the same port and wait until it answers."""
-        if self._current is not None:
-            self._current.process.kill()
-            await self._current.process.wait()
-        await self._start()
-
-    async def _start(self) -> None:
-        command = (sys.executable, "-m", "mcp_sidecar.commands.demo.server", str(self.port))
-        try:
-            self._current = await self._processes.enter_async_context(child("demo server", command))
-            self.port = await self._current.said(announced_port, READY_TIMEOUT_S)
-        except BaseException:
-            await self._processes.aclose()
-            raise
-
-
-class Front:
-    """A sidecar in front of one server, to be killed and started again. Use as an async context manager."""
-
-    def __init__(self, command: SidecarCommand, upstream_url: str, store: str) -> None:
-        """Start nothing yet."""
-        self._command = command
-        self._upstream_url = upstream_url
-        self._store = store
-        self._address = "127.0.0.1:0"
-        self._processes = contextlib.AsyncExitStack()
-        self._current: Child | None = None
-
-    async def __aenter__(self) -> Self:
-        """Start it on a free port."""
-        await self._start()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        """End whatever still runs."""
-        await self._processes.aclose()
-
-    @property
-    def url(self) -> str:
-        """The URL that a client uses in the server's place."""
-        return f"http://{self._address}/mcp"
 
     @property
     def child(self) -> Child:
@@ -188,13 +138,61 @@ class Front:
         await self._start()
 
     async def _start(self) -> None:
-        command = self._command(self._upstream_url, self._address, self._store)
+        raise NotImplementedError
+
+    async def _run(self, name: str, command: Sequence[str], wanted: Callable[[str], Found | None]) -> Found:
+        """Start it, and wait until it has said what is ``wanted``."""
         try:
-            self._current = await self._processes.enter_async_context(child("sidecar", command))
-            self._address = await self._current.said(bound_address, READY_TIMEOUT_S)
+            self._current = await self._processes.enter_async_context(child(name, command))
+            return await self._current.said(wanted, READY_TIMEOUT_S)
         except BaseException:
             await self._processes.aclose()
             raise
+
+
+class CartServer(_Restartable):
+    """The demo's server."""
+
+    def __init__(self) -> None:
+        """Start nothing yet."""
+        super().__init__()
+        self.port = 0
+
+    @property
+    def url(self) -> str:
+        """The URL that a client uses without a sidecar."""
+        return f"http://127.0.0.1:{self.port}/mcp"
+
+    async def restart(self) -> None:
+        """SIGKILL it, wait until it is gone, start it again on the same port and wait until it answers."""
+        if self._current is not None:
+            await self.kill()
+        await self._start()
+
+    async def _start(self) -> None:
+        command = (sys.executable, "-m", "mcp_sidecar.commands.demo.server", str(self.port))
+        self.port = await self._run("demo server", command, announced_port)
+
+
+class Front(_Restartable):
+    """A sidecar in front of one server."""
+
+    def __init__(self, command: SidecarCommand, upstream_url: str, store: str) -> None:
+        """Start nothing yet."""
+        super().__init__()
+        self._command = command
+        self._upstream_url = upstream_url
+        self._store = store
+        self._address = "127.0.0.1:0"
+
+    @property
+    def url(self) -> str:
+        """The URL that a client uses in the server's place."""
+        return f"http://{self._address}/mcp"
+
+    async def _start(self) -> None:
+        command = self._command(self._upstream_url, self._address, self._store)
+        self._address = await self._run("sidecar", command, bound_address)
 
 
 def sidecar_command(upstream_url: str, listen: str, store: str) -> Sequence[str]:
