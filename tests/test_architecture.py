@@ -61,7 +61,7 @@ INTERNALS: Final = "mcp_sidecar.aiohttp_internals"
 AIOHTTP: Final = ("aiohttp", "multidict", "yarl")
 
 LAYERS: Final = (
-    Layer(modules=WIRE, banned=IMPURE),
+    Layer(modules=WIRE, libraries=("msgspec",), banned=IMPURE),
     Layer(modules=FACTS, banned=IMPURE),
     Layer(modules=CONFIG, banned=IMPURE),
     Layer(modules=VERDICTS, parts=(WIRE,), banned=IMPURE),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 
 from mcp_sidecar.downstream.common import Client, Passage
-from mcp_sidecar.fastpath import plain_http
 from mcp_sidecar.fastpath.lane import Express, Gate, Trip
+from mcp_sidecar.fastpath.layouts import Asked
 
 
 def door_to(gate: Gate) -> Door | None:
@@ -25,7 +25,7 @@ class Door:
     def __call__(self, client: Client, data: bytes) -> Passage | None:
         """What becomes of a request that begins with ``data``; ``None`` where it is not for the lane."""
         express = self.express
-        request = express.read(data)
+        request = express.read(client.peer, data)
         if request is None:
             return None
         if request.size > len(data):
@@ -38,7 +38,7 @@ class Beginning:
 
     __slots__ = ("_client", "_express", "_missing", "_parts", "_request", "_trip")
 
-    def __init__(self, express: Express, client: Client, request: plain_http.Request, data: bytes) -> None:
+    def __init__(self, express: Express, client: Client, request: Asked, data: bytes) -> None:
         """It counts as under way from now on."""
         self._express = express
         self._client = client

@@ -16,6 +16,7 @@ from typing import Protocol
 from mcp_sidecar.downstream.common import Client
 from mcp_sidecar.facts import CallOutcome, RequestServed
 from mcp_sidecar.fastpath import plain_http
+from mcp_sidecar.fastpath.layouts import Asked, Common, Layouts
 from mcp_sidecar.healing.labels import rpc_label
 from mcp_sidecar.healing.marked_ids import FIRST
 from mcp_sidecar.healing.policy import Announce
@@ -145,41 +146,62 @@ class Express:
         self.max_answer = min(MAX_BYTES, limits.max_buffered_answer)
         self.max_head = min(MAX_HEAD_BYTES, limits.max_header_bytes)
         self.heads = Heads()
+        self._layouts = Layouts(_NOT_FOR_UPSTREAM)
+        self._told_under = 0
         self._in_vain = 0
         self._closed_for = 0
         self._announces = services.policy.announce is Announce.RESULT
         self._binds = services.policy.bind_principal
 
-    def read(self, data: bytes) -> plain_http.Request | None:
+    def read(self, peer: str | None, data: bytes) -> Asked | None:
         """The ordinary request in a session that begins here, if it may come from where it says; its body may be missing."""
         if self._closed_for:
             self._closed_for -= 1
             return None
+        asked = self._asked(peer, data)
+        if asked is None or asked.body_at > self.max_head or asked.size - asked.body_at > self.max_body:
+            return None
+        return asked if asked.size >= len(data) else None
+
+    def _asked(self, peer: str | None, data: bytes) -> Asked | None:
+        principals, layouts = self.services.sessions.principals, self._layouts
+        if principals.changes != self._told_under:
+            layouts.forget()
+            self._told_under = principals.changes
+        cut = layouts.cut(data, self.max_head, peer)
+        asked = layouts.read(cut) if cut is not None else None
+        if asked is not None:
+            return asked
         request = plain_http.read_request(data, self._targets)
-        if request is None or request.body_at > self.max_head or request.size - request.body_at > self.max_body:
+        if request is None:
             return None
         values = request.values
-        is_ours = _SESSION_ID in values and "origin" not in values and self.gate.lets_host_pass(values["host"])
-        return request if is_ours and request.size >= len(data) else None
+        if _SESSION_ID not in values or "origin" in values or not self.gate.lets_host_pass(values["host"]):
+            return None
+        if "forwarded" in " ".join(values) and not self.gate.lets_forwarding_pass(peer, values):
+            return None
+        identity = principals.of_values(values) if self._binds else NOBODY
+        common = Common(request.target, values["host"], values.get("mcp-protocol-version"), identity)
+        asked = Asked(common, values[_SESSION_ID], request.body_at, request.size, self._fields(request, peer))
+        if cut is not None:
+            layouts.learn(cut, asked)
+        return asked
 
-    def send(self, client: Client, request: plain_http.Request, data: bytes) -> Trip | None:
+    def send(self, client: Client, asked: Asked, data: bytes) -> Trip | None:
         """Send what can be sent at once and without a question; ``data`` is all of it."""
-        services, values = self.services, request.values
+        services = self.services
         started_at = services.clock()
-        identity = services.sessions.principals.of_values(values) if self._binds else NOBODY
-        session = services.sessions.table.look_up(ClientSessionId(values[_SESSION_ID]), identity).session
+        session = services.sessions.table.look_up(ClientSessionId(asked.session_id), asked.common.identity).session
         if session is None or not self._is_plain(session):
             return None
-        body = data[request.body_at :]
+        body = data[asked.body_at :]
         try:
             message = parse(body)
         except NotJson:
             return None
-        if not _is_short(message, values):
+        if not _is_short(message, asked.common.protocol_version):
             return None
-        if "forwarded" in " ".join(values) and not self.gate.lets_forwarding_pass(client.peer, values):
-            return None
-        outgoing = self._outgoing(request, session, client.peer, body)
+        outgoing = self._outgoing(asked, session, body)
         connection = services.upstream.express(client)
         if connection is None:
             return None
@@ -205,31 +227,28 @@ class Express:
             and (session.generation == FIRST or not self._announces)
         )
 
-    def _outgoing(self, request: plain_http.Request, session: Session, peer: str | None, body: bytes) -> bytes:
+    def _fields(self, request: plain_http.Request, peer: str | None) -> bytes:
         values = request.values
-        host = self.services.upstream.host_line
         named = zip(request.pairs, values, strict=True)
-        lines = [f"{name}: {value}" for (name, value), known_as in named if known_as not in _NOT_FOR_UPSTREAM]
+        pairs = [pair for pair, known_as in named if known_as not in _NOT_FOR_UPSTREAM]
         hops = [values["x-forwarded-for"]] if "x-forwarded-for" in values else []
-        added = forwarding(values, hops, peer=peer, scheme=self.gate.scheme, host=values["host"])
-        lines += [f"{name}: {value}" for name, value in added]
-        text = "\r\n".join(lines)
-        target = request.target
-        head = (
-            f"POST {target} HTTP/1.1\r\n{host}\r\n{text}\r\n{SESSION_ID}: {session.upstream_id}\r\n"
-            f"Accept-Encoding: identity\r\nContent-Length: {len(body)}\r\n\r\n"
-        )
-        return head.encode() + body
+        pairs += forwarding(values, hops, peer=peer, scheme=self.gate.scheme, host=values["host"])
+        return "".join([f"\r\n{name}: {value}" for name, value in pairs]).encode()
+
+    def _outgoing(self, asked: Asked, session: Session, body: bytes) -> bytes:
+        upstream = self.services.upstream
+        host = f"Host: {asked.common.host}" if upstream.passes_host else upstream.host_line
+        first = f"POST {asked.common.target} HTTP/1.1\r\n{host}"
+        last = f"\r\n{SESSION_ID}: {session.upstream_id}\r\nAccept-Encoding: identity\r\nContent-Length: {len(body)}\r\n\r\n"
+        return b"".join((first.encode(), asked.fields, last.encode(), body))
 
 
-def _is_short(message: Message, values: dict[str, str]) -> bool:
+def _is_short(message: Message, protocol_version: str | None) -> bool:
     """Whether this is one request of an older revision whose answer teaches nothing."""
     return (
         message.kind is Kind.REQUEST
         and message.method not in _NOT_SHORT
-        and not is_sessionless_request(
-            message.meta_protocol_version, message.method, values.get("mcp-protocol-version")
-        )
+        and not is_sessionless_request(message.meta_protocol_version, message.method, protocol_version)
     )
 
 

@@ -119,6 +119,8 @@ class Principals:
         self._earlier_key: bytes | None = None
         self._others: Mapping[bytes, bytes] = {}
         self._told: dict[Principal, Identity] = {}
+        self.changes = 0
+        """How often everybody was told anew."""
 
     def use(self, key: bytes) -> None:
         """The secret of the hashes from now on; who was told by another one before is known again."""
@@ -127,11 +129,13 @@ class Principals:
         self._earlier_key = self._key if self._told else None
         self._key = key
         self._told.clear()
+        self.changes += 1
 
     def also_under(self, keys: Mapping[bytes, bytes]) -> None:
         """Tell everybody under these secrets, too; they have names."""
         self._others = keys
         self._told.clear()
+        self.changes += 1
 
     def of(self, fields: Fields, query: str = "") -> Identity:
         """Who a request to the endpoint with this query is from."""

@@ -1,1 +1,1 @@
-"""What MCP looks like on the wire: bytes, headers and revisions. Pure; standard library only."""
+"""What MCP looks like on the wire: bytes, headers and revisions. Pure; standard library, and msgspec where there is one."""

@@ -7,6 +7,7 @@ import pytest
 from mcp_sidecar.facts import OriginRefused, UpstreamRefusesHost
 from tests.support.client import raw_exchange, raw_post
 from tests.support.raw_upstream import RawUpstream
+from tests.support.scene import connected
 from tests.support.sidecar import running_sidecar
 
 UNTRUSTED: dict[str, object] = {"listen__trusted_proxies": "203.0.113.0/24"}
@@ -110,6 +111,19 @@ async def test_a_refused_host_is_told(path: str, status: int, body: bytes, is_to
         got = await raw_exchange(sidecar.port, raw_post(sidecar.port, b"{}", path=path))
         assert (got.status, got.data.partition(b"\r\n\r\n")[2]) == (status, body)
         assert sidecar.of(UpstreamRefusesHost) == ([UpstreamRefusesHost(status)] if is_told else [])
+
+
+@pytest.mark.parametrize(("setting", "is_clients"), [("client", True), ("auto", False), ("mcp.example", False)])
+async def test_the_client_s_host_is_passed_where_that_is_wanted(setting: str, is_clients: bool) -> None:
+    """With every request of its own, and with those that a heal makes for it."""
+    async with connected(upstream__host_header=setting, check_host=False) as (upstream, sidecar, client):
+        upstream.forget()
+        assert (await client.tool("charge")).status == 200
+        own = f"127.0.0.1:{sidecar.port}"
+        hosts = {received.header("host") for received in upstream.ledger.arrivals}
+        assert len(upstream.ledger.initializes) == 2
+        assert (hosts == {own}) is is_clients
+        assert len(hosts) == 1
 
 
 async def test_our_own_refusal_of_a_host_is_not_the_upstream_s() -> None:

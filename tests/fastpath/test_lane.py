@@ -446,8 +446,24 @@ NEXT = [
 
 @pytest.mark.parametrize(("on_lane", "pieces"), NEXT)
 async def test_a_request_goes_as_on_the_ordinary_way(on_lane: bool, pieces: tuple[bytes, ...]) -> None:
-    """What the upstream gets is the same; only what is perfectly ordinary takes the lane."""
+    """What the upstream gets is the same, the first time and later on; only what is perfectly ordinary takes the lane."""
     assert (await same(WHOLE, pieces)).trips == on_lane
+    if on_lane:
+        assert (await same(WHOLE, *[pieces] * 4)).trips == 4
+
+
+async def test_a_known_head_with_other_values_goes_as_on_the_ordinary_way() -> None:
+    """Its length, its id and its trace are its own."""
+    bodies = [CALL.replace(b'"a"', b'"%b"' % (b"a" * number)) for number in range(5)]
+    lines = [(f"X-Request-Id: {number}", f"traceparent: 00-{number}-01", "X-Kept: a") for number in range(5)]
+    requests = [(post(body, *more),) for body, more in zip(bodies, lines, strict=True)]
+    assert (await same(WHOLE, *requests)).trips == 5
+
+
+@pytest.mark.parametrize("setting", ["auto", "client", "mcp.example"])
+async def test_the_host_is_the_one_of_the_ordinary_way(setting: str) -> None:
+    """Whatever ``upstream.host_header`` says."""
+    assert (await same(WHOLE, *[(post(),)] * 4, upstream__host_header=setting)).trips == 4
 
 
 async def test_the_lane_is_open_behind_what_was_not_for_it() -> None:
