@@ -205,7 +205,9 @@ async def outcome(first: bytes | Play, *requests: tuple[bytes, ...], on_lane: bo
         host = b"Host: 127.0.0.1:%d\r\n" % it.upstream.port
         seen = [(each.head + bytes(each.body)).replace(host, b"Host: HOST\r\n") for each in it.upstream.requests]
         assert not it.sidecar.of(SidecarFault)
-        return Outcome([_named(each) for each in answers], sorted(map(_named, seen)), it.served(), it.express.trips, took_s)
+        return Outcome(
+            [_named(each) for each in answers], sorted(map(_named, seen)), it.served(), it.express.trips, took_s
+        )
 
 
 def _named(data: bytes) -> bytes:
