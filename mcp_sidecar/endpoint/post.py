@@ -44,6 +44,7 @@ from mcp_sidecar.verdicts.classify import Verdict, is_plain_success
 from mcp_sidecar.verdicts.refusals import Refusal, refusal_of
 from mcp_sidecar.waiting.hold import HeldRequest, Waited
 from mcp_sidecar.waiting.pauses import Pauses
+from mcp_sidecar.wire.faults import Fault
 from mcp_sidecar.wire.headers import Pair
 from mcp_sidecar.wire.jsonrpc import JsonRpcId, Kind, Message
 
@@ -289,6 +290,8 @@ class Post:
         if not may_be_kept(answer, limit):
             return None
         body = await answer.peek(limit + 1)
+        if answer.is_lacking and self._message.requests:
+            raise UpstreamFault(Fault.BROKEN)
         return WholeJson(body) if answer.whole and len(body) <= limit else None
 
     # -- Ask, Heal and Hold -------------------------------------------------------------------------------------------

@@ -356,12 +356,12 @@ class Trip:
         limit = self._express.max_answer
         if head.length is not None:
             return head.is_json and come < head.length <= limit
-        return come <= limit and (head.is_json or self._may_become_one_event(head))
+        return come <= limit and self._may_come_in_chunks(head)
 
-    def _may_become_one_event(self, head: Head) -> bool:
-        """Whether nothing of the stream is here yet, or the response and only its end is missing."""
+    def _may_come_in_chunks(self, head: Head) -> bool:
+        """Whether more is to come, and nothing odd is here: of a stream nothing yet, or the response without its end."""
         body = plain_http.chunks_so_far(self._received, head.body_at)
-        return body is not None and (not body or self._is_one_response(body))
+        return body is not None and (head.is_json or not body or self._is_one_response(body))
 
     def _is_one_response(self, body: bytes) -> bool:
         if body != self._response:

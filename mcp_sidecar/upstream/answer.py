@@ -6,6 +6,7 @@ import asyncio
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Iterable
 from dataclasses import dataclass
+from http import HTTPStatus
 from types import TracebackType
 from typing import Self
 
@@ -85,6 +86,11 @@ class Answer:
     def client_headers(self, without: Iterable[str] = ()) -> list[Pair]:
         """The headers to pass on."""
         return self._fields.for_client(frozenset(without))
+
+    @property
+    def is_lacking(self) -> bool:
+        """Whether it was to be JSON, and all that came is the end of its connection, which nobody told from a cut."""
+        return self.whole and self._json_end is not None and self.status == HTTPStatus.OK and not self.peeked
 
     @property
     def has_arrived(self) -> bool:

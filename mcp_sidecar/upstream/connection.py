@@ -69,6 +69,7 @@ class Connection(asyncio.Protocol):
         self._has_eof = False  # it was the server that has ended it
         self._ear: select.poll | None = None
         self._flow = Flow()
+        self._unsent = 0  # bytes, when the upstream was last looked at for taking nothing
         self._silence = IdleTimer(asyncio.get_running_loop(), self._stalled)
 
     # -- what the owner asks ------------------------------------------------------------------------------------------
@@ -240,12 +241,16 @@ class Connection(asyncio.Protocol):
                 self._silence.start()
 
     def pause_writing(self) -> None:
-        """The upstream is slow."""
+        """The upstream is slow, and it is its turn as long as it takes nothing."""
         self._flow.pause()
+        self._unsent = self._size_of_unsent()
+        self._silence.start()
 
     def resume_writing(self) -> None:
-        """Go on."""
+        """Go on. What is still to be sent is nobody's silence but the client's, unless an answer is on its way."""
         self._flow.resume()
+        if self._upload is not None and self._turn is not None and not self._turn.has_come:
+            self._silence.rest()
 
     # -- the answer ---------------------------------------------------------------------------------------------------
 
@@ -272,7 +277,14 @@ class Connection(asyncio.Protocol):
         self._drop_upload()
 
     def _stalled(self) -> None:
-        self._fail(Fault.STALLED)
+        before, self._unsent = self._unsent, self._size_of_unsent()
+        if self._flow.is_paused and self._unsent < before:  # it has taken a little
+            self._silence.start()
+        else:
+            self._fail(Fault.STALLED)
+
+    def _size_of_unsent(self) -> int:
+        return self.transport.get_write_buffer_size() if self.transport is not None else 0
 
     def _fail(self, fault: Fault) -> None:
         """Nothing more is to be expected here. A body that has begun is broken, whatever is wrong with it."""

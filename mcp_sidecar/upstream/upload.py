@@ -20,6 +20,11 @@ class Flow:
         """It does."""
         self._resumed: asyncio.Future[None] | None = None
 
+    @property
+    def is_paused(self) -> bool:
+        """Whether it takes nothing more."""
+        return self._resumed is not None
+
     def pause(self) -> None:
         """Its buffer is full."""
         if self._resumed is None:

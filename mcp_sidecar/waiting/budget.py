@@ -63,7 +63,11 @@ class Queue:
             return
         woken = asyncio.get_running_loop().create_future()
         self._waiting.append((claim, size, woken))
-        await woken
+        try:
+            await woken
+        except asyncio.CancelledError:
+            self.let_go_on()  # there may be room for those behind it
+            raise
 
     def let_go_on(self) -> None:
         """There may be room."""

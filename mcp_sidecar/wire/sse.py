@@ -24,7 +24,8 @@ _SINGLE_FIELDS = {
     b"retry": re.compile(rb"[0-9]{1,15}"),
 }
 _LONG_BYTES = 4096
-"""From here on a search is faster than a look at every byte."""
+_LONG_LINE_BYTES = 256
+"""From here on a search is faster than a look at every byte, unless lines are short."""
 
 
 class Event(NamedTuple):
@@ -78,7 +79,7 @@ def _newlines(text: bytes, at: int) -> Iterator[tuple[int, int]]:
 
 def _lines_of(text: bytes) -> list[bytes]:
     """The lines without their newlines."""
-    if len(text) < _LONG_BYTES:
+    if len(text) < _LONG_BYTES or text.count(b"\n") + text.count(b"\r") > len(text) // _LONG_LINE_BYTES:
         return text.splitlines()  # of bytes: at CR, LF and CRLF, as here
     lines, start = [], 0
     for line_end, next_start in _newlines(text, 0):
@@ -286,8 +287,9 @@ def _with_field(raw: bytes, name: bytes, values: list[bytes]) -> bytes:
     places = [index for index, (line, _) in enumerate(lines) if _field(line)[0] == name]
     if places:
         text[places[0]] = new + lines[places[0]][1]
-        kept = [line for index, line in enumerate(text) if index not in places[1:]]
-        return mark + b"".join(kept)
+        for place in places[1:]:
+            text[place] = b""
+        return mark + b"".join(text)
     place = max((index + 1 for index, (line, _) in enumerate(lines) if line), default=0)
     is_cut = bool(place) and not lines[place - 1][1]
     text.insert(place, style + new if is_cut else new + style)

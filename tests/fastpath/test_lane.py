@@ -16,12 +16,14 @@ from mcp_sidecar.downstream.connection import ClientConnection, Phase
 from mcp_sidecar.facts import RequestServed, SidecarFault
 from mcp_sidecar.fastpath.door import Door, door_to
 from mcp_sidecar.fastpath.lane import CLOSED_FOR, IN_VAIN, STREAM_PATIENCE_S, Express, Trip
+from mcp_sidecar.fastpath.plain_http import MAX_CHUNKS
 from mcp_sidecar.wire.framing import LAST_CHUNK, ChunkedBody
 from tests.support import in_memory
 from tests.support.credentials import alice
 from tests.support.in_memory import INITIALIZE, INITIALIZED, SESSION, through
 from tests.support.raw_upstream import Conversation, Play, RawUpstream
 from tests.support.sidecar import WatchedSidecar, running_sidecar
+from tests.support.unhurried import now
 from tests.support.waiting import eventually
 
 CALL = b'{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"echo","arguments":{"text":"a"}}}'
@@ -33,7 +35,8 @@ LOST_IN_BAND = b'{"jsonrpc":"2.0","error":{"code":-32005,"message":"Session not 
 QUESTION = b'{"jsonrpc":"2.0","id":1,"method":"ping"}'
 EVENT = b"event: message\ndata: %b\n\n"
 JSON, EVENTS = "application/json", "text/event-stream"
-SETTINGS = {"healing__hold_timeout": 0.3, "healing__connect_hold_timeout": 0.3, "upstream__idle_timeout": 0.5}
+IDLE_S = 0.5
+SETTINGS = {"healing__hold_timeout": 0.3, "healing__connect_hold_timeout": 0.3, "upstream__idle_timeout": IDLE_S}
 
 
 def answer(
@@ -189,17 +192,22 @@ class Outcome:
     requests: list[bytes]
     served: list[tuple[str, int]]
     trips: int
+    took_s: float
 
 
 async def outcome(first: bytes | Play, *requests: tuple[bytes, ...], on_lane: bool, **settings: object) -> Outcome:
     """Send the requests on one connection, one after the other."""
     async with scene(first, on_lane=on_lane, **settings) as it, it.line() as line:
+        started = now()
         answers = [await line.ask(*pieces) for pieces in requests]
+        took_s = now() - started
         await eventually(it.served)
         host = b"Host: 127.0.0.1:%d\r\n" % it.upstream.port
         seen = [(each.head + bytes(each.body)).replace(host, b"Host: HOST\r\n") for each in it.upstream.requests]
         assert not it.sidecar.of(SidecarFault)
-        return Outcome([_named(each) for each in answers], sorted(map(_named, seen)), it.served(), it.express.trips)
+        return Outcome(
+            [_named(each) for each in answers], sorted(map(_named, seen)), it.served(), it.express.trips, took_s
+        )
 
 
 def _named(data: bytes) -> bytes:
@@ -219,10 +227,11 @@ def _in_one_chunk(data: bytes) -> bytes:
 async def same(
     first: bytes | Play, *requests: tuple[bytes, ...], is_handed_over: bool = False, **settings: object
 ) -> Outcome:
-    """What both ways make of it."""
+    """What both ways make of it. Silence, which ends every wait for more, takes neither longer than the other."""
     ordinary = await outcome(first, *requests, on_lane=False, **settings)
     express = await outcome(first, *requests, on_lane=True, **settings)
     assert express.requests == ordinary.requests
+    assert express.took_s < ordinary.took_s + IDLE_S / 2
     seen, expected = express.answers, ordinary.answers
     if is_handed_over:
         seen, expected = [*map(_in_one_chunk, seen)], [*map(_in_one_chunk, expected)]
@@ -327,6 +336,11 @@ OTHER = [
     pytest.param(b"nonsense\r\n\r\n", id="no HTTP"),
     pytest.param(chunked(RESULT, end=b"zz\r\n\r\n"), id="a broken chunk"),
     pytest.param(chunked(RESULT, end=b"0\r\nX-T: 1\r\n\r\n"), id="a trailer"),
+    pytest.param(chunked(RESULT, end=b"0;a=b\r\n\r\n"), id="a chunk's extension"),
+    pytest.param(chunked(RESULT) + b"x", id="a byte behind the last chunk"),
+    pytest.param(chunked(RESULT) + chunked(RESULT), id="two answers in chunks"),
+    pytest.param(chunked(*[RESULT[at : at + 1] for at in range(len(RESULT))], *[b" "] * MAX_CHUNKS), id="many chunks"),
+    pytest.param(in_pieces(chunked(RESULT, end=b""), b"0\r\nX-T: 1\r\n\r\n"), id="a trailer that comes later"),
     pytest.param(in_pieces(WHOLE[:20], WHOLE[20:]), id="a head in two pieces"),
     pytest.param(in_pieces(b"HTTP/1.1 100 Continue\r\n\r\n", WHOLE), id="100, then the rest"),
     pytest.param(events(), id="an empty stream"),

@@ -96,15 +96,16 @@ INITIALIZED = (
 )
 
 
-async def test_a_client_is_told_of_a_cut_answer() -> None:
-    """A call whose answer ends in the middle may have run: it gets the error for that, and not half a JSON text."""
+@pytest.mark.parametrize("come", [b'{"jsonrpc":"2.0","id":2,"result":{"content":[', b""])
+async def test_a_client_is_told_of_a_cut_answer(come: bytes) -> None:
+    """A call whose answer ends too early may have run: it gets the error for that, not half a JSON text, and not nothing."""
 
     async def play(conversation: Conversation) -> None:
         body = await conversation.read_body()
         if b'"initialize"' in body:
             await conversation.send(JSON.replace(b"\r\n\r\n", b"\r\nMcp-Session-Id: s\r\n\r\n") + INITIALIZED % b"1")
         elif b"tools/call" in body:
-            await conversation.send(JSON + b'{"jsonrpc":"2.0","id":2,"result":{"content":[')
+            await conversation.send(JSON + come)
         else:
             await conversation.send(OK.replace(b"200 OK", b"202 Accepted"))
         conversation.close()

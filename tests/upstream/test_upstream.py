@@ -384,6 +384,35 @@ async def test_silence_counts_from_the_end_of_the_body() -> None:
         assert await whole(await upstream.send("POST", "/mcp", [], slow())) == b"ok"
 
 
+@pytest.mark.parametrize("is_streamed", [False, True])
+async def test_an_upstream_that_takes_nothing_of_a_body_is_silent(is_streamed: bool) -> None:
+    """It is as stuck as one that says nothing, however much of the body is still to be sent."""
+    body = bytes(32 * 1024 * 1024)
+
+    async def play(conversation: Conversation) -> None:
+        await conversation.client_left.wait()
+
+    async with RawUpstream(play) as server, sender(server.origin, idle_timeout_s=IDLE_S) as upstream:
+        sent = pieces(*[bytes(CHUNK_BYTES)] * 512) if is_streamed else body
+        assert await fault_of(lambda: upstream.send("POST", "/mcp", [], sent)) is Fault.STALLED
+
+
+async def test_an_upstream_that_takes_a_little_of_a_body_is_not_silent() -> None:
+    """As long as something of it goes; the time without any begins anew with each part."""
+    size, part = 32 * 1024 * 1024, 4 * 1024 * 1024
+
+    async def play(conversation: Conversation) -> None:
+        for step in range(1, 6):
+            await asyncio.sleep(0.8 * IDLE_S)
+            while len(conversation.request.body) < step * part:
+                await conversation.read_some()
+        await conversation.read_body()
+        await conversation.send(OK)
+
+    async with RawUpstream(play) as server, sender(server.origin, idle_timeout_s=IDLE_S) as upstream:
+        assert await whole(await upstream.send("POST", "/mcp", [], bytes(size))) == b"ok"
+
+
 async def test_a_slow_reader_is_not_the_upstreams_silence() -> None:
     """Reading stops at a bound while nobody takes what came, and the time that passes is not counted."""
     size = 16 * 1024 * 1024

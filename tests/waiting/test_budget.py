@@ -100,6 +100,22 @@ async def test_who_gives_up_takes_nothing() -> None:
     assert (len(held), budget.used, len(budget.requests)) == (3, 0, 0)
 
 
+async def test_who_gives_up_lets_those_behind_it_go_on() -> None:
+    """There may be room for the next one where there was none for it."""
+    budget = Budget(10 * MIB)
+    first, ahead, large, small = (budget.requests.claim() for _ in range(4))
+    await first.grow(5 * MIB)
+    await ahead.grow(6 * MIB)
+    await first.resize(MIB)
+    waiting = asyncio.create_task(large.grow(8 * MIB))
+    behind = asyncio.create_task(small.grow(2 * MIB))
+    await settled()
+    assert not behind.done()
+    waiting.cancel()
+    await settled()
+    assert behind.done()
+
+
 async def test_one_that_is_cancelled_as_it_may_go_on_gives_it_back() -> None:
     """The room that was given in the same turn in which its client left is not lost."""
     budget = Budget(MIB)

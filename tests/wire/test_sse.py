@@ -354,6 +354,11 @@ class TestChangingEvents:
         """Only the id changes."""
         assert with_id(raw, "g") == changed
 
+    def test_an_event_of_many_lines(self) -> None:
+        """Each line is looked at once: with the square of their number this would not end."""
+        lines = b"data: x\n" * 300_000
+        assert with_data(b"id: 1\n" + lines + b"\n", "a") == b"id: 1\ndata: a\n\n"
+
     @given(stream_bytes, texts)
     def test_with_data_law(self, raw: bytes, data: str) -> None:
         """The new event reads as the old one with the new data, and all other lines are the same bytes."""
