@@ -264,6 +264,8 @@ class Keeper:
             entry, claim = Entry(mine.revision, self._writer, data), self._claim_of(source, saved)
             standing = await self.store.put(key, entry, expected=expected, ttl_s=self._ttl_s(mine), claim=claim)
             if standing is None:
+                if session.record is source:  # so that one record is kept, not two that are nearly the same
+                    session.record = source = mine
                 self._saved[session] = _Saved(source, mine, self._clock())
                 return Saving.DONE
             outcome = self._take_in(session, saved, standing)
