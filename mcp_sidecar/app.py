@@ -13,10 +13,11 @@ import ssl
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from mcp_sidecar import __version__
-from mcp_sidecar.config import ListenConfig, UpstreamConfig
+from mcp_sidecar.config import ListenConfig, SessionLimits, StoreConfig, UpstreamConfig
 from mcp_sidecar.downstream.common import Patience
 from mcp_sidecar.downstream.keepalive import Keepalive
 from mcp_sidecar.downstream.server import Server
@@ -44,10 +45,9 @@ from mcp_sidecar.sessions.services import Services
 from mcp_sidecar.sessions.sessions import Sessions
 from mcp_sidecar.sessions.store_guard import StoreGuard
 from mcp_sidecar.sessions.stores.by_url import key_ring, store_at
-from mcp_sidecar.sessions.stores.keys import BadKeys
+from mcp_sidecar.sessions.stores.keys import BadKeys, KeyRing
 from mcp_sidecar.sessions.stores.store import StoreUnusable, Times
 from mcp_sidecar.sessions.table import SessionTable
-from mcp_sidecar.sessions.tokens import Tokens
 from mcp_sidecar.sessions.view import SessionsView
 from mcp_sidecar.settings import Settings
 from mcp_sidecar.settings.toml import effective
@@ -56,6 +56,9 @@ from mcp_sidecar.upstream.upstream import Upstream
 from mcp_sidecar.verdicts.signatures import TABLE
 from mcp_sidecar.waiting.hold import Holds
 from mcp_sidecar.wire.origins import is_loopback
+
+if TYPE_CHECKING:
+    from mcp_sidecar.sessions.tokens import Tokens
 
 try:
     from mcp_sidecar.fastpath.door import door_to
@@ -367,10 +370,6 @@ def _keeper(settings: Settings, emit: Emit, clock: Callable[[], float]) -> Keepe
         config = replace(config, instance=_instance(upstream))
     ring = key_ring(config)
     plain = store_at(config, limits, times, ring, _warn_of_store)
-    tokens = None
-    if config.url == "sealed:" and ring is not None:
-        lifetime_s = limits.max_lifetime_s
-        tokens = Tokens(ring, instance=config.instance, namespace=config.namespace, lifetime_s=lifetime_s)
     store = StoreGuard(plain, timeout_s=config.timeout_s, clock=clock, emit=emit)
     return Keeper(
         store,
@@ -378,9 +377,18 @@ def _keeper(settings: Settings, emit: Emit, clock: Callable[[], float]) -> Keepe
         instance=config.instance,
         namespace=config.namespace,
         times=times,
-        tokens=tokens,
+        tokens=_tokens(config, limits, ring),
         ring=ring,
     )
+
+
+def _tokens(config: StoreConfig, limits: SessionLimits, ring: KeyRing | None) -> Tokens | None:
+    """What makes the ids of ``sealed:``; ``None`` for every other store."""
+    if config.url != "sealed:" or ring is None:
+        return None
+    from mcp_sidecar.sessions.tokens import Tokens
+
+    return Tokens(ring, instance=config.instance, namespace=config.namespace, lifetime_s=limits.max_lifetime_s)
 
 
 def _token_file(settings: Settings) -> TokenFile | None:

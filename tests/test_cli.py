@@ -303,6 +303,13 @@ def test_the_version_loads_nothing_of_the_proxy() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode == 0
 
 
+def test_the_proxy_loads_what_its_store_needs_and_no_more() -> None:
+    """Redis' client and the ciphers are six MiB each, in every process that has the extras and does not use them."""
+    unused = "{'redis', 'cryptography', 'shtab', 'multiprocessing'}"
+    code = f"import sys; import mcp_sidecar.process; sys.exit(len({unused} & sys.modules.keys()))"
+    assert subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode == 0
+
+
 def test_a_new_key_can_be_used(capsys: pytest.CaptureFixture[str]) -> None:
     """One line on stdout and nothing else; every one is another."""
     from mcp_sidecar.sessions.stores.keys import read_keys

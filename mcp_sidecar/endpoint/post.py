@@ -230,9 +230,8 @@ class Post:
         session = self._call.named_session
         if renumber:
             outgoing, self._renumbering = outbound.renumbered(self._message, _new_id)
-            self._reply.progress.renewed.update(self._renumbering.tokens)
             self._recorder.renumbering = self._renumbering
-            self._reply.progress.renumber(self._renumbering.ids)
+            self._reply.progress.renumber(self._renumbering)
             return outgoing
         if session is None or self._message.kind is Kind.REQUEST:  # the ids of strangers must not be mixed up
             return self._body

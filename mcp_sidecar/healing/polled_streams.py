@@ -19,23 +19,22 @@ class PolledStreams:
     __slots__ = ("_waiting",)
 
     def __init__(self) -> None:
-        """A dictionary is made for the first one only: most sessions never need it."""
-        self._waiting: dict[str, tuple[JsonRpcId, ...]] | None = None
+        """None yet."""
+        self._waiting: dict[str, tuple[JsonRpcId, ...]] = {}
 
     def __len__(self) -> int:
         """How many are remembered."""
-        return len(self._waiting or ())
+        return len(self._waiting)
 
     def note(self, seen_event_id: str, waiting: Iterable[JsonRpcId]) -> None:
         """The upstream ended the stream of these requests in order to be polled for the rest, from this event on."""
         ids = tuple(waiting)
         if len(ids) > MAX_POLLED_IDS or any(isinstance(one, str) and len(one) > MAX_POLLED_ID_CHARS for one in ids):
             return
-        self._waiting = self._waiting or {}
         self._waiting[seen_event_id] = ids
         if len(self._waiting) > MAX_POLLED_STREAMS:
             del self._waiting[next(iter(self._waiting))]
 
     def behind(self, seen_event_id: str | None) -> tuple[JsonRpcId, ...]:
         """The requests that a client which resumes behind this event still waits for."""
-        return (self._waiting or {}).get(seen_event_id or "", ())
+        return self._waiting.get(seen_event_id or "", ())

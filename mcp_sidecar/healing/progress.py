@@ -8,8 +8,12 @@ judged; that is between the client and its server.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Final
 
+from mcp_sidecar.healing.marked_ids import Renumbering
 from mcp_sidecar.wire.jsonrpc import JsonRpcId, Message
 
 Token = str | int
@@ -21,21 +25,54 @@ MAX_TOKEN_CHARS = 1024
 """The longest token that is remembered; a server may report on any."""
 
 
+_NO_IDS: Final[Mapping[JsonRpcId, str]] = MappingProxyType({})
+_NONE: Final[frozenset[JsonRpcId]] = frozenset()
+
+
+@dataclass(slots=True)
+class SentAgain:
+    """The requests of a session that were sent again inside one upstream session (basic, "Requests").
+
+    ``renumbering`` has the tokens and ids of ours, to the client's own, also of those whose POST is over: a server may answer
+    on any stream. ``new_ids`` are those under which requests are under way now, by the client's own. ``elsewhere`` are those
+    of the client's ids that were answered on another stream than their POST's.
+    """
+
+    renumbering: Final[Renumbering] = field(default_factory=Renumbering)
+    new_ids: Final[dict[JsonRpcId, str]] = field(default_factory=dict)
+    elsewhere: Final[set[JsonRpcId]] = field(default_factory=set)
+
+
 @dataclass(slots=True)
 class Progress:
     """How far each call is in the client's eyes, and which run of it came that far.
 
-    A run is told by its generation and by the token that the upstream knows. ``renewed`` are the tokens of ours under which
-    calls were sent again, to the client's own; ``new_ids`` the ids of ours under which requests are under way now, by the
-    client's own (basic, "Requests"), and ``ids`` the other way round, also of those whose POST is over: a server may answer
-    on any stream. ``elsewhere`` are those of the client's ids that were answered so, on another stream than their POST's.
+    A run is told by its generation and by the token that the upstream knows. Most sessions have nothing to remember here, and
+    there may be a hundred thousand of them: what holds it is made when there is something.
     """
 
-    renewed: dict[str, Token] = field(default_factory=dict)
-    new_ids: dict[JsonRpcId, str] = field(default_factory=dict)
-    ids: dict[str, JsonRpcId] = field(default_factory=dict)
-    elsewhere: set[JsonRpcId] = field(default_factory=set)
+    _again: SentAgain | None = None
     _furthest: dict[Token, tuple[tuple[int, Token], float]] | None = None
+
+    @property
+    def renumbering(self) -> Renumbering:
+        """The tokens and ids of ours under which requests were sent again, to the client's own; it is kept up to date."""
+        return self._sent_again().renumbering
+
+    @property
+    def new_ids(self) -> Mapping[JsonRpcId, str]:
+        """The ids of ours under which requests are under way now, by the client's own."""
+        return self._again.new_ids if self._again is not None else _NO_IDS
+
+    @property
+    def elsewhere(self) -> AbstractSet[JsonRpcId]:
+        """The client's requests that were answered on another stream than their own."""
+        return self._again.elsewhere if self._again is not None else _NONE
+
+    def _sent_again(self) -> SentAgain:
+        if self._again is None:
+            self._again = SentAgain()
+        return self._again
 
     @staticmethod
     def judges(message: Message) -> bool:
@@ -49,7 +86,9 @@ class Progress:
         reported, value = message.reported_token, message.reported_progress
         if reported is None or value is None or not self.judges(message):
             return True
-        token = self.renewed.get(reported, reported) if isinstance(reported, str) else reported
+        token = reported
+        if self._again is not None and isinstance(reported, str):
+            token = self._again.renumbering.tokens.get(reported, reported)
         run = (generation, reported)
         self._furthest = self._furthest or {}
         last_run, furthest = self._furthest.get(token, (run, value))
@@ -60,36 +99,43 @@ class Progress:
             del self._furthest[next(iter(self._furthest))]
         return True
 
-    def renumber(self, ids: Mapping[str, JsonRpcId]) -> None:
-        """Requests are sent again under these ids of ours; the oldest of too many are forgotten."""
-        self.new_ids.update({old: new for new, old in ids.items()})
-        self.ids.update(ids)
-        for new in list(self.ids)[:-MAX_TOKENS]:
-            del self.ids[new]
+    def renumber(self, renumbering: Renumbering) -> None:
+        """Requests are sent again under these ids and tokens of ours; the oldest of too many ids are forgotten."""
+        again = self._sent_again()
+        known = again.renumbering
+        again.new_ids.update({old: new for new, old in renumbering.ids.items()})
+        known.tokens.update(renumbering.tokens)
+        known.ids.update(renumbering.ids)
+        for new in list(known.ids)[:-MAX_TOKENS]:
+            del known.ids[new]
 
     def note_elsewhere(self, message: Message) -> None:
         """A message goes to the client on another stream than its requests'."""
-        for response in message.responses if self.new_ids else ():
-            old = self.ids.get(response.id) if isinstance(response.id, str) else None
-            if old is not None and self.new_ids.get(old) == response.id:
-                self.elsewhere.add(old)
+        again = self._again
+        if again is None or not again.new_ids:
+            return
+        for response in message.responses:
+            old = again.renumbering.ids.get(response.id) if isinstance(response.id, str) else None
+            if old is not None and again.new_ids.get(old) == response.id:
+                again.elsewhere.add(old)
 
     def over(self, ids: Iterable[JsonRpcId]) -> None:
         """The POST of these requests of the client's is over."""
-        for old in ids:
-            self.new_ids.pop(old, None)
-            self.elsewhere.discard(old)
+        if self._again is not None:
+            for old in ids:
+                self._again.new_ids.pop(old, None)
+                self._again.elsewhere.discard(old)
 
     def begins(self, message: Message) -> None:
         """A client that uses an id again does not mean the request of before."""
-        if self.ids:
-            again = {request.id for request in message.requests}
-            for new in [new for new, old in self.ids.items() if old in again]:
-                del self.ids[new]
+        if self._again is not None:
+            known, again = self._again.renumbering.ids, {request.id for request in message.requests}
+            for new in [new for new, old in known.items() if old in again]:
+                del known[new]
 
     def forget(self, message: Message) -> None:
         """No run of these requests is under way: before the first, and after the last."""
-        if not self._furthest and not self.renewed:
+        if self._furthest is None and self._again is None:
             return
         for request in message.requests:
             token = request.progress_token
@@ -99,5 +145,7 @@ class Progress:
     def _forget(self, token: Token) -> None:
         if self._furthest is not None:
             self._furthest.pop(token, None)
-        for new in [new for new, old in self.renewed.items() if old == token]:
-            del self.renewed[new]
+        if self._again is not None:
+            tokens = self._again.renumbering.tokens
+            for new in [new for new, old in tokens.items() if old == token]:
+                del tokens[new]

@@ -139,7 +139,7 @@ class Talk:
 
     questions: Questions | None = None
     progress: Progress = field(default_factory=Progress)
-    polled: PolledStreams = field(default_factory=PolledStreams)
+    polled: PolledStreams | None = None
     hints: tuple[Hint, ...] = ()
     lists: SeenLists | None = None
     list_check_due: bool = False
@@ -173,7 +173,7 @@ class Session:
     accepted: Accepted = field(init=False)
     cookies: Cookies = field(init=False, default=())
     activity: Final[Activity] = field(init=False, default_factory=Activity)
-    heals: Final[HealBudget] = field(init=False, default_factory=HealBudget)
+    _heals: HealBudget | None = field(init=False, default=None)
     talk: Final[Talk] = field(init=False, default_factory=Talk)
 
     def __post_init__(self) -> None:
@@ -307,6 +307,13 @@ class Session:
 
     # -- the heals ----------------------------------------------------------------------------------------------------
 
+    @property
+    def heals(self) -> HealBudget:
+        """What there is to say of its heals; most sessions never see one."""
+        if self._heals is None:
+            self._heals = HealBudget()
+        return self._heals
+
     def heals_within(self, seconds: float, now: float) -> int:
         """How many heals were tried in the last ``seconds``; forgets the older ones."""
         self.heals.recent = tuple(at for at in self.heals.recent if now - at < seconds)
@@ -319,7 +326,7 @@ class Session:
     @property
     def healed_at(self) -> float | None:
         """When a heal of it was begun last, in monotonic seconds."""
-        return self.heals.recent[-1] if self.heals.recent else None
+        return self._heals.recent[-1] if self._heals is not None and self._heals.recent else None
 
     def not_healed(self, *, is_counted: bool) -> None:
         """A heal has ended without success. ``is_counted``: a server may have taken its ``initialize``."""
@@ -383,8 +390,8 @@ class Session:
         """A POST of the client is under way, until ``post_ends``."""
         self.activity.posts += 1
         self.talk.progress.begins(message)
-        if self.heals.expiries and message.requests:
-            self.heals.expiries = 0
+        if self._heals is not None and message.requests:
+            self._heals.expiries = 0
         if not self.record.is_used and any(request.method == "tools/call" for request in message.requests):
             self.record = replace(self.record, is_used=True)
 
@@ -473,8 +480,10 @@ class Session:
 
     def note_polled(self, seen_event_id: str, waiting: Iterable[JsonRpcId]) -> None:
         """The upstream ended the stream of these requests in order to be polled for the rest, from this event on."""
+        if self.talk.polled is None:
+            self.talk.polled = PolledStreams()
         self.talk.polled.note(seen_event_id, waiting)
 
     def polled_from(self, seen_event_id: str | None) -> tuple[JsonRpcId, ...]:
         """The requests that a client which resumes behind this event still waits for."""
-        return self.talk.polled.behind(seen_event_id)
+        return self.talk.polled.behind(seen_event_id) if self.talk.polled is not None else ()

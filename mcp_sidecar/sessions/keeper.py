@@ -13,6 +13,7 @@ import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
+from typing import TYPE_CHECKING
 
 from mcp_sidecar.config import SessionLimits
 from mcp_sidecar.healing.principal import Accepted, Identity, Principal
@@ -22,7 +23,9 @@ from mcp_sidecar.sessions.look_ups import LookUps, Missing
 from mcp_sidecar.sessions.store_guard import StoreGuard
 from mcp_sidecar.sessions.stores.keys import KeyRing
 from mcp_sidecar.sessions.stores.store import ABSENT, Claim, Entry, Key, StoreAway, StoreUnusable, Times, Touch
-from mcp_sidecar.sessions.tokens import Tokens
+
+if TYPE_CHECKING:
+    from mcp_sidecar.sessions.tokens import Tokens
 
 MAX_TRIES = 8
 """How often one write is tried where others write, too; whoever loses so often leaves it to the next change."""
@@ -264,6 +267,8 @@ class Keeper:
             entry, claim = Entry(mine.revision, self._writer, data), self._claim_of(source, saved)
             standing = await self.store.put(key, entry, expected=expected, ttl_s=self._ttl_s(mine), claim=claim)
             if standing is None:
+                if session.record is source:  # so that one record is kept, not two that are nearly the same
+                    session.record = source = mine
                 self._saved[session] = _Saved(source, mine, self._clock())
                 return Saving.DONE
             outcome = self._take_in(session, saved, standing)

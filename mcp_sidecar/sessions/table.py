@@ -80,7 +80,7 @@ class SessionTable:
         self._adopts = adopts
         self._on_displaced = on_displaced
         self._by_use: OrderedDict[Key, Session] = OrderedDict()
-        self._holders: dict[ClientSessionId, tuple[Session, ...]] = {}
+        self._holders: dict[ClientSessionId, Session | tuple[Session, ...]] = {}  # nearly always it is one
         self._by_upstream_id: dict[UpstreamSessionId, Session] = {}
         self._ended = EndedIds(salt, limits.max_sessions)
         self._handshakes: WeakValueDictionary[bytes, Handshake] = WeakValueDictionary()
@@ -160,7 +160,7 @@ class SessionTable:
         age = max(0.0, self._keeper.wall() - record.created_at)
         session = Session(client_id, record, self.label(client_id), self._keeper.instance, marks, now - age, now)
         self._by_use[client_id, record.principal] = session
-        self._holders[client_id] = (*self._holders.get(client_id, ()), session)
+        self._hold(client_id, (*self._held_by(client_id), session))
         if not session.displaced:
             self.claim_upstream_id(session.upstream_id, session)
         return session
@@ -303,7 +303,7 @@ class SessionTable:
 
     def _anothers(self, client_id: ClientSessionId, identity: Identity, now: float) -> FoundSession:
         """Of those who hold the id, who has adopted this credential; else the one that may, if it is only one."""
-        held = [session for session in self._holders.get(client_id, ()) if self._live(session, now) is not None]
+        held = [session for session in self._held_by(client_id) if self._live(session, now) is not None]
         for session in held:
             if session.accepted.holds(identity):
                 self._touch(session, now)
@@ -338,6 +338,16 @@ class SessionTable:
             if self._is_in_memory(session):
                 self._touch(session, self._clock())
                 self._keeper.note(session)
+
+    def _held_by(self, client_id: ClientSessionId) -> tuple[Session, ...]:
+        found = self._holders.get(client_id, ())
+        return found if isinstance(found, tuple) else (found,)
+
+    def _hold(self, client_id: ClientSessionId, sessions: tuple[Session, ...]) -> None:
+        if sessions:
+            self._holders[client_id] = sessions if len(sessions) > 1 else sessions[0]
+        else:
+            del self._holders[client_id]
 
     def is_held(self, client_id: ClientSessionId) -> bool:
         """Whether anybody has a session with this id."""
@@ -441,9 +451,8 @@ class SessionTable:
         self._keeper.forget(session)
         if session.state is not State.HEALING:  # the heal may have been given the very same id, and looks after it
             self.release_upstream_id(session.upstream_id, session)
-        holders = tuple(holder for holder in self._holders.pop(session.client_id) if holder is not session)
-        if holders:
-            self._holders[session.client_id] = holders
+        holders = self._held_by(session.client_id)
+        self._hold(session.client_id, tuple(holder for holder in holders if holder is not session))
         session.fire(Event.ENDED)
         if self._is_over_for_all(reason):
             self._ended.remember(session.client_id, session.principal)

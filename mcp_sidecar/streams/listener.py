@@ -31,7 +31,7 @@ from mcp_sidecar.healing.attachment import (
 )
 from mcp_sidecar.healing.exchange import Ask, Give, Heal, Pass
 from mcp_sidecar.healing.labels import OTHER
-from mcp_sidecar.healing.marked_ids import UNMARKED, Renumbering
+from mcp_sidecar.healing.marked_ids import UNMARKED
 from mcp_sidecar.healing.policy import Mode
 from mcp_sidecar.healing.position import Position, note_unanswered
 from mcp_sidecar.healing.replies import Reason
@@ -426,5 +426,4 @@ def _watch(session: Session | None, generation: int) -> StreamWatch:
     """A call that was sent again goes under an id and a token of ours, and some servers answer and report here."""
     if session is None:
         return StreamWatch(UNMARKED)
-    renumbering = Renumbering(session.progress.ids, session.progress.renewed)
-    return StreamWatch(session.mark_of(generation), renumbering, progress=session.progress)
+    return StreamWatch(session.mark_of(generation), session.progress.renumbering, progress=session.progress)

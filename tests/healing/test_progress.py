@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mcp_sidecar.healing.marked_ids import Renumbering
 from mcp_sidecar.healing.progress import MAX_TOKEN_CHARS, MAX_TOKENS, Progress
 from mcp_sidecar.wire.jsonrpc import Message, dump, parse
 
@@ -41,9 +42,16 @@ def test_what_passes(reports: list[tuple[int, Any]], passed: list[Any]) -> None:
     assert [value for run, value in reports if progress.lets_pass(report(value), run)] == passed
 
 
+def sent_again(tokens: dict[str, str | int]) -> Progress:
+    """Calls were sent again under these tokens, in front of the client's own."""
+    progress = Progress()
+    progress.renumber(Renumbering(tokens=tokens))
+    return progress
+
+
 def test_a_token_of_ours_stands_for_the_clients() -> None:
     """Sent again in one session a call reports under a new token: it is the same call's progress."""
-    progress = Progress(renewed={"ours": 7})
+    progress = sent_again({"ours": 7})
     assert progress.lets_pass(report(2, 7), 1)
     assert not progress.lets_pass(report(2, "ours"), 1)
     assert progress.lets_pass(report(3, "ours"), 1)
@@ -62,21 +70,21 @@ def test_a_token_that_is_too_long_is_not_kept() -> None:
 
 def test_forgotten_with_its_call() -> None:
     """A token may be used again once its call is over."""
-    progress = Progress(renewed={"ours": "t", "another": "u"})
+    progress = sent_again({"ours": "t", "another": "u"})
     progress.lets_pass(report(5), 1)
     progress.forget(call())
     assert progress.lets_pass(report(1), 2)
-    assert progress.renewed == {"another": "u"}
+    assert progress.renumbering.tokens == {"another": "u"}
 
 
 @pytest.mark.parametrize("message", [call(), parse(b'{"jsonrpc":"2.0","id":1,"method":"ping"}')], ids=["call", "none"])
 def test_forgetting_what_nobody_reported_on(message: Message) -> None:
     """A call may end without a report, or never have asked for one."""
-    empty, renewed = Progress(), Progress(renewed={"ours": "t"})
+    empty, renewed = Progress(), sent_again({"ours": "t"})
     empty.forget(message)
     renewed.forget(message)
     assert empty == Progress()
-    assert renewed.renewed == ({} if message.progress_token else {"ours": "t"})
+    assert renewed.renumbering.tokens == ({} if message.progress_token else {"ours": "t"})
 
 
 @pytest.mark.parametrize(

@@ -201,10 +201,10 @@ async def test_what_is_remembered_of_streams_is_bounded() -> None:
     async with scene({"event_store": True}) as (upstream, sidecar, client):
         [session] = sidecar.services.sessions.table
         assert (await client.tool("charge")).text == "charged 1"
-        assert len(session.talk.polled) == 0
+        assert len(session.talk.polled or ()) == 0
         upstream.inject(EndStream(1, event_ids=True), tool="charge", times=None)
         answers = [await client.tool("charge") for _ in range(MAX_POLLED_STREAMS + 20)]
-        assert len(session.talk.polled) == MAX_POLLED_STREAMS
+        assert len(session.talk.polled or ()) == MAX_POLLED_STREAMS
         last = answers[-1].events[-1].event_id
         assert last is not None
         assert session.polled_from(last)

@@ -1,18 +1,22 @@
-"""Which store a URL names."""
+"""Which store a URL names.
+
+The rule of this file: what needs a library of an extra is imported where it is asked for. Each costs a process six MiB.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 from mcp_sidecar.config import SessionLimits, StoreConfig
-from mcp_sidecar.sessions.stores.at_rest import SealingStore
 from mcp_sidecar.sessions.stores.automatic import AutomaticStore
 from mcp_sidecar.sessions.stores.keys import BadKeys, KeyRing
 from mcp_sidecar.sessions.stores.memory import MemoryStore
-from mcp_sidecar.sessions.stores.redis import SCHEMES, RedisStore
 from mcp_sidecar.sessions.stores.sqlite import SqliteStore
 from mcp_sidecar.sessions.stores.store import Store, StoreUnusable, Times
+
+REDIS_SCHEMES: Final = ("redis:", "rediss:", "redis+unix:", "redis+sentinel:")
 
 Warn = Callable[[str], None]
 """Told what an operator could do better; once."""
@@ -37,7 +41,11 @@ def store_at(
 ) -> Store:
     """The store, not yet opened; with keys it seals. Raises ``StoreUnusable``, without quoting what may hold a password."""
     store = _plain(config, limits, times, ring, warn)
-    return SealingStore(store, ring) if ring is not None and not isinstance(store, MemoryStore) else store
+    if ring is None or isinstance(store, MemoryStore):
+        return store
+    from mcp_sidecar.sessions.stores.at_rest import SealingStore
+
+    return SealingStore(store, ring)
 
 
 def _plain(config: StoreConfig, limits: SessionLimits, times: Times, ring: KeyRing | None, warn: Warn) -> Store:
@@ -49,7 +57,9 @@ def _plain(config: StoreConfig, limits: SessionLimits, times: Times, ring: KeyRi
     match scheme.lower() + colon:
         case "auto":
             return AutomaticStore(config, sqlite)
-        case scheme if scheme in SCHEMES and rest.startswith("//"):
+        case scheme if scheme in REDIS_SCHEMES and rest.startswith("//"):
+            from mcp_sidecar.sessions.stores.redis import RedisStore
+
             return RedisStore(
                 config.url,
                 namespace=config.namespace,
