@@ -126,7 +126,6 @@ class PingAnswer:
     refusal: Refusal | None = None
     retry_after_s: float | None = None
 
-
     def beside(self, asked: Refusal | None) -> PingAnswer:
         """The same, seen beside the refusal that was asked about.
 

@@ -42,9 +42,7 @@ LOSSES = {
         JSON,
     ),
     # onyx-dot-app/agent-wiki#158
-    "a 200 under the request's own id": Said(
-        200, rpc_error(-32600, "missing or invalid Mcp-Session-Id", "{ID}"), JSON
-    ),
+    "a 200 under the request's own id": Said(200, rpc_error(-32600, "missing or invalid Mcp-Session-Id", "{ID}"), JSON),
     # MikkoParkkola/mcp-gateway#248
     "a code of its own": Said(200, rpc_error(-32015, "Session not found", "{ID}"), JSON),
     # LanternOps/breeze#4256, as it says since then
