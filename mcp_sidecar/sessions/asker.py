@@ -176,7 +176,8 @@ class Asker:
         return first
 
     async def _ping(self, own: OwnRequests, question: Asked, *, fresh: bool = False) -> PingAnswer:
-        return await ping(own, question.upstream_id, self._tools.policy.signatures, fresh=fresh)
+        answer = await ping(own, question.upstream_id, self._tools.policy.signatures, fresh=fresh)
+        return answer.beside(question.refusal)
 
 
 def media_type_of(answer: Answer) -> str:
