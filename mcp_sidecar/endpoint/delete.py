@@ -83,7 +83,7 @@ class Delete:
         """Raises ``UpstreamFault`` where the answer breaks off before anything of it is passed on."""
         judged = await judge(answer, self._call.facts(None), self._services.policy.signatures)
         if is_accepted(judged.judgement, answer.status):
-            self._call.accepted(generation)
+            self._call.accepted(generation, answer)
         await self._carry_out(termination.judged(judged.judgement, answer.status, self._knowledge), answer)
 
     async def _end_session(self) -> None:

@@ -120,7 +120,7 @@ class Observe:
 
     def _note_accepted(self, judgement: Judgement, answer: Answer) -> None:
         if is_accepted(judgement, answer.status):
-            self._call.accepted(FIRST)  # the only one, since nothing is healed
+            self._call.accepted(FIRST, answer)  # the only one, since nothing is healed
 
     def _note(self, action: ObservedAction | None, judgement: Judgement = _OK) -> None:
         if action is not None:

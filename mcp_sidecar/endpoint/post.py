@@ -255,7 +255,7 @@ class Post:
         ids = _NO_IDS if is_plain else _ids_upstream(self._message, self._renumbering)
         facts = self._call.facts(self._message.method, ids)
         judgement = (await judge(answer, facts, signatures, body=body)).judgement
-        if is_accepted(judgement, answer.status) and self._call.accepted(self._generation):
+        if is_accepted(judgement, answer.status) and self._call.accepted(self._generation, answer):
             self._exchange.session = self._call.knowledge
             self._take_part()
         step = self._exchange.judged(judgement, answer.status)

@@ -231,11 +231,11 @@ class Exchange:
             case PingVerdict.BUSY:
                 if is_same:
                     self._settle(Settled.PROVEN)
-                return self._wait(Awaited.TURN, Ask(), pause_s=answer.retry_after_s)
+                return self._wait(Awaited.TURN, self._ask(), pause_s=answer.retry_after_s)
             case PingVerdict.AWAY:
-                return self._wait(Awaited.CONNECT, Ask())
+                return self._wait(Awaited.CONNECT, self._ask())
             case PingVerdict.GATEWAY:
-                return self._wait(Awaited.ROUTE, Ask())
+                return self._wait(Awaited.ROUTE, self._ask())
             case _ if question is None:
                 return self._go_on()
             case PingVerdict.ALIVE if question.bare_404 and self._was_away and self.safe_in_doubt:
@@ -319,7 +319,7 @@ class Exchange:
                 return None
 
     def stream_refused(self, refusal: Refusal, *, has_begun: bool) -> Step:
-        """The stream brought a refusal that is to be asked about, and nothing before it unless ``has_begun``."""
+        """The stream brought a refusal that is to be asked about, and nothing said before it unless ``has_begun``."""
         if not has_begun:
             self._arrival = self._before
         return self._perhaps_lost(Judgement(Verdict.ASK, refusal=refusal))

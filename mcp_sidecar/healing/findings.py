@@ -1,8 +1,8 @@
 """What asking has found in one session, so that nobody asks twice: bounded in number and in time.
 
 A session that was found lost stays so: who lost it in the same generation compares with the words that the ping met. A
-refusal in a living session counts for ``REMEMBERED_S``; one that a heal did not change, for that credential as long as the
-session lives.
+refusal in a living session counts for ``REMEMBERED_S``, and not beyond the upstream session in which it was asked about; one
+that a heal did not change, for that credential as long as the session lives.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ class Findings:
     """Of one session. Times are seconds of the owner's monotonic clock."""
 
     _lost: dict[int, PingAnswer] = field(default_factory=dict)
-    _refused: dict[Words, tuple[PingAnswer, float]] = field(default_factory=dict)
+    _refused: dict[tuple[Words, int], tuple[PingAnswer, float]] = field(default_factory=dict)
     _useless: dict[tuple[Words, Principal], None] = field(default_factory=dict)
 
     def note(self, generation: int, answer: PingAnswer) -> None:
         """A ping that was sent under this generation was answered."""
         self._lost.pop(generation, None)
         if answer.verdict is PingVerdict.REFUSED:
+            self._refused.clear()
             self._lost[generation] = answer
             _bound(self._lost, GENERATIONS)
 
@@ -40,11 +41,11 @@ class Findings:
         """What the ping met by which this generation was found lost."""
         return self._lost.get(generation)
 
-    def remember(self, refusal: Refusal, answer: PingAnswer, now: float) -> None:
+    def remember(self, generation: int, refusal: Refusal, answer: PingAnswer, now: float) -> None:
         """This refusal was asked about; only what leaves the session as it is counts for the next one."""
         if answer.verdict in _SETTLED:
-            self._refused.pop(refusal.words, None)
-            self._refused[refusal.words] = answer, now + REMEMBERED_S
+            self._refused.pop((refusal.words, generation), None)
+            self._refused[refusal.words, generation] = answer, now + REMEMBERED_S
             _bound(self._refused, MAX_REMEMBERED)
 
     def remember_useless(self, refusal: Refusal, credential: Principal) -> None:
@@ -52,11 +53,11 @@ class Findings:
         self._useless[refusal.words, credential] = None
         _bound(self._useless, MAX_REMEMBERED)
 
-    def of(self, refusal: Refusal, credential: Principal, now: float) -> PingAnswer | None:
-        """What is known of a refusal without asking."""
+    def of(self, generation: int, refusal: Refusal, credential: Principal, now: float) -> PingAnswer | None:
+        """What is known of a refusal under this generation without asking."""
         if (refusal.words, credential) in self._useless:
             return PingAnswer(PingVerdict.AUTH, refusal)
-        answer, until = self._refused.get(refusal.words, (None, 0.0))
+        answer, until = self._refused.get((refusal.words, generation), (None, 0.0))
         return answer if now < until else None
 
 

@@ -64,7 +64,8 @@ class StreamWatch:
     ``unanswered`` are the client's request ids that still wait, ``None`` where nobody knows whether any does. A message
     is handed to the caller once, by ``relay``. ``misaddressed``: what went by unread, too large or too deep, may have been
     an answer, under an id that the client does not know; it will not come again. ``heard`` counts what concerned the
-    requests: answers to them, progress, the beginning of something large. ``announcing`` adds what the model is to know,
+    requests: answers to them, progress, the beginning of something large. ``has_begun``: something was said before a refusal,
+    or the stream was resumed, hence the request had been taken. ``announcing`` adds what the model is to know,
     ``progress`` holds back what would go back, ``refused`` what has to be asked about.
     """
 
@@ -79,6 +80,7 @@ class StreamWatch:
     misaddressed: bool = False
     blocks: int = 0
     heard: int = 0
+    has_begun: bool = False
     announcement: Final[Announcement | ListPromise | None] = None
     progress: Final[Progress | None] = None
     refused: StreamRefusal | None = None
@@ -98,6 +100,7 @@ class StreamWatch:
         message = _message_in(event.data)
         if self.refused is not None and event.data and _may_refuse(message) and self.refused.is_raised_by(piece):
             return b"", None
+        self.has_begun |= bool(event.data)
         mapped = self._for_client(message) if message is not None else None
         if message is not None:
             self._note(message)
@@ -171,7 +174,7 @@ class StreamWatch:
             self.heard += 1
             raw = self._with_marked_id(raw)
         self.in_fragment = not piece.last
-        self.committed = True
+        self.committed = self.has_begun = True
         if piece.last:
             self._note_unread()
         return raw

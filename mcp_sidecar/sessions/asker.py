@@ -27,6 +27,11 @@ from mcp_sidecar.wire.headers import media_type
 OTHER_CONNECTIONS: Final = 3
 """On so many is a session looked for that one server knows and another does not."""
 
+_LOST: Final = PingAnswer(PingVerdict.REFUSED)
+"""In no words: what is known to be lost, and cannot be asked about any more."""
+
+_PENDING: Final = frozenset({PingVerdict.AWAY, PingVerdict.GATEWAY, PingVerdict.BUSY})
+
 _OUTCOMES = {
     PingVerdict.REFUSED: AskOutcome.LOST,
     PingVerdict.ALIVE: AskOutcome.ALIVE,
@@ -71,7 +76,9 @@ class Asker:
         """Whether nothing is known that speaks against taking strong words for what they say."""
         if self.is_several:
             return False
-        return refusal is None or self._findings(session).of(refusal, credential, self._tools.clock()) is None
+        if refusal is None:
+            return True
+        return self._findings(session).of(session.generation, refusal, credential, self._tools.clock()) is None
 
     def found_useless(self, session: Session, refusal: Refusal, credential: Principal) -> None:
         """A heal has changed nothing about this refusal."""
@@ -126,15 +133,23 @@ class Asker:
         if question.refusal is None:
             return None
         findings = self._findings(session)
-        known = findings.of(question.refusal, trigger.credential, self._tools.clock())
+        known = findings.of(question.generation, question.refusal, trigger.credential, self._tools.clock())
         if known is not None:
             return known
-        is_settled = session.generation > question.generation or session.state is State.HEALING
-        return findings.loss_of(question.generation) if is_settled else None
+        is_over = session.generation > question.generation
+        if is_over or session.state is State.HEALING:
+            known = findings.loss_of(question.generation)
+        return _LOST if known is None and is_over and not self._can_be_asked(question) else known
+
+    def _can_be_asked(self, question: Asked) -> bool:
+        """Servers that count their sessions mint an id again: under it, another session would answer."""
+        return question.upstream_id is not None and not self._tools.table.is_claimed(question.upstream_id)
 
     def _found(self, session: Session, question: Asked, refusal: Refusal, answer: PingAnswer) -> None:
+        if answer.verdict in _PENDING:  # it will be asked again
+            return
         if question.is_remembered:
-            self._findings(session).remember(refusal, answer, self._tools.clock())
+            self._findings(session).remember(question.generation, refusal, answer, self._tools.clock())
         outcome = _OUTCOMES.get(answer.verdict, AskOutcome.UNDECIDED)
         status = refusal.words.status
         self._tools.emit(RefusalAsked(session.label, outcome, status, question.content_type, refusal.code))

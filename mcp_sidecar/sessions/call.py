@@ -89,12 +89,17 @@ class Call:
             return SessionKnowledge.NONE
         return SessionKnowledge.BOUND if self.may_heal else SessionKnowledge.UNKNOWN
 
-    def accepted(self, generation: int) -> bool:
-        """A request that was sent under ``generation`` was a success: whether that makes a claim good."""
+    def accepted(self, generation: int, answer: Answer) -> bool:
+        """A request that was sent under ``generation`` was a success: whether that makes a claim good.
+
+        Whoever may only be the owner must have been served in this very session: some servers open another one for an id
+        that they do not know, and show its id.
+        """
         session = self.claimed
         if session is None or session.is_ended or session.displaced or session.generation != generation:
             return False
-        if session.upstream_id is None and not self.may_heal:  # nobody was asked whether it is in a session
+        shown = answer.header(headers.SESSION_ID) or session.upstream_id
+        if not self.may_heal and (shown is None or shown != session.upstream_id):
             return False
         session.accept(self.identity)
         self.session, self.claimed, self.is_foreign = session, None, False

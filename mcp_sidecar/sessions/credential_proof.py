@@ -6,6 +6,8 @@ the upstream is away. So it is the session's only where the upstream has accepte
 
 from __future__ import annotations
 
+from functools import partial
+
 from mcp_sidecar.healing.session import Session
 from mcp_sidecar.sessions.call import Call
 from mcp_sidecar.sessions.heal import Loss
@@ -46,7 +48,12 @@ class CredentialProof:
             return await self._heal(session, Loss(session.generation, "id-minted-anew", 0))
         generation, holds = session.generation, self._services.holds
         own = OwnRequests(self._services.upstream, session, self._call.trigger)
-        found = await ping(own, session.upstream_id, self._services.policy.signatures)
+        found = await ping(
+            own,
+            session.upstream_id,
+            self._services.policy.signatures,
+            heads=partial(self._call.accepted, generation),
+        )
         match found.verdict:
             case PingVerdict.AWAY:
                 return await holds.for_connect(self._held) is Waited.BACK
@@ -58,7 +65,7 @@ class CredentialProof:
         holds.route.note_served()
         match found.verdict:
             case PingVerdict.ALIVE:
-                return not self._call.accepted(generation)
+                return self._call.claimed is not None and session.generation > generation
             case PingVerdict.REFUSED:
                 status = found.refusal.words.status if found.refusal is not None else 0
                 return await self._heal(session, Loss(generation, NO_SIGNATURE, status, is_certain=False))

@@ -391,6 +391,10 @@ class SessionTable:
         session.move(upstream_id, now)
         return True
 
+    def is_claimed(self, upstream_id: UpstreamSessionId) -> bool:
+        """Whether any session stands on this upstream id."""
+        return upstream_id in self._by_upstream_id
+
     def has_claimed(self, upstream_id: UpstreamSessionId | None, session: Session) -> bool:
         """Whether nobody else was given the id since the session claimed it."""
         return upstream_id is None or self._by_upstream_id.get(upstream_id) is session

@@ -58,11 +58,13 @@ class Refusal:
         """Whether both refuse with the same status, in the same words, which shows that nothing was dispatched.
 
         A success or a failure without words of its own shows nothing: what broke a server may have begun with this very
-        request.
+        request. Nor does what is said to this request by its id, where ``other``, the refusal of a ping, names nobody.
         """
         status, text = self.words.status, self.words.text
         has_said = text not in _NOTHING_SAID if status == 500 else bool(text) or status >= 400
-        return other is not None and has_said and self.words == other.words
+        if other is None or not has_said or self.words != other.words:
+            return False
+        return self.addressee is not Addressee.REQUEST or other.addressee is Addressee.REQUEST
 
 
 def refusal_of(

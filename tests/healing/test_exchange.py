@@ -236,7 +236,7 @@ LOSS: Final[dict[str, tuple[Exchange, Story]]] = {
             FIRST,
             (answered(PROVEN), ASK),
             (lambda trip: trip.asked(BROKEN), Hold(Awaited.ROUTE, is_in_question=True)),
-            (back, Ask()),
+            (back, ASK),
             (lost(SAID), HEAL),
             (healed, AFTER_LOSS),
         ],

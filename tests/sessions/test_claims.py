@@ -16,6 +16,7 @@ import pytest
 from mcp_sidecar.facts import HealEnded, HealOutcome, SidecarFault
 from mcp_sidecar.healing.hints import resource_updated
 from mcp_sidecar.healing.session import Session
+from tests.support.behaviour import SessionMode
 from tests.support.client import McpClient
 from tests.support.credentials import alice, bearer
 from tests.support.fake_upstream import FakeUpstream
@@ -314,6 +315,24 @@ async def test_a_token_that_nobody_accepted_in_the_session_does_not_heal_it(of: 
         assert {fact.outcome for fact in sidecar.of(HealEnded)} == {HealOutcome.REFUSED}
         assert (await client.tool("charge")).text == "charged 1"
         assert (await other_of(client, two).tool("charge")).text == "charged 1"
+
+
+@pytest.mark.parametrize("by", ["a call", "a GET"])
+async def test_a_session_that_the_server_opened_for_it_is_not_the_owners(by: str) -> None:
+    """Some servers open a session of their own under an id that they have lost: that success was in another session."""
+    one, two = bearer("opaque-1"), bearer("opaque-2")
+    async with scene(one, two) as (upstream, sidecar, client):
+        upstream.become(sessions=SessionMode.OPENING)
+        upstream.forget()
+        other = other_of(client, two)
+        if by == "a call":
+            assert (await other.tool("charge")).text == "charged 1"
+        else:
+            stream = await other.get_stream()
+            stream.close()
+        assert len(session_of(sidecar).accepted.identities) == 1
+        assert (await client.tool("charge")).text == "charged 1"
+        assert upstream.sessions[session_of(sidecar).upstream_id or ""].authorization == one["Authorization"]
 
 
 async def test_a_server_that_binds_its_sessions_has_the_last_word() -> None:
