@@ -483,10 +483,11 @@ class TestSealed:
 
     @ANSWERS
     @WHAT
-    async def test_a_restart(self, answers: Answers, with_server: bool) -> None:
+    @pytest.mark.parametrize("headers", [{}, bearer("one"), alice()], ids=["nobody", "token", "jwt"])
+    async def test_a_restart(self, answers: Answers, with_server: bool, headers: dict[str, str]) -> None:
         """The session goes on at the server that knows it, else it is healed; the id is a token and stays."""
         async with FakeUpstream(answers=answers) as upstream:
-            async with self.sidecar(upstream) as first, self.client(first, headers=alice()) as former:
+            async with self.sidecar(upstream) as first, self.client(first, headers=headers) as former:
                 await former.initialize()
                 assert former.session_id is not None and former.session_id.startswith("mcps1.")
                 assert (await former.tool("charge", amount=1)).text == "charged 1"
