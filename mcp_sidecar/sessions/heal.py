@@ -19,7 +19,7 @@ from mcp_sidecar.healing.handshake import INCOMPATIBLE, INITIALIZED, differences
 from mcp_sidecar.healing.hints import restarted
 from mcp_sidecar.healing.policy import Policy
 from mcp_sidecar.healing.session import Session, State, UpstreamSessionId
-from mcp_sidecar.sessions.keeper import Saving
+from mcp_sidecar.sessions.keeper import LEASE_S, Saving
 from mcp_sidecar.sessions.notifier import Notifier
 from mcp_sidecar.sessions.open_streams import GetStreams
 from mcp_sidecar.sessions.own_requests import OwnRequests, Trigger, in_time, read_rpc_answer
@@ -96,15 +96,28 @@ class HealAttempt:
 
     async def run(self) -> HealEnd:
         """Do it. Raises ``UpstreamFault`` where the upstream breaks off."""
-        if await self._tools.table.refresh(self._session):  # another process has healed it, or it was ended
-            return HealEnd(Unhealed.NOT_RESTORED) if self._session.is_ended else HEALED
-        if self._loss.is_certain:
-            self._tell_loss()
         try:
+            if await self._is_settled_elsewhere():
+                return HealEnd(Unhealed.NOT_RESTORED) if self._session.is_ended else HEALED
+            if self._loss.is_certain:
+                self._tell_loss()
             return await self._while_busy(self._initialize) or HEALED
         except BaseException:  # the upstream breaks off, or we are out of time: what was begun is not left behind
             await self._abandon()
             raise
+        finally:
+            await self._tools.table.give_turn_back(self._session)
+
+    async def _is_settled_elsewhere(self) -> bool:
+        """Whether another process has healed the session at this upstream, or ended it; one that is at it is waited for."""
+        table, session, pauses, is_met = self._tools.table, self._session, Pauses(), False
+        go_on_at = self._tools.clock() + LEASE_S
+        while not await table.take_turn(session) and self._tools.clock() < go_on_at:
+            is_met = True
+            await asyncio.sleep(pauses.next_s())
+            if await table.refresh(session, even_if_fresh=True):
+                return True
+        return await table.refresh(session, even_if_fresh=is_met)
 
     def settle(self) -> None:
         """Whatever happened, the session is not left in the middle."""
@@ -199,6 +212,9 @@ class HealAttempt:
             self._tools.table.end(self._session, SessionEnd.INCOMPATIBLE)
             return end
         failed = await self._tell_everything(upstream_id, result.get("capabilities") or {})
+        if self._session.generation > self._loss.generation:  # another process was quicker, which was read meanwhile
+            await self._abandon()
+            return HEALED
         if failed is not None:
             return failed
         if self._session.is_ended:  # the client's DELETE came meanwhile and wins

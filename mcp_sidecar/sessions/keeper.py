@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TYPE_CHECKING
@@ -22,7 +23,17 @@ from mcp_sidecar.healing.session import Session
 from mcp_sidecar.sessions.look_ups import LookUps, Missing
 from mcp_sidecar.sessions.store_guard import StoreGuard
 from mcp_sidecar.sessions.stores.keys import KeyRing
-from mcp_sidecar.sessions.stores.store import ABSENT, Claim, Entry, Key, StoreAway, StoreUnusable, Times, Touch
+from mcp_sidecar.sessions.stores.store import (
+    ABSENT,
+    Claim,
+    Entry,
+    Key,
+    Lease,
+    StoreAway,
+    StoreUnusable,
+    Times,
+    Touch,
+)
 
 if TYPE_CHECKING:
     from mcp_sidecar.sessions.tokens import Tokens
@@ -35,6 +46,10 @@ KEY_BYTES = 32
 
 NOWHERE = ""
 """The key of no instance."""
+
+LEASE_S = 5.0
+"""How long a heal keeps other processes from healing the same session at the same upstream. Most heals take less, and so long
+a client may wait where the process was killed."""
 
 FRESH_S = 1.0
 """What was read or written so lately is not read again before a heal."""
@@ -102,6 +117,7 @@ class Keeper:
         self._keyed: asyncio.Future[None] | None = None
         self._clock = times.clock
         self._was_away = False
+        self._began_with = b""
         self._writer = secrets.token_bytes(8)
         self._saved: dict[Session, _Saved] = {}
         self._unsaved: dict[Session, None] = {}
@@ -118,9 +134,12 @@ class Keeper:
         principals = await self.store.secret(f"{self._namespace} principals", self._principal_key)
         if not len(index) == len(principals) == KEY_BYTES:
             raise StoreUnusable("what it holds is sealed: give sessions.key_file")
+        began_with = await self.store.secret(f"{self._namespace} began with", secrets.token_bytes(KEY_BYTES))
         if index != self._index_key and self.has_keys:  # it was emptied, and somebody else has begun anew
             self._unsaved |= dict.fromkeys(self._saved)
             self._saved.clear()
+        self._was_away |= began_with != self._began_with and self.has_keys  # it was emptied, whoever has noticed first
+        self._began_with = began_with
         self._index_key, self._principal_key = index, principals
         self.on_principals(principals)
         self.has_keys = True
@@ -130,7 +149,7 @@ class Keeper:
     def back(self) -> asyncio.Future[None]:
         """Done as soon as the store can be asked for sessions."""
         if self.has_keys:
-            return self.store.back()
+            return self._look_ups.may_ask() if self.store.is_up else self.store.back()
         self._keyed = self._keyed or asyncio.get_running_loop().create_future()
         return self._keyed
 
@@ -160,7 +179,8 @@ class Keeper:
         if missed is not None:
             return missed
         try:
-            found = self._picked(await self._look_ups.entries(key.session), key.principal, identity, adopts)
+            entries = await self._look_ups.entries(key.session, may_be_invented=True)
+            found = self._picked(entries, key.principal, identity, adopts)
             if isinstance(found, SessionRecord):
                 return await self._as_claimed(client_id, found)
         except StoreAway:
@@ -202,10 +222,29 @@ class Keeper:
         is_own = holder is None or holder == self.key(client_id, record.principal)
         return record if is_own else record.not_at(self.instance)
 
-    async def refresh(self, session: Session) -> Saving:
+    async def take_turn(self, session: Session) -> bool:
+        """Before a heal: whether no other process is at it just now. Saves work only; the compare-and-set decides."""
+        if not self.has_keys:
+            return True
+        try:
+            return await self.store.lease(self._lease(session), ttl_s=LEASE_S)
+        except StoreAway:
+            return True
+
+    async def give_turn_back(self, session: Session) -> None:
+        """The heal is over."""
+        if self.has_keys:
+            with suppress(StoreAway):
+                await self.store.give_back(self._lease(session))
+
+    def _lease(self, session: Session) -> Lease:
+        key = self.key(session.client_id, session.principal)
+        return Lease(key, self._hash(self.instance.encode(), b"instance"), self._writer)
+
+    async def refresh(self, session: Session, *, even_if_fresh: bool = False) -> Saving:
         """Before a heal: whether another process has healed or ended it meanwhile; ``DONE`` where nothing is to be known."""
         saved = self._saved.get(session)
-        if saved is None or not self.has_keys or self._clock() - saved.at < FRESH_S:
+        if saved is None or not self.has_keys or (self._clock() - saved.at < FRESH_S and not even_if_fresh):
             return Saving.DONE
         key = self.key(session.client_id, session.principal)
         try:
@@ -344,13 +383,12 @@ class Keeper:
     async def touch(self) -> None:
         """Tell the store which sessions are in use, and write those again that it has lost.
 
-        A store that was away may have lost any of them: then all that are in memory are looked at.
+        A store that was away or emptied may have lost any of them: then all that are in memory are looked at.
         """
         now, step = self._clock(), self._limits.idle_ttl_s * TOUCH_AFTER
-        is_back = self._was_away
-        if is_back and not await self._has_keys_again():
+        if (self._saved or self._was_away) and not await self._has_keys_again():
             return
-        self._was_away = False
+        is_back, self._was_away = self._was_away, False
         due = [
             session
             for session, saved in self._saved.items()

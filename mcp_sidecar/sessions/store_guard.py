@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final, TypeVar
 
 from mcp_sidecar.facts import Emit, StoreAsked, StoreBack, StoreLost
-from mcp_sidecar.sessions.stores.store import Claim, Entry, Key, Store, StoreAway, StoreUnwritable, Touch
+from mcp_sidecar.sessions.stores.store import Claim, Entry, Key, Lease, Store, StoreAway, StoreUnwritable, Touch
 
 T = TypeVar("T")
 
@@ -94,6 +94,14 @@ class StoreGuard:
     async def holder(self, claim: Claim) -> Key | None:
         """Whose the upstream id is."""
         return await self._ask("holder", lambda: self._store.holder(claim))
+
+    async def lease(self, lease: Lease, *, ttl_s: float) -> bool:
+        """Whose turn it is."""
+        return await self._ask("lease", lambda: self._store.lease(lease, ttl_s=ttl_s))
+
+    async def give_back(self, lease: Lease) -> None:
+        """The work is done."""
+        await self._ask("give_back", lambda: self._store.give_back(lease))
 
     async def secret(self, name: str, fresh: bytes, *, replaces: bytes | None = None) -> bytes:
         """The value that all share."""

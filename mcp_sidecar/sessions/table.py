@@ -232,9 +232,17 @@ class SessionTable:
         """Have the store know what the session knows; waits for it no longer than a store may take."""
         return await self._keeper.save(session)
 
-    async def refresh(self, session: Session) -> bool:
+    async def refresh(self, session: Session, *, even_if_fresh: bool = False) -> bool:
         """Before a heal: whether another process has healed it meanwhile, at this very instance, or it was ended."""
-        return await self._keeper.refresh(session) in (Saving.OVERTAKEN, Saving.ENDED)
+        return await self._keeper.refresh(session, even_if_fresh=even_if_fresh) in (Saving.OVERTAKEN, Saving.ENDED)
+
+    async def take_turn(self, session: Session) -> bool:
+        """Before a heal: whether no other process is healing it at this very instance; else none does for a while."""
+        return await self._keeper.take_turn(session)
+
+    async def give_turn_back(self, session: Session) -> None:
+        """The heal is over."""
+        await self._keeper.give_turn_back(session)
 
     async def settle_end(self, session: Session) -> None:
         """Have the store know that a session is over, if it answers in time."""

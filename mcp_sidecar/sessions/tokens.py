@@ -56,7 +56,7 @@ class Tokens:
 
     def read(self, session_id: str, identity: Identity, now: float) -> SessionRecord | Rejected:
         """The session behind an id, as its ``initialize`` left it: it stands nowhere but where that was answered."""
-        found = self._sealer.open(session_id, lambda key: _under(identity, key) or _NOBODYS, now)
+        found = self._sealer.open(session_id, lambda key: _under(identity, key), now)
         if isinstance(found, Rejected):
             return found
         here = Instance(self._instance, found.upstream_id, "")
@@ -72,10 +72,6 @@ class Tokens:
 
     def _hash(self) -> bytes:
         return hashlib.blake2b(self._instance.encode(), digest_size=INSTANCE_BYTES).digest()
-
-
-_NOBODYS: Final = Principal(b"nobody's")
-"""Equal to no hash."""
 
 
 def _under(identity: Identity, key: Key) -> Principal | None:

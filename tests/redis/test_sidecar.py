@@ -12,12 +12,15 @@ from typing import Any
 import pytest
 
 from mcp_sidecar.app import CannotStart
-from mcp_sidecar.facts import HealEnded, SessionAdopted, SessionLost, SidecarFault, StoreBack, StoreLost
-from tests.support.client import McpClient
+from mcp_sidecar.facts import HealEnded, SessionAdopted, SessionLost, SidecarFault, StoreAsked, StoreBack, StoreLost
+from tests.support.client import Answer, McpClient
 from tests.support.credentials import alice, bearer
 from tests.support.fake_upstream import FakeUpstream
+from tests.support.faults import Stall, StallAt
+from tests.support.listening import attached, next_method
 from tests.support.own_answers import is_error, is_not_found
 from tests.support.redis_server import NEEDS_REDIS, RedisServer, redis_server
+from tests.support.relay import How, relay_to
 from tests.support.sidecar import WatchedSidecar, running_sidecar
 from tests.support.waiting import HANG_S, eventually
 
@@ -99,6 +102,81 @@ async def test_one_server_for_both(server: RedisServer) -> None:
 
 
 @asynccontextmanager
+async def at_two(
+    server: RedisServer,
+) -> AsyncIterator[tuple[FakeUpstream, WatchedSidecar, WatchedSidecar, McpClient, McpClient]]:
+    """Two sidecars in front of one server, and a client at each, both in one session."""
+    async with (
+        FakeUpstream() as upstream,
+        a_sidecar(upstream, server) as first,
+        a_sidecar(upstream, server) as second,
+        McpClient(first.url) as one,
+    ):
+        await one.initialize()
+        async with going_on(second, one) as other:
+            assert (await other.tool("echo", text="x")).text == "x"
+            yield upstream, first, second, one, other
+
+
+def asked(sidecar: WatchedSidecar, operation: str) -> int:
+    """How often its store was asked for this."""
+    return sum(fact.operation == operation for fact in sidecar.of(StoreAsked))
+
+
+class TestLease:
+    """Of several sidecars in front of one server one heals, and the others wait for what comes of it."""
+
+    @pytest.fixture
+    async def begun(self, server: RedisServer) -> AsyncIterator[tuple[FakeUpstream, list[asyncio.Task[Answer]]]]:
+        """Both have met the loss; the server has the ``initialize`` of one and does not answer it yet."""
+        async with at_two(server) as (upstream, first, second, one, other):
+            await upstream.restart()
+            upstream.inject(Stall(StallAt.BEFORE_EXECUTION), times=None, rpc_method="initialize")
+            calls = [asyncio.create_task(each.tool("charge", n=n)) for each in (one, other) for n in range(25)]
+            await eventually(lambda: asked(first, "lease") and asked(second, "lease"))
+            await eventually(lambda: len(upstream.ledger.initializes) == 2)
+            yield upstream, calls
+            assert all("result" in answer.response for answer in await asyncio.gather(*calls))
+            assert len(upstream.ledger.executions("charge")) == 50
+            await eventually(lambda: len(upstream.sessions) == 1)
+
+    async def test_one_initialize(self, begun: tuple[FakeUpstream, list[asyncio.Task[Answer]]]) -> None:
+        """For fifty calls at both."""
+        upstream, calls = begun
+        await upstream.clear()
+        upstream.release()
+        await asyncio.gather(*calls)
+        assert len(upstream.ledger.initializes) == 2
+
+    async def test_a_lease_that_is_evicted(
+        self, server: RedisServer, begun: tuple[FakeUpstream, list[asyncio.Task[Answer]]]
+    ) -> None:
+        """Or that has run out, since its holder hangs: one initialize more, and the later commit is refused."""
+        upstream, calls = begun
+        lease = await server.keys("*:lease:*")
+        await server.say("DEL", *lease)
+        await eventually(lambda: len(upstream.ledger.initializes) == 3)
+        await upstream.clear()
+        upstream.release()
+        await asyncio.gather(*calls)
+        assert len(upstream.ledger.initializes) == 3
+
+
+async def test_listening_at_one_and_healed_at_the_other(server: RedisServer) -> None:
+    """Whose listening stream broke finds the session healed already, and hears the server from then on."""
+    async with at_two(server) as (upstream, _first, _second, one, other), await one.get_stream() as stream:
+        await attached(upstream)
+        await upstream.restart()
+        assert (await other.tool("charge", amount=1)).text == "charged 1"
+        await attached(upstream)
+        upstream.notify("notifications/tools/list_changed")
+        async with asyncio.timeout(HANG_S):
+            while await next_method(stream) != "notifications/tools/list_changed":
+                pass
+        assert len(upstream.sessions) == 1
+
+
+@asynccontextmanager
 async def at_one(server: RedisServer) -> AsyncIterator[tuple[FakeUpstream, WatchedSidecar, McpClient, McpClient]]:
     """A sidecar that is as impatient as by default, and two clients."""
     async with (
@@ -142,6 +220,96 @@ class TestRedisAway:
     async def _goes_on(server: RedisServer) -> None:
         server.signal(signal.SIGCONT)
 
+    @pytest.mark.parametrize("how", [How.SILENT, How.RESET])
+    async def test_it_is_half_there(self, server: RedisServer, how: How) -> None:
+        """Connections that go silent or break off: calls and heals go on, and what was learnt is in it afterwards."""
+        async with (
+            relay_to(server.port) as relay,
+            FakeUpstream() as upstream,
+            a_sidecar(
+                upstream, server, store=f"redis://127.0.0.1:{relay.port}", sessions__store_timeout=0.25
+            ) as sidecar,
+            McpClient(sidecar.url) as client,
+        ):
+            await client.initialize()
+            relay.how = how
+            await upstream.restart()
+            assert (await client.tool("charge", amount=1)).text == "charged 1"
+            relay.how = How.PLAIN
+            await eventually(lambda: sidecar.of(StoreBack))
+            keeper = sidecar.services.sessions.rounds.keeper
+            await keeper.touch()
+            await eventually(lambda: not keeper.unsaved)
+            async with a_sidecar(upstream, server) as other, going_on(other, client) as again:
+                assert (await again.tool("charge", amount=2)).text == "charged 2"
+                assert len(upstream.ledger.initializes) == 2
+
+    async def test_it_is_slow(self, server: RedisServer) -> None:
+        """Within its time-out that is no outage."""
+        async with (
+            relay_to(server.port) as relay,
+            FakeUpstream() as upstream,
+            a_sidecar(upstream, server, store=f"redis://127.0.0.1:{relay.port}") as sidecar,
+            McpClient(sidecar.url) as client,
+        ):
+            relay.how = How.SLOW
+            await client.initialize()
+            await upstream.restart()
+            assert (await client.tool("charge", amount=1)).text == "charged 1"
+            assert sidecar.of(StoreLost) == []
+
+    async def test_its_secrets_are_deleted(self, server: RedisServer) -> None:
+        """Whoever knows them gives them back, and principals are the same to everybody afterwards."""
+        async with FakeUpstream() as upstream, a_sidecar(upstream, server) as first:
+            async with McpClient(first.url, headers=alice()) as former:
+                await former.initialize()
+                await server.say("DEL", *await server.keys("*:secret:*"))
+                await first.services.sessions.rounds.keeper.touch()
+            async with a_sidecar(upstream, server) as other:
+                async with going_on(other, former, headers=alice(sub="eve")) as stranger:
+                    await upstream.restart()
+                    assert is_not_found(await stranger.tool("charge", amount=9))
+                async with going_on(other, former, headers=alice()) as client:
+                    assert (await client.tool("charge", amount=1)).text == "charged 1"
+
+    async def test_it_becomes_a_replica_and_is_promoted_again(self, server: RedisServer) -> None:
+        """Reads and writes wait here meanwhile; a heal needs none of them."""
+        async with at_one(server) as (upstream, sidecar, client, _):
+            await client.initialize()
+            await server.say("REPLICAOF", "127.0.0.1", "1")
+            await upstream.restart()
+            assert (await client.tool("charge", amount=1)).text == "charged 1"
+            await server.say("REPLICAOF", "NO", "ONE")
+            keeper = sidecar.services.sessions.rounds.keeper
+            await eventually(lambda: keeper.store.is_up)
+            await keeper.touch()
+            await eventually(lambda: not keeper.unsaved)
+            async with a_sidecar(upstream, server) as other, going_on(other, client) as again:
+                assert (await again.tool("charge", amount=2)).text == "charged 2"
+                assert len(upstream.ledger.initializes) == 2
+
+    async def test_its_memory_is_full(self, server: RedisServer) -> None:
+        """What is known is read, what cannot be written waits here, and calls and heals go on."""
+        async with FakeUpstream() as upstream:
+            async with a_sidecar(upstream, server) as first, McpClient(first.url) as former:
+                await former.initialize()
+            async with a_sidecar(upstream, server) as second, going_on(second, former) as client:
+                await server.say("CONFIG", "SET", "maxmemory", "1")
+                await upstream.restart()
+                assert (await client.tool("charge", amount=1)).text == "charged 1"
+                async with McpClient(second.url) as newcomer:
+                    await newcomer.initialize()
+                    keeper = second.services.sessions.rounds.keeper
+                    assert keeper.store.is_up
+                    await server.say("CONFIG", "SET", "maxmemory", "0")
+                    await eventually(lambda: not keeper.unsaved)
+                    await keeper.flush()
+            async with a_sidecar(upstream, server) as third:
+                for each in (former, newcomer):
+                    async with going_on(third, each) as client:
+                        assert (await client.tool("charge", amount=2)).text == "charged 2"
+            assert len(upstream.ledger.initializes) == 3
+
     async def test_what_only_redis_knows_waits(self, server: RedisServer) -> None:
         """Held while it hangs, served when it is back; never the 404."""
         async with FakeUpstream() as upstream:
@@ -179,19 +347,31 @@ class TestRedisAway:
                 assert (await client.tool("charge", amount=3)).text == "charged 3"
 
     async def test_it_is_flushed(self, server: RedisServer) -> None:
-        """Whoever holds sessions writes them again with the next touch."""
+        """Whoever holds sessions writes them again with the next round, though they were not used for long."""
         async with (
             FakeUpstream() as upstream,
-            a_sidecar(upstream, server, sessions__idle_ttl=100) as sidecar,
+            a_sidecar(upstream, server) as sidecar,
             McpClient(sidecar.url) as former,
         ):
             await former.initialize()
             await server.say("FLUSHALL")
-            with sidecar.services.sessions.table.using(next(iter(sidecar.services.sessions.table))):
-                while await server.say("DBSIZE") != ":4":  # a record, its claim, and two secrets
-                    await sidecar.services.sessions.rounds.keeper.touch()
+            keeper = sidecar.services.sessions.rounds.keeper
+            await keeper.touch()
+            await keeper.flush()
             async with a_sidecar(upstream, server) as other, going_on(other, former) as client:
                 assert (await client.tool("charge", amount=1)).text == "charged 1"
+
+    async def test_one_that_writes_to_its_disk(self, tmp_path: Path) -> None:
+        """Killed and started again it has everything, and nobody needs to write it anew."""
+        async with FakeUpstream() as upstream:
+            async with redis_server(tmp_path, "--appendonly", "yes", "--appendfsync", "always") as server:
+                async with a_sidecar(upstream, server) as first, McpClient(first.url) as former:
+                    await former.initialize()
+                await server.kill()
+                await server.start()
+                async with a_sidecar(upstream, server) as second, going_on(second, former) as client:
+                    assert (await client.tool("charge", amount=1)).text == "charged 1"
+            assert len(upstream.ledger.initializes) == 1
 
     async def test_a_wrong_password(self, server: RedisServer) -> None:
         """The process does not start."""

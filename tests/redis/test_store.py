@@ -17,6 +17,7 @@ from mcp_sidecar.sessions.stores.store import (
     Claim,
     Entry,
     Key,
+    Lease,
     StoreAway,
     StoreUnusable,
     StoreUnwritable,
@@ -122,6 +123,27 @@ class TestPromises:
             assert await store.put(ALICE, entry(1), expected=0, ttl_s=100, claim=here) == entry(1)
             assert await store.holder(here) == OTHER
 
+    async def test_leases(self, server: RedisServer) -> None:
+        """One writer has it, for one session, principal and instance, until it gives it back; nobody gives back another's."""
+        mine, others = Lease(ALICE, b"here", b"me"), Lease(ALICE, b"here", b"other")
+        async with opened(server.url) as store:
+            assert await store.lease(mine, ttl_s=100)
+            assert not await store.lease(others, ttl_s=100)
+            assert await store.lease(mine, ttl_s=100)
+            for free in (
+                Lease(BOB, b"here", b"other"),
+                Lease(OTHER, b"here", b"other"),
+                Lease(ALICE, b"there", b"other"),
+            ):
+                assert await store.lease(free, ttl_s=100)
+            await store.give_back(others)
+            assert not await store.lease(others, ttl_s=100)
+            await store.give_back(mine)
+            assert await store.lease(others, ttl_s=0.001)
+            async with asyncio.timeout(HANG_S):
+                while not await store.lease(mine, ttl_s=100):
+                    pass
+
     async def test_secrets(self, server: RedisServer) -> None:
         """The first one stays, for all who share the namespace."""
         async with opened(server.url) as one, opened(server.url) as two, opened(server.url, "another") as three:
@@ -136,8 +158,11 @@ class TestPromises:
         async with opened(server.url) as store:
             await store.put(ALICE, entry(1), expected=0, ttl_s=100, claim=Claim(b"here", b"1"))
             await store.end(OTHER, ttl_s=100)
+            lease = Lease(ALICE, b"here", b"me")
+            await store.lease(lease, ttl_s=100)
             assert await server.say("INFO", "keyspace") is not None
-            for key in (store._of(ALICE.session), store._of(OTHER.session), store._of_claim(Claim(b"here", b"1"))):
+            claim = store._of_claim(Claim(b"here", b"1"))
+            for key in (store._of(ALICE.session), store._of(OTHER.session), claim, store._of_lease(lease)):
                 assert int((await server.say("PTTL", key)).removeprefix(":")) > 0
 
 
@@ -164,7 +189,7 @@ class TestTrouble:
             await eventually(lambda: True)
             assert (await store.get(b"session"))[b"alice"] in (entry(1), entry(2))
 
-    @pytest.mark.parametrize("policy", ["noeviction", "allkeys-lru"])
+    @pytest.mark.parametrize("policy", ["noeviction", "allkeys-lru", "volatile-ttl"])
     async def test_its_memory_is_full(self, server: RedisServer, policy: str) -> None:
         """Reading goes on where it does not evict; where it does, that was warned of."""
         warned: list[str] = []

@@ -1,6 +1,6 @@
 """The sidecar restarts, alone or with its server, and its clients go on: what only a store knows, and what nobody may know.
 
-Each sidecar here is a new one with nothing in memory; what it has of the one before is the store's file.
+Each sidecar here is a new one with nothing in memory; what it has of the one before is in the store.
 """
 
 from __future__ import annotations
@@ -35,26 +35,36 @@ from tests.support.client import Answer, McpClient, new_http
 from tests.support.credentials import alice, bearer
 from tests.support.dialects import Mint
 from tests.support.fake_upstream import FakeUpstream
+from tests.support.faults import Stall, StallAt
 from tests.support.listening import attached, ends_cleanly, next_method
 from tests.support.own_answers import is_error, is_not_found
 from tests.support.sidecar import WatchedSidecar, running_sidecar
+from tests.support.stores import REMEMBERS_ALL, Settings, shared_store
 from tests.support.waiting import eventually
 
 ANSWERS = pytest.mark.parametrize("answers", Answers, ids=lambda answers: answers.value)
 WHAT = pytest.mark.parametrize("with_server", [False, True], ids=["the sidecar", "both"])
 
 
-class Host:
-    """A machine with a file for the store: sidecars come and go on it."""
+@pytest.fixture(params=REMEMBERS_ALL)
+async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Settings]:
+    async with shared_store(request.param, tmp_path) as settings:
+        yield settings
 
-    def __init__(self, folder: Path, upstream: FakeUpstream) -> None:
-        self._store = f"sqlite:{folder}/state/sessions.db"
+
+class Host:
+    """Where sidecars come and go in front of one server. ``store`` is theirs, or the folder of a file for it."""
+
+    def __init__(self, store: Settings | Path, upstream: FakeUpstream) -> None:
+        self._store = {"store": f"sqlite:{store}/state/sessions.db"} if isinstance(store, Path) else store
         self.upstream = upstream
+        self.sidecars: list[WatchedSidecar] = []
 
     @asynccontextmanager
     async def sidecar(self, **settings: Any) -> AsyncIterator[WatchedSidecar]:
         """A new process, as far as its memory goes."""
-        async with running_sidecar(self.upstream.url, **{"store": self._store, **settings}) as sidecar:
+        async with running_sidecar(self.upstream.url, **{**self._store, **settings}) as sidecar:
+            self.sidecars.append(sidecar)
             yield sidecar
             assert sidecar.of(SidecarFault) == []
 
@@ -65,16 +75,16 @@ class Host:
 
 
 @asynccontextmanager
-async def host(folder: Path, **of_upstream: Any) -> AsyncIterator[Host]:
+async def host(store: Settings | Path, **of_upstream: Any) -> AsyncIterator[Host]:
     async with FakeUpstream(**of_upstream) as upstream:
-        yield Host(folder, upstream)
+        yield Host(store, upstream)
 
 
 @ANSWERS
 @WHAT
-async def test_a_restart(tmp_path: Path, answers: Answers, with_server: bool) -> None:
+async def test_a_restart(store: Settings, answers: Answers, with_server: bool) -> None:
     """The next call succeeds under the same id and runs once; the server is initialized again only if it was restarted."""
-    async with host(tmp_path, answers=answers) as here:
+    async with host(store, answers=answers) as here:
         async with here.sidecar() as first, here.client(first) as former:
             await former.initialize()
         if with_server:
@@ -89,9 +99,9 @@ async def test_a_restart(tmp_path: Path, answers: Answers, with_server: bool) ->
             assert (await client.tool("charge", amount=2)).text == "charged 2"
 
 
-async def test_again_and_again(tmp_path: Path) -> None:
+async def test_again_and_again(store: Settings) -> None:
     """What was loaded and healed is written as well: it outlives the next restart, too."""
-    async with host(tmp_path) as here:
+    async with host(store) as here:
         async with here.sidecar() as first, here.client(first) as former:
             await former.initialize()
         for number in range(1, 4):
@@ -102,9 +112,9 @@ async def test_again_and_again(tmp_path: Path) -> None:
 
 
 @WHAT
-async def test_what_the_client_had_set(tmp_path: Path, with_server: bool) -> None:
+async def test_what_the_client_had_set(store: Settings, with_server: bool) -> None:
     """Log level and subscriptions are known to the next process, which says them to a new server."""
-    async with host(tmp_path) as here:
+    async with host(store) as here:
         async with here.sidecar() as first, here.client(first) as former:
             await former.initialize()
             await former.call("logging/setLevel", {"level": "warning"})
@@ -118,9 +128,9 @@ async def test_what_the_client_had_set(tmp_path: Path, with_server: bool) -> Non
 
 
 @WHAT
-async def test_a_listening_stream_comes_back(tmp_path: Path, with_server: bool) -> None:
+async def test_a_listening_stream_comes_back(store: Settings, with_server: bool) -> None:
     """The client opens it again, as clients do, and hears what the server says from then on."""
-    async with host(tmp_path) as here:
+    async with host(store) as here:
         async with here.sidecar() as first, here.client(first) as former:
             await former.initialize()
             async with await former.get_stream():
@@ -137,9 +147,9 @@ async def test_a_listening_stream_comes_back(tmp_path: Path, with_server: bool) 
             assert await next_method(stream) == "notifications/tools/list_changed"
 
 
-async def test_what_was_ended_stays_so(tmp_path: Path) -> None:
+async def test_what_was_ended_stays_so(store: Settings) -> None:
     """A DELETE is remembered by every later process, for its principal."""
-    async with host(tmp_path) as here:
+    async with host(store) as here:
         async with here.sidecar() as first, here.client(first) as former:
             await former.initialize()
             await former.delete()
@@ -152,9 +162,9 @@ class TestWhoseItIs:
     """The principal is the same to every process, and nobody else's request gets anything."""
 
     @pytest.mark.parametrize("stranger", [{}, bearer("eve"), alice(sub="eve")], ids=["nobody", "token", "jwt"])
-    async def test_another_principal(self, tmp_path: Path, stranger: dict[str, str]) -> None:
+    async def test_another_principal(self, store: Settings, stranger: dict[str, str]) -> None:
         """Its request goes on unmapped, heals nothing, and hears the 404 where the server has lost the session."""
-        async with host(tmp_path) as here:
+        async with host(store) as here:
             async with here.sidecar() as first, here.client(first, headers=alice()) as former:
                 await former.initialize()
             await here.upstream.restart()
@@ -163,18 +173,18 @@ class TestWhoseItIs:
                 assert len(here.upstream.ledger.initializes) == 1
                 assert here.upstream.ledger.executions("charge") == []
 
-    async def test_a_refreshed_jwt(self, tmp_path: Path) -> None:
+    async def test_a_refreshed_jwt(self, store: Settings) -> None:
         """Issuer, subject and client are the same: it is the same principal."""
-        async with host(tmp_path) as here:
+        async with host(store) as here:
             async with here.sidecar() as first, here.client(first, headers=alice()) as former:
                 await former.initialize()
             await here.upstream.restart()
             async with here.sidecar() as second, here.client(second, former, headers=alice()) as client:
                 assert (await client.tool("charge", amount=1)).text == "charged 1"
 
-    async def test_a_credential_that_was_accepted_before(self, tmp_path: Path) -> None:
+    async def test_a_credential_that_was_accepted_before(self, store: Settings) -> None:
         """A refreshed opaque token that the server has taken in the session may heal it after the restart, too."""
-        async with host(tmp_path) as here:
+        async with host(store) as here:
             async with here.sidecar() as first, here.client(first, headers=bearer("one")) as former:
                 await former.initialize()
                 async with here.client(first, former, headers=bearer("two")) as refreshed:
@@ -183,9 +193,9 @@ class TestWhoseItIs:
             async with here.sidecar() as second, here.client(second, former, headers=bearer("two")) as client:
                 assert (await client.tool("charge", amount=1)).text == "charged 1"
 
-    async def test_a_credential_that_was_refreshed_meanwhile(self, tmp_path: Path) -> None:
+    async def test_a_credential_that_was_refreshed_meanwhile(self, store: Settings) -> None:
         """The server says whether it belongs to the session, as long as it knows the session."""
-        async with host(tmp_path) as here:
+        async with host(store) as here:
             async with here.sidecar() as first, here.client(first, headers=bearer("one")) as former:
                 await former.initialize()
             async with here.sidecar() as second, here.client(second, former, headers=bearer("two")) as client:
@@ -197,12 +207,12 @@ class TestWhoseItIs:
 class TestOtherInstances:
     """An upstream id is used only where it was given out."""
 
-    async def test_another_server(self, tmp_path: Path) -> None:
+    async def test_another_server(self, store: Settings) -> None:
         """A session goes on at once at a server that has never seen it: that is no loss, and nothing of another's is used."""
-        async with host(tmp_path) as here, FakeUpstream() as there:
+        async with host(store) as here, FakeUpstream() as there:
             async with here.sidecar() as first, here.client(first) as former:
                 await former.initialize()
-            other = Host(tmp_path, there)
+            other = Host(store, there)
             async with other.sidecar() as second, other.client(second, former) as client:
                 assert (await client.tool("charge", amount=1)).text == "charged 1"
                 assert len(second.of(SessionAdopted)) == 1
@@ -213,11 +223,11 @@ class TestOtherInstances:
                 assert (await client.tool("charge", amount=2)).text == "charged 2"
             assert len(here.upstream.ledger.initializes) == 1
 
-    async def test_the_first_message_elsewhere(self, tmp_path: Path) -> None:
+    async def test_the_first_message_elsewhere(self, store: Settings) -> None:
         """Behind `initialize` a balancer may send all else to another replica: its server is initialized once, told
         `initialized` once, and the client hears of no new state."""
-        async with host(tmp_path) as here, FakeUpstream() as there:
-            other = Host(tmp_path, there)
+        async with host(store) as here, FakeUpstream() as there:
+            other = Host(store, there)
             async with here.sidecar() as first, other.sidecar(healing__announce="result") as second:
                 async with here.client(first) as former:
                     await former.initialize(initialized=False)
@@ -230,18 +240,18 @@ class TestOtherInstances:
             methods = [method for arrival in there.ledger.arrivals for method in arrival.rpc_methods]
             assert methods.count("notifications/initialized") == 1
 
-    async def test_another_instance_on_the_same_url(self, tmp_path: Path) -> None:
+    async def test_another_instance_on_the_same_url(self, store: Settings) -> None:
         """`sessions.instance` tells them apart where the URL does not."""
-        async with host(tmp_path) as here:
+        async with host(store) as here:
             async with here.sidecar(sessions__instance="blue") as first, here.client(first) as former:
                 await former.initialize()
             async with here.sidecar(sessions__instance="green") as second, here.client(second, former) as client:
                 assert (await client.tool("charge", amount=1)).text == "charged 1"
             assert len(here.upstream.ledger.initializes) == 2
 
-    async def test_namespaces(self, tmp_path: Path) -> None:
+    async def test_namespaces(self, store: Settings) -> None:
         """What is in one is unknown in the other."""
-        async with host(tmp_path) as here:
+        async with host(store) as here:
             async with here.sidecar(sessions__namespace="a") as first, here.client(first) as former:
                 await former.initialize()
             await here.upstream.restart()
@@ -262,10 +272,10 @@ class TestCountingServer:
         type(self).counter = itertools.count(1)
 
     @ANSWERS
-    async def test_a_newcomer_with_a_known_id(self, tmp_path: Path, answers: Answers) -> None:
+    async def test_a_newcomer_with_a_known_id(self, store: Settings, answers: Answers) -> None:
         """It gets another id, and each is in an upstream session of its own."""
         self.count_anew()
-        async with host(tmp_path, mint=Mint.COUNTER, answers=answers) as here:
+        async with host(store, mint=Mint.COUNTER, answers=answers) as here:
             async with here.sidecar() as first, here.client(first) as former:
                 await former.initialize()
             await here.upstream.restart()
@@ -283,10 +293,10 @@ class TestCountingServer:
                 ran = [each.session_id for each in here.upstream.ledger.executions("charge")]
                 assert ran == ["session-2", "session-1"]
 
-    async def test_anothers_newcomer(self, tmp_path: Path) -> None:
+    async def test_anothers_newcomer(self, store: Settings) -> None:
         """Another principal's session has the id upstream now: the former is not sent there, although its record says so."""
         self.count_anew()
-        async with host(tmp_path, mint=Mint.COUNTER) as here:
+        async with host(store, mint=Mint.COUNTER) as here:
             async with here.sidecar() as first, here.client(first, headers=bearer("one")) as former:
                 await former.initialize()
             await here.upstream.restart()
@@ -299,9 +309,9 @@ class TestCountingServer:
 
 
 @asynccontextmanager
-async def at_two(folder: Path) -> AsyncIterator[tuple[Host, McpClient, McpClient]]:
+async def at_two(store: Settings) -> AsyncIterator[tuple[Host, McpClient, McpClient]]:
     """Two sidecars in front of one server, and a session that both have in memory, each for a client of its own."""
-    async with host(folder) as here, here.sidecar() as one, here.sidecar() as other, here.client(one) as former:
+    async with host(store) as here, here.sidecar() as one, here.sidecar() as other, here.client(one) as former:
         await former.initialize()
         async with here.client(other, former) as client:
             assert (await client.tool("echo", text="x")).text == "x"
@@ -311,9 +321,9 @@ async def at_two(folder: Path) -> AsyncIterator[tuple[Host, McpClient, McpClient
 class TestTwoAtOnce:
     """Two sidecars in front of one server share the file."""
 
-    async def test_one_heals_and_the_other_follows(self, tmp_path: Path) -> None:
+    async def test_one_heals_and_the_other_follows(self, store: Settings) -> None:
         """Who meets the loss later looks first whether somebody was quicker: one initialize for both."""
-        async with at_two(tmp_path) as (here, former, client):
+        async with at_two(store) as (here, former, client):
             await asyncio.sleep(2)
             await here.upstream.restart()
             assert (await former.tool("charge", amount=1)).text == "charged 1"
@@ -321,9 +331,9 @@ class TestTwoAtOnce:
             assert len(here.upstream.ledger.initializes) == 2
             assert len(here.upstream.sessions) == 1
 
-    async def test_both_heal(self, tmp_path: Path) -> None:
+    async def test_both_heal(self, store: Settings) -> None:
         """Two initializes at most; both go on in one upstream session, and the surplus one is ended."""
-        async with at_two(tmp_path) as (here, former, client):
+        async with at_two(store) as (here, former, client):
             await here.upstream.restart()
             answers = await asyncio.gather(*(each.tool("charge", n=n) for each in (former, client) for n in range(5)))
             assert all("result" in answer.response for answer in answers)
@@ -331,9 +341,27 @@ class TestTwoAtOnce:
             assert len(here.upstream.ledger.initializes) <= 3
             await eventually(lambda: len(here.upstream.sessions) == 1)
 
-    async def test_an_end_at_one(self, tmp_path: Path) -> None:
+    async def test_what_the_other_has_written_is_read_in_the_middle_of_a_heal(self, tmp_path: Path) -> None:
+        """The heal stands back: the session is whole already, and its own upstream session is ended."""
+        async with at_two({"store": f"sqlite:{tmp_path}/s/sessions.db"}) as (here, one, other):
+            await here.upstream.restart()
+            here.upstream.inject(Stall(StallAt.BEFORE_EXECUTION), rpc_method="initialize")
+            call = asyncio.create_task(one.tool("charge", amount=1))
+            await eventually(lambda: len(here.upstream.ledger.initializes) == 2)
+            assert (await other.tool("charge", amount=2)).text == "charged 2"
+            (first, _) = here.sidecars
+            keeper, (session,) = first.services.sessions.rounds.keeper, first.services.sessions.table
+            keeper.note(session)
+            await keeper.flush()
+            here.upstream.release()
+            assert (await call).text == "charged 1"
+            assert (await one.tool("charge", amount=3)).text == "charged 3"
+            await eventually(lambda: len(here.upstream.sessions) == 1)
+            assert len(here.upstream.ledger.executions("charge")) == 3
+
+    async def test_an_end_at_one(self, store: Settings) -> None:
         """A DELETE at one ends it at the other with the next loss, and nothing is healed."""
-        async with at_two(tmp_path) as (here, former, client):
+        async with at_two(store) as (here, former, client):
             await asyncio.sleep(2)
             await former.delete()
             assert is_not_found(await client.tool("charge"))
@@ -483,10 +511,11 @@ class TestSealed:
 
     @ANSWERS
     @WHAT
-    async def test_a_restart(self, answers: Answers, with_server: bool) -> None:
+    @pytest.mark.parametrize("headers", [{}, bearer("one"), alice()], ids=["nobody", "token", "jwt"])
+    async def test_a_restart(self, answers: Answers, with_server: bool, headers: dict[str, str]) -> None:
         """The session goes on at the server that knows it, else it is healed; the id is a token and stays."""
         async with FakeUpstream(answers=answers) as upstream:
-            async with self.sidecar(upstream) as first, self.client(first, headers=alice()) as former:
+            async with self.sidecar(upstream) as first, self.client(first, headers=headers) as former:
                 await former.initialize()
                 assert former.session_id is not None and former.session_id.startswith("mcps1.")
                 assert (await former.tool("charge", amount=1)).text == "charged 1"

@@ -18,9 +18,9 @@ from mcp_sidecar.healing.principal import Identity, Principal
 from mcp_sidecar.healing.record import ClientSessionId, UpstreamSessionId, encode
 from mcp_sidecar.healing.session import Event, Session, State
 from mcp_sidecar.sessions.keeper import Keeper, Saving
-from mcp_sidecar.sessions.look_ups import MISS_REMEMBERED_S, Missing
+from mcp_sidecar.sessions.look_ups import MISS_REMEMBERED_S, MISSES_PER_S, Missing
 from mcp_sidecar.sessions.stores.sqlite import SqliteStore
-from mcp_sidecar.sessions.stores.store import Claim, Entry, Key, StoreAway, Times, Touch
+from mcp_sidecar.sessions.stores.store import Claim, Entry, Key, Lease, StoreAway, Times, Touch
 from mcp_sidecar.sessions.table import SessionTable
 from tests.healing import samples
 from tests.support.sessions import HERE, a_record, keeper
@@ -80,6 +80,14 @@ class Watched:
     async def holder(self, claim: Claim) -> Key | None:
         await self._called("holder")
         return await self.store.holder(claim)
+
+    async def lease(self, lease: Lease, *, ttl_s: float) -> bool:
+        await self._called("lease")
+        return await self.store.lease(lease, ttl_s=ttl_s)
+
+    async def give_back(self, lease: Lease) -> None:
+        await self._called("give_back")
+        await self.store.give_back(lease)
 
     async def secret(self, name: str, fresh: bytes, *, replaces: bytes | None = None) -> bytes:
         return await self.store.secret(name, fresh, replaces=replaces)
@@ -436,6 +444,19 @@ class TestSaving:
         await place.keeper.flush()
         assert await (await scene.place()).load(SID, ALICE) is None
 
+    async def test_a_store_that_was_emptied_unseen(self, scene: Scene) -> None:
+        """It shows with the next round, and then all are written again, used just now or not."""
+        place = await scene.place()
+        await place.opened()
+        await place.keeper.get_keys()
+        emptied = "DELETE FROM records; DELETE FROM secrets"
+        await place.store.store._do(lambda: place.store.store._file._current().executescript(emptied))
+        await place.keeper.touch()
+        await place.keeper.flush()
+        other = await scene.place()
+        await other.keeper.get_keys()
+        assert await other.load(SID, ALICE) is None
+
     async def test_after_an_outage_all_are_looked_at(self, scene: Scene) -> None:
         """A store that was away may have lost any of them, used just now or not."""
         place = await scene.place()
@@ -474,3 +495,40 @@ async def test_only_hashes_and_no_credentials_are_keys(scene: Scene) -> None:
     key = place.keeper.key(ClientSessionId("alice"), ALICE)
     assert key.session != key.principal
     assert b"alice" not in key.session + key.principal
+
+
+class TestInventedIds:
+    """Ids that nobody knows load the store no more than it can bear, however many they are."""
+
+    async def test_they_are_bounded_in_sum(self, scene: Scene) -> None:
+        """Beyond that an id is neither unknown nor known: whoever asks waits for a turn, and turns come one by one."""
+        place = await scene.place()
+        found = [await place.load(ClientSessionId(f"{n}"), ALICE) for n in range(3 * MISSES_PER_S)]
+        assert len(place.store.asked) == found.count(Missing.UNKNOWN) <= MISSES_PER_S + 1
+        assert set(found) == {Missing.UNKNOWN, Missing.STORE_AWAY}
+        turns = [place.keeper.back() for _ in range(3)]
+        assert not any(turn.done() for turn in turns)
+        await asyncio.wait(turns)
+        scene.clock.now += 10 / MISSES_PER_S
+        more = [await place.load(ClientSessionId(f"more {n}"), ALICE) for n in range(20)]
+        assert 9 <= more.count(Missing.UNKNOWN) <= 11
+
+    async def test_what_is_known_costs_nothing_of_that(self, scene: Scene) -> None:
+        """A herd of real sessions is found at once; and what is in memory is looked at before a heal, flood or not."""
+        one, other = await scene.place(), await scene.place()
+        session = await one.opened()
+        sessions = [one.table.open(ClientSessionId(f"real {n}"), ALICE, HANDSHAKE) for n in range(2 * MISSES_PER_S)]
+        await one.keeper.flush()
+        for each in sessions:
+            assert await other.load(each.client_id, ALICE) is None
+        for n in range(2 * MISSES_PER_S):
+            await one.load(ClientSessionId(f"invented {n}"), ALICE)
+        scene.clock.now += 0.5
+        await one.table.refresh(session, even_if_fresh=True)
+        assert one.store.asked[-1] == "get"
+
+    async def test_many_who_wait_for_one_look_up(self, scene: Scene) -> None:
+        """It counts once."""
+        place = await scene.place()
+        await asyncio.gather(*(place.load(SID, ALICE) for _ in range(3 * MISSES_PER_S)))
+        assert await place.load(ClientSessionId("another"), ALICE) is Missing.UNKNOWN

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+from redis import asyncio as redis
 
 PROGRAM: Final = shutil.which("redis-server") or shutil.which("valkey-server")
 NEEDS_REDIS: Final = pytest.mark.skipif(
@@ -63,6 +64,14 @@ class RedisServer:
         answer = (await reader.readline()).decode().rstrip()
         writer.close()
         return answer
+
+    async def keys(self, pattern: str) -> list[str]:
+        """The names of all keys that match."""
+        client = redis.Redis(port=self.port, decode_responses=True)
+        try:
+            return [str(key) for key in await client.keys(pattern)]
+        finally:
+            await client.aclose()
 
 
 @asynccontextmanager

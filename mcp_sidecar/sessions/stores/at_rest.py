@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Final
 
 from mcp_sidecar.sessions.stores.keys import KEY_ID_BYTES, Key, KeyRing
-from mcp_sidecar.sessions.stores.store import Claim, Entry, Store, StoreUnusable, Touch
+from mcp_sidecar.sessions.stores.store import Claim, Entry, Lease, Store, StoreUnusable, Touch
 from mcp_sidecar.sessions.stores.store import Key as Place
 
 try:
@@ -79,6 +79,14 @@ class SealingStore:
     async def holder(self, claim: Claim) -> Place | None:
         """Whose the upstream id is."""
         return await self._store.holder(claim)
+
+    async def lease(self, lease: Lease, *, ttl_s: float) -> bool:
+        """Whose turn it is."""
+        return await self._store.lease(lease, ttl_s=ttl_s)
+
+    async def give_back(self, lease: Lease) -> None:
+        """The work is done."""
+        await self._store.give_back(lease)
 
     async def secret(self, name: str, fresh: bytes, *, replaces: bytes | None = None) -> bytes:
         """The value that all share; one in clear, or under a key that is not the first one any more, is sealed anew.

@@ -17,7 +17,7 @@ from typing import Final
 from mcp_sidecar.config import StoreConfig
 from mcp_sidecar.sessions.stores.memory import MemoryStore
 from mcp_sidecar.sessions.stores.sqlite import OTHERS_MAY_WRITE, SqliteStore
-from mcp_sidecar.sessions.stores.store import Claim, Entry, Key, Store, StoreUnusable, Touch
+from mcp_sidecar.sessions.stores.store import Claim, Entry, Key, Lease, Store, StoreUnusable, Touch
 
 _PLAIN: Final = re.compile(r"[^A-Za-z0-9.]+")
 _SHOWN_CHARS: Final = 60
@@ -83,6 +83,14 @@ class AutomaticStore:
     async def holder(self, claim: Claim) -> Key | None:
         """Whose the upstream id is."""
         return await self._store.holder(claim)
+
+    async def lease(self, lease: Lease, *, ttl_s: float) -> bool:
+        """Whose turn it is."""
+        return await self._store.lease(lease, ttl_s=ttl_s)
+
+    async def give_back(self, lease: Lease) -> None:
+        """The work is done."""
+        await self._store.give_back(lease)
 
     async def secret(self, name: str, fresh: bytes, *, replaces: bytes | None = None) -> bytes:
         """The value that all share."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from mcp_sidecar.sessions.stores.store import Claim, Entry, Key, Touch
+from mcp_sidecar.sessions.stores.store import Claim, Entry, Key, Lease, Touch
 
 
 class MemoryStore:
@@ -50,6 +50,13 @@ class MemoryStore:
     async def holder(self, claim: Claim) -> Key | None:
         """The table knows."""
         return None
+
+    async def lease(self, lease: Lease, *, ttl_s: float) -> bool:
+        """Nobody shares it."""
+        return True
+
+    async def give_back(self, lease: Lease) -> None:
+        """Nothing to do."""
 
     async def secret(self, name: str, fresh: bytes, *, replaces: bytes | None = None) -> bytes:
         """Nobody shares it."""

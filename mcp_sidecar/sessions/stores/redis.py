@@ -19,6 +19,7 @@ from mcp_sidecar.sessions.stores.store import (
     Claim,
     Entry,
     Key,
+    Lease,
     StoreAway,
     StoreUnusable,
     StoreUnwritable,
@@ -81,6 +82,13 @@ _TOUCH: Final = (
     + _KEEP
     + "return 1"
 )
+# writer, time to live
+_LEASE: Final = (
+    "local v = redis.call('GET', KEYS[1]) if v and v ~= ARGV[1] then return 0 end "
+    "redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2]) return 1"
+)
+# writer
+_GIVE_BACK: Final = "if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end"
 # fresh, what it replaces
 _FIRST: Final = (
     "local v = redis.call('GET', KEYS[1]) "
@@ -110,6 +118,7 @@ class RedisStore:
         script = self._client.register_script
         self._get, self._put, self._end = script(_GET), script(_PUT), script(_END)
         self._touch, self._secret = script(_TOUCH), script(_FIRST)
+        self._lease, self._give_back = script(_LEASE), script(_GIVE_BACK)
 
     def __str__(self) -> str:
         """As in ``sessions.store``, without user and password."""
@@ -185,6 +194,16 @@ class RedisStore:
         session, _, principal = found.decode().partition(":")
         return Key(bytes.fromhex(session), bytes.fromhex(principal))
 
+    async def lease(self, lease: Lease, *, ttl_s: float) -> bool:
+        """Whose turn it is; one's own is one's own again."""
+        place = self._of_lease(lease)
+        return bool(await self._do(lambda: self._lease(keys=[place], args=[lease.writer.hex(), _ms(ttl_s)])))
+
+    async def give_back(self, lease: Lease) -> None:
+        """The work is done."""
+        place = self._of_lease(lease)
+        await self._do(lambda: self._give_back(keys=[place], args=[lease.writer.hex()]))
+
     async def secret(self, name: str, fresh: bytes, *, replaces: bytes | None = None) -> bytes:
         """The first one stays, unless it is the one to be replaced."""
         place = f"{self._prefix}}}:secret:{name}"
@@ -196,6 +215,9 @@ class RedisStore:
 
     def _of(self, session: bytes) -> str:
         return f"{self._prefix}:{session.hex()}}}"
+
+    def _of_lease(self, lease: Lease) -> str:
+        return f"{self._of(lease.key.session)}:lease:{lease.instance.hex()}:{lease.key.principal.hex()}"
 
     def _of_claim(self, claim: Claim) -> str:
         return f"{self._prefix}}}:claim:{claim.instance.hex()}:{claim.upstream_id.hex()}"

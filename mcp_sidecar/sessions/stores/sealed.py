@@ -115,10 +115,10 @@ class Sealer:
         token = f"{PREFIX}{_text(key.id)}.{_text(sealed)}"
         return token if packed is not None and len(token) <= MAX_TOKEN_CHARS else None
 
-    def open(self, token: str, principal_under: Callable[[Key], Principal], now: float) -> Sealed | Rejected:
+    def open(self, token: str, principal_under: Callable[[Key], Principal | None], now: float) -> Sealed | Rejected:
         """What a token holds, if it is of this namespace, in its time, and of the principal that hands it in.
 
-        ``principal_under`` is that principal as a hash under the key of the token.
+        ``principal_under`` is that principal as a hash under the key of the token, ``None`` where that is not known.
         """
         key_id, _, sealed = token.removeprefix(PREFIX).partition(".")
         name, ciphertext = _bytes(key_id), _bytes(sealed)
@@ -130,7 +130,8 @@ class Sealer:
         content = self._opened(cipher, ciphertext, name)
         if content is None:
             return UNREADABLE
-        if not hmac.compare_digest(content.principal, principal_under(key)):
+        principal = principal_under(key)
+        if principal is None or not hmac.compare_digest(content.principal, principal):
             return OF_ANOTHER
         return EXPIRED if now - content.issued_at >= content.lifetime_s else content
 

@@ -26,6 +26,7 @@ from mcp_sidecar.sessions.stores.store import (
     Claim,
     Entry,
     Key,
+    Lease,
     StoreAway,
     StoreUnusable,
     StoreUnwritable,
@@ -129,6 +130,13 @@ class SqliteStore:
     async def holder(self, claim: Claim) -> Key | None:
         """Whose the upstream id is."""
         return await self._do(lambda: self._file.holder(claim))
+
+    async def lease(self, lease: Lease, *, ttl_s: float) -> bool:  # noqa: ARG002
+        """Two sidecars of one host rarely heal one session at a time; where they do, one of them has begun in vain."""
+        return True
+
+    async def give_back(self, lease: Lease) -> None:
+        """Nobody keeps it."""
 
     async def secret(self, name: str, fresh: bytes, *, replaces: bytes | None = None) -> bytes:
         """The first one stays, unless it is the one to be replaced."""

@@ -64,6 +64,15 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
+class Lease:
+    """A process (``writer``) is at work on a record for an upstream instance, hashed, and nobody else is to begin."""
+
+    key: Key
+    instance: bytes
+    writer: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Times:
     """``wall`` gives seconds that all who share a store agree on, ``clock`` monotonic ones."""
 
@@ -106,6 +115,15 @@ class Store(Protocol):
 
     async def holder(self, claim: Claim) -> Key | None:
         """Which session has claimed an upstream id last."""
+
+    async def lease(self, lease: Lease, *, ttl_s: float) -> bool:
+        """Whether it is this writer's now, until it gives it back and for so long at most.
+
+        It saves work and promises nothing: a store whose writers meet rarely may let everybody have it.
+        """
+
+    async def give_back(self, lease: Lease) -> None:
+        """The work is done; another writer's lease stays."""
 
     async def secret(self, name: str, fresh: bytes, *, replaces: bytes | None = None) -> bytes:
         """The value that all who share the store have under this name: the one of whoever came first.
