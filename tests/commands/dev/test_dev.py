@@ -173,6 +173,24 @@ async def test_the_upstream_may_be_said(folder: Folder) -> None:
         assert (await client.tool("echo")).text.startswith("echo of")
 
 
+async def test_calls_under_way_end_on_a_server_that_is_stopped_first(folder: Folder) -> None:
+    """A call that has begun before a save is answered, also where SIGTERM ends the server at once; what comes behind it waits."""
+    port = free_port()
+    folder.has_tools("echo", "slow")
+    async with (
+        developing(folder.path, "--upstream", f"http://127.0.0.1:{port}/mcp", PORT=str(port)) as dev,
+        McpClient(await dev.url()) as client,
+    ):
+        await dev.line("up in")
+        await client.initialize()
+        telling, slow = asyncio.create_task(saved(dev)), asyncio.create_task(client.tool("slow"))
+        await dev.line("serving")
+        folder.has_tools("echo")
+        assert (await slow).text.startswith("slow of")
+        await telling
+        assert (await client.tool("echo")).text.startswith("echo of")
+
+
 async def test_a_port_in_the_command_is_filled_in(folder: Folder) -> None:
     """``{port}`` in the command is the port that the server got."""
     async with developing(folder.path, command=(sys.executable, "server.py", "--at", "{port}")) as dev:
