@@ -29,7 +29,7 @@ from mcp_sidecar.healing.labels import RPC_METHODS
 from mcp_sidecar.healing.principal import Principals
 from mcp_sidecar.ops import logs, page
 from mcp_sidecar.ops.access import Access
-from mcp_sidecar.ops.admin import Admin
+from mcp_sidecar.ops.admin import Admin, Calls
 from mcp_sidecar.ops.metrics import Metrics
 from mcp_sidecar.ops.status import USUAL, Load, Now, Place, StatusBoard
 from mcp_sidecar.sessions.asker import Asker
@@ -78,11 +78,17 @@ class Sidecar:
     """The running proxy: one main listener, one admin listener, one upstream."""
 
     def __init__(
-        self, settings: Settings, clock: Callable[[], float] = time.monotonic, *, watch: Watch | None = None
+        self,
+        settings: Settings,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        watch: Watch | None = None,
+        calls: Calls | None = None,
     ) -> None:
         """Needs a running event loop. ``clock`` gives monotonic seconds. Raises ``CannotStart``.
 
         ``watch``: it runs for a developer, who is shown what passes, and whose clients are promised to hear of changes.
+        ``calls``: those that the status page shows the developer.
         """
         self._settings = settings
         self._watch = watch
@@ -104,7 +110,11 @@ class Sidecar:
         self._tls: ServerTls | None = None
         self._board = StatusBoard(self._now, self._metrics.calls, page.live, time.time)
         self._admin = Admin(
-            self._metrics, self, Access(_token_file(settings)), allowed_hosts=self._listen.allowed_hosts
+            self._metrics,
+            self,
+            Access(_token_file(settings)),
+            allowed_hosts=self._listen.allowed_hosts,
+            calls=calls,
         )
         self._draining: asyncio.Task[None] | None = None
         self._sweeper: asyncio.Task[None] | None = None
@@ -255,14 +265,14 @@ class Sidecar:
         return effective(self._settings)
 
     def _now(self) -> Now:
-        services, upstream = self.services, self._settings.upstream_config()
+        services = self.services
         clients, servers = self.sessions.programs()
         return Now(
             place=Place(
                 version=__version__,
                 mode=services.policy.mode.value,
                 url=self.client_url,
-                upstream_url=upstream.origin + upstream.endpoint,
+                upstream_url=services.upstream.url,
             ),
             load=Load(sessions=len(self.sessions), streams=self.open_streams, held=len(services.holds)),
             is_up=services.holds.availability.is_up,

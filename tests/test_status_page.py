@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import aiohttp
 import pytest
 
+from tests.commands.dev.running import Folder, developing
 from tests.support.client import McpClient
 from tests.support.fake_upstream import FakeUpstream
 from tests.support.sidecar import running_sidecar
@@ -153,5 +154,35 @@ async def test_it_shows_an_outage_as_it_happens(tmp_path: Path) -> None:
             event["params"]["request"]["url"] for event in page.events if event["method"] == "Network.requestWillBeSent"
         ]
         assert {urlsplit(url).netloc for url in asked if not url.startswith("data:")} == {sidecar.admin_address}
+        wrong = ("Runtime.exceptionThrown", "Log.entryAdded", "Runtime.consoleAPICalled")
+        assert [event for event in page.events if event["method"] in wrong] == []
+
+
+async def test_a_developer_sends_a_call_again(tmp_path: Path) -> None:
+    """Under `dev` the page shows the last calls as they come, and a button sends one once more; nothing is loaded but the page's own."""
+    Folder(tmp_path)
+    async with (
+        developing(tmp_path, admin="127.0.0.1:0") as dev,
+        McpClient(await dev.url()) as client,
+        browsing(tmp_path / "browser") as page,
+    ):
+        await dev.line("up in")
+        await client.initialize()
+        await page.ask("Emulation.setDeviceMetricsOverride", width=900, height=1400, deviceScaleFactor=1, mobile=False)
+        await page.ask("Page.navigate", url=(await dev.line("  status")).split()[-1])
+        await page.shows("None yet.")
+        await client.tool("echo", text="said once")
+        await page.shows("echo")
+        await page.value("document.querySelector('#calls details').open = true")
+        await page.shows("said once")
+        await page.value("document.querySelector('#calls button').click()")
+        await page.shows("ok after")
+        again = "document.querySelectorAll('#calls details').length === 2 ? done(true) : setTimeout(look, 50)"
+        assert await page.value(f"new Promise((done) => {{ const look = () => {again}; look() }})")
+        assert await page.value("document.querySelectorAll('#calls details')[1].open")
+        for theme in ("light", "dark"):
+            await page.ask("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": theme}])
+            assert await page.value(CONTRAST) == "[]"
+            await page.shoot(f"calls-{theme}")
         wrong = ("Runtime.exceptionThrown", "Log.entryAdded", "Runtime.consoleAPICalled")
         assert [event for event in page.events if event["method"] in wrong] == []

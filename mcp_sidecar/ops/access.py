@@ -31,10 +31,11 @@ class Access:
 
     def allows(self, peer: str | None, headers: Sequence[tuple[str, str]]) -> bool:
         """Whether a request may see sessions, or start a drain."""
-        return self._is_here(peer, headers) or (self._token is not None and self._token.accepts(_offered(headers)))
+        return self.is_here(peer, headers) or (self._token is not None and self._token.accepts(_offered(headers)))
 
     @staticmethod
-    def _is_here(peer: str | None, headers: Sequence[tuple[str, str]]) -> bool:
+    def is_here(peer: str | None, headers: Sequence[tuple[str, str]]) -> bool:
+        """Whether this machine asks, for itself."""
         names = {name.lower() for name, _ in headers}
         return peer is not None and is_loopback(peer) and names.isdisjoint(map(str.lower, _PASSED_ON))
 

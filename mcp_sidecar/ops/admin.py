@@ -67,16 +67,37 @@ class Watched(Protocol):
         """The settings in effect, secrets masked."""
 
 
+class Calls(Protocol):
+    """The last calls, which a developer is shown with all that was said in them: to this machine only."""
+
+    def part(self) -> page.Part:
+        """What the status page shows of them."""
+
+    def newer(self, than: int) -> str:
+        """Those behind a number, as the page shows them; empty where there are none."""
+
+    async def again(self, number: int) -> str:
+        """Send one of them again, and say what came of it."""
+
+
 class Admin:
     """The admin listener. ``allowed_hosts`` are values of ``Host``, with a port or for any."""
 
     def __init__(
-        self, metrics: Metrics, watched: Watched, access: Access, *, allowed_hosts: Iterable[str] = ()
+        self,
+        metrics: Metrics,
+        watched: Watched,
+        access: Access,
+        *,
+        allowed_hosts: Iterable[str] = (),
+        calls: Calls | None = None,
     ) -> None:
+        """``calls``: it runs for a developer, who is shown them on a loopback listener."""
         self._metrics = metrics
         self._watched = watched
         self._access = access
         self._allowed_hosts = frozenset(host.lower() for host in allowed_hosts)
+        self._calls = calls
         self._runner: web.AppRunner | None = None
         self._streams: set[asyncio.Task[None]] = set()
 
@@ -110,6 +131,11 @@ class Admin:
         application.router.add_get("/", self._guarded(self._page))
         application.router.add_get("/status", self._guarded(self._status), allow_head=False)
         application.router.add_post("/drain", self._guarded(self._drain))
+        if not is_loopback(host):
+            self._calls = None
+        if self._calls is not None:
+            application.router.add_get("/calls", self._only_here(self._newer_calls))
+            application.router.add_post("/calls/again", self._only_here(self._call_again))
         return application
 
     # -- who may ------------------------------------------------------------------------------------------------------
@@ -143,6 +169,17 @@ class Admin:
 
         return guarded
 
+    def _only_here(self, handler: Handler) -> Handler:
+        async def guarded(request: web.Request) -> web.StreamResponse:
+            headers = list(request.headers.items())
+            if comes_from_elsewhere(headers, request.headers.get("Host", "")):
+                return _text(403, "not for web pages of other origins\n")
+            if not self._access.is_here(request.remote, headers):
+                return _text(403, "only for this machine\n")
+            return await handler(request)
+
+        return guarded
+
     # -- for machines -------------------------------------------------------------------------------------------------
 
     async def _livez(self, _request: web.Request) -> web.StreamResponse:
@@ -161,7 +198,7 @@ class Admin:
 
     async def _list_sessions(self, request: web.Request) -> web.StreamResponse:
         limit = request.query.get("limit", "")
-        if limit and not (limit.isascii() and limit.isdigit() and len(limit) <= 9):
+        if limit and not _is_number(limit):
             return _text(400, "limit must be a number\n")
         sessions = self._watched.sessions
         count, slices = len(sessions), []
@@ -178,12 +215,23 @@ class Admin:
 
     # -- for people ---------------------------------------------------------------------------------------------------
 
-    async def _page(self, _request: web.Request) -> web.StreamResponse:
-        text = page.whole(self._watched.status(), self._watched.settings())
+    async def _page(self, request: web.Request) -> web.StreamResponse:
+        is_shown = self._calls is not None and self._access.is_here(request.remote, list(request.headers.items()))
+        part = self._calls.part() if self._calls is not None and is_shown else page.NO_PART
+        text = page.whole(self._watched.status(), self._watched.settings(), part)
         answer = _answer(200, text.encode(), "text/html; charset=utf-8")
-        answer.headers["Content-Security-Policy"] = page.POLICY
+        answer.headers["Content-Security-Policy"] = page.policy(part)
         answer.headers["Referrer-Policy"] = "no-referrer"
         return answer
+
+    async def _newer_calls(self, request: web.Request) -> web.StreamResponse:
+        assert self._calls is not None, "no route without them"
+        number = _number(request.query.get("after", ""))
+        return _answer(200, self._calls.newer(number).encode(), "text/html; charset=utf-8")
+
+    async def _call_again(self, request: web.Request) -> web.StreamResponse:
+        assert self._calls is not None, "no route without them"
+        return _text(200, await self._calls.again(_number(request.query.get("number", ""))))
 
     async def _status(self, request: web.Request) -> web.StreamResponse:
         if len(self._streams) >= MAX_STATUS_STREAMS:
@@ -215,6 +263,14 @@ class Admin:
                 shown, silent_s = status, 0.0
             await asyncio.sleep(STATUS_INTERVAL_S)
             silent_s += STATUS_INTERVAL_S
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= 9
+
+
+def _number(text: str) -> int:
+    return int(text) if _is_number(text) else 0
 
 
 def _name(host: str) -> str:

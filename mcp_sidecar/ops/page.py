@@ -10,6 +10,7 @@ import base64
 import hashlib
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from html import escape
 
@@ -71,29 +72,47 @@ def _hash(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-POLICY = (
-    f"default-src 'none'; style-src {_hash(_STYLE)}; script-src {_hash(_SCRIPT)}; connect-src 'self'; img-src data:; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
-"""Nothing is loaded but the live part; should a name get through unescaped, it still could run nothing."""
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What somebody else adds to the page, with the style and the script that it needs. Its maker escapes what it shows."""
+
+    html: str = ""
+    style: str = ""
+    script: str = ""
+
+
+NO_PART = Part()
+
+
+def policy(part: Part = NO_PART) -> str:
+    """Nothing is loaded but the live part; should a name get through unescaped, it still could run nothing."""
+    scripts = f"{_hash(_SCRIPT)} {_hash(part.script)}" if part.script else _hash(_SCRIPT)
+    return (
+        f"default-src 'none'; style-src {_hash(_STYLE + part.style)}; script-src {scripts}; connect-src 'self'; "
+        "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+
 
 _PAGE = (
     '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>mcp-sidecar</title>'
     '<meta name="viewport" content="width=device-width,initial-scale=1"><link rel="icon" href="data:,">'
     '<noscript><meta http-equiv="refresh" content="10"></noscript><style>{style}</style></head><body>'
     '<header><h1>mcp-sidecar</h1><p class="dim" id="seen">as of when this page was loaded</p></header>'
-    '<main id="live">{status}</main>'
+    '<main id="live">{status}</main><div class="static">{part}</div>'
     '<div class="static"><details class="card"><summary>Settings in effect</summary>'
     "<pre><code>{settings}</code></pre></details></div>"
     '<footer><a href="metrics">Metrics</a> · <a href="sessions?limit=100">Sessions</a> · '
     '<a href="readyz?upstream=1">Ready</a>'
-    " · What each number means: docs/on-call.md</footer><script>{script}</script></body></html>"
+    " · What each number means: docs/on-call.md</footer><script>{script}</script>{more}</body></html>"
 )
 
 
-def whole(status: str, settings: str) -> str:
+def whole(status: str, settings: str, part: Part = NO_PART) -> str:
     """The page with its live part as it is now."""
-    return _PAGE.format(style=_STYLE, script=_SCRIPT, status=status, settings=escape(settings))
+    more = f"<script>{part.script}</script>" if part.script else ""
+    return _PAGE.format(
+        style=_STYLE + part.style, script=_SCRIPT, more=more, status=status, part=part.html, settings=escape(settings)
+    )
 
 
 def live(picture: Picture) -> str:

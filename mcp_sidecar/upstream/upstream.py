@@ -49,6 +49,11 @@ class Upstream:
         self.idle_timeout_s = config.idle_timeout_s
         self.affinity_cookies = config.affinity_cookies
 
+    @property
+    def url(self) -> str:
+        """Of its endpoint, where it was last said to be."""
+        return f"{self._config.origin}{self._config.endpoint}"
+
     async def open(self) -> None:
         """Make the connection pool."""
         self._pool = Pool(self._connector, self._limits, self._config.keep_alive_s)

@@ -97,7 +97,7 @@ class ServerSpec:
     @property
     def missing(self) -> str | None:
         """Why this server cannot be run here, or None."""
-        return _missing(self.needs, self.installed_by)
+        return missing(self.needs, self.installed_by)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,14 +113,14 @@ class ClientSpec:
     @property
     def missing(self) -> str | None:
         """Why this client cannot be run here, or None."""
-        return _missing(self.needs, self.installed_by)
+        return missing(self.needs, self.installed_by)
 
     def has_session_on(self, server: ServerSpec) -> bool:
         """Whether this client gets a session from that server."""
         return not (self.asks_discover and server.serves_sessionless)
 
 
-def _missing(needs: tuple[Path, ...], installed_by: str) -> str | None:
+def missing(needs: tuple[Path, ...], installed_by: str) -> str | None:
     absent = [path for path in needs if not path.exists()]
     if not absent:
         return None

@@ -101,11 +101,10 @@ class Connection:
         self._name = name
         self._call_timeout_s = call_timeout_s
 
-    def open(self, url: str) -> Answer:
-        """Connect, and list the tools as every application does."""
-        connected = self._wait(
-            self.driver.command("connect", self._name, CONNECT_TIMEOUT_S, url=url), CONNECT_TIMEOUT_S
-        )
+    def open(self, url: str, *, follows: bool = False) -> Answer:
+        """Connect, and list the tools as every application does. ``follows``: with the SDK's handler for lists that change."""
+        opening = self.driver.command("connect", self._name, CONNECT_TIMEOUT_S, url=url, follows=follows)
+        connected = self._wait(opening, CONNECT_TIMEOUT_S)
         if not connected.ok:
             return connected
         return self._wait(self.driver.command("tools", self._name, CONNECT_TIMEOUT_S), CONNECT_TIMEOUT_S)

@@ -67,6 +67,7 @@ class Watched:
         *,
         stdin: int = subprocess.DEVNULL,
         on_line: Callable[[str], None] | None = None,
+        cwd: Path = ROOT,
     ) -> None:
         inherited = {name: value for name, value in os.environ.items() if not SILENCED.match(name)}
         self._lines: list[str] = []
@@ -79,7 +80,7 @@ class Watched:
             text=True,
             errors="replace",
             bufsize=1,
-            cwd=ROOT,
+            cwd=cwd,
             env=inherited | environment,
         )
         self._reader = threading.Thread(target=self._read, daemon=True)

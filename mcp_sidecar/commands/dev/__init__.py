@@ -15,6 +15,7 @@ import webbrowser
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mcp_sidecar import __version__
 from mcp_sidecar.app import Sidecar
@@ -22,13 +23,14 @@ from mcp_sidecar.commands.dev import files
 from mcp_sidecar.commands.dev.calls import CallLog, Ended
 from mcp_sidecar.commands.dev.child import Guard
 from mcp_sidecar.commands.dev.clients import snippets
+from mcp_sidecar.commands.dev.kept import KeptCalls
 from mcp_sidecar.commands.dev.screen import BOLD, DIM, RED, Screen, single_keys
 from mcp_sidecar.commands.dev.supervisor import Plan, Supervisor
 from mcp_sidecar.commands.dev.takeover import Sessions
 from mcp_sidecar.ops import logs
 from mcp_sidecar.ops.console import duration
-from mcp_sidecar.process import loop_factory
 from mcp_sidecar.settings import Loaded, Settings
+from mcp_sidecar.wire.jsonrpc import Message
 
 COULD_NOT_RUN, MISTAKE = 1, 2
 NOWHERE = "http://127.0.0.1:1"
@@ -80,7 +82,8 @@ def run(arguments: Namespace, load: Callable[[Mapping[str, Sequence[str]]], Load
 def _run_to_end(plan: Plan, settings: Settings) -> int:
     logs.configure("console", settings.log_level, colours=False)
     try:
-        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        # The loop of the standard library: uvloop forks this whole process for each server, which takes 40 ms and more.
+        with asyncio.Runner() as runner:
             return runner.run(_run(plan, settings))
     finally:
         logs.close(LAST_LINES_S)
@@ -90,8 +93,14 @@ async def _run(plan: Plan, settings: Settings) -> int:
     clock = asyncio.get_running_loop().time
     screen = Screen.of_process(clock)
     try:
-        watch = CallLog(clock, lambda ended: _tell_call(screen, ended), screen.say)
-        sidecar = Sidecar(settings, watch=watch)
+        kept = KeptCalls(clock)
+
+        def ended(message: Message, call: Ended, answer: dict[str, Any] | None) -> None:
+            _tell_call(screen, call)
+            kept.keep(message, call, answer)
+
+        watch = CallLog(clock, ended, screen.say)
+        sidecar = Sidecar(settings, watch=watch, calls=kept)
         sessions = Sessions(sidecar.services)
         watch.note = sessions.note
         sessions.leave()
@@ -100,6 +109,7 @@ async def _run(plan: Plan, settings: Settings) -> int:
         except OSError as error:
             screen.say(f"{sidecar.starting}: {error.strerror or error}", RED)
             return COULD_NOT_RUN
+        kept.url = sidecar.client_url
         try:
             async with Guard() as guard:
                 supervisor = Supervisor(

@@ -1,6 +1,7 @@
 """The calls of clients as they end: which tool, how long it took, what came of it.
 
-Shown to the developer at the terminal and kept nowhere. Of an answer no more is kept than its beginning, until it is told.
+Shown to the developer at the terminal, and handed on to whoever keeps the last ones. Of an answer no more is read than its
+beginning.
 """
 
 from __future__ import annotations
@@ -32,15 +33,19 @@ class Ended:
     problem: str
 
 
-def problem_in(status: int, body: bytes, request_id: JsonRpcId, *, is_whole: bool = True) -> str:
+def answer_in(body: bytes, request_id: JsonRpcId) -> dict[str, Any] | None:
+    """The response to a request, in JSON or in a stream; ``None`` where it is not there, or was cut."""
+    stream = (("Content-Type", "text/event-stream"),) if not body.lstrip().startswith((b"{", b"[")) else ()
+    return Said(200, stream, body).answer_to(request_id)
+
+
+def problem_in(status: int, answer: dict[str, Any] | None, *, is_whole: bool = True) -> str:
     """Why a call failed, as the client was told; empty where it succeeded or nobody can tell.
 
     ``is_whole``: the answer went out to its end. Some clients leave a stream as soon as they have what they wait for.
     """
     if status >= 400:
         return f"HTTP {status}"
-    stream = (("Content-Type", "text/event-stream"),) if not body.lstrip().startswith((b"{", b"[")) else ()
-    answer = Said(status, stream, body).answer_to(request_id)
     if answer is None:
         return "" if is_whole else LEFT
     error, result = answer.get("error"), answer.get("result")
@@ -86,10 +91,10 @@ class CallLog:
     def __init__(
         self,
         clock: Callable[[], float],
-        ended: Callable[[Ended], None],
+        ended: Callable[[Message, Ended, dict[str, Any] | None], None],
         say: Callable[[str], None],
     ) -> None:
-        """``ended`` is told of calls, ``say`` what else a developer should know."""
+        """``ended`` is told of calls: the request, how it ended, its response; ``say`` what else a developer should know."""
         self._clock = clock
         self.note: Callable[[Call], None] = lambda _: None
         """Sees each request of a session once it is answered."""
@@ -115,7 +120,8 @@ class CallLog:
         finally:
             self.note(call)
             if title is not None:
-                problem = problem_in(responder.status, bytes(seen), message.id, is_whole=is_over)
-                self._ended(Ended(title, self._clock() - started, problem))
+                answer = answer_in(bytes(seen), message.id)
+                problem = problem_in(responder.status, answer, is_whole=is_over)
+                self._ended(message, Ended(title, self._clock() - started, problem), answer)
             elif message.method == "initialize" and responder.status == 200:
                 self._say(f"{client_of(message)} connected")

@@ -21,7 +21,15 @@ from pathlib import Path
 from mcp_sidecar.commands.dev import child, files, ports
 from mcp_sidecar.commands.dev.child import Guard, Server
 from mcp_sidecar.commands.dev.lists import Items, counted, difference
-from mcp_sidecar.commands.dev.readiness import DISCOVER_EVERY_S, Candidate, Up, look_at_lists, wait_until_up
+from mcp_sidecar.commands.dev.readiness import (
+    DISCOVER_EVERY_S,
+    DISCOVER_SELDOM_S,
+    Candidate,
+    Up,
+    leave,
+    look_at_lists,
+    wait_until_up,
+)
 from mcp_sidecar.commands.dev.screen import DIM, GREEN, RED, YELLOW, Screen
 from mcp_sidecar.commands.dev.takeover import Sessions
 from mcp_sidecar.config import UpstreamConfig
@@ -30,7 +38,7 @@ from mcp_sidecar.upstream.pool import Pool
 from mcp_sidecar.upstream.upstream import Upstream
 
 SILENT_AFTER_S = 30.0
-DRAIN_S, DRAIN_FIXED_S = 10.0, 2.0
+DRAIN_S, DRAIN_FIXED_S = 10.0, 5.0
 """How long calls on the old server may go on; where the new one waits for its port, not for long."""
 TOLD_LINES = 8
 _SPEAKS_OF_ERRORS = re.compile(r"error|exception|fail|cannot|not found|denied|already in use", re.IGNORECASE)
@@ -206,11 +214,12 @@ class Supervisor:
         if port is None:
             return lambda: [Candidate(str(fixed), is_certain=True)]
         clock = asyncio.get_running_loop().time
+        every_s = DISCOVER_EVERY_S if self._lists is None else DISCOVER_SELDOM_S
         expected, looked_at = Candidate(f"http://{ports.LOOPBACK}:{port}", is_certain=True), clock()
 
         def candidates() -> list[Candidate]:
             nonlocal looked_at
-            if clock() - looked_at < DISCOVER_EVERY_S:
+            if clock() - looked_at < every_s:
                 return [expected]
             looked_at = clock()
             found = [(f"http://{host}:{number}", number == port) for host, number in ports.listening(server.pid)]
@@ -234,6 +243,7 @@ class Supervisor:
         taking = self._sessions.take_over(replace(self._config, origin=up.origin))
         (pool, healed), lists = await asyncio.gather(taking, look_at_lists(up, self._plan.path))
         self._tell_up(cause, up, asyncio.get_running_loop().time() - began, healed, lists)
+        self._do(leave(up, self._plan.path))
         server.exited.add_done_callback(lambda done: self._events.put_nowait(Exited(server, done.result())))
         if former is not None:
             self._do(self._let_go(former, pool))
@@ -264,10 +274,11 @@ class Supervisor:
         if former is None:
             return
         pool = self._sessions.leave()
-        ending = asyncio.create_task(former.end())
-        if pool is not None:
-            await self._upstream.retire(pool, DRAIN_FIXED_S)
-        await ending
+        try:
+            if pool is not None:  # before SIGTERM, at which many servers end with all that is under way
+                await self._upstream.retire(pool, DRAIN_FIXED_S)
+        finally:
+            await former.end()
 
     async def _not_up(self, cause: str, server: Server) -> None:
         status = server.exited.result()

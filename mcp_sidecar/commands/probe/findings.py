@@ -166,8 +166,19 @@ def _no_mcp(seen: Seen) -> Report | None:
     spoken = next((error["message"] for each in said.messages if isinstance(error := each.get("error"), dict)
                    and isinstance(error.get("message"), str)), "")  # fmt: skip
     text = f"it answers {said.status} ({form}) to initialize" + (f": {spoken[:120]}" if spoken else "")
-    kind = "an MCP server that refuses the handshake" if spoken else "no MCP endpoint"
-    advice = "look at the path of the URL: it is often /mcp" if said.status in (404, 405, 200) else ""
+    judgement = judged(seen.answers["initialize"])
+    older = seen.said("plain-get")
+    advice = ""
+    if spoken:
+        kind = "an MCP server that refuses the handshake"
+    elif judgement is not None and judgement.verdict is Verdict.UNAVAILABLE:
+        kind, advice = "a gateway without its server", "start the server, and probe again"
+    elif older is not None and older.status == 200 and older.media_type == "text/event-stream":
+        kind = "a server of the HTTP+SSE transport (2024-11-05), whose sessions end with their stream,"
+        advice = "the sidecar passes it on and heals nothing; serve Streamable HTTP"
+    else:
+        kind = "no MCP endpoint"
+        advice = "look at the path of the URL: it is often /mcp" if said.status in (404, 405, 200) else ""
     return Report(Outcome.NO_MCP_SERVER, f"{kind} at {seen.url}", (Finding("server", text, Level.BAD, advice),))
 
 
@@ -194,9 +205,15 @@ def _with_sessions(seen: Seen) -> Report:
     findings = (*_general(seen), *restart, *_replicas(seen), *_edges(seen))
     if bad:
         return Report(Outcome.NOT_HEALABLE, bad[0].text, findings)
+    if _takes_any_id(seen):
+        return Report(Outcome.HEALABLE, "it takes any session id: a restart loses nobody, and is never told", findings)
     first = judged(seen.answers["made-up-post"])
     how = "recognised at once" if first is not None and first.verdict is Verdict.SESSION_LOST else "found out by asking"
     return Report(Outcome.HEALABLE, f"a restart is {how}; clients keep their sessions", findings)
+
+
+def _takes_any_id(seen: Seen) -> bool:
+    return bool(seen.result("made-up-post"))
 
 
 def _in_a_restart(seen: Seen) -> Iterator[Finding]:
@@ -206,12 +223,13 @@ def _in_a_restart(seen: Seen) -> Iterator[Finding]:
     if judgement is None or said is None:
         yield Finding("lost sessions", f"no answer to an id that it does not know: {post.why}", Level.BAD)
         return
-    if said.status < 300 and said.result_of(REQUEST_ID) is not None:
+    if _takes_any_id(seen):
         yield Finding(
             "lost sessions",
-            "it takes any session id, and never says that it has forgotten one",
-            Level.BAD,
-            "a restart is only seen by streams that break; let the server refuse ids that it does not know",
+            "it takes any session id, and never says that it has forgotten one: calls go on after a restart by themselves",
+            Level.PLAIN,
+            "where a connection breaks, log level and subscriptions are said again and lists compared; what else the server "
+            "keeps in a session is gone without a word, unless it refuses ids that it does not know",
         )
         return
     if said.media_type == "text/plain" and said.body == SESSION_NOT_FOUND.body:
@@ -291,7 +309,9 @@ def _row_for(said: Said) -> str:
 def _general(seen: Seen) -> Iterator[Finding]:
     info = seen.result("initialize").get("serverInfo")
     name = (
-        " ".join(str(info[key]) for key in ("name", "version") if key in info) if isinstance(info, dict) else "unnamed"
+        " ".join(str(info[key]) for key in ("name", "version") if info.get(key))
+        if isinstance(info, dict)
+        else "unnamed"
     )
     yield Finding("server", f"{name}, at revision {seen.version}", Level.GOOD)
     older = [

@@ -7,6 +7,7 @@ only sends what a client would that has an id of yesterday, no id, another token
 from __future__ import annotations
 
 import contextlib
+import itertools
 import random
 import string
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -25,6 +26,8 @@ PAGE_ORIGIN = "http://localhost:5173"
 PINGS_ON_NEW_CONNECTIONS = 8
 TIMEOUT_S = 10.0
 REQUEST_ID = "mcp-sidecar-1"
+MIN_CHANCE = 8
+_SEPARATORS = "-_.:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +80,12 @@ class Seen:
         return said.header(SESSION_ID) if said is not None else None
 
     @property
+    def session_ids(self) -> list[str]:
+        """All ids that handshakes gave out."""
+        opened = [self.said(kind) for kind in self.answers if kind.startswith("initialize")]
+        return [key for said in opened if said is not None and (key := said.header(SESSION_ID)) is not None]
+
+    @property
     def version(self) -> str:
         """The revision that was negotiated."""
         return str(self.result("initialize").get("protocolVersion", ""))
@@ -100,13 +109,30 @@ def discover() -> dict[str, object]:
 MODERN_HEADERS: tuple[Pair, ...] = (("MCP-Protocol-Version", FIRST_SESSIONLESS), ("Mcp-Method", "server/discover"))
 
 
-def made_up(session_id: str, chance: random.Random) -> str:
-    """Another id of the same form: digits for digits, letters for letters of the same case, hexadecimal for hexadecimal."""
-    is_hex = all(character in string.hexdigits or character in "-_." for character in session_id)
+def made_up(ids: Sequence[str], chance: random.Random) -> str:
+    """Another id of the form of these, which a server gave out: no servers' check of the form may tell it by that.
+
+    What all of them begin with up to a separator stays (mcp-go takes every id that begins with `mcp-session-`). Behind it
+    stand digits for digits, letters for letters of the same case, hexadecimal for hexadecimal, at least eight of them.
+    """
+    beginning = _same_in_all(ids)
+    rest = ids[0][len(beginning) :]
+    while 0 < len(rest) < MIN_CHANCE:
+        rest += rest
+    is_hex = all(character in string.hexdigits or character in _SEPARATORS for character in rest)
     kinds = (string.digits, "abcdef" if is_hex else string.ascii_lowercase, string.ascii_uppercase)
-    return "".join(
-        next((chance.choice(kind) for kind in kinds if character in kind), character) for character in session_id
+    return beginning + "".join(
+        next((chance.choice(kind) for kind in kinds if character in kind), character) for character in rest
     )
+
+
+def _same_in_all(ids: Sequence[str]) -> str:
+    """What they begin with, up to and with the last separator in it; nothing can be told from one."""
+    if len(set(ids)) < 2:
+        return ""
+    same = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*ids, strict=False))
+    common = "".join(column[0] for column in same)
+    return common[: max(map(common.rfind, _SEPARATORS)) + 1]
 
 
 class Questions:
@@ -200,7 +226,7 @@ class Questions:
         await self._ask("none-post", client.post(request("tools/list"), None, header), "tools/list", sender=nobody)
         if key is None:
             return
-        await self._in_lost_session(client, Sender("made-up", made_up(key, self._chance), header))
+        await self._in_lost_session(client, Sender("made-up", made_up(seen.session_ids, self._chance), header))
         await self._ask("end", client.delete(key, header), http="DELETE", sender=Sender("live", key, header))
         await self._in_lost_session(client, Sender("ended", key, header))
 

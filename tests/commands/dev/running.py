@@ -89,11 +89,11 @@ class DevProcess:
 
 @asynccontextmanager
 async def developing(
-    folder: Path, *options: str, command: tuple[str, ...] = PYTHON, **environment: str
+    folder: Path, *options: str, command: tuple[str, ...] = PYTHON, admin: str = "off", **environment: str
 ) -> AsyncIterator[DevProcess]:
     """Run ``dev`` in the folder, on a free port."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "mcp_sidecar", "dev", "--listen", "0", "--admin", "off", *options, "--", *command),
+        *(sys.executable, "-m", "mcp_sidecar", "dev", "--listen", "0", "--admin", admin, *options, "--", *command),
         cwd=folder,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,

@@ -1,7 +1,7 @@
 """An MCP server for the tests of `dev`, as a developer's file: `python small_server.py`, on the port in ``PORT``.
 
 The standard library only, so that it starts fast. It forgets its sessions with its process, speaks on a listening stream, and has
-the tools in ``TOOLS``; the tests copy it and edit that line.
+the tools in ``TOOLS``; the tests copy it and edit that line. The tool ``slow`` takes its time.
 """
 
 import json
@@ -9,12 +9,14 @@ import os
 import signal
 import sys
 import threading
+import time
 import uuid
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 TOOLS = ["echo"]
 PORT = int(os.environ.get("PORT", "0"))
 PROMISES = False
+SLOW_S = 0.7
 SESSIONS: set[str] = set()
 ENDED = threading.Event()
 
@@ -69,6 +71,8 @@ class Handler(BaseHTTPRequestHandler):
             tools = [{"name": name, "inputSchema": {"type": "object", "properties": {"text": {}}}} for name in TOOLS]
             return self.answer(200, {"jsonrpc": "2.0", "id": key, "result": {"tools": tools}})
         if method == "tools/call":
+            if message["params"]["name"] == "slow":
+                time.sleep(SLOW_S)
             text = f"{message['params']['name']} of {os.getpid()}"
             result = {"content": [{"type": "text", "text": text}], "isError": message["params"]["name"] not in TOOLS}
             return self.answer(200, {"jsonrpc": "2.0", "id": key, "result": result})

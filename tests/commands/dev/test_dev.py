@@ -173,6 +173,24 @@ async def test_the_upstream_may_be_said(folder: Folder) -> None:
         assert (await client.tool("echo")).text.startswith("echo of")
 
 
+async def test_calls_under_way_end_on_a_server_that_is_stopped_first(folder: Folder) -> None:
+    """A call that has begun before a save is answered, also where SIGTERM ends the server at once; what comes behind it waits."""
+    port = free_port()
+    folder.has_tools("echo", "slow")
+    async with (
+        developing(folder.path, "--upstream", f"http://127.0.0.1:{port}/mcp", PORT=str(port)) as dev,
+        McpClient(await dev.url()) as client,
+    ):
+        await dev.line("up in")
+        await client.initialize()
+        telling, slow = asyncio.create_task(saved(dev)), asyncio.create_task(client.tool("slow"))
+        await dev.line("serving")
+        folder.has_tools("echo")
+        assert (await slow).text.startswith("slow of")
+        await telling
+        assert (await client.tool("echo")).text.startswith("echo of")
+
+
 async def test_a_port_in_the_command_is_filled_in(folder: Folder) -> None:
     """``{port}`` in the command is the port that the server got."""
     async with developing(folder.path, command=(sys.executable, "server.py", "--at", "{port}")) as dev:
@@ -261,6 +279,52 @@ async def test_a_thousand_saves_are_one(folder: Folder) -> None:
             (folder.path / f"module_{number}.py").write_text("", encoding="utf-8")
         await telling
         assert sum("→ up in" in line for line in dev.lines) < 20
+
+
+@pytest.mark.long
+async def test_a_server_that_never_listens_is_told(folder: Folder) -> None:
+    """With where it listens instead, if anywhere; clients hear it at once from then on, and the next save tries again."""
+    folder.server.write_text("import threading; threading.Event().wait()", encoding="utf-8")
+    async with developing(folder.path) as dev, McpClient(await dev.url()) as client:
+        await dev.line(r"no answer to initialize on port \d+ for 30 s; it listens nowhere \(still waiting\)")
+        refused = await client.call("initialize", {}, id=1, bare=True)
+        assert (refused.status, refused.error["data"]) == (503, {"reason": "server_failed_to_start"})
+        telling = asyncio.create_task(saved(dev))
+        await asyncio.sleep(0)
+        folder.has_tools("echo")
+        await telling
+        assert (await client.initialize()).status == 200
+
+
+@pytest.mark.long
+async def test_a_save_is_seen_among_fifty_thousand_files(folder: Folder) -> None:
+    """Folders are watched and not files, so that a large project starts and restarts like a small one."""
+    for number in range(500):
+        part = folder.path / f"part_{number}"
+        part.mkdir()
+        for name in range(100):
+            (part / f"m{name}.py").touch()
+    async with developing(folder.path) as dev:
+        await dev.line("up in")
+        for name in (folder.server, folder.path / "part_499" / "m99.py"):
+            telling = asyncio.create_task(saved(dev, f"{name.relative_to(folder.path)} changed → up in"))
+            await asyncio.sleep(0)
+            name.write_text(name.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+            await telling
+
+
+async def test_a_clock_that_jumps_changes_nothing(folder: Folder) -> None:
+    """A save from last year, or from next year, is a save: what counts is that the file changed."""
+    async with developing(folder.path) as dev:
+        await dev.line("up in")
+        for moment in (86_400.0, 4_000_000_000.0):
+            telling = asyncio.create_task(saved(dev))
+            await asyncio.sleep(0)
+            draft = folder.path / "draft"
+            draft.write_text(folder.server.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+            os.utime(draft, (moment, moment))
+            draft.replace(folder.server)
+            assert "server.py changed" in await telling
 
 
 def test_a_command_is_needed(capfd: pytest.CaptureFixture[str]) -> None:

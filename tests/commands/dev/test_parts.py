@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from watchfiles import Change
 
-from mcp_sidecar.commands.dev.calls import LEFT, client_of, problem_in, title_of
+from mcp_sidecar.commands.dev.calls import LEFT, answer_in, client_of, problem_in, title_of
 from mcp_sidecar.commands.dev.child import MAX_LINE_BYTES, Lines
 from mcp_sidecar.commands.dev.clients import snippets
 from mcp_sidecar.commands.dev.files import told, watched
@@ -135,14 +135,14 @@ def test_a_list_that_is_none_has_no_items() -> None:
 )
 def test_why_a_call_failed(status: int, body: bytes, problem: str) -> None:
     """As its client was told; where nobody can tell it counts as a success."""
-    assert problem_in(status, body, 1) == problem
+    assert problem_in(status, answer_in(body, 1)) == problem
 
 
 def test_a_client_that_leaves_with_its_answer_has_got_it() -> None:
     """The Python SDK leaves a stream as soon as its answer is there."""
     stream = b'data: {"id":1,"result":{}}\n\n'
-    assert problem_in(200, stream, 1, is_whole=False) == ""
-    assert problem_in(200, stream, 2, is_whole=False) == LEFT
+    assert problem_in(200, answer_in(stream, 1), is_whole=False) == ""
+    assert problem_in(200, answer_in(stream, 2), is_whole=False) == LEFT
 
 
 @pytest.mark.parametrize(

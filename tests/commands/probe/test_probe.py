@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -115,11 +116,12 @@ async def test_a_sidecar_in_front_is_told() -> None:
         assert "answer of a sidecar" in said_of(report, "sidecar")
 
 
-async def test_a_server_that_takes_any_id_is_not_healable() -> None:
-    """What never says that it has forgotten cannot be healed by its answers."""
+async def test_a_server_that_takes_any_id_has_nothing_to_heal() -> None:
+    """Its clients go on after a restart by themselves; that it never tells of one is said."""
     async with FakeUpstream(sessions=SessionMode.ADOPTING) as server:
         _, report = await probed(server.url)
-    assert report.outcome.exit_status == 3 and "takes any session id" in report.summary
+    assert report.outcome.exit_status == 0 and "takes any session id" in report.summary
+    assert "never says that it has forgotten" in said_of(report, "lost sessions")
 
 
 # -- what answers mean --------------------------------------------------------------------------------------------------
@@ -190,12 +192,20 @@ def test_several_servers_behind_one_address_are_told() -> None:
         (Said(200, (("Content-Type", "text/html"),), b"<html>"), 4, "no MCP endpoint"),
         (Said(308, (("Location", "https://x/mcp"),)), 3, "redirects to https://x/mcp"),
         (refused(400, "Unsupported protocol version"), 4, "refuses the handshake"),
+        (Said(502, (("Content-Type", "text/html"),), b"<html>"), 4, "a gateway without its server"),
     ],
 )
 def test_what_is_no_handshake(said: Said, status: int, words: str) -> None:
     """A web server, a redirect, a refusal: each in its own words."""
     report = report_on(made_of(("initialize", "none", said)))
     assert report.outcome.exit_status == status and words in report.summary
+
+
+def test_the_older_transport_is_told() -> None:
+    """A server of HTTP+SSE refuses the POST at its stream's address; its own GET says what it is."""
+    stream = Said(200, (("Content-Type", "text/event-stream; charset=utf-8"),))
+    report = report_on(made_of(("initialize", "none", Said(405)), ("plain-get", "none", stream)))
+    assert report.outcome.exit_status == 4 and "HTTP+SSE transport (2024-11-05)" in report.summary
 
 
 def test_only_2026_needs_no_healing() -> None:
@@ -211,12 +221,27 @@ def test_only_2026_needs_no_healing() -> None:
 @pytest.mark.parametrize("key", ["8f14e45f-ceea-467a-9d1c-2b7c3a5e6f70", "ABCdef.12_9", "mcp-session-42"])
 def test_a_made_up_id_has_the_form_of_the_real_one(key: str) -> None:
     """A server that checks the form must not tell it by that."""
-    other = made_up(key, random.Random(1))
+    other = made_up([key], random.Random(1))
 
     def form(text: str) -> list[tuple[bool, bool, bool]]:
         return [(each.isdigit(), each.isalpha(), each.isupper()) for each in text]
 
     assert other != key and form(other) == form(key)
+
+
+@pytest.mark.parametrize(
+    ("ids", "form"),
+    [
+        (["mcp-session-8f14e45f", "mcp-session-01aaf3d9"], r"mcp-session-[0-9a-f]{8}"),
+        (["session_1", "session_2"], r"session_[0-9]{8}"),
+        (["0198a5c2-1f00-7b", "0198a5c2-1e77-7c"], r"0198a5c2-[0-9a-f]{4}-[0-9a-f]{2}[0-9a-f-]*"),
+        (["abcd1", "abce2"], r"[a-f]{4}[0-9][a-f]{4}[0-9]"),
+        (["same-1a2b3c4d", "same-1a2b3c4d"], r"[a-z]{4}-[0-9a-z]{8}"),
+    ],
+)
+def test_what_all_ids_begin_with_is_kept(ids: list[str], form: str) -> None:
+    """mcp-go takes every id with the right beginning; what is made up behind it is nobody's."""
+    assert re.fullmatch(form, other := made_up(ids, random.Random(1))) and other not in ids
 
 
 @pytest.mark.parametrize(

@@ -39,9 +39,12 @@ class Session(Protocol):
 class Ids:
     """What came from the server beside the results: session IDs of successful answers and messages, oldest first.
 
-    A question of the server is answered at the next ``released``.
+    A question of the server is answered at the next ``released``. A client that ``follows`` lists the tools anew whenever it
+    hears that they changed; ``listed`` is what it got.
     """
 
+    follows: bool = False
+    listed: list[str] = field(default_factory=list)
     seen: list[str] = field(default_factory=list)
     heard: list[dict[str, Any]] = field(default_factory=list)
     released: asyncio.Event = field(default_factory=asyncio.Event)
@@ -125,7 +128,9 @@ class Driver:
         return work.result() if error is None else ("error", _described(error))
 
     async def _connect(self, command: dict[str, Any]) -> Outcome:
-        ids, session, closing = Ids(), asyncio.get_running_loop().create_future(), asyncio.Event()
+        ids = Ids(follows=command["follows"])
+        session: asyncio.Future[Session] = asyncio.get_running_loop().create_future()
+        closing = asyncio.Event()
         owner = asyncio.ensure_future(_own(self._opening, command["url"], ids, session, closing))
         await session
         self._held[command["name"]] = HeldRequest(ids, session, closing, owner)
@@ -134,6 +139,9 @@ class Driver:
     async def _tools(self, command: dict[str, Any]) -> Outcome:
         listed = await (await self._held[command["name"]].session).list_tools()
         return "result", " ".join(tool.name for tool in listed.tools)
+
+    async def _listed(self, command: dict[str, Any]) -> Outcome:
+        return "result", " ".join(self._held[command["name"]].ids.listed)
 
     async def _call(self, command: dict[str, Any]) -> Outcome:
         session = await self._held[command["name"]].session

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -19,13 +20,36 @@ async def opened(url: str, ids: Ids, auth: Any = None) -> AsyncIterator[Session]
     async with transport.create_mcp_http_client(auth=auth) as http_client:
         http_client.event_hooks = {"response": [ids.note]}
         streams = transport.streamable_http_client(url, http_client=http_client)
+        follower = Follower(ids)
         async with (
             streams as (read, write, _),
             tapped(read, ids) as heard,
-            mcp.ClientSession(heard, write, elicitation_callback=asked(ids)) as session,
+            mcp.ClientSession(
+                heard, write, elicitation_callback=asked(ids), message_handler=follower.take
+            ) as follower.session,
         ):
-            await session.initialize()
-            yield session
+            await follower.session.initialize()
+            yield follower.session
+
+
+class Follower:
+    """Lists the tools anew when it hears that they changed, in a task of its own: the session waits for its handler."""
+
+    def __init__(self, ids: Ids) -> None:
+        self.session: Any = None
+        self._ids = ids
+        self._listing: set[asyncio.Task[None]] = set()
+
+    async def take(self, message: Any) -> None:
+        """Hear what the session has no other use for."""
+        named = type(getattr(message, "root", message)).__name__
+        if self._ids.follows and named == "ToolListChangedNotification":
+            task = asyncio.create_task(self._list())
+            self._listing.add(task)
+            task.add_done_callback(self._listing.discard)
+
+    async def _list(self) -> None:
+        self._ids.listed[:] = [tool.name for tool in (await self.session.list_tools()).tools]
 
 
 @asynccontextmanager

@@ -24,8 +24,9 @@ async def opened(url: str, ids: Ids) -> AsyncIterator[Session]:
     async with transport.create_mcp_http_client() as http_client:
         http_client.event_hooks = {"response": [ids.note]}
         streams = transport.streamable_http_client(url, http_client=http_client)
-        async with mcp.Client(streams, mode=sys.argv[1]) as client:
-            yield client
+        follower = importlib.import_module("python1").Follower(ids)
+        async with mcp.Client(streams, mode=sys.argv[1], message_handler=follower.take) as follower.session:
+            yield follower.session
 
 
 if __name__ == "__main__":

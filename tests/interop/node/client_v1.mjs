@@ -4,8 +4,9 @@ import { StreamableHTTPClientTransport } from "@modelcontextprotocol/sdk/client/
 import { ElicitRequestSchema } from "@modelcontextprotocol/sdk/types.js";
 import { serve } from "./lines.mjs";
 
-serve(async (url, fetch) => {
-  const client = new Client({ name: "interop-typescript-1", version: "1.0.0" }, { capabilities: { elicitation: {} } });
+serve(async (url, fetch, options) => {
+  const capabilities = { elicitation: {} };
+  const client = new Client({ name: "interop-typescript-1", version: "1.0.0" }, { capabilities, ...options });
   const transport = new StreamableHTTPClientTransport(new URL(url), { fetch });
   const heard = [];
   const waiting = [];

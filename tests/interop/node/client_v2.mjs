@@ -2,8 +2,8 @@
 import { Client, StreamableHTTPClientTransport } from "@modelcontextprotocol/client";
 import { serve } from "./lines.mjs";
 
-serve(async (url, fetch) => {
-  const client = new Client({ name: "interop-typescript-2", version: "1.0.0" });
+serve(async (url, fetch, options) => {
+  const client = new Client({ name: "interop-typescript-2", version: "1.0.0" }, options);
   const transport = new StreamableHTTPClientTransport(new URL(url), { fetch });
   await client.connect(transport);
   return { client, transport, callTool: (params, options) => client.callTool(params, options) };

@@ -16,15 +16,20 @@ export function watchingFetch(seen) {
 const text = (result) => (result.content ?? []).map((part) => part.text ?? "").join("");
 
 const commands = {
-  async connect({ name, url, open }) {
+  async connect({ name, url, follows, open }) {
     const seen = new Set();
-    const connection = await open(url, watchingFetch(seen));
-    held.set(name, { ...connection, seen });
+    const listed = [];
+    const onChanged = (_error, tools) => listed.splice(0, listed.length, ...(tools ?? []).map((tool) => tool.name));
+    const connection = await open(url, watchingFetch(seen), follows ? { listChanged: { tools: { onChanged } } } : {});
+    held.set(name, { ...connection, seen, listed });
     return { kind: "result", text: "" };
   },
   async tools({ name, timeout }) {
     const listed = await held.get(name).client.listTools(undefined, { timeout: timeout * 1000 });
     return { kind: "result", text: listed.tools.map((tool) => tool.name).join(" ") };
+  },
+  async listed({ name }) {
+    return { kind: "result", text: held.get(name).listed.join(" ") };
   },
   async call({ name, tool, arguments: args, timeout }) {
     const result = await held.get(name).callTool({ name: tool, arguments: args }, { timeout: timeout * 1000 });
@@ -76,7 +81,7 @@ async function outcome(command) {
   };
 }
 
-/** Serve commands until the end of the input; `open` makes one connection. */
+/** Serve commands until the end of the input; `open` makes one connection, with further options of the client. */
 export function serve(open) {
   const input = createInterface({ input: process.stdin });
   input.on("line", async (line) => {
