@@ -17,6 +17,7 @@ import pytest
 
 from tests.support.client import McpClient
 from tests.support.fake_upstream import FakeUpstream
+from tests.support.waiting import HANG_S
 
 COMMAND = f"exec {sys.executable} -m mcp_sidecar"
 
@@ -46,7 +47,7 @@ async def started(
         await process.wait()
 
 
-async def alive(admin: str, timeout_s: float = 20.0) -> None:
+async def alive(admin: str, timeout_s: float = HANG_S) -> None:
     """Wait until ``/livez`` answers."""
     async with asyncio.timeout(timeout_s), aiohttp.ClientSession() as http:
         while True:
@@ -67,7 +68,7 @@ async def heals_and_stops(upstream: FakeUpstream, process: asyncio.subprocess.Pr
     process.send_signal(signal.SIGHUP)
     await alive(admin)
     process.send_signal(signal.SIGTERM)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(HANG_S):
         assert await process.wait() == 0
 
 

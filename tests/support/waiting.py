@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Final
 
-HANG_S: Final = 60.0
+HANG_S: Final = 180.0
 """The limit of whatever has no limit of its own: it says nothing about how fast something is, and only ends a hang."""
 
 _LOOK_EVERY_S, _LOOK_SELDOM_S = 0.002, 0.1
