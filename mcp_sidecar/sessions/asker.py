@@ -1,7 +1,8 @@
 """Asks with a ping whether a session lives: once for all who wait, and not again for what is known.
 
 The rule of this file: a ping bears the credentials of the request that is asked about, and the upstream id under which that
-one was sent. What its answer shows is decided in ``verdicts.refusals``.
+one was sent. What a credential meets that was never accepted in the session counts for that credential: servers that bind
+their sessions tell a stranger that there is none. What an answer shows is decided in ``verdicts.refusals``.
 """
 
 from __future__ import annotations
@@ -54,6 +55,10 @@ class Asked:
     is_remembered: bool = True
 
 
+_FlightKey = tuple[Session, int, Principal | None]
+"""The session, the generation, and the credential where it is none of the session's own."""
+
+
 @dataclass(eq=False, slots=True)
 class Flight:
     """A ping under way."""
@@ -69,7 +74,7 @@ class Asker:
         """``holds`` is where requests wait for the answer."""
         self._tools = tools
         self._holds = holds
-        self._flights: dict[tuple[Session, int], Flight] = {}
+        self._flights: dict[_FlightKey, Flight] = {}
         self.is_several = False
 
     def is_open(self, session: Session, refusal: Refusal | None, credential: Principal) -> bool:
@@ -91,10 +96,11 @@ class Asker:
         known = self._known(session, question, trigger)
         if known is not None:
             return Waited.BACK, known
+        key = session, question.generation, None if _is_own(session, trigger) else trigger.credential
         while True:
-            flight, is_ours = self._flights.get((session, question.generation)), False
+            flight, is_ours = self._flights.get(key), False
             if flight is None:
-                flight, is_ours = self._start(session, question, trigger), True
+                flight, is_ours = self._start(key, question, trigger), True
             waited, answer = await self._holds.for_result(held, flight.task)
             if answer is None:
                 return waited, BROKEN
@@ -159,9 +165,8 @@ class Asker:
 
     # -- asking -------------------------------------------------------------------------------------------------------
 
-    def _start(self, session: Session, question: Asked, trigger: Trigger) -> Flight:
-        key = session, question.generation
-        flight = Flight(asyncio.create_task(self._fly(session, question, trigger)), trigger.credential)
+    def _start(self, key: _FlightKey, question: Asked, trigger: Trigger) -> Flight:
+        flight = Flight(asyncio.create_task(self._fly(key[0], question, trigger)), trigger.credential)
         self._flights[key] = flight
         flight.task.add_done_callback(lambda _: self._flights.pop(key, None))
         return flight
@@ -171,7 +176,8 @@ class Asker:
         answer = await self._ping(own, question)
         if question.elsewhere and self._is_perhaps_elsewhere(question, answer):
             answer = await self._look_elsewhere(own, question, answer)
-        self._findings(session).note(question.generation, answer)
+        if _is_own(session, trigger):
+            self._findings(session).note(question.generation, answer)
         return answer
 
     def _is_perhaps_elsewhere(self, question: Asked, answer: PingAnswer) -> bool:
@@ -192,6 +198,10 @@ class Asker:
 
     async def _ping(self, own: OwnRequests, question: Asked, *, fresh: bool = False) -> PingAnswer:
         return await ping(own, question.upstream_id, self._tools.policy.signatures, fresh=fresh)
+
+
+def _is_own(session: Session, trigger: Trigger) -> bool:
+    return session.accepted.knows(trigger.credential)
 
 
 def media_type_of(answer: Answer) -> str:
