@@ -98,7 +98,7 @@ class StreamWatch:
         event = piece.event
         self._note_fields(event)
         message = _message_in(event.data)
-        if self.refused is not None and event.data and _may_refuse(message) and self.refused.is_raised_by(piece):
+        if event.data and self._is_refused_by(piece, message):
             return b"", None
         self.has_begun |= bool(event.data)
         mapped = self._for_client(message) if message is not None else None
@@ -107,6 +107,15 @@ class StreamWatch:
             if self.progress is not None and not self.progress.lets_pass(message, self.mark.generation):
                 return b"", message
         return event_to_client(piece.raw, event, mapped, self.mark), message
+
+    def _is_refused_by(self, piece: Block, message: Message | None) -> bool:
+        """What follows the last answer refuses nothing."""
+        return (
+            self.refused is not None
+            and bool(self.unanswered)
+            and _may_refuse(message)
+            and self.refused.is_raised_by(piece)
+        )
 
     @property
     def refusal(self) -> Refusal | None:
