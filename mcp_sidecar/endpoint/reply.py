@@ -219,7 +219,7 @@ class Reply:
         # It may poll, or have left unnoticed; should the session be lost first, it still learns that nobody will answer.
         note_unanswered(self._call.session, watch, watch.unanswered)
         if watch.refusal is not None:
-            return self._exchange.stream_refused(watch.refusal, has_begun=watch.has_begun)
+            return self._exchange.stream_refused(watch.refusal, has_begun=watch.has_begun, committed=watch.committed)
         return self._exchange.stream_broke(after)
 
     async def _start_events(self, answer: Answer) -> None:

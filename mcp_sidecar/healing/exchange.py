@@ -147,7 +147,7 @@ class Tries:
     losses: int = 0  # of the answers, those in words that are known
     arrived: int = 0  # of the sends, those that reached somebody
     renewed: int = 0  # of the sends, those under new ids
-    unsafe: int = 0  # of the sends, those that were not known to be harmless
+    unsafe: int = 0  # of the sends, those that were not known to be harmless, or have shown something of consequence
 
 
 @dataclass(slots=True)
@@ -318,8 +318,12 @@ class Exchange:
             case _:
                 return None
 
-    def stream_refused(self, refusal: Refusal, *, has_begun: bool) -> Step:
-        """The stream brought a refusal that is to be asked about, and nothing said before it unless ``has_begun``."""
+    def stream_refused(self, refusal: Refusal, *, has_begun: bool, committed: bool = False) -> Step:
+        """The stream brought a refusal that is to be asked about, and nothing said before it unless ``has_begun``.
+
+        ``committed``: the client has seen something of consequence, so that not even a harmless call is begun anew.
+        """
+        self._tries.unsafe += committed
         if not has_begun:
             self._arrival = self._before
         return self._perhaps_lost(Judgement(Verdict.ASK, refusal=refusal))

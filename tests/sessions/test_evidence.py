@@ -181,3 +181,18 @@ async def test_what_follows_the_answer_on_its_stream_is_no_refusal() -> None:
         assert [message.get("id") for message in answer.messages] == ["mine", None]
         assert len(upstream.ledger.executions("echo")) == 1
         assert sidecar.of(RefusalAsked) == []
+
+
+async def test_a_call_that_has_asked_its_client_is_not_begun_anew_by_a_refusal() -> None:
+    """A harmless call may run twice, but not put its question twice: it ends with its error, and the session is healed."""
+    async with connected(dialect=dialect(event(GONE_TO_REQUEST))) as (upstream, _, client):
+        await client.call("tools/list")
+        question = '{"jsonrpc":"2.0","id":"q","method":"elicitation/create","params":{"message":"Go on?"}}'
+        body = event(question) + event(GONE_TO_REQUEST.replace("{ID}", '"mine"'))
+        upstream.inject(
+            RunsAndSays(Answer(200, (("Content-Type", EVENTS),), body.encode()), upstream.forget), tool="echo"
+        )
+        answer = await client.call("tools/call", {"name": "echo", "arguments": {}}, id="mine")
+        assert reason_of(answer) == "outcome_unknown"
+        assert len(upstream.ledger.executions("echo")) == 1
+        assert len(upstream.ledger.initializes) == 2
