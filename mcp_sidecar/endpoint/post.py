@@ -394,7 +394,7 @@ class Post:
     # -- Pass ---------------------------------------------------------------------------------------------------------
 
     async def _pass(self, step: Pass) -> Step | None:
-        session = self._call.session
+        session = self._call.named_session
         if step.useless is not None and session is not None:
             self._services.sessions.asker.found_useless(session, step.useless, self._call.identity.credential)
         if self._refusal is not None:
