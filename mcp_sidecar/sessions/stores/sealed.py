@@ -26,7 +26,6 @@ from mcp_sidecar.healing.record import UpstreamSessionId
 from mcp_sidecar.sessions.stores.keys import KEY_ID_BYTES, Key, Keys
 from mcp_sidecar.sessions.stores.store import StoreUnusable
 from mcp_sidecar.wire.cookies import Cookies
-from mcp_sidecar.wire.headers import Pair
 
 try:
     from cryptography.exceptions import InvalidTag
@@ -193,7 +192,7 @@ def _unpacked(data: bytes) -> Sealed | None:
     )
 
 
-def _pairs(line: bytes) -> Iterator[Pair]:
+def _pairs(line: bytes) -> Iterator[tuple[str, str]]:
     for cookie in line.decode().split("; "):
         name, _, value = cookie.partition("=")
         yield name, value
