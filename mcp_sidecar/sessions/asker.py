@@ -13,6 +13,7 @@ from typing import Final
 from aiohttp import hdrs
 
 from mcp_sidecar.facts import AskOutcome, RefusalAsked, SeveralServers
+from mcp_sidecar.healing.exchange import Ask
 from mcp_sidecar.healing.findings import Findings
 from mcp_sidecar.healing.principal import Principal
 from mcp_sidecar.healing.session import Session, State, UpstreamSessionId
@@ -34,19 +35,25 @@ _OUTCOMES = {
 }
 
 
+_THERE: Final = Ask()
+
+
 @dataclass(frozen=True, slots=True)
 class Asked:
     """What is asked about: a refusal, or only whether the server is there.
 
-    ``generation`` and ``upstream_id`` are those that the request was sent under; see ``Ask`` for the others.
+    ``generation`` and ``upstream_id`` are those that the request was sent under, ``content_type`` is the refusal's.
     """
 
     generation: int
     upstream_id: UpstreamSessionId | None
-    refusal: Refusal | None = None
     content_type: str = ""
-    elsewhere: bool = False
-    is_remembered: bool = True
+    ask: Ask = _THERE
+
+    @property
+    def refusal(self) -> Refusal | None:
+        """What was said, if anything was."""
+        return self.ask.refusal
 
 
 @dataclass(eq=False, slots=True)
@@ -127,13 +134,15 @@ class Asker:
             return None
         findings = self._findings(session)
         known = findings.of(question.refusal, trigger.credential, self._tools.clock())
-        if known is not None:
-            return known
+        if known is not None and not (
+            self.is_several and question.ask.elsewhere and known.verdict is PingVerdict.ALIVE
+        ):
+            return known  # that one of several servers knows it says little
         is_settled = session.generation > question.generation or session.state is State.HEALING
         return findings.loss_of(question.generation) if is_settled else None
 
     def _found(self, session: Session, question: Asked, refusal: Refusal, answer: PingAnswer) -> None:
-        if question.is_remembered:
+        if question.ask.is_remembered:
             self._findings(session).remember(refusal, answer, self._tools.clock())
         outcome = _OUTCOMES.get(answer.verdict, AskOutcome.UNDECIDED)
         status = refusal.words.status
@@ -154,14 +163,15 @@ class Asker:
     async def _fly(self, session: Session, question: Asked, trigger: Trigger) -> PingAnswer:
         own = OwnRequests(self._tools.upstream, session, trigger)
         answer = await self._ping(own, question)
-        if question.elsewhere and self._is_perhaps_elsewhere(question, answer):
+        if question.ask.elsewhere and self._is_perhaps_elsewhere(question, answer):
             answer = await self._look_elsewhere(own, question, answer)
         self._findings(session).note(question.generation, answer)
         return answer
 
     def _is_perhaps_elsewhere(self, question: Asked, answer: PingAnswer) -> bool:
         if answer.verdict is PingVerdict.REFUSED:
-            return self.is_several and question.refusal is not None and question.refusal.is_same_as(answer.refusal)
+            is_same = question.refusal is not None and question.refusal.is_same_as(answer.refusal)
+            return is_same and (self.is_several or question.ask.is_new)
         return answer.verdict is PingVerdict.ALIVE
 
     async def _look_elsewhere(self, own: OwnRequests, question: Asked, first: PingAnswer) -> PingAnswer:

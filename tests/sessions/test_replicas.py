@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from mcp_sidecar.facts import HealEnded, SeveralServers
+from mcp_sidecar.healing.findings import REMEMBERED_S
 from mcp_sidecar.sessions.stores.keys import new_key
 from tests.support.behaviour import SessionMode
 from tests.support.client import McpClient
@@ -68,6 +70,46 @@ async def test_many_clients_have_one_warning() -> None:
                 for _ in range(4):
                     await client.tool("charge")
         assert len(sidecar.of(SeveralServers)) <= 1
+
+
+UNKNOWN = Dialect(
+    name="own",
+    servers="",
+    post=Said(400, '{"error":"initialize first, then send mcp-session-id on follow-up requests"}', JSON),
+)
+
+
+async def test_a_new_session_that_is_refused_at_once_is_looked_for_elsewhere() -> None:
+    """hyodotdev/openiap#287: a balancer that chooses by chance. Where ping and call met two servers that know nothing, the
+    session was healed; the new one is not lost, too, for it was opened a moment ago: a third connection finds it.
+    """
+    async with behind(3, dialect=UNKNOWN) as (upstream, sidecar), McpClient(sidecar.url) as client:
+        upstream.take_turns("1", "1")
+        await client.initialize()
+        heal = ("2", "2")
+        upstream.take_turns("2", "3", *heal, "1", "3", "2", "2")
+        answer = await client.tool("charge")
+        assert "result" in answer.response, answer
+        assert len(upstream.ledger.executions("charge")) == 1
+        assert len(upstream.ledger.initializes) == 2
+        assert len(sidecar.of(SeveralServers)) == 1
+
+
+async def test_one_of_several_servers_that_knows_a_session_proves_little() -> None:
+    """All pings have met the right one by chance: the refusal passes, and the next one is asked about all the same."""
+    async with behind(2, dialect=UNKNOWN) as (upstream, sidecar), McpClient(sidecar.url) as client:
+        upstream.take_turns("1", "1")
+        await client.initialize()
+        upstream.take_turns("2", "1", "2", "1")
+        assert "result" in (await client.tool("charge")).response
+        assert len(sidecar.of(SeveralServers)) == 1
+        await asyncio.sleep(REMEMBERED_S)
+        upstream.take_turns("2", "1", "1", "1", "1")
+        assert (await client.tool("charge")).status == 400
+        upstream.take_turns("2", "1", "2", "1")
+        assert "result" in (await client.tool("charge")).response
+        assert len(upstream.ledger.executions("charge")) == 2
+        assert len(upstream.ledger.initializes) == 1
 
 
 # -- affinity cookies -------------------------------------------------------------------------------------------------
