@@ -14,6 +14,7 @@ from typing import Final
 from aiohttp import hdrs
 
 from mcp_sidecar.facts import AskOutcome, RefusalAsked, SeveralServers
+from mcp_sidecar.healing.exchange import Ask
 from mcp_sidecar.healing.findings import Findings
 from mcp_sidecar.healing.principal import Principal
 from mcp_sidecar.healing.session import Session, State, UpstreamSessionId
@@ -40,19 +41,25 @@ _OUTCOMES = {
 }
 
 
+_THERE: Final = Ask()
+
+
 @dataclass(frozen=True, slots=True)
 class Asked:
     """What is asked about: a refusal, or only whether the server is there.
 
-    ``generation`` and ``upstream_id`` are those that the request was sent under; see ``Ask`` for the others.
+    ``generation`` and ``upstream_id`` are those that the request was sent under, ``content_type`` is the refusal's.
     """
 
     generation: int
     upstream_id: UpstreamSessionId | None
-    refusal: Refusal | None = None
     content_type: str = ""
-    elsewhere: bool = False
-    is_remembered: bool = True
+    ask: Ask = _THERE
+
+    @property
+    def refusal(self) -> Refusal | None:
+        """What was said, if anything was."""
+        return self.ask.refusal
 
 
 _FlightKey = tuple[Session, int, Principal | None]
@@ -140,12 +147,14 @@ class Asker:
             return None
         findings = self._findings(session)
         known = findings.of(question.generation, question.refusal, trigger.credential, self._tools.clock())
-        if known is not None:
-            return known
+        if known is not None and not (
+            self.is_several and question.ask.elsewhere and known.verdict is PingVerdict.ALIVE
+        ):
+            return known  # that one of several servers knows it says little
         is_over = session.generation > question.generation
-        if is_over or session.state is State.HEALING:
-            known = findings.loss_of(question.generation)
-        return _LOST if known is None and is_over and not self._can_be_asked(question) else known
+        is_settled = is_over or session.state is State.HEALING
+        found = findings.loss_of(question.generation) if is_settled else None
+        return _LOST if found is None and is_over and not self._can_be_asked(question) else found
 
     def _can_be_asked(self, question: Asked) -> bool:
         """Servers that count their sessions mint an id again: under it, another session would answer."""
@@ -154,7 +163,7 @@ class Asker:
     def _found(self, session: Session, question: Asked, refusal: Refusal, answer: PingAnswer) -> None:
         if answer.verdict in _PENDING:  # it will be asked again
             return
-        if question.is_remembered:
+        if question.ask.is_remembered:
             self._findings(session).remember(question.generation, refusal, answer, self._tools.clock())
         outcome = _OUTCOMES.get(answer.verdict, AskOutcome.UNDECIDED)
         status = refusal.words.status
@@ -174,7 +183,7 @@ class Asker:
     async def _fly(self, session: Session, question: Asked, trigger: Trigger) -> PingAnswer:
         own = OwnRequests(self._tools.upstream, session, trigger)
         answer = await self._ping(own, question)
-        if question.elsewhere and self._is_perhaps_elsewhere(question, answer):
+        if question.ask.elsewhere and self._is_perhaps_elsewhere(question, answer):
             answer = await self._look_elsewhere(own, question, answer)
         if _is_own(session, trigger):
             self._findings(session).note(question.generation, answer)
@@ -182,7 +191,8 @@ class Asker:
 
     def _is_perhaps_elsewhere(self, question: Asked, answer: PingAnswer) -> bool:
         if answer.verdict is PingVerdict.REFUSED:
-            return self.is_several and question.refusal is not None and question.refusal.is_same_as(answer.refusal)
+            is_same = question.refusal is not None and question.refusal.is_same_as(answer.refusal)
+            return is_same and (self.is_several or question.ask.is_new)
         return answer.verdict is PingVerdict.ALIVE
 
     async def _look_elsewhere(self, own: OwnRequests, question: Asked, first: PingAnswer) -> PingAnswer:
@@ -197,7 +207,8 @@ class Asker:
         return first
 
     async def _ping(self, own: OwnRequests, question: Asked, *, fresh: bool = False) -> PingAnswer:
-        return await ping(own, question.upstream_id, self._tools.policy.signatures, fresh=fresh)
+        answer = await ping(own, question.upstream_id, self._tools.policy.signatures, fresh=fresh)
+        return answer.beside(question.refusal)
 
 
 def _is_own(session: Session, trigger: Trigger) -> bool:

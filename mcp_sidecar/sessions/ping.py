@@ -18,7 +18,7 @@ from mcp_sidecar.upstream.events import event_batches
 from mcp_sidecar.verdicts.classify import PEEK_BYTES, RequestFacts, SessionKnowledge, Verdict, judge_body
 from mcp_sidecar.verdicts.refusals import AWAY, BROKEN, PingAnswer, PingVerdict, Refusal, judge_ping
 from mcp_sidecar.verdicts.signatures import Signature
-from mcp_sidecar.verdicts.words import Words
+from mcp_sidecar.verdicts.words import Words, said_in
 from mcp_sidecar.wire.headers import retry_after_s
 from mcp_sidecar.wire.sse import Block, EventSplitter
 
@@ -88,8 +88,16 @@ async def _first_said(answer: Answer) -> bytes:
         for piece in batch:
             size += len(piece.raw)
             data = piece.event.data if isinstance(piece, Block) else None
-            if data and '"method"' not in data:
+            if data and not _is_of_the_server(data):
                 return data.encode("utf-8", "replace")
         if size > PEEK_BYTES:
             break
     return b""
+
+
+def _is_of_the_server(data: str) -> bool:
+    """Whether it is a question or a notification, and not an answer that names a method somewhere."""
+    if '"method"' not in data:
+        return False
+    document = said_in(data.encode("utf-8", "replace")).document
+    return isinstance(document, dict) and "method" in document

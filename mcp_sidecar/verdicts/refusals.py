@@ -128,6 +128,16 @@ class PingAnswer:
     refusal: Refusal | None = None
     retry_after_s: float | None = None
 
+    def beside(self, asked: Refusal | None) -> PingAnswer:
+        """The same, seen beside the refusal that was asked about.
+
+        A server that knows no method `ping` has dispatched it, whomever it says so to, unless it says so of everything.
+        """
+        refusal = self.refusal
+        if asked is None or refusal is None or refusal.code != METHOD_NOT_FOUND or refusal.words.speak_of_session:
+            return self
+        return self if refusal.is_same_as(asked) else PingAnswer(PingVerdict.ALIVE)
+
 
 AWAY: Final = PingAnswer(PingVerdict.AWAY)
 BROKEN: Final = PingAnswer(PingVerdict.GATEWAY)

@@ -8,8 +8,9 @@ import pytest
 
 from mcp_sidecar.facts import HealEnded
 from tests.support.client import McpClient
+from tests.support.dialects import Dialect, Said
 from tests.support.fake_upstream import FakeUpstream
-from tests.support.faults import Answer
+from tests.support.faults import Answer, Repeats
 from tests.support.refusals import STATUSES, Refused, generated
 from tests.support.scene import connected
 from tests.support.sidecar import running_sidecar
@@ -95,3 +96,29 @@ async def test_the_same_refusal_of_a_living_session_is_not_asked_about_again() -
         for _ in range(10):
             assert (await client.tool("charge")).status == 409
         assert upstream.ledger.count("ping") == 1
+
+
+NAMES_A_METHOD = '{"jsonrpc":"2.0","error":{"code":-32050,"message":"no such %s","data":{"method":"ping"}},"id":{ID}}'
+
+
+@pytest.mark.parametrize("to", ["{ID}", "null"])
+async def test_an_answer_that_names_a_method_is_no_question(to: str) -> None:
+    """A loss that is told as an event, with the method in its data: the same words again, and the unsafe call runs once."""
+    body = "data: " + (NAMES_A_METHOD % "session").replace("{ID}", to) + "\n\n"
+    lost = Dialect(name="own", servers="", post=Said(200, body, "text/event-stream"))
+    async with connected(dialect=lost) as (upstream, _, client):
+        upstream.forget()
+        assert "result" in (await client.tool("charge")).response
+        assert len(upstream.ledger.executions("charge")) == 1
+        assert len(upstream.ledger.initializes) == 2
+
+
+async def test_a_living_server_may_name_the_method_in_its_answer_to_a_ping() -> None:
+    """Its error under the ping's own id shows that it has dispatched it: nothing is healed."""
+    said = Said(200, "data: " + NAMES_A_METHOD % "thing" + "\n\n", "text/event-stream")
+    async with connected() as (upstream, sidecar, client):
+        upstream.inject(Repeats(said), rpc_method="ping", times=None)
+        upstream.inject(Answer(422, (), b"no", executes=True), tool="charge")
+        assert (await client.tool("charge")).status == 422
+        assert len(upstream.ledger.executions("charge")) == 1
+        assert sidecar.of(HealEnded) == []

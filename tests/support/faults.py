@@ -8,12 +8,15 @@ wire) and can be stacked; the others never let it come into being.
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
+from tests.support.dialects import Said
 from tests.support.http1 import ConnectionCut, Headers, Wire, WireFilter
+from tests.support.ledger import Arrival
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +29,10 @@ class Form:
 
 class Stage(Protocol):
     """What a fault plays on: one request that waits for its answer."""
+
+    @property
+    def arrival(self) -> Arrival:
+        """The request."""
 
     @property
     def wire(self) -> Wire: ...
@@ -142,6 +149,18 @@ class Answer:
         await stage.wire.head(self.status, self.headers, len(self.body))
         await stage.wire.body(self.body)
         await stage.wire.end()
+
+
+@dataclass(frozen=True, slots=True)
+class Repeats:
+    """An answer that names the JSON-RPC id of its request, as a template of ``dialects``."""
+
+    said: Said
+    executes: bool = False
+
+    async def play(self, stage: Stage) -> None:
+        filled = self.said.filled(sid="", rpc_id=json.loads(stage.arrival.body).get("id"))
+        await Answer(filled.status, tuple(filled.headers), filled.body, self.executes).play(stage)
 
 
 @dataclass(frozen=True, slots=True)
