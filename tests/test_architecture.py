@@ -75,7 +75,9 @@ LAYERS: Final = (
         libraries=AIOHTTP,
     ),
     # Bytes under hashes: a store knows no session, and only what is sealed knows what a record is made of.
-    Layer(modules=f"{SESSIONS}.stores", parts=(HEALING, CONFIG), libraries=("cryptography", "redis")),
+    Layer(
+        modules=f"{SESSIONS}.stores", parts=(HEALING, CONFIG, f"{WIRE}.cookies"), libraries=("cryptography", "redis")
+    ),
     Layer(
         modules=SESSIONS,
         parts=(WIRE, VERDICTS, HEALING, WAITING, UPSTREAM, FACTS, CONFIG),

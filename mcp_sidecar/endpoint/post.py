@@ -307,7 +307,7 @@ class Post:
             if step.refusal is None:
                 generation, upstream_id = session.generation, session.upstream_id
             content_type = media_type_of(self._answer) if self._answer is not None else ""
-            question = Asked(generation, upstream_id, step.refusal, content_type, step.elsewhere, step.is_remembered)
+            question = Asked(generation, upstream_id, content_type, step)
             asking = asker.ask(session, question, self._call.trigger, self._held)
         waited, found = await self._early.during(asking)
         if waited is not Waited.BACK:
@@ -396,7 +396,7 @@ class Post:
     # -- Pass ---------------------------------------------------------------------------------------------------------
 
     async def _pass(self, step: Pass) -> Step | None:
-        session = self._call.session
+        session = self._call.named_session
         if step.useless is not None and session is not None:
             self._services.sessions.asker.found_useless(session, step.useless, self._call.identity.credential)
         if self._refusal is not None:

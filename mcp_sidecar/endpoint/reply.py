@@ -203,7 +203,6 @@ class Reply:
             await self._start_events(answer)
         has_begun |= await self._tell_waiting()
         watch.last_event_id = watch.former_event_id = None  # of an attempt before this one
-        watch.has_begun = False
         learn = self._recorder.learn
         relay = EventRelay(self._services, self._call, watch, opening or self._responder, learn, has_begun=has_begun)
         try:
@@ -218,8 +217,9 @@ class Reply:
             self._responder.cut()
         # It may poll, or have left unnoticed; should the session be lost first, it still learns that nobody will answer.
         note_unanswered(self._call.session, watch, watch.unanswered)
-        if watch.refusal is not None:
-            return self._exchange.stream_refused(watch.refusal, has_begun=watch.has_begun)
+        if watch.refused is not None and watch.refused.refusal is not None:
+            refused, has_begun = watch.refused.refusal, watch.refused.has_begun
+            return self._exchange.stream_refused(refused, has_begun=has_begun, committed=watch.committed)
         return self._exchange.stream_broke(after)
 
     async def _start_events(self, answer: Answer) -> None:

@@ -76,12 +76,14 @@ _FIRST_TIME = Send()
 class Ask:
     """Ask with a ping on the same session, or wait for whoever does. ``refusal`` is what is asked about, if anything is.
 
-    ``elsewhere``: also on other connections, should this one find the session alive. ``is_remembered``: the same refusal is
-    not asked about again for a while; a route may be missing once more at any time.
+    ``elsewhere``: also on other connections, should this one find the session alive; ``is_new``: or lost, though it was
+    healed a moment ago. ``is_remembered``: the same refusal is not asked about again for a while; a route may be missing
+    once more at any time.
     """
 
     refusal: Refusal | None = None
     elsewhere: bool = False
+    is_new: bool = False
     is_remembered: bool = True
 
 
@@ -147,7 +149,7 @@ class Tries:
     losses: int = 0  # of the answers, those in words that are known
     arrived: int = 0  # of the sends, those that reached somebody
     renewed: int = 0  # of the sends, those under new ids
-    unsafe: int = 0  # of the sends, those that were not known to be harmless
+    unsafe: int = 0  # of the sends, those that were not known to be harmless, or have shown something of consequence
 
 
 @dataclass(slots=True)
@@ -318,8 +320,12 @@ class Exchange:
             case _:
                 return None
 
-    def stream_refused(self, refusal: Refusal, *, has_begun: bool) -> Step:
-        """The stream brought a refusal that is to be asked about, and nothing said before it unless ``has_begun``."""
+    def stream_refused(self, refusal: Refusal, *, has_begun: bool, committed: bool = False) -> Step:
+        """The stream brought a refusal that is to be asked about, and nothing said before it unless ``has_begun``.
+
+        ``committed``: the client has seen something of consequence, so that not even a harmless call is begun anew.
+        """
+        self._tries.unsafe += committed
         if not has_begun:
             self._arrival = self._before
         return self._perhaps_lost(Judgement(Verdict.ASK, refusal=refusal))
@@ -381,7 +387,7 @@ class Exchange:
         refusal = self._question.refusal if self._question is not None else None
         is_remembered = self._question is None or not self._question.bare_404
         elsewhere = refusal is not None and refusal.words.speak_of_session
-        return Ask(refusal, elsewhere=elsewhere, is_remembered=is_remembered)
+        return Ask(refusal, elsewhere=elsewhere, is_new=self._tries.heals > 0, is_remembered=is_remembered)
 
     def _refused(self, *, is_same: bool) -> Step:
         """The session is lost, if ``initialize`` agrees."""

@@ -17,6 +17,7 @@ from mcp_sidecar.healing.client_state import NOTHING_SET, ClientState
 from mcp_sidecar.healing.handshake import Handshake
 from mcp_sidecar.healing.lists import DIGEST_BYTES, LISTINGS
 from mcp_sidecar.healing.principal import ACCEPTED, Identity, Principal
+from mcp_sidecar.wire.cookies import MAX_COOKIES, Cookies, is_cookie
 
 ClientSessionId = NewType("ClientSessionId", str)
 UpstreamSessionId = NewType("UpstreamSessionId", str)
@@ -34,12 +35,14 @@ class Instance:
     """The session's upstream session at one upstream instance, which alone knows the id.
 
     ``upstream_id`` is ``None`` where a heal found a server without sessions. ``word`` is what ids of this upstream session
-    are marked with, empty for that of the original ``initialize`` (see ``healing.marked_ids``).
+    are marked with, empty for that of the original ``initialize`` (see ``healing.marked_ids``). ``cookies`` are those of load
+    balancers that lead to the server of that upstream session.
     """
 
     key: str
     upstream_id: UpstreamSessionId | None
     word: str
+    cookies: Cookies = field(default=(), repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,7 +138,8 @@ def encode(record: SessionRecord) -> bytes | None:
         "tag": record.tag,
         "created": record.created_at,
         "last_used": record.last_used_at,
-        "instances": [[one.key, one.upstream_id, one.word] for one in record.instances],
+        "instances": [_place(one) for one in record.instances],
+        "cookies": [[*_place(one), dict(one.cookies)] for one in record.instances if one.cookies],
         "level": record.client_state.log_level,
         "subscriptions": record.client_state.subscriptions,
         "lists": {method: f"{digest:x}" for method, digest in record.lists},
@@ -189,7 +193,7 @@ class _Reader:
             tag=self._text("tag"),
             created_at=self._seconds("created"),
             last_used_at=self._seconds("last_used"),
-            instances=tuple(map(_instance, self._take("instances", list)))[:MAX_INSTANCES],
+            instances=self._instances(),
             client_state=self._client_state(),
             lists=tuple(_digests(self._take("lists", dict))),
             safe_tools=frozenset(_texts(self._take("safe_tools", list))),
@@ -230,6 +234,12 @@ class _Reader:
             raise _Garbage("no params")
         return found
 
+    def _instances(self) -> tuple[Instance, ...]:
+        """Cookies stand beside them, for sidecars that know none; they count for the very upstream session that they name."""
+        found = tuple(map(_instance, self._take("instances", list)))[:MAX_INSTANCES]
+        cookies = dict(map(_cookies, self._take("cookies", list) if "cookies" in self._members else ()))
+        return tuple(replace(one, cookies=cookies.get(one, ())) for one in found) if cookies else found
+
     def _client_state(self) -> ClientState:
         level = self._members.pop("level", None)
         if level is not None and not isinstance(level, str):
@@ -241,6 +251,20 @@ def _texts(values: list[Any]) -> list[str]:
     if not all(isinstance(value, str) for value in values):
         raise _Garbage("no text")
     return values
+
+
+def _place(instance: Instance) -> list[Any]:
+    return [instance.key, instance.upstream_id, instance.word]
+
+
+def _cookies(value: Any) -> tuple[Instance, Cookies]:
+    match value:
+        case [*place, dict(found)] if all(
+            isinstance(said, str) and is_cookie(name, said) for name, said in found.items()
+        ):
+            return _instance(place), tuple(found.items())[:MAX_COOKIES]
+        case _:
+            raise _Garbage("no cookies")
 
 
 def _instance(value: Any) -> Instance:

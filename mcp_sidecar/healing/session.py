@@ -171,7 +171,7 @@ class Session:
     displaced: bool = field(init=False, default=False)
     is_new_here: bool = field(init=False, default=False)
     accepted: Accepted = field(init=False)
-    cookies: Cookies = field(init=False, default=())
+    cookies: Cookies = field(init=False, default=(), repr=False)
     activity: Final[Activity] = field(init=False, default_factory=Activity)
     _heals: HealBudget | None = field(init=False, default=None)
     talk: Final[Talk] = field(init=False, default_factory=Talk)
@@ -184,6 +184,7 @@ class Session:
         self.accepted = Accepted(self.record.principal, self.record.accepted)
         here = self.record.at(self.instance)
         self.upstream_id = here.upstream_id if here is not None else None
+        self.cookies = here.cookies if here is not None else ()
         if here is None:
             self.state, self.displaced, self.is_new_here = State.LOST, True, True
         if here is None or here.word:
@@ -273,7 +274,7 @@ class Session:
         self.talk.list_check_due = True
         self.talk.told_restart = False
         word = self.mark_of(self.generation).word
-        healed = self.record.standing_at(Instance(self.instance, upstream_id, word))
+        healed = self.record.standing_at(Instance(self.instance, upstream_id, word, cookies))
         self.record = healed if tools_still_hold else replace(healed, safe_tools=frozenset())
 
     def follow(self) -> None:
@@ -283,7 +284,7 @@ class Session:
         if self.state is not State.HEALING:
             self.fire(Event.LOSS_SEEN)
         self.fire(Event.HEALED)
-        self.upstream_id = here.upstream_id
+        self.upstream_id, self.cookies = here.upstream_id, here.cookies
         self.generation += 1
         self.marks = self.marks.with_word(self.generation, here.word)
         self.displaced = self.is_new_here = False
@@ -354,7 +355,7 @@ class Session:
         """The upstream has opened this session by itself, and the same server answers: a new generation, and no news."""
         self.heals.moved_at = now
         self.fire(Event.LOSS_SEEN)
-        self.repoint(upstream_id, tools_still_hold=True)
+        self.repoint(upstream_id, tools_still_hold=True, cookies=self.cookies)
         self.note_told_restart()
 
     def note_told_lost(self, generation: int) -> bool:

@@ -43,12 +43,14 @@ class StreamRefusal:
     """What of a stream may have to be asked about.
 
     ``about`` reads an event's data and says what they refuse; the first one that is to be asked about is the ``refusal``, and
-    its event is ``withheld``.
+    its event is ``withheld``. ``has_begun``: something was said before it, or the stream was resumed, hence the request had
+    been taken.
     """
 
     about: Final[Callable[[bytes], Refusal | None]]
     refusal: Refusal | None = None
     withheld: Block | None = None
+    has_begun: bool = False
 
     def is_raised_by(self, piece: Block) -> bool:
         """Whether this event is not for the client before somebody has asked."""
@@ -64,8 +66,7 @@ class StreamWatch:
     ``unanswered`` are the client's request ids that still wait, ``None`` where nobody knows whether any does. A message
     is handed to the caller once, by ``relay``. ``misaddressed``: what went by unread, too large or too deep, may have been
     an answer, under an id that the client does not know; it will not come again. ``heard`` counts what concerned the
-    requests: answers to them, progress, the beginning of something large. ``has_begun``: something was said before a refusal,
-    or the stream was resumed, hence the request had been taken. ``announcing`` adds what the model is to know,
+    requests: answers to them, progress, the beginning of something large. ``announcing`` adds what the model is to know,
     ``progress`` holds back what would go back, ``refused`` what has to be asked about.
     """
 
@@ -80,7 +81,6 @@ class StreamWatch:
     misaddressed: bool = False
     blocks: int = 0
     heard: int = 0
-    has_begun: bool = False
     announcement: Final[Announcement | ListPromise | None] = None
     progress: Final[Progress | None] = None
     refused: StreamRefusal | None = None
@@ -98,15 +98,25 @@ class StreamWatch:
         event = piece.event
         self._note_fields(event)
         message = _message_in(event.data)
-        if self.refused is not None and event.data and _may_refuse(message) and self.refused.is_raised_by(piece):
+        if event.data and self._is_refused_by(piece, message):
             return b"", None
-        self.has_begun |= bool(event.data)
+        if event.data:
+            self.note_begun()
         mapped = self._for_client(message) if message is not None else None
         if message is not None:
             self._note(message)
             if self.progress is not None and not self.progress.lets_pass(message, self.mark.generation):
                 return b"", message
         return event_to_client(piece.raw, event, mapped, self.mark), message
+
+    def _is_refused_by(self, piece: Block, message: Message | None) -> bool:
+        """What follows the last answer refuses nothing."""
+        return (
+            self.refused is not None
+            and bool(self.unanswered)
+            and _may_refuse(message)
+            and self.refused.is_raised_by(piece)
+        )
 
     @property
     def refusal(self) -> Refusal | None:
@@ -117,6 +127,11 @@ class StreamWatch:
     def answered(self) -> bool:
         """Whether it is known that nobody waits for anything on this stream any more."""
         return self.unanswered is not None and not self.unanswered
+
+    def note_begun(self) -> None:
+        """The server has taken the request: what it says from now on refuses nothing before it was dispatched."""
+        if self.refused is not None:
+            self.refused.has_begun = True
 
     def note_elsewhere(self) -> None:
         """Whoever was answered on another stream does not wait any more."""
@@ -174,7 +189,8 @@ class StreamWatch:
             self.heard += 1
             raw = self._with_marked_id(raw)
         self.in_fragment = not piece.last
-        self.committed = self.has_begun = True
+        self.committed = True
+        self.note_begun()
         if piece.last:
             self._note_unread()
         return raw

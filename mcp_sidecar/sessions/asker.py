@@ -1,7 +1,8 @@
 """Asks with a ping whether a session lives: once for all who wait, and not again for what is known.
 
 The rule of this file: a ping bears the credentials of the request that is asked about, and the upstream id under which that
-one was sent. What its answer shows is decided in ``verdicts.refusals``.
+one was sent. What a credential meets that was never accepted in the session counts for that credential: servers that bind
+their sessions tell a stranger that there is none. What an answer shows is decided in ``verdicts.refusals``.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Final
 from aiohttp import hdrs
 
 from mcp_sidecar.facts import AskOutcome, RefusalAsked, SeveralServers
+from mcp_sidecar.healing.exchange import Ask
 from mcp_sidecar.healing.findings import Findings
 from mcp_sidecar.healing.principal import Principal
 from mcp_sidecar.healing.session import Session, State, UpstreamSessionId
@@ -39,19 +41,29 @@ _OUTCOMES = {
 }
 
 
+_THERE: Final = Ask()
+
+
 @dataclass(frozen=True, slots=True)
 class Asked:
     """What is asked about: a refusal, or only whether the server is there.
 
-    ``generation`` and ``upstream_id`` are those that the request was sent under; see ``Ask`` for the others.
+    ``generation`` and ``upstream_id`` are those that the request was sent under, ``content_type`` is the refusal's.
     """
 
     generation: int
     upstream_id: UpstreamSessionId | None
-    refusal: Refusal | None = None
     content_type: str = ""
-    elsewhere: bool = False
-    is_remembered: bool = True
+    ask: Ask = _THERE
+
+    @property
+    def refusal(self) -> Refusal | None:
+        """What was said, if anything was."""
+        return self.ask.refusal
+
+
+_FlightKey = tuple[Session, int, Principal | None]
+"""The session, the generation, and the credential where it is none of the session's own."""
 
 
 @dataclass(eq=False, slots=True)
@@ -69,7 +81,7 @@ class Asker:
         """``holds`` is where requests wait for the answer."""
         self._tools = tools
         self._holds = holds
-        self._flights: dict[tuple[Session, int], Flight] = {}
+        self._flights: dict[_FlightKey, Flight] = {}
         self.is_several = False
 
     def is_open(self, session: Session, refusal: Refusal | None, credential: Principal) -> bool:
@@ -91,10 +103,11 @@ class Asker:
         known = self._known(session, question, trigger)
         if known is not None:
             return Waited.BACK, known
+        key = session, question.generation, None if _is_own(session, trigger) else trigger.credential
         while True:
-            flight, is_ours = self._flights.get((session, question.generation)), False
+            flight, is_ours = self._flights.get(key), False
             if flight is None:
-                flight, is_ours = self._start(session, question, trigger), True
+                flight, is_ours = self._start(key, question, trigger), True
             waited, answer = await self._holds.for_result(held, flight.task)
             if answer is None:
                 return waited, BROKEN
@@ -134,12 +147,14 @@ class Asker:
             return None
         findings = self._findings(session)
         known = findings.of(question.generation, question.refusal, trigger.credential, self._tools.clock())
-        if known is not None:
-            return known
+        if known is not None and not (
+            self.is_several and question.ask.elsewhere and known.verdict is PingVerdict.ALIVE
+        ):
+            return known  # that one of several servers knows it says little
         is_over = session.generation > question.generation
-        if is_over or session.state is State.HEALING:
-            known = findings.loss_of(question.generation)
-        return _LOST if known is None and is_over and not self._can_be_asked(question) else known
+        is_settled = is_over or session.state is State.HEALING
+        found = findings.loss_of(question.generation) if is_settled else None
+        return _LOST if found is None and is_over and not self._can_be_asked(question) else found
 
     def _can_be_asked(self, question: Asked) -> bool:
         """Servers that count their sessions mint an id again: under it, another session would answer."""
@@ -148,7 +163,7 @@ class Asker:
     def _found(self, session: Session, question: Asked, refusal: Refusal, answer: PingAnswer) -> None:
         if answer.verdict in _PENDING:  # it will be asked again
             return
-        if question.is_remembered:
+        if question.ask.is_remembered:
             self._findings(session).remember(question.generation, refusal, answer, self._tools.clock())
         outcome = _OUTCOMES.get(answer.verdict, AskOutcome.UNDECIDED)
         status = refusal.words.status
@@ -159,9 +174,8 @@ class Asker:
 
     # -- asking -------------------------------------------------------------------------------------------------------
 
-    def _start(self, session: Session, question: Asked, trigger: Trigger) -> Flight:
-        key = session, question.generation
-        flight = Flight(asyncio.create_task(self._fly(session, question, trigger)), trigger.credential)
+    def _start(self, key: _FlightKey, question: Asked, trigger: Trigger) -> Flight:
+        flight = Flight(asyncio.create_task(self._fly(key[0], question, trigger)), trigger.credential)
         self._flights[key] = flight
         flight.task.add_done_callback(lambda _: self._flights.pop(key, None))
         return flight
@@ -169,14 +183,16 @@ class Asker:
     async def _fly(self, session: Session, question: Asked, trigger: Trigger) -> PingAnswer:
         own = OwnRequests(self._tools.upstream, session, trigger)
         answer = await self._ping(own, question)
-        if question.elsewhere and self._is_perhaps_elsewhere(question, answer):
+        if question.ask.elsewhere and self._is_perhaps_elsewhere(question, answer):
             answer = await self._look_elsewhere(own, question, answer)
-        self._findings(session).note(question.generation, answer)
+        if _is_own(session, trigger):
+            self._findings(session).note(question.generation, answer)
         return answer
 
     def _is_perhaps_elsewhere(self, question: Asked, answer: PingAnswer) -> bool:
         if answer.verdict is PingVerdict.REFUSED:
-            return self.is_several and question.refusal is not None and question.refusal.is_same_as(answer.refusal)
+            is_same = question.refusal is not None and question.refusal.is_same_as(answer.refusal)
+            return is_same and (self.is_several or question.ask.is_new)
         return answer.verdict is PingVerdict.ALIVE
 
     async def _look_elsewhere(self, own: OwnRequests, question: Asked, first: PingAnswer) -> PingAnswer:
@@ -193,6 +209,10 @@ class Asker:
     async def _ping(self, own: OwnRequests, question: Asked, *, fresh: bool = False) -> PingAnswer:
         answer = await ping(own, question.upstream_id, self._tools.policy.signatures, fresh=fresh)
         return answer.beside(question.refusal)
+
+
+def _is_own(session: Session, trigger: Trigger) -> bool:
+    return session.accepted.knows(trigger.credential)
 
 
 def media_type_of(answer: Answer) -> str:

@@ -130,13 +130,13 @@ class Recorder:
         self.shown_id(session_id)
         assert self._ids is not None
         client_id, upstream_id = self._ids
+        cookies = affinity_cookies(answer.headers, self._cookie_names)
         if is_shown:
-            self._opened = self._table.open(client_id, self._call.principal, handshake, upstream_id)
+            self._opened = self._table.open(client_id, self._call.principal, handshake, upstream_id, cookies)
         else:
-            self._opened = self._table.open_sealed(client_id, self._call.identity, handshake, upstream_id)
+            self._opened = self._table.open_sealed(client_id, self._call.identity, handshake, upstream_id, cookies)
             self._ids = self._opened.client_id, upstream_id
         self._opened.accept(self._call.identity)
-        self._opened.cookies = affinity_cookies(answer.headers, self._cookie_names)
 
     async def settle(self) -> None:
         """Have the store know of the session that was opened, before its client does: its next request may come elsewhere."""
@@ -144,6 +144,5 @@ class Recorder:
         if opened is not None and await self._table.save(opened) is Saving.TAKEN and self._ids is not None:
             renamed = self._opened = self._table.rename(opened)
             renamed.accept(self._call.identity)
-            renamed.cookies = opened.cookies
             self._ids = renamed.client_id, self._ids[1]
             await self._table.save(renamed)

@@ -36,6 +36,7 @@ from mcp_sidecar.healing.session import ClientSessionId, Event, Session, State, 
 from mcp_sidecar.sessions.ended_ids import EndedIds
 from mcp_sidecar.sessions.keeper import Keeper, Saving
 from mcp_sidecar.sessions.look_ups import Missing
+from mcp_sidecar.wire.cookies import Cookies
 
 Key = tuple[ClientSessionId, Principal]
 
@@ -110,17 +111,22 @@ class SessionTable:
         return own
 
     def open_sealed(
-        self, client_id: ClientSessionId, identity: Identity, handshake: Handshake, upstream_id: UpstreamSessionId
+        self,
+        client_id: ClientSessionId,
+        identity: Identity,
+        handshake: Handshake,
+        upstream_id: UpstreamSessionId,
+        cookies: Cookies = (),
     ) -> Session:
         """The same, under an id that is a token, if there are any; one that would be too long stays ``client_id``."""
         if self._tokens is None:
-            return self.open(client_id, identity.principal, handshake, upstream_id)
+            return self.open(client_id, identity.principal, handshake, upstream_id, cookies)
         tag = self._new_tag()
-        made = self._tokens.made_for(identity, tag, handshake, upstream_id, self._keeper.wall())
+        made = self._tokens.made_for(identity, tag, handshake, upstream_id, cookies, self._keeper.wall())
         if made is None:
             self._emit(SessionNotSealed(self.label(client_id)))
         shown = ClientSessionId(made) if made is not None else client_id
-        return self.open(shown, identity.principal, handshake, upstream_id, tag=tag)
+        return self.open(shown, identity.principal, handshake, upstream_id, cookies, tag=tag)
 
     def open(
         self,
@@ -128,12 +134,14 @@ class SessionTable:
         principal: Principal,
         handshake: Handshake,
         upstream_id: UpstreamSessionId | None = None,
+        cookies: Cookies = (),
         *,
         tag: str = "",
     ) -> Session:
         """An ``initialize`` was answered with a new id: record the session behind it.
 
-        ``upstream_id`` is what the upstream calls it, where that is not the client's id; ``tag`` is the one in a token.
+        ``upstream_id`` is what the upstream calls it, where that is not the client's id, ``cookies`` lead to its server;
+        ``tag`` is the one in a token.
         """
         if (old := self._by_use.get((client_id, principal))) is not None:
             self._remove(old, SessionEnd.REPLACED)
@@ -146,7 +154,7 @@ class SessionTable:
             tag=tag,
             created_at=wall,
             last_used_at=wall,
-            instances=(Instance(self._keeper.instance, minted, ""),),
+            instances=(Instance(self._keeper.instance, minted, "", cookies),),
         )
         session = self._enter(client_id, record, Marks(tag, self._new_tag()))
         self._keeper.opened(session)
@@ -276,7 +284,7 @@ class SessionTable:
         self._remove(session, SessionEnd.EVICTED)
         assert session.upstream_id is not None, "it was opened with one"
         other = ClientSessionId(f"{self._new_tag()}.{session.upstream_id}")
-        return self.open(other, session.principal, session.handshake, session.upstream_id)
+        return self.open(other, session.principal, session.handshake, session.upstream_id, session.cookies)
 
     def find(self, client_id: ClientSessionId, principal: Principal) -> Session | None:
         """The principal's own session, and note that it is in use."""

@@ -14,6 +14,7 @@ from mcp_sidecar.healing.principal import ANONYMOUS, Identity, Principal
 from mcp_sidecar.healing.record import Instance, SessionRecord, UpstreamSessionId
 from mcp_sidecar.sessions.stores.keys import Key, KeyRing
 from mcp_sidecar.sessions.stores.sealed import INSTANCE_BYTES, Rejected, Sealed, Sealer, is_token
+from mcp_sidecar.wire.cookies import Cookies
 
 FRESH_S: Final = 30.0
 """A session that is older may have called a tool, for all that its token tells."""
@@ -46,20 +47,27 @@ class Tokens:
         return is_token(session_id)
 
     def made_for(
-        self, identity: Identity, tag: str, handshake: Handshake, upstream_id: UpstreamSessionId, now: float
+        self,
+        identity: Identity,
+        tag: str,
+        handshake: Handshake,
+        upstream_id: UpstreamSessionId,
+        cookies: Cookies,
+        now: float,
     ) -> str | None:
         """The id of a session that was just opened; ``None`` where it would be too long to pass everywhere."""
         principal = _under(identity, self._ring.keys.first)
         if principal is None:
             return None
-        return self._sealer.seal(Sealed(now, self._lifetime_s, principal, tag, self._hash(), upstream_id, handshake))
+        here = self._hash()
+        return self._sealer.seal(Sealed(now, self._lifetime_s, principal, tag, here, upstream_id, handshake, cookies))
 
     def read(self, session_id: str, identity: Identity, now: float) -> SessionRecord | Rejected:
         """The session behind an id, as its ``initialize`` left it: it stands nowhere but where that was answered."""
         found = self._sealer.open(session_id, lambda key: _under(identity, key), now)
         if isinstance(found, Rejected):
             return found
-        here = Instance(self._instance, found.upstream_id, "")
+        here = Instance(self._instance, found.upstream_id, "", found.cookies)
         return SessionRecord(
             handshake=found.handshake,
             principal=identity.principal,

@@ -261,13 +261,7 @@ class Listener:
         if step.refusal is None:
             return await sessions.refresher.ping(session, self._call.trigger)
         held = HeldRequest(0, self._services.policy.hold_timeout_s, is_stream=True)
-        question = Asked(
-            self._generation,
-            self._upstream_id,
-            step.refusal,
-            media_type_of(answer),
-            is_remembered=step.is_remembered,
-        )
+        question = Asked(self._generation, self._upstream_id, media_type_of(answer), step)
         waited, found = await sessions.asker.ask(session, question, self._call.trigger, held)
         return found if waited is Waited.BACK else None
 

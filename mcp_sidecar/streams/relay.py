@@ -140,7 +140,7 @@ class EventRelay:
                 if after is not AfterEnd.RESUME:
                     return after
                 blocks_before = self._watch.blocks
-                self._watch.has_begun = True
+                self._watch.note_begun()
                 if self._give_up_at is None:
                     self._give_up_at = asyncio.get_running_loop().time() + self._patience_s
                 if resumed is not None:

@@ -41,6 +41,11 @@ def affinity_cookies(headers: Iterable[Pair], patterns: Iterable[str], known: Co
     return tuple(kept.items())[:MAX_COOKIES]
 
 
+def is_cookie(name: str, value: str) -> bool:
+    """Whether it may stand in a ``Cookie`` line: RFC 6265 §4.1.1 has it so, and it is not too large."""
+    return _PAIR.fullmatch(f"{name}={value}") is not None and len(name) + len(value) < MAX_COOKIE_BYTES
+
+
 def is_named(name: str, patterns: Iterable[str]) -> bool:
     """Whether a name is one of the patterns'."""
     return any(name.startswith(each[:-1]) if each.endswith("*") else name == each for each in patterns)

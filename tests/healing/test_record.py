@@ -32,7 +32,10 @@ from tests.support.sessions import HERE, a_record
 
 texts = st.text(st.characters(codec=None), max_size=6)  # lone surrogates, too: JSON can say them
 seconds = st.floats(-1e12, 1e12)
-instances = st.builds(Instance, texts, st.none() | texts.map(UpstreamSessionId), texts)
+cookies = st.dictionaries(st.sampled_from(["AWSALB", "route"]), st.text("ab.1", max_size=4)).map(
+    lambda found: tuple(found.items())
+)
+instances = st.builds(Instance, texts, st.none() | texts.map(UpstreamSessionId), texts, cookies)
 records = st.builds(
     SessionRecord,
     handshake=st.builds(
@@ -44,7 +47,7 @@ records = st.builds(
     tag=texts,
     created_at=seconds,
     last_used_at=seconds,
-    instances=st.lists(instances, max_size=MAX_INSTANCES).map(tuple),
+    instances=st.lists(instances, max_size=MAX_INSTANCES, unique_by=lambda one: one.key).map(tuple),
     client_state=st.builds(ClientState, st.none() | texts, st.lists(texts, max_size=3).map(tuple)),
     lists=st.dictionaries(st.sampled_from(sorted(LISTINGS)), st.integers(0, 256**DIGEST_BYTES - 1)).map(
         lambda found: tuple(found.items())
@@ -118,7 +121,7 @@ def test_members_of_other_kinds(name: str, value: Any) -> None:
 @pytest.mark.parametrize(
     "members",
     [
-        *({name: ...} for name in json.loads(encoded(SAMPLE)[1:]) if name != "level"),
+        *({name: ...} for name in json.loads(encoded(SAMPLE)[1:]) if name not in ("level", "cookies")),
         {"params": "{"},
         {"params": "[]"},
         {"params": '{"x":NaN}'},
@@ -187,6 +190,35 @@ def test_only_so_many_instances_are_kept() -> None:
     assert [one.key for one in record.instances] == [f"i{3 * MAX_INSTANCES - 1 - n}" for n in range(MAX_INSTANCES)]
     again = record.standing_at(Instance("i40", UpstreamSessionId("v"), "w"))
     assert (again.instances[0].upstream_id, len(again.instances)) == ("v", MAX_INSTANCES)
+
+
+class TestCookies:
+    """They lead to one upstream session, and are for no other."""
+
+    LED = a_record("u", instances=(Instance(HERE, UpstreamSessionId("u"), "w", (("AWSALB", "a"),)),))
+
+    def test_a_sidecar_that_knew_none_has_healed_it(self) -> None:
+        """It kept them as they were, beside another upstream session: they count for nothing any more."""
+        read = decode(with_members(self.LED, instances=[[HERE, "v", "x"]]))
+        assert isinstance(read, SessionRecord)
+        assert read.instances == (Instance(HERE, UpstreamSessionId("v"), "x"),)
+
+    def test_a_record_without_them(self) -> None:
+        """Those who wrote it knew none."""
+        read = decode(with_members(self.LED, cookies=...))
+        assert isinstance(read, SessionRecord)
+        assert read.instances[0].cookies == ()
+
+    @pytest.mark.parametrize(
+        "damaged", [[[HERE, "u", "w", {"a": "b\r\nc"}]], [[HERE, "u", "w", {"a b": ""}]], [[1]], 7]
+    )
+    def test_what_is_no_cookie(self, damaged: Any) -> None:
+        """Nothing of it goes into a header."""
+        assert isinstance(decode(with_members(self.LED, cookies=damaged)), Unreadable)
+
+    def test_they_are_shown_nowhere(self) -> None:
+        """Not even where a record is printed."""
+        assert "AWSALB" not in repr(self.LED)
 
 
 class TestRebased:

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from tests.interop.catalogue import ClientSpec, ToolCall
-from tests.interop.processes import Watched
+from tests.interop.processes import START_TIMEOUT_S, Watched
 
 CONNECT_TIMEOUT_S = 20.0
 CLOSE_TIMEOUT_S = 5.0
 GRACE_S = 3.0
-"""How much longer than its own bound a driver gets before it counts as stuck."""
+"""How much longer than its own bound a driver gets before it counts as stuck, once it has started."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,7 @@ class Driver:
         self._numbers = itertools.count(1)
         self._waiting: dict[int, Future[Answer]] = {}
         self._lock = threading.Lock()
+        self._has_answered = False
         self._life = Watched(spec.command, {"PYTHONUNBUFFERED": "1"}, stdin=subprocess.PIPE, on_line=self._take)
 
     @property
@@ -68,12 +69,18 @@ class Driver:
         """All that it printed, answers included."""
         return self._life.lines
 
+    @property
+    def grace_s(self) -> float:
+        """How much longer than its own bound, which begins when it reads a command, an answer of it may take."""
+        return GRACE_S if self._has_answered else START_TIMEOUT_S
+
     def _take(self, line: str) -> None:
         if not line.startswith('{"'):
             return
         said: dict[str, Any] = json.loads(line)
         with self._lock:
             future = self._waiting.pop(int(said.pop("id")), None)
+        self._has_answered = True
         if future is not None:
             said["seen_ids"] = tuple(said["seen_ids"])
             future.set_result(Answer(**said))
@@ -141,7 +148,8 @@ class Connection:
         return self._wait(self.driver.command("close", self._name, CLOSE_TIMEOUT_S), CLOSE_TIMEOUT_S)
 
     def _wait(self, future: Future[Answer], timeout_s: float) -> Answer:
+        longest_s = timeout_s + self.driver.grace_s
         try:
-            return future.result(timeout_s + GRACE_S)
+            return future.result(longest_s)
         except TimeoutError:
-            return Answer("timeout", "the driver itself is stuck", timeout_s + GRACE_S)
+            return Answer("timeout", "the driver itself is stuck", longest_s)

@@ -20,7 +20,7 @@ from tests.support.behaviour import SessionMode
 from tests.support.client import McpClient
 from tests.support.credentials import alice, bearer
 from tests.support.fake_upstream import FakeUpstream
-from tests.support.faults import Answer, Stage
+from tests.support.faults import Answer, IngressPage, Stage, Stall, StallAt
 from tests.support.listening import attached, next_method
 from tests.support.own_answers import is_not_found
 from tests.support.sidecar import WatchedSidecar, running_sidecar
@@ -397,3 +397,23 @@ async def test_named_cookies_tell_principals_apart() -> None:
             assert is_not_found(await other_of(client, {"Cookie": cookie}).tool("charge"))
         client.headers = {"Cookie": "theme=light; app_a=1; user=alice"}
         assert (await client.tool("charge")).text == "charged 1"
+
+
+async def test_what_its_ping_meets_says_nothing_of_the_owners_session() -> None:
+    """A server that binds its sessions tells a stranger that there is none; the owner's tool says the same, and ran."""
+    one, two = bearer("opaque-1"), bearer("opaque-2")
+    async with scene(one, two) as (upstream, sidecar, client):
+        upstream.become(bind_principal=True)
+        upstream.inject(IngressPage(), rpc_method="tools/list")
+        planted = upstream.inject(Stall(StallAt.BEFORE_EXECUTION), rpc_method="ping")
+        stranger = asyncio.create_task(other_of(client, two).call("tools/list"))
+        await eventually(lambda: planted.hits)
+        lost = upstream.behaviour.dialect_row.post.filled(sid=client.session_id or "", rpc_id=1)
+        upstream.inject(Answer(lost.status, tuple(lost.headers), lost.body, executes=True), tool="charge")
+        call = asyncio.create_task(client.tool("charge"))
+        await eventually(lambda: call.done() or len(sidecar.services.holds) == 2)
+        upstream.release()
+        assert (await call).status == lost.status
+        assert is_not_found(await stranger)
+        assert len(upstream.ledger.executions("charge")) == 1
+        assert len(upstream.ledger.initializes) == 1

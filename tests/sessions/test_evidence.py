@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from mcp_sidecar.facts import RefusalAsked
 from tests.sessions.test_identity import count_anew
 from tests.support.client import Answer as Seen
 from tests.support.dialects import JSON, TEXT_UTF8, Dialect, Mint, Said
@@ -167,3 +168,31 @@ async def test_what_a_living_session_said_counts_for_nothing_once_it_is_lost() -
         assert "result" in (await client.call("tools/list")).response
         upstream.forget()
         assert (await client.tool("charge")).text == "charged 1"
+
+
+async def test_what_follows_the_answer_on_its_stream_is_no_refusal() -> None:
+    """The call is answered; that its session goes away behind that is the next one's loss."""
+    async with connected(dialect=dialect(event(GONE_TO_NOBODY))) as (upstream, sidecar, client):
+        await client.call("tools/list")
+        result = '{"jsonrpc":"2.0","id":"mine","result":{"content":[]}}'
+        said = Answer(200, (("Content-Type", EVENTS),), (event(result) + event(GONE_TO_NOBODY)).encode())
+        upstream.inject(RunsAndSays(said, upstream.forget), tool="echo")
+        answer = await client.call("tools/call", {"name": "echo", "arguments": {}}, id="mine")
+        assert [message.get("id") for message in answer.messages] == ["mine", None]
+        assert len(upstream.ledger.executions("echo")) == 1
+        assert sidecar.of(RefusalAsked) == []
+
+
+async def test_a_call_that_has_asked_its_client_is_not_begun_anew_by_a_refusal() -> None:
+    """A harmless call may run twice, but not put its question twice: it ends with its error, and the session is healed."""
+    async with connected(dialect=dialect(event(GONE_TO_REQUEST))) as (upstream, _, client):
+        await client.call("tools/list")
+        question = '{"jsonrpc":"2.0","id":"q","method":"elicitation/create","params":{"message":"Go on?"}}'
+        body = event(question) + event(GONE_TO_REQUEST.replace("{ID}", '"mine"'))
+        upstream.inject(
+            RunsAndSays(Answer(200, (("Content-Type", EVENTS),), body.encode()), upstream.forget), tool="echo"
+        )
+        answer = await client.call("tools/call", {"name": "echo", "arguments": {}}, id="mine")
+        assert reason_of(answer) == "outcome_unknown"
+        assert len(upstream.ledger.executions("echo")) == 1
+        assert len(upstream.ledger.initializes) == 2

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from mcp_sidecar.facts import HealEnded, HealOutcome, ReplayCause, RequestReplayed, SessionLost
+from mcp_sidecar.facts import HealEnded, HealOutcome, ReplayCause, RequestReplayed, SessionLost, SidecarFault
+from mcp_sidecar.healing.record import Instance, UpstreamSessionId
 from tests.support.behaviour import Answers as Form
 from tests.support.behaviour import EarlyRequest, Priming, SessionMode
 from tests.support.client import McpClient
@@ -576,3 +577,22 @@ async def test_what_no_signature_knows_passes() -> None:
         answer = await client.tool("charge")
         assert (answer.status, answer.body) == (400, SAID.body)
         assert [arrival.rpc_methods for arrival in upstream.ledger.arrivals[3:]] == [("ping",)]
+
+
+async def test_a_heal_that_another_process_was_quicker_with() -> None:
+    """What the store says of it may be learnt while a heal is under way: that one's session stands, and ours is ended."""
+    async with connected() as (upstream, sidecar, client), McpClient(upstream.url) as other:
+        (session,) = sidecar.services.sessions.table
+        upstream.forget()
+        planted = upstream.inject(STALLED, rpc_method="initialize")
+        call = asyncio.create_task(client.tool("charge"))
+        await eventually(lambda: planted.hits)
+        await other.initialize()
+        there = UpstreamSessionId(other.session_id or "")
+        session.record = session.record.standing_at(Instance(session.instance, there, "word"))
+        session.follow()
+        upstream.release()
+        assert (await call).text == "charged 1"
+        assert [ran.session_id for ran in upstream.ledger.executions("charge")] == [there]
+        await eventually(lambda: [*upstream.sessions] == [there])
+        assert sidecar.of(SidecarFault) == []

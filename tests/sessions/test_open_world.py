@@ -13,11 +13,25 @@ import pytest
 
 from mcp_sidecar.facts import AskOutcome, HealEnded, RefusalAsked, SessionLost
 from mcp_sidecar.verdicts.classify import Verdict
+from tests.support.client import McpClient
 from tests.support.corpus import Entry, entries
+from tests.support.credentials import alice
 from tests.support.dialects import JSON, TEXT_UTF8, Dialect, Said
 from tests.support.fake_upstream import FakeUpstream
-from tests.support.faults import Answer, EndStream, Fault, IngressPage, RoutePage
+from tests.support.faults import (
+    Answer,
+    CloseBeforeHeaders,
+    EndStream,
+    Fault,
+    GarbageHeaders,
+    IngressPage,
+    ResetAfterExecution,
+    ResetBeforeExecution,
+    RoutePage,
+    TruncateJson,
+)
 from tests.support.scene import connected
+from tests.support.sidecar import running_sidecar
 
 NOT_FOUND = b'{"jsonrpc":"2.0","error":{"code":-32001,"message":"Session not found"},"id":null}'
 FRAMING = frozenset({"content-length", "transfer-encoding", "connection", "content-encoding", "date", "keep-alive"})
@@ -171,6 +185,24 @@ async def test_calls_that_always_get_401_cost_one_useless_initialize() -> None:
         assert upstream.ledger.executions("charge") == []
 
 
+async def test_each_credential_tries_once() -> None:
+    """A token that was refreshed may be the better one: it is tried once as well, and then passes for what it is."""
+    async with (
+        FakeUpstream() as upstream,
+        running_sidecar(upstream.url) as sidecar,
+        McpClient(sidecar.url, headers=alice()) as client,
+    ):
+        await client.initialize()
+        for method in ("tools/call", "ping"):
+            upstream.inject(Answer(401, (), b"Unauthorized: Session not found"), rpc_method=method, times=None)
+        for tried in (2, 3, 4):
+            for _ in range(4):
+                assert (await client.tool("charge")).status == 401
+            assert len(upstream.ledger.initializes) == tried
+            client.headers = alice()
+        assert upstream.ledger.executions("charge") == []
+
+
 RECORDED = [entry for entry in entries() if entry.expect is Verdict.AUTH_FAILURE and entry.head is not None]
 
 
@@ -247,12 +279,18 @@ OUTAGES = {
     "route": lasting(RoutePage()),
     "busy": lasting(BUSY),
     "busy, with a pause": lasting(Answer(503, (*JSON_TYPE, ("Retry-After", "0")), BUSY.body)),
+    "resets": lasting(ResetBeforeExecution()),
+    "resets, ran": lasting(ResetAfterExecution()),
+    "closed": lasting(CloseBeforeHeaders()),
+    "no heads": lasting(GarbageHeaders()),
+    "halves": lasting(TruncateJson()),
     "errors": lasting(Answer(500, (), b"Something has exploded")),
     "plain errors": lasting(Answer(500, (), b"Internal Server Error")),
     "ended streams": lasting(EndStream(0, event_ids=False)),
     "lost, and initialize is limited": lost_and(LATER, rpc_method="initialize"),
     "lost, and initialize is limited without a word": lost_and(Answer(429), rpc_method="initialize"),
     "lost, and initialize is busy": lost_and(BUSY, rpc_method="initialize"),
+    "lost, and initialize is reset": lost_and(ResetBeforeExecution(), rpc_method="initialize"),
     "lost, and initialize meets a gateway": lost_and(IngressPage(502), rpc_method="initialize"),
     "lost, and initialize meets a 503": lost_and(IngressPage(503), rpc_method="initialize"),
     "lost, and initialize meets no route": lost_and(RoutePage(), rpc_method="initialize"),

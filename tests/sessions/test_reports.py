@@ -13,10 +13,15 @@ import pytest
 
 from mcp_sidecar.facts import HealEnded, HealOutcome, SessionLost
 from tests.support.behaviour import SessionMode
+from tests.support.client import McpClient
+from tests.support.credentials import alice, bearer
 from tests.support.dialects import JSON, Dialect, Said
+from tests.support.fake_upstream import FakeUpstream
 from tests.support.faults import Answer, Repeats, RoutePage
 from tests.support.listening import attached
+from tests.support.own_answers import is_not_found
 from tests.support.scene import connected
+from tests.support.sidecar import running_sidecar
 
 JSON_TYPE = (("Content-Type", JSON),)
 TOOLS = ("echo", "charge")
@@ -223,3 +228,30 @@ async def test_a_second_stream_ends_the_session_of_some_servers() -> None:
         assert message is not None
         assert [fact.outcome for fact in sidecar.of(HealEnded)] == [HealOutcome.HEALED]
         assert len(upstream.ledger.executions("charge")) == 1
+
+
+@pytest.mark.parametrize("names_its_user", [True, False])
+@pytest.mark.parametrize("tool", TOOLS)
+async def test_a_server_that_ends_its_sessions_with_each_new_token(tool: str, names_its_user: bool) -> None:
+    """liketrek/TREK#1475, stacklok/toolhive#5306: behind a refresh of the token the session is not found.
+
+    A token of the same issuer, subject and client heals, and the call runs once. One that names nobody may be anybody's: by the
+    404 its client starts over.
+    """
+    lost = Dialect(name="reported", servers="", post=Said(404, '{"error":"Session not found"}', JSON))
+    old, new = (alice(), alice()) if names_its_user else (bearer("old"), bearer("new"))
+    async with (
+        FakeUpstream(dialect=lost) as upstream,
+        running_sidecar(upstream.url) as sidecar,
+        McpClient(sidecar.url, headers=old) as client,
+    ):
+        await client.initialize()
+        await client.call("tools/list")
+        upstream.forget()
+        client.headers = new
+        answer = await client.tool(tool, text="x")
+        if names_its_user:
+            assert "result" in answer.response, answer
+        else:
+            assert is_not_found(answer)
+        assert len(upstream.ledger.executions(tool)) == len(upstream.ledger.initializes) - 1 == names_its_user

@@ -21,14 +21,18 @@ class Replicas(FakeUpstream):
         super().__init__(**changes)
         self._cookie = cookie
         self.nodes = {str(number): self._new_node() for number in range(1, count + 1)}
-        self._in_turn = itertools.cycle(tuple(self.nodes))
+        self.take_turns()
         self._numbers = itertools.count(count + 1)
+
+    def take_turns(self, *names: str) -> None:
+        """The next requests go to these, one after the other, and those behind them to each in turn again."""
+        self._in_turn = itertools.chain(names, itertools.cycle(tuple(self.nodes)))
 
     def replace_node(self, name: str) -> None:
         """This one is gone, with its sessions; another one takes its place, under another name."""
         del self.nodes[name]
         self.nodes[str(next(self._numbers))] = self._new_node()
-        self._in_turn = itertools.cycle(tuple(self.nodes))
+        self.take_turns()
 
     def _new_node(self) -> Endpoint:
         return Endpoint(

@@ -16,8 +16,8 @@ import hmac
 import math
 import struct
 import zlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from mcp_sidecar.healing.handshake import Handshake
@@ -25,6 +25,7 @@ from mcp_sidecar.healing.principal import Principal
 from mcp_sidecar.healing.record import UpstreamSessionId
 from mcp_sidecar.sessions.stores.keys import KEY_ID_BYTES, Key, Keys
 from mcp_sidecar.sessions.stores.store import StoreUnusable
+from mcp_sidecar.wire.cookies import Cookies
 
 try:
     from cryptography.exceptions import InvalidTag
@@ -62,7 +63,8 @@ _DICTIONARY: Final = (
 class Sealed:
     """What a token holds: one session as its ``initialize`` left it, and when and for how long that holds.
 
-    ``instance`` is a hash of the upstream instance that minted ``upstream_id``. Times are wall-clock seconds.
+    ``instance`` is a hash of the upstream instance that minted ``upstream_id``, ``cookies`` are those of load balancers
+    that lead to its server. Times are wall-clock seconds.
     """
 
     issued_at: float
@@ -72,6 +74,7 @@ class Sealed:
     instance: bytes
     upstream_id: UpstreamSessionId | None
     handshake: Handshake
+    cookies: Cookies = field(default=(), repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +107,12 @@ class Sealer:
     def seal(self, content: Sealed) -> str | None:
         """The token, under the first key; ``None`` where it would be too long to pass everywhere.
 
-        Of a long one the client's ``data:`` icons are left out first: no server needs them to know a client.
+        Of a long one the client's ``data:`` icons are left out first: no server needs them to know a client. Then the
+        cookies: without them another server of several is asked, and the session is healed.
         """
-        return self._seal(content, content.handshake) or self._seal(content, content.handshake.without_data_icons())
+        plain = content.handshake.without_data_icons()
+        shorter = replace(content, cookies=())
+        return self._seal(content, content.handshake) or self._seal(content, plain) or self._seal(shorter, plain)
 
     def _seal(self, content: Sealed, handshake: Handshake) -> str | None:
         packed = _packed(content, handshake)
@@ -152,7 +158,10 @@ def _packed(content: Sealed, handshake: Handshake) -> bytes | None:
     lengths = len(content.principal), len(tag), len(upstream_id)
     if lengths[0] > 0xFF or lengths[1] > 0xFF or lengths[2] > MAX_TOKEN_CHARS:
         return None
-    said = b"\n".join((handshake.protocol_version.encode(), handshake.params, handshake.condensed().result))
+    lines = [handshake.protocol_version.encode(), handshake.params, handshake.condensed().result]
+    if content.cookies:
+        lines.append("; ".join(f"{name}={value}" for name, value in content.cookies).encode())
+    said = b"\n".join(lines)
     if len(said) > MAX_CONTENT_BYTES:
         return None
     head = _FIXED.pack(content.issued_at, content.lifetime_s, content.instance, *lengths)
@@ -171,7 +180,7 @@ def _unpacked(data: bytes) -> Sealed | None:
     said = inflate.decompress(data[at:], MAX_CONTENT_BYTES)
     if not inflate.eof or inflate.unused_data or not math.isfinite(issued_at):
         return None
-    version, params, result = said.split(b"\n")
+    version, params, result, *more = said.split(b"\n")
     return Sealed(
         issued_at=issued_at,
         lifetime_s=lifetime_s,
@@ -180,7 +189,14 @@ def _unpacked(data: bytes) -> Sealed | None:
         instance=instance,
         upstream_id=UpstreamSessionId(parts[2].decode()) if parts[2] else None,
         handshake=Handshake(params, version.decode(), result),
+        cookies=tuple(_pairs(more[0])) if more else (),
     )
+
+
+def _pairs(line: bytes) -> Iterator[tuple[str, str]]:
+    for cookie in line.decode().split("; "):
+        name, _, value = cookie.partition("=")
+        yield name, value
 
 
 def _text(data: bytes) -> str:

@@ -84,4 +84,5 @@ def asked(ids: Ids) -> Callable[[Any, Any], Awaitable[Any]]:
 
 
 if __name__ == "__main__":
+    importlib.import_module("mcp.client.streamable_http")  # takes its time, which is no command's
     importlib.import_module("lines").serve(opened)

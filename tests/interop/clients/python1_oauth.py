@@ -70,4 +70,5 @@ async def opened(url: str, ids: Ids) -> AsyncIterator[Session]:
 
 
 if __name__ == "__main__":
+    importlib.import_module("mcp.client.streamable_http")  # takes its time, which is no command's
     importlib.import_module("lines").serve(opened)

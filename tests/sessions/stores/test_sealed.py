@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+import string
 from dataclasses import replace
 from typing import Any, Final
 
@@ -90,6 +92,7 @@ class TestOpening:
             upstream_id=st.none()
             | st.text(st.characters(codec="ascii"), min_size=1, max_size=40).map(UpstreamSessionId),
             handshake=st.builds(Handshake.of, samples.json_objects, st.just(RESULT)),
+            cookies=st.sampled_from([(), (("route", ""),), (("AWSALB", "a+b/c=="), ("route", '"x"'))]),
         )
     )
     def test_any_session(self, content: Sealed) -> None:
@@ -187,6 +190,13 @@ class TestLength:
     def test_a_usual_client(self) -> None:
         """As measured for what clients say today; more would say that the dictionary does not fit any more."""
         assert len(TOKEN) < 260
+
+    def test_cookies_that_do_not_fit(self) -> None:
+        """They are left out: without them the session is healed, without a token it would be lost."""
+        chance = random.Random(7)
+        long = "".join(chance.choices(string.ascii_letters, k=MAX_TOKEN_CHARS))
+        found = SEALER.open(sealed_as(replace(CONTENT, cookies=(("AWSALB", long),))), alice, NOW)
+        assert found == CONTENT
 
     def test_what_a_server_says_at_length(self) -> None:
         """Of its instructions and its description a digest is kept, with which the same is still known as the same."""
