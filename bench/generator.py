@@ -277,6 +277,24 @@ class Generator:
         check(answer, str(len(body)).encode() if upload_bytes else b"xxxx")
         return {"seconds": time.monotonic() - begin, "bytes": answer.size}
 
+    async def crowd(self, *, url: str, session: str, other: str, tool: str) -> dict[str, Any]:
+        """One message of very many parts, up or down, and beside it the pings of another client, one after the other."""
+        pool, aside, longest_ns, number = Pool(url), Pool(url), 0, 0
+        body = work.zeros() if tool == "zeros" else work.call(tool, 1)
+        check(await aside.send(work.request("POST", aside.host, work.ping(0), other)), b'"result"')
+        crowded = asyncio.ensure_future(pool.send(work.request("POST", pool.host, body, session)))
+        try:
+            while not crowded.done():
+                number, begin_ns = number + 1, time.monotonic_ns()
+                check(await aside.send(work.request("POST", aside.host, work.ping(number), other)), b'"result"')
+                longest_ns = max(longest_ns, time.monotonic_ns() - begin_ns)
+            check(await crowded, str(len(body)).encode() if tool == "zeros" else b"")
+        finally:
+            crowded.cancel()
+            pool.close()
+            aside.close()
+        return {"longest_ping_us": longest_ns / 1000}
+
     async def wait(self, *, url: str, sessions: list[str]) -> dict[str, Any]:
         """Send a call in each session, each on a connection of its own, and do not wait for the answers."""
         pool = self._waiting_pool = Pool(url)
@@ -320,7 +338,19 @@ async def _initialize(pool: Pool) -> str:
 async def main() -> None:
     """Answer until stdin ends."""
     generator = Generator()
-    names = ("sessions", "calls", "load", "rate", "listen", "streams", "close_streams", "transfer", "wait", "waited")
+    names = (
+        "sessions",
+        "calls",
+        "load",
+        "rate",
+        "listen",
+        "streams",
+        "close_streams",
+        "transfer",
+        "crowd",
+        "wait",
+        "waited",
+    )
     await lines.answer_lines({name: getattr(generator, name) for name in names})
 
 

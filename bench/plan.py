@@ -14,6 +14,7 @@ SESSIONS: Final = "sessions"
 EVENTS: Final = "events"
 BODIES: Final = "bodies"
 HEALS: Final = "heals"
+CROWDS: Final = "crowds"
 STREAM_LIMIT: Final = 10_000
 SPARE_DESCRIPTORS: Final = 300
 
@@ -61,7 +62,7 @@ QUICK: Final = Plan(
 )
 FULL: Final = Plan(
     name="full",
-    measures=(THROUGHPUT, LATENCY, STREAMS, SESSIONS, EVENTS, BODIES, HEALS),
+    measures=(THROUGHPUT, LATENCY, STREAMS, SESSIONS, EVENTS, BODIES, CROWDS, HEALS),
     contenders=None,
     rounds=3,
     load_s=4,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from bench.contenders import DIRECT, NGINX, Kind
-from bench.plan import BODIES, EVENTS, HEALS, LATENCY, SESSIONS, STREAMS, THROUGHPUT
+from bench.plan import BODIES, CROWDS, EVENTS, HEALS, LATENCY, SESSIONS, STREAMS, THROUGHPUT
 from bench.results import Results, Row
 from bench.statistics import difference, ratio
 from bench.targets import verdicts
@@ -165,6 +165,16 @@ TABLES: Final[dict[str, Table]] = {
             to_nginx("to nginx", "ms"),
             figure("CPU ms", "cpu_ms", 1),
             figure("peak growth MiB", "peak_growth_mib", 2),
+        ),
+    ),
+    CROWDS: Table(
+        "Messages of very many small parts, and another client's pings meanwhile",
+        (
+            figure("CPU ms", "cpu_ms", 1),
+            to_nginx("to nginx", "cpu_ms"),
+            Cell("to json.loads", lambda _, row: row.figures.get("to_loads"), 1, "×"),
+            Cell("per byte, to fewer", lambda _, row: row.figures.get("to_fewer"), 2, "×"),
+            figure("longest ping ms", "longest_ping_us", 1, 1000),
         ),
     ),
     HEALS: Table(

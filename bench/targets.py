@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from bench.contenders import DIRECT, NGINX, SIDECAR, Kind
-from bench.plan import BODIES, HEALS, LATENCY, SESSIONS, STREAMS, THROUGHPUT
+from bench.plan import BODIES, CROWDS, HEALS, LATENCY, SESSIONS, STREAMS, THROUGHPUT
 from bench.results import Results, Row
 from bench.statistics import difference, ratio
 
@@ -110,6 +110,9 @@ BOUNDS: Final = (
     ),
     Bound(SESSIONS, _every, "memory of an idle session", _figure("kib_each"), 2, " KiB"),
     Bound(BODIES, _every, "growth at the peak", _figure("peak_growth_mib"), 2, " MiB"),
+    Bound(CROWDS, _every, "CPU, to json.loads", _figure("to_loads"), 3),
+    Bound(CROWDS, _every, "CPU per byte, to that of a quarter", _figure("to_fewer"), 1.25),
+    Bound(CROWDS, _every, "another client's longest ping", _figure("longest_ping_us", 1000), 50, " ms"),
     Bound(
         HEALS,
         lambda case: case.startswith("held"),

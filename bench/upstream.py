@@ -13,6 +13,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 from bench import lines, work
@@ -196,6 +197,14 @@ class Connection(Reader):
         self._begin_chunks(EVENTS)
         self._pump([*([event] * (DOWNLOAD_BYTES // PIECE_BYTES)), last, b""], self.chunk)
 
+    def answer_tiny_events(self, id: int, message: Message, pieces: int = 1) -> None:
+        """Answer with pieces of as many events as 64 KiB can hold, then with the response."""
+        del message
+        piece = b"data: {}\n\n" * (PIECE_BYTES // 10)
+        self._begin_chunks(EVENTS)
+        last = b"data: " + work.answer(id) + b"\n\n"
+        self._pump([*([piece] * pieces), last, b""], self.chunk)
+
     def send_event(self, number: int) -> None:
         """Send one notification that says when it was sent."""
         note = {"number": number, "sent_ns": time.monotonic_ns(), "text": work.TEXT[:200]}
@@ -242,6 +251,8 @@ ANSWERS: Final[dict[str, Callable[[Connection, int, Message], None]]] = {
     "upload": Connection.answer_upload,
     "download-json": Connection.answer_download_json,
     "download-sse": Connection.answer_download_sse,
+    "tiny-events": Connection.answer_tiny_events,
+    "more-tiny-events": partial(Connection.answer_tiny_events, pieces=4),
 }
 
 

@@ -36,7 +36,16 @@ ARGUMENTS: Final[dict[str, Any]] = {
     "format": "table",
     "options": {"timeout": 30, "verbose": False},
 }
-TOOL_NAMES: Final = ("json", "sse", "sse-pieces", "upload", "download-json", "download-sse")
+TOOL_NAMES: Final = (
+    "json",
+    "sse",
+    "sse-pieces",
+    "upload",
+    "download-json",
+    "download-sse",
+    "tiny-events",
+    "more-tiny-events",
+)
 
 
 def tools() -> dict[str, Any]:
@@ -53,6 +62,16 @@ def call(tool: str, id: int) -> bytes:
     """Return the body of a ``tools/call``, about 300 bytes."""
     params = {"name": tool, "arguments": ARGUMENTS, "_meta": {"progressToken": id}}
     return json.dumps({"jsonrpc": "2.0", "id": id, "method": "tools/call", "params": params}).encode()
+
+
+def ping(id: int) -> bytes:
+    """Return the body of a ping."""
+    return json.dumps({"jsonrpc": "2.0", "id": id, "method": "ping"}).encode()
+
+
+def zeros() -> bytes:
+    """Return a MiB of JSON that has as many values as it can have."""
+    return b"[0" + b",0" * (2**19 - 2) + b"]"
 
 
 def upload(size: int, id: int) -> bytes:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Final
 
 from bench import plan
-from bench.measures import bodies, events, heals, latency, sessions, streams, throughput
+from bench.measures import bodies, crowds, events, heals, latency, sessions, streams, throughput
 from bench.plan import Plan
 from bench.results import Results
 from bench.rig import Rig
@@ -20,5 +20,6 @@ MEASURES: Final[dict[str, Measure]] = {
     plan.SESSIONS: sessions.measure,
     plan.EVENTS: events.measure,
     plan.BODIES: bodies.measure,
+    plan.CROWDS: crowds.measure,
     plan.HEALS: heals.measure,
 }

@@ -36,8 +36,12 @@ class Phase(Enum):
     CLOSING = "what is written is still to be taken"
 
 
-class ClientConnection(asyncio.Protocol):
-    """Serves one request at a time. All ordinary ones of a connection are answered in one task."""
+class ClientConnection(asyncio.BufferedProtocol):
+    """Serves one request at a time. All ordinary ones of a connection are answered in one task.
+
+    All connections read into one buffer, and what came is copied out of it at once: so it is this buffer, and not the event
+    loop, that says how much a client can bring before anybody can ask it to wait.
+    """
 
     __slots__ = (
         "__weakref__",
@@ -114,6 +118,14 @@ class ClientConnection(asyncio.Protocol):
         self._wake_writers()
         if self._task is not None:
             self._task.cancel()
+
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - it is as large as it is
+        """Where to read to."""
+        return self._common.buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """So much was read."""
+        self.data_received(bytes(self._common.buffer[:nbytes]))
 
     def data_received(self, data: bytes) -> None:
         """Read on, as far as it is the client's turn."""

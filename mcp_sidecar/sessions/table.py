@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import NamedTuple
-from weakref import WeakValueDictionary
 
 from mcp_sidecar.config import SessionLimits
 from mcp_sidecar.facts import (
@@ -34,9 +33,13 @@ from mcp_sidecar.healing.principal import ANONYMOUS, Identity, Principal
 from mcp_sidecar.healing.record import Instance, SessionRecord
 from mcp_sidecar.healing.session import ClientSessionId, Event, Session, State, UpstreamSessionId
 from mcp_sidecar.sessions.ended_ids import EndedIds
+from mcp_sidecar.sessions.handshakes import Handshakes
 from mcp_sidecar.sessions.keeper import Keeper, Saving
 from mcp_sidecar.sessions.look_ups import Missing
 from mcp_sidecar.wire.cookies import Cookies
+
+EVICTED_FOR_BYTES = 2
+"""So many sessions at most make room for what a newcomer has said of itself: what one held may be in use a moment longer."""
 
 Key = tuple[ClientSessionId, Principal]
 
@@ -84,7 +87,7 @@ class SessionTable:
         self._holders: dict[ClientSessionId, Session | tuple[Session, ...]] = {}  # nearly always it is one
         self._by_upstream_id: dict[UpstreamSessionId, Session] = {}
         self._ended = EndedIds(salt, limits.max_sessions)
-        self._handshakes: WeakValueDictionary[bytes, Handshake] = WeakValueDictionary()
+        self._handshakes = Handshakes()
         keeper.on_settled = self._settled
 
     def __len__(self) -> int:
@@ -149,7 +152,7 @@ class SessionTable:
         wall, tag = self._keeper.wall(), tag or self._new_tag()
         minted = upstream_id or UpstreamSessionId(client_id)
         record = SessionRecord(
-            handshake=self._shared(handshake),
+            handshake=self._handshakes.shared(handshake),
             principal=principal,
             tag=tag,
             created_at=wall,
@@ -227,7 +230,7 @@ class SessionTable:
         if self._keeper.wall() - record.created_at >= self._limits.max_lifetime_s:
             self._ended.remember(client_id, principal)
             return Missing.ENDED
-        record = replace(record, handshake=self._shared(record.handshake))
+        record = replace(record, handshake=self._handshakes.shared(record.handshake))
         here, marks = record.at(self._keeper.instance), Marks(record.tag, self._new_tag())
         if here is not None and here.word:
             marks = marks.with_word(FIRST + 1, here.word)
@@ -443,7 +446,13 @@ class SessionTable:
         """Remove what is idle and what is too many; looks only at sessions that it removes, and one more."""
         self._sweep_idle(self._clock())
         while len(self._by_use) > self._limits.max_sessions:
-            self._remove(next(iter(self._by_use.values())), SessionEnd.EVICTED)
+            self._evict()
+        for _ in range(EVICTED_FOR_BYTES):
+            if self._handshakes.are_too_many and len(self._by_use) > 1:
+                self._evict()
+
+    def _evict(self) -> None:
+        self._remove(next(iter(self._by_use.values())), SessionEnd.EVICTED)
 
     def _sweep_idle(self, now: float) -> None:
         while self._by_use:
@@ -484,8 +493,3 @@ class SessionTable:
         """Not what was only put out of memory; of what is idle here a store knows whether it is used elsewhere."""
         is_known_elsewhere = self._keeper.outlives_process or self._tokens is not None
         return reason is not SessionEnd.EVICTED and not (reason is SessionEnd.EXPIRED and is_known_elsewhere)
-
-    def _shared(self, handshake: Handshake) -> Handshake:
-        """The same client against the same server says the same thousands of times: keep it once."""
-        digest = hashlib.blake2b(handshake.params + b"\0" + handshake.result, digest_size=16).digest()
-        return self._handshakes.setdefault(digest, handshake)

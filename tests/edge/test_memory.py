@@ -137,9 +137,16 @@ async def test_nothing_of_a_call_stays_behind_its_answer(given: bytes) -> None:
             for _ in range(10):
                 await way.request(asked, given)
             await settle()
-            assert len(_of_exchanges()) <= before + 1
+            left = _of_exchanges()
+            assert len(left) <= before + 1, _holders_of(left)
 
 
 def _of_exchanges() -> list[object]:
     """What an exchange consists of, as far as it is alive."""
     return [each for each in gc.get_objects() if isinstance(each, Post | Exchange | Request | Responder | Upload)]
+
+
+def _holders_of(left: list[object]) -> str:
+    """What refers to them, each kind of holder once: by this a failure that comes rarely says what it is."""
+    others = [each for one in left for each in gc.get_referrers(one) if each is not left]
+    return f"held by {sorted({str(getattr(each, '__qualname__', type(each))) for each in others})}"

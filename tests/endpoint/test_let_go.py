@@ -12,18 +12,38 @@ import pytest
 
 from mcp_sidecar.endpoint.post import Post
 from mcp_sidecar.endpoint.reply import Reply
+from mcp_sidecar.healing.attachment import Attachment
 from mcp_sidecar.healing.exchange import Exchange
 from mcp_sidecar.sessions.call import Call
+from mcp_sidecar.sessions.heal import HealAttempt
 from mcp_sidecar.sessions.recorder import Recorder
+from mcp_sidecar.streams.listener import Listener
 from mcp_sidecar.streams.relay import EventRelay
+from mcp_sidecar.streams.subscription import Subscription
 from mcp_sidecar.upstream.answer import Answer
 from mcp_sidecar.waiting.budget import Claim
 from tests.endpoint.test_buffered_bytes import CALL, EVENT, LARGE, after, answered, post
+from tests.support.fake_upstream import FakeUpstream
+from tests.support.listening import attached, scene
 from tests.support.raw_upstream import Conversation, Play, RawUpstream
+from tests.support.scene import connected
 from tests.support.sidecar import running_sidecar
 from tests.support.waiting import eventually
 
-KINDS = (Post, Reply, Exchange, Call, Recorder, EventRelay, Answer, Claim)
+KINDS = (
+    Post,
+    Reply,
+    Exchange,
+    Call,
+    Recorder,
+    EventRelay,
+    Answer,
+    Claim,
+    HealAttempt,
+    Listener,
+    Subscription,
+    Attachment,
+)
 HEADERS = {
     "Content-Type": "application/json",
     "Accept": "application/json, text/event-stream",
@@ -125,4 +145,58 @@ async def test_nothing_is_left_of_a_client_that_left(method: str) -> None:
         before = alive()
         for _ in range(5):
             await leave(sidecar.url, upstream, method, body)
+        await eventually(lambda: alive() == before)
+
+
+@pytest.mark.usefixtures("no_collector")
+async def test_nothing_is_left_of_what_was_held() -> None:
+    """A call that waited for the upstream goes with its answer, whether the upstream has come back or not."""
+    async with connected(healing__hold_timeout=0.05) as (upstream, sidecar, client):
+        await upstream.stop()
+        assert (await client.tool("echo", text="a")).error["data"] == {"reason": "upstream_unavailable"}
+        await upstream.start()
+        await client.tool("echo", text="a")
+        await eventually(lambda: not sidecar.services.upstream.budget.used)
+        before = alive()
+        for _ in range(3):
+            await upstream.stop()
+            assert (await client.tool("echo", text="a")).error["data"] == {"reason": "upstream_unavailable"}
+            await upstream.start()
+            assert (await client.tool("echo", text="a")).text == "a"
+        await eventually(lambda: alive() == before)
+
+
+@pytest.mark.usefixtures("no_collector")
+async def test_nothing_is_left_of_a_heal() -> None:
+    """A call that met a loss, was healed and sent again goes with its answer, and the heal with it."""
+    async with connected() as (upstream, _, client):
+        for _ in range(2):  # what is remembered of the last two upstream sessions
+            await upstream.restart()
+            assert (await client.tool("echo", text="a")).text == "a"
+        before = alive()
+        for _ in range(3):
+            await upstream.restart()
+            assert (await client.tool("echo", text="a")).text == "a"
+        await eventually(lambda: alive() == before)
+
+
+async def detached(upstream: FakeUpstream) -> None:
+    """Wait until nobody has an open GET stream there."""
+    await eventually(lambda: not any(session.get_streams_open for session in upstream.sessions.values()))
+
+
+@pytest.mark.usefixtures("no_collector")
+async def test_nothing_is_left_of_a_stream_that_was_open() -> None:
+    """A listening stream goes with its client, also one that was attached again meanwhile."""
+    async with scene() as (upstream, _, client):
+        async with await client.get_stream():
+            await attached(upstream)
+        await detached(upstream)
+        before = alive()
+        for _ in range(3):
+            async with await client.get_stream():
+                await attached(upstream)
+                await upstream.restart()
+                await attached(upstream)
+            await detached(upstream)
         await eventually(lambda: alive() == before)

@@ -10,9 +10,10 @@ import pytest
 
 from mcp_sidecar.config import SessionLimits
 from mcp_sidecar.facts import Fact, SessionEnd, SessionEnded, SessionOpened
-from mcp_sidecar.healing.handshake import Handshake
+from mcp_sidecar.healing.handshake import MAX_PARAMS_BYTES, Difference, Handshake, differences
 from mcp_sidecar.healing.principal import ANONYMOUS, Identity, Principal
 from mcp_sidecar.healing.session import ClientSessionId, Session, State, UpstreamSessionId
+from mcp_sidecar.sessions.handshakes import MAX_BYTES
 from mcp_sidecar.sessions.keeper import Saving
 from mcp_sidecar.sessions.look_ups import Missing
 from mcp_sidecar.sessions.table import NOT_FOUND, FoundSession, SessionTable
@@ -344,3 +345,34 @@ def test_ended_ids_are_bounded_by_whose_they_were() -> None:
         place.table.end(place.open(name), SessionEnd.TERMINATED)
     assert not place.is_ended("s", everybody[-1])
     assert len(place.table._ended._of) == 3
+
+
+def test_what_clients_say_of_themselves_is_bounded() -> None:
+    """Said once, however many sessions say it; of too much of it the longest unused sessions go, and nobody else's."""
+    place = watched()
+    for number in range(20):
+        place.open(f"alike {number}", handshake=Handshake(b"x" * 1000, "2025-06-18", b"{}"))
+    assert place.table._handshakes.size == 1002
+    large = MAX_PARAMS_BYTES - 100
+    fit = MAX_BYTES // large
+    for number in range(fit + 100):
+        place.open(f"new {number}", handshake=Handshake(b"%0*d" % (large, number), "2025-06-18", b"{}"))
+    assert place.table._handshakes.size <= MAX_BYTES
+    assert place.find("alike 0") is place.find("new 0") is None
+    assert place.find(f"new {fit + 99}") is not None
+    assert set(place.ends) == {SessionEnd.EVICTED}
+    for session in list(place.table):
+        place.table.end(session, SessionEnd.TERMINATED)
+    del session
+    assert place.table._handshakes.size == 0
+
+
+def test_what_a_server_says_at_length_is_kept_as_a_digest() -> None:
+    """It is only compared, and the digest tells another text from the same."""
+    result = {"protocolVersion": "2025-06-18", "serverInfo": {"name": "s"}, "instructions": "i" * 100_000}
+    place = watched()
+    session = place.open("s", handshake=Handshake.of({"clientInfo": {"name": "c"}}, result))
+    assert place.table._handshakes.size < 1000
+    assert differences(session.handshake, result) == frozenset()
+    other = {**result, "instructions": "j" * 100_000}
+    assert differences(session.handshake, other) == {Difference.INSTRUCTIONS}
