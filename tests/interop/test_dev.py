@@ -320,6 +320,7 @@ def test_a_new_tool_is_in_every_clients_list(server: Edited, tmp_path: Path) -> 
         dev.saves(1, broken=False)
         for connection in connections:
             until(partial(has_listed, connection, "tool_1"), UP_WITHIN_S, dev.told)
+        assert dev.count(r"up in .* · 1 tool") == dev.count(r"tools: \+tool_1\(text\)") == 1
 
 
 def has_listed(connection: Connection, tool: str) -> bool:

@@ -89,13 +89,12 @@ async def look_at_lists(up: Up, path: str) -> Mapping[str, Items]:
     try:
         async with McpClient(f"{up.origin}{path}", timeout_s=ANSWER_PATIENCE_S) as client:
             await client.post(INITIALIZED, session_id, version)
-            asked = (client.post(request(LISTS[kind][0]), session_id, version) for kind in kinds)
+            # Each under an id of its own: by that alone the Python SDK knows whose answer it is.
+            asked = (client.post(request(LISTS[kind][0], id=kind), session_id, version) for kind in kinds)
             said = await asyncio.gather(*asked, return_exceptions=True)
     except NoAnswer:
         return {}
-    listed = {
-        kind: each.result_of("mcp-sidecar-1") for kind, each in zip(kinds, said, strict=True) if isinstance(each, Said)
-    }
+    listed = {kind: each.result_of(kind) for kind, each in zip(kinds, said, strict=True) if isinstance(each, Said)}
     return {
         kind: items_of(kind, each) for kind, each in listed.items() if each is not None and not each.get("nextCursor")
     }

@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,6 +42,8 @@ SILENT_AFTER_S = 30.0
 DRAIN_S, DRAIN_FIXED_S = 10.0, 5.0
 """How long calls on the old server may go on; where the new one waits for its port, not for long."""
 TOLD_LINES = 8
+GIVEN_UP = 3
+"""How often a start is given up for changes of the same files before the server itself may be writing them."""
 _SPEAKS_OF_ERRORS = re.compile(r"error|exception|fail|cannot|not found|denied|already in use", re.IGNORECASE)
 
 
@@ -59,9 +62,11 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Changed:
-    """Why to start anew."""
+    """Why to start anew. ``is_late``: it had to wait for a start that was under way."""
 
     cause: str
+    files: str = ""
+    is_late: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +107,8 @@ class Supervisor:
         self._current: Server | None = None
         self._lists: Mapping[str, Items] | None = None
         self._starting: asyncio.Task[None] | None = None
+        self._given_up: Counter[str] = Counter()
+        self._waiting: Changed | None = None
         self._events: asyncio.Queue[Changed | Exited | Stop] = asyncio.Queue()
         self._background: set[asyncio.Task[None]] = set()
 
@@ -142,7 +149,8 @@ class Supervisor:
         for polls in (False, True):
             try:
                 async for changed in files.changes(paths, wanted, polls=polls):
-                    self._events.put_nowait(Changed(f"{files.told(changed, root)} changed"))
+                    names = files.told(changed, root)
+                    self._events.put_nowait(Changed(f"{names} changed", names))
             except OSError as error:
                 self._screen.say(f"files: {error.strerror or error}: looking at them again and again instead", YELLOW)
         self._screen.say("files cannot be watched here: press r to restart", YELLOW)
@@ -150,8 +158,31 @@ class Supervisor:
     # -- starting ---------------------------------------------------------------------------------------------------------
 
     def _begin(self, event: Changed) -> None:
+        if self._has_to_wait(event):
+            self._waiting = event
+            return
         former, self._starting = self._starting, None
         self._starting = asyncio.create_task(self._replace_behind(former, event.cause))
+        self._starting.add_done_callback(self._begin_what_waits)
+
+    def _has_to_wait(self, event: Changed) -> bool:
+        """Whether the start under way goes on: changes of the same files have ended several in a row, and would end each."""
+        if self._starting is None or self._starting.done():
+            if not event.is_late:
+                self._given_up.clear()
+            return False
+        if not event.files:
+            return False
+        self._given_up[event.files] += 1
+        if self._given_up[event.files] == GIVEN_UP + 1:
+            words = f"{event.files} changes while the server starts, again and again; if the server writes it itself:"
+            self._screen.say(f"{words} --ignore {event.files}", YELLOW)
+        return self._given_up[event.files] > GIVEN_UP
+
+    def _begin_what_waits(self, started: asyncio.Task[None]) -> None:
+        event, self._waiting = self._waiting, None
+        if event is not None and not started.cancelled():
+            self._events.put_nowait(replace(event, is_late=True))
 
     async def _replace_behind(self, former: asyncio.Task[None] | None, cause: str) -> None:
         """One start at a time: the one before is given up, and has ended what it had started, before the next begins."""

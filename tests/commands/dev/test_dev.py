@@ -302,8 +302,8 @@ async def test_a_save_is_seen_among_fifty_thousand_files(folder: Folder) -> None
     for number in range(500):
         part = folder.path / f"part_{number}"
         part.mkdir()
-        for name in range(100):
-            (part / f"m{name}.py").touch()
+        for module in range(100):
+            (part / f"m{module}.py").touch()
     async with developing(folder.path) as dev:
         await dev.line("up in")
         for name in (folder.server, folder.path / "part_499" / "m99.py"):
@@ -311,6 +311,19 @@ async def test_a_save_is_seen_among_fifty_thousand_files(folder: Folder) -> None
             await asyncio.sleep(0)
             name.write_text(name.read_text(encoding="utf-8") + "\n", encoding="utf-8")
             await telling
+
+
+async def test_a_server_that_writes_a_source_as_it_starts_comes_up(folder: Folder) -> None:
+    """Its own writing gives no start up for ever, and the line says how to leave that file out; the developer's saves count."""
+    folder.does("import pathlib, time; pathlib.Path('made.py').write_text(f'STAMP = {time.time()}')")
+    async with developing(folder.path) as dev, McpClient(await dev.url()) as client:
+        await dev.line(r"made\.py changes while the server starts.*--ignore made\.py")
+        await dev.line("up in")
+        await client.initialize()
+        telling = asyncio.create_task(saved(dev, r"tools: \+add\(text\)"))
+        await asyncio.sleep(0)
+        folder.has_tools("echo", "add")
+        await telling
 
 
 async def test_a_clock_that_jumps_changes_nothing(folder: Folder) -> None:
