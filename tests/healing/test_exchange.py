@@ -139,7 +139,7 @@ HEAL: Final = Heal("python-404")
 HEAL_DISPLACED: Final = Heal("id-minted-anew")
 HEAL_ASKED: Final = Heal("unnamed", is_certain=False)
 ASK: Final = Ask(SAID, elsewhere=True)
-ASK_AGAIN: Final = Ask(SAID, elsewhere=True, is_new=True)
+ASK_NEW: Final = Ask(SAID, elsewhere=True, is_new=True)
 ASK_OTHERWISE: Final = Ask(OTHERWISE, elsewhere=True)
 ASK_NOTHING: Final = Ask(NOTHING, is_remembered=False)
 ACCEPTED: Final = Give(replies.ACCEPTED)
@@ -165,7 +165,7 @@ UNKNOWN: Final = error(Reason.OUTCOME_UNKNOWN)
 GIVEN_UP: Final = error(Reason.CANCELLED)
 
 LOST_AND_HEALED: Final[Story] = [(answered(PROVEN), ASK), (lost(SAID), HEAL), (healed, AFTER_LOSS)]
-LOST_AGAIN: Final[Story] = [(answered(PROVEN), ASK_AGAIN), (lost(SAID), HEAL), (healed, AFTER_LOSS)]
+LOST_AGAIN: Final[Story] = [(answered(PROVEN), ASK_NEW), (lost(SAID), HEAL), (healed, AFTER_LOSS)]
 GIVEN_AWAY: Final[Story] = [(displaced, HEAL_DISPLACED), (healed, Send())]
 
 LOSS: Final[dict[str, tuple[Exchange, Story]]] = {
@@ -193,11 +193,11 @@ LOSS: Final[dict[str, tuple[Exchange, Story]]] = {
     ),
     "after a heal the same words may be a tool's that ran": (
         exchange(),
-        [FIRST, *LOST_AND_HEALED, (answered(PROVEN), ASK_AGAIN), (ALIVE, Pass(to_sender=True))],
+        [FIRST, *LOST_AND_HEALED, (answered(PROVEN), ASK_NEW), (ALIVE, Pass(to_sender=True))],
     ),
     "after a heal the same words, and a ping refused in others": (
         exchange(),
-        [FIRST, *LOST_AND_HEALED, (answered(PROVEN), ASK_AGAIN), (lost(OTHERWISE), HEAL), (healed, UNKNOWN)],
+        [FIRST, *LOST_AND_HEALED, (answered(PROVEN), ASK_NEW), (lost(OTHERWISE), HEAL), (healed, UNKNOWN)],
     ),
     "the route was missing, and the tool says the same": (
         exchange(),
@@ -214,7 +214,7 @@ LOSS: Final[dict[str, tuple[Exchange, Story]]] = {
     ),
     "the second loss of a safe message is asked about": (
         exchange(LIST),
-        [FIRST, (answered(PROVEN), HEAL), (healed, AFTER_LOSS), (answered(PROVEN), ASK_AGAIN)],
+        [FIRST, (answered(PROVEN), HEAL), (healed, AFTER_LOSS), (answered(PROVEN), ASK_NEW)],
     ),
     "lost again after each heal: no third one": (
         exchange(),
