@@ -61,18 +61,27 @@ CLOSED_FOR = 128
 """For so many requests: with a server whose streams always last longer, say, or have event ids, the lane only costs."""
 
 
-class Gate(Protocol):
-    """What the client side knows of requests in general, and counts of them."""
+class Edge(Protocol):
+    """What the client's side is called, and who may ask there."""
 
-    services: Services
     scheme: str
-    plain_endpoints: tuple[str, ...]
 
     def lets_host_pass(self, host: str) -> bool:
         """Whether a request may name this host."""
 
     def lets_forwarding_pass(self, peer: str | None, names: Collection[str]) -> bool:
         """Whether nothing that a peer says of those before it is to be left out or read."""
+
+
+class Gate(Protocol):
+    """What the client side knows of requests in general, and counts of them."""
+
+    services: Services
+    plain_endpoints: tuple[str, ...]
+
+    @property
+    def edge(self) -> Edge:
+        """Where requests come in."""
 
     def enter(self) -> None:
         """A request is under way."""
@@ -137,6 +146,7 @@ class Express:
     def __init__(self, gate: Gate) -> None:
         """Whether the lane is open at all depends on the mode only."""
         self.gate = gate
+        self._edge = gate.edge
         self.services = services = gate.services
         self.is_open = services.policy.heals
         self._targets = {f"POST {target} HTTP/1.1\r\n".encode(): target for target in gate.plain_endpoints}
@@ -159,7 +169,7 @@ class Express:
         if request is None or request.body_at > self.max_head or request.size - request.body_at > self.max_body:
             return None
         values = request.values
-        is_ours = _SESSION_ID in values and "origin" not in values and self.gate.lets_host_pass(values["host"])
+        is_ours = _SESSION_ID in values and "origin" not in values and self._edge.lets_host_pass(values["host"])
         return request if is_ours and request.size >= len(data) else None
 
     def send(self, client: Client, request: plain_http.Request, data: bytes) -> Trip | None:
@@ -177,7 +187,7 @@ class Express:
             return None
         if not _is_short(message, values):
             return None
-        if "forwarded" in " ".join(values) and not self.gate.lets_forwarding_pass(client.peer, values):
+        if "forwarded" in " ".join(values) and not self._edge.lets_forwarding_pass(client.peer, values):
             return None
         outgoing = self._outgoing(request, session, client.peer, body)
         connection = services.upstream.express(client)
@@ -211,7 +221,7 @@ class Express:
         named = zip(request.pairs, values, strict=True)
         lines = [f"{name}: {value}" for (name, value), known_as in named if known_as not in _NOT_FOR_UPSTREAM]
         hops = [values["x-forwarded-for"]] if "x-forwarded-for" in values else []
-        added = forwarding(values, hops, peer=peer, scheme=self.gate.scheme, host=values["host"])
+        added = forwarding(values, hops, peer=peer, scheme=self._edge.scheme, host=values["host"])
         lines += [f"{name}: {value}" for name, value in added]
         text = "\r\n".join(lines)
         target = request.target
