@@ -143,7 +143,7 @@ class Sidecar:
         self._tls = _server_tls(self._listen)
         context = None if self._tls is None else self._tls.context
         host, port = await self._server.start(self._listen.host, self._listen.port, context)
-        self._ingress.bound_to(host, port)
+        self._ingress.edge.bound_to(host, port)
         self.address = _shown(host, port)
         self.client_url = self._client_url(host, port)
         self._sweeper = asyncio.create_task(self._sweep())

@@ -34,6 +34,7 @@ servers
 # The drivers of measurements and the tests ask for these.
 _.close_streams
 _.transfer
+_.crowd
 _.has_error
 _.is_object
 _.is_scout
@@ -57,3 +58,9 @@ _.drain_delay
 
 _._observes_no_tokens
 _._one_source
+
+# asyncio calls them, weakref reads it.
+_.get_buffer
+_.buffer_updated
+sizehint
+_.atexit

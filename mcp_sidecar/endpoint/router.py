@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import re
 import traceback
-from collections.abc import Awaitable, Collection, Hashable
+from collections.abc import Awaitable, Hashable
 from functools import partial
 from http import HTTPStatus
 from pathlib import PurePath
@@ -24,7 +24,6 @@ from typing import Protocol
 from aiohttp import hdrs
 from yarl import URL
 
-from mcp_sidecar.aiohttp_internals import NO_HEADERS
 from mcp_sidecar.config import ListenConfig, UpstreamConfig
 from mcp_sidecar.downstream.keepalive import Keepalive
 from mcp_sidecar.downstream.request import Request
@@ -34,6 +33,8 @@ from mcp_sidecar.endpoint.body import UNREADABLE, read_body
 from mcp_sidecar.endpoint.cors import Cors
 from mcp_sidecar.endpoint.delete import Delete
 from mcp_sidecar.endpoint.early_stream import EarlyStream
+from mcp_sidecar.endpoint.edge import Edge
+from mcp_sidecar.endpoint.inbound import Incoming, in_flight
 from mcp_sidecar.endpoint.look_up import SessionLookUp
 from mcp_sidecar.endpoint.observe import Observe
 from mcp_sidecar.endpoint.outcome import CLIENT_LEFT, Detour, is_call, outcome_of
@@ -54,19 +55,13 @@ from mcp_sidecar.healing.labels import NO_METHOD, OTHER, http_label, rpc_label
 from mcp_sidecar.healing.replies import Reason
 from mcp_sidecar.sessions.call import BadSessionId, Call, RequestLine, may_be_loaded, read_call
 from mcp_sidecar.sessions.credential_proof import CredentialProof
-from mcp_sidecar.sessions.in_flight import InFlight
 from mcp_sidecar.sessions.services import Services
 from mcp_sidecar.streams.listener import Listener
 from mcp_sidecar.waiting.budget import Claim
 from mcp_sidecar.wire import headers, origins
-from mcp_sidecar.wire.headers import Fields, Pair
 from mcp_sidecar.wire.jsonrpc import UNREAD, Kind, Message, parse
-from mcp_sidecar.wire.origins import Move
-from mcp_sidecar.wire.proxies import FORWARDED, TrustedProxies, told_origin
 from mcp_sidecar.wire.reply import OwnAnswer
 from mcp_sidecar.wire.revisions import PROTOCOL_VERSION_HEADER, is_sessionless_request, is_sessionless_version
-
-REMEMBERED_HOSTS = 256
 
 REFUSES_HOST = frozenset({HTTPStatus.MISDIRECTED_REQUEST.value, HTTPStatus.FORBIDDEN.value})
 _SPEAKS_OF_HOST = re.compile(
@@ -88,66 +83,24 @@ class Watch(Protocol):
         """Do the work of one POST, and look at it."""
 
 
-class Incoming:
-    """One client request on its way: what is known of it before anybody decides."""
-
-    def __init__(self, request: Request, responder: Responder) -> None:
-        """``rpc_label`` becomes known when the body is read."""
-        self.request = request
-        self.method = request.method
-        self.headers = request.headers
-        self.fields = Fields(request.raw_headers)
-        self.target = request.target
-        self.responder = responder
-        self.rpc_label = OTHER if request.method == hdrs.METH_POST else NO_METHOD
-        self.message: Message | None = None
-        self.in_session = False
-        self.is_refused = False
-        self.way: Post | Passthrough | None = None
-        self.begun = _in_flight(request)
-        self.owner = request.connection
-
-    def forget_head(self) -> None:
-        """From now on only the answer counts."""
-        self.headers, self.fields, self.target = NO_HEADERS, Fields(()), ""
-        self.request.forget_head()
-
-
-def _in_flight(request: Request) -> InFlight | None:
-    return request.in_flight if isinstance(request.in_flight, InFlight) else None
-
-
 class Router:
     """Handles every request on the client side."""
 
     def __init__(
         self, services: Services, keepalive: Keepalive, listen: ListenConfig, upstream: UpstreamConfig
     ) -> None:
-        """``bound_to`` is to be called with the address as soon as it is known."""
+        """Its ``edge`` is to be told the address as soon as it is known."""
         self.services = services
         self.watch: Watch | None = None
         self._bodies = services.upstream.budget.requests
         self._keepalive = keepalive
-        self._listen = listen
-        self._upstream = upstream
+        self.edge = Edge(listen, services.upstream, upstream.origin)
         self._endpoint = URL.build(path=upstream.endpoint.removesuffix("/"), encoded=True).path_safe
         self.plain_endpoints: tuple[str, ...] = () if "%" in self._endpoint else (self._endpoint, f"{self._endpoint}/")
-        self._hosts: dict[str, bool] = {}
-        self._moves: dict[str, Move] = {}
         self._cors = Cors()
-        self._proxies = TrustedProxies(listen.trusted_proxies)
-        self._own_origins: tuple[str, ...] = (listen.public_url,) if listen.public_url else ()
-        self._on_loopback = origins.is_loopback(listen.host)
-        self.scheme = "https" if listen.tls_certificate else "http"
         self._under_way = 0
         self._idle = asyncio.Event()
         self._idle.set()
-
-    def bound_to(self, host: str, port: int) -> None:
-        """The address that the listener got, which is an origin of its own."""
-        shown = f"[{host}]" if ":" in host else host
-        self._own_origins = (*self._own_origins, f"{self.scheme}://{shown}:{port}")
-        self._hosts.clear()
 
     async def handle(self, request: Request, responder: Responder) -> None:
         """Answer one request. Whatever goes wrong in here concerns this request only."""
@@ -218,7 +171,7 @@ class Router:
 
     def note_left(self, request: Request | None = None) -> None:
         """Count a request whose client left before anybody had turned to it; without one, a POST that had only begun."""
-        begun = _in_flight(request) if request is not None else None
+        begun = in_flight(request) if request is not None else None
         if begun is not None:
             begun.drop()
         method, label = (request.method, NO_METHOD) if request is not None else (hdrs.METH_POST, OTHER)
@@ -268,30 +221,13 @@ class Router:
         found = incoming.headers
         if not incoming.target.startswith("/"):
             return refusals.BAD_TARGET
-        if self._on_loopback and not all(map(self._is_allowed_host, found.getall(hdrs.HOST, ()))):
+        if not all(map(self.edge.lets_host_pass, found.getall(hdrs.HOST, ()))):
             return refusals.BAD_HOST
         for origin in found.getall(hdrs.ORIGIN, ()):
-            if not self._is_allowed_origin(origin):
+            if not self.edge.allows_origin(origin):
                 self.services.emit(OriginRefused("null" if origin == "null" else origins.canonical(origin) or ""))
                 return refusals.BAD_ORIGIN
         return None
-
-    def lets_host_pass(self, host: str) -> bool:
-        """Whether a request may name this host."""
-        return not self._on_loopback or self._is_allowed_host(host)
-
-    def _is_allowed_origin(self, origin: str) -> bool:
-        listed = self._listen.allowed_origins
-        return origins.is_allowed_origin(origin, self._own_origins, listed, on_loopback=self._on_loopback)
-
-    def _is_allowed_host(self, host: str) -> bool:
-        """What has been told of a host before is remembered, of a bounded number of them."""
-        is_allowed = self._hosts.get(host)
-        if is_allowed is None:
-            is_allowed = origins.is_allowed_host(host, self._own_origins, self._listen.allowed_hosts)
-            if len(self._hosts) < REMEMBERED_HOSTS:
-                self._hosts[host] = is_allowed
-        return is_allowed
 
     async def _reject(self, incoming: Incoming, answer: Refusal) -> None:
         self.services.emit(RequestRejected(answer.status, answer.reason))
@@ -432,51 +368,13 @@ class Router:
     def _call(self, incoming: Incoming, *, drop_session: bool = False) -> Call:
         session_ids = () if drop_session else incoming.headers.getall(headers.SESSION_ID, ())
         asked = RequestLine(incoming.method, incoming.target, incoming.fields, tuple(session_ids), incoming.owner)
-        pairs = self._upstream_pairs(incoming, without=_FOR_THE_SESSION)
-        return read_call(self.services.sessions, asked, pairs, self._move(incoming))
+        pairs = self.edge.upstream_pairs(incoming, without=_FOR_THE_SESSION)
+        return read_call(self.services.sessions, asked, pairs, self.edge.move(incoming))
 
     # -- passing on ---------------------------------------------------------------------------------------------------
 
-    def _upstream_pairs(self, incoming: Incoming, without: frozenset[str] = frozenset()) -> list[Pair]:
-        scheme, host = self._client_origin(incoming)
-        peer = incoming.request.peer
-        is_trusted = self._proxies.holds(peer)
-        pairs = incoming.fields.for_upstream(
-            without=without, peer=peer, scheme=scheme, host=host, is_trusted=is_trusted
-        )
-        named = incoming.headers.get(hdrs.HOST) if self.services.upstream.passes_host else None
-        return pairs if named is None else [(hdrs.HOST, named), *pairs]
-
-    def _client_origin(self, incoming: Incoming) -> tuple[str, str | None]:
-        """Scheme and authority that the client has used, as far as somebody who may say so says."""
-        scheme, host = self.scheme, incoming.headers.get(hdrs.HOST)
-        if not incoming.fields.may_be_forwarded or not self._proxies.holds(incoming.request.peer):
-            return scheme, host
-        told_scheme, told_host = told_origin(incoming.fields)
-        return told_scheme or scheme, told_host or host
-
-    def lets_forwarding_pass(self, peer: str | None, names: Collection[str]) -> bool:
-        """Whether nothing that ``peer`` says of those before it is to be left out or read, by all names of headers."""
-        return FORWARDED not in names and self._proxies.holds(peer)
-
-    def _move(self, incoming: Incoming) -> Move:
-        scheme, host = self._client_origin(incoming)
-        own = self._own_origins[0] if self._listen.public_url or host is None else f"{scheme}://{host}"
-        move = self._moves.get(own)
-        if move is None:
-            move = Move(self._upstream.origin, own, self._upstream_hosts(incoming))
-            if len(self._moves) < REMEMBERED_HOSTS:
-                self._moves[own] = move
-        return move
-
-    def _upstream_hosts(self, incoming: Incoming) -> tuple[str, ...]:
-        """What the upstream gets as ``Host``, and so takes for its own."""
-        upstream = self.services.upstream
-        clients = incoming.headers.get(hdrs.HOST) if upstream.passes_host else None
-        return (upstream.host_line.removeprefix("Host: ") if clients is None else clients,)
-
     def _passing(self, incoming: Incoming) -> Passthrough:
-        pairs = self._upstream_pairs(incoming)
+        pairs = self.edge.upstream_pairs(incoming)
         length = incoming.headers.get(hdrs.CONTENT_LENGTH)
         if length is not None and incoming.request.upload is not None and not self._is_held(incoming):
             pairs.append(("Content-Length", length))
@@ -486,7 +384,7 @@ class Router:
             method=incoming.method,
             target=incoming.target,
             pairs=pairs,
-            move=self._move(incoming),
+            move=self.edge.move(incoming),
             without=self._hidden(incoming),
             owner=incoming.owner,
         )

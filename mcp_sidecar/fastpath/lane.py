@@ -62,18 +62,27 @@ CLOSED_FOR = 128
 """For so many requests: with a server whose streams always last longer, say, or have event ids, the lane only costs."""
 
 
-class Gate(Protocol):
-    """What the client side knows of requests in general, and counts of them."""
+class Edge(Protocol):
+    """What the client's side is called, and who may ask there."""
 
-    services: Services
     scheme: str
-    plain_endpoints: tuple[str, ...]
 
     def lets_host_pass(self, host: str) -> bool:
         """Whether a request may name this host."""
 
     def lets_forwarding_pass(self, peer: str | None, names: Collection[str]) -> bool:
         """Whether nothing that a peer says of those before it is to be left out or read."""
+
+
+class Gate(Protocol):
+    """What the client side knows of requests in general, and counts of them."""
+
+    services: Services
+    plain_endpoints: tuple[str, ...]
+
+    @property
+    def edge(self) -> Edge:
+        """Where requests come in."""
 
     def enter(self) -> None:
         """A request is under way."""
@@ -138,6 +147,7 @@ class Express:
     def __init__(self, gate: Gate) -> None:
         """Whether the lane is open at all depends on the mode only."""
         self.gate = gate
+        self._edge = gate.edge
         self.services = services = gate.services
         self.is_open = services.policy.heals
         self._targets = {f"POST {target} HTTP/1.1\r\n".encode(): target for target in gate.plain_endpoints}
@@ -176,9 +186,9 @@ class Express:
         if request is None:
             return None
         values = request.values
-        if _SESSION_ID not in values or "origin" in values or not self.gate.lets_host_pass(values["host"]):
+        if _SESSION_ID not in values or "origin" in values or not self._edge.lets_host_pass(values["host"]):
             return None
-        if "forwarded" in " ".join(values) and not self.gate.lets_forwarding_pass(peer, values):
+        if "forwarded" in " ".join(values) and not self._edge.lets_forwarding_pass(peer, values):
             return None
         identity = principals.of_values(values) if self._binds else NOBODY
         common = Common(request.target, values["host"], values.get("mcp-protocol-version"), identity)
@@ -232,7 +242,7 @@ class Express:
         named = zip(request.pairs, values, strict=True)
         pairs = [pair for pair, known_as in named if known_as not in _NOT_FOR_UPSTREAM]
         hops = [values["x-forwarded-for"]] if "x-forwarded-for" in values else []
-        pairs += forwarding(values, hops, peer=peer, scheme=self.gate.scheme, host=values["host"])
+        pairs += forwarding(values, hops, peer=peer, scheme=self._edge.scheme, host=values["host"])
         return "".join([f"\r\n{name}: {value}" for name, value in pairs]).encode()
 
     def _outgoing(self, asked: Asked, session: Session, body: bytes) -> bytes:

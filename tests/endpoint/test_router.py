@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mcp_sidecar.endpoint.router import Incoming
+from mcp_sidecar.endpoint.inbound import Incoming
 from mcp_sidecar.facts import RequestRejected, RequestServed, SidecarFault
 from tests.support.client import McpClient, raw_exchange
 from tests.support.fake_upstream import FakeUpstream

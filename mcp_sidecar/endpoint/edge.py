@@ -1,0 +1,99 @@
+"""The edge: what the client's side is called, who may ask there, and what is said of clients to the upstream.
+
+The rule of this file: nothing here knows MCP, and what was found out of a name is remembered for a bounded number of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from aiohttp import hdrs
+
+from mcp_sidecar.config import ListenConfig
+from mcp_sidecar.endpoint.inbound import Incoming
+from mcp_sidecar.upstream.upstream import Upstream
+from mcp_sidecar.wire import origins
+from mcp_sidecar.wire.headers import Pair
+from mcp_sidecar.wire.origins import Move
+from mcp_sidecar.wire.proxies import FORWARDED, TrustedProxies, told_origin
+
+REMEMBERED_HOSTS = 256
+
+
+class Edge:
+    """One listener in front of one upstream."""
+
+    def __init__(self, listen: ListenConfig, upstream: Upstream, upstream_origin: str) -> None:
+        """``bound_to`` is to be called with the address as soon as it is known."""
+        self._listen = listen
+        self._upstream = upstream
+        self._origin = upstream_origin
+        self._hosts: dict[str, bool] = {}
+        self._moves: dict[str, Move] = {}
+        self._proxies = TrustedProxies(listen.trusted_proxies)
+        self._own_origins: tuple[str, ...] = (listen.public_url,) if listen.public_url else ()
+        self._on_loopback = origins.is_loopback(listen.host)
+        self.scheme = "https" if listen.tls_certificate else "http"
+
+    def bound_to(self, host: str, port: int) -> None:
+        """The address that the listener got, which is an origin of its own."""
+        shown = f"[{host}]" if ":" in host else host
+        self._own_origins = (*self._own_origins, f"{self.scheme}://{shown}:{port}")
+        self._hosts.clear()
+
+    def lets_host_pass(self, host: str) -> bool:
+        """Whether a request may name this host."""
+        return not self._on_loopback or self._is_allowed_host(host)
+
+    def allows_origin(self, origin: str) -> bool:
+        """Whether pages of this origin may ask here."""
+        listed = self._listen.allowed_origins
+        return origins.is_allowed_origin(origin, self._own_origins, listed, on_loopback=self._on_loopback)
+
+    def _is_allowed_host(self, host: str) -> bool:
+        """What has been told of a host before is remembered, of a bounded number of them."""
+        is_allowed = self._hosts.get(host)
+        if is_allowed is None:
+            is_allowed = origins.is_allowed_host(host, self._own_origins, self._listen.allowed_hosts)
+            if len(self._hosts) < REMEMBERED_HOSTS:
+                self._hosts[host] = is_allowed
+        return is_allowed
+
+    def upstream_pairs(self, incoming: Incoming, without: frozenset[str] = frozenset()) -> list[Pair]:
+        """The headers that the upstream gets, with what is to be said of the client in them."""
+        scheme, host = self._client_origin(incoming)
+        peer = incoming.request.peer
+        is_trusted = self._proxies.holds(peer)
+        pairs = incoming.fields.for_upstream(
+            without=without, peer=peer, scheme=scheme, host=host, is_trusted=is_trusted
+        )
+        named = incoming.headers.get(hdrs.HOST) if self._upstream.passes_host else None
+        return pairs if named is None else [(hdrs.HOST, named), *pairs]
+
+    def _client_origin(self, incoming: Incoming) -> tuple[str, str | None]:
+        """Scheme and authority that the client has used, as far as somebody who may say so says."""
+        scheme, host = self.scheme, incoming.headers.get(hdrs.HOST)
+        if not incoming.fields.may_be_forwarded or not self._proxies.holds(incoming.request.peer):
+            return scheme, host
+        told_scheme, told_host = told_origin(incoming.fields)
+        return told_scheme or scheme, told_host or host
+
+    def lets_forwarding_pass(self, peer: str | None, names: Collection[str]) -> bool:
+        """Whether nothing that ``peer`` says of those before it is to be left out or read, by all names of headers."""
+        return FORWARDED not in names and self._proxies.holds(peer)
+
+    def move(self, incoming: Incoming) -> Move:
+        """How a URL on the upstream's origin becomes one that this client can use."""
+        scheme, host = self._client_origin(incoming)
+        own = self._own_origins[0] if self._listen.public_url or host is None else f"{scheme}://{host}"
+        move = self._moves.get(own)
+        if move is None:
+            move = Move(self._origin, own, self._hosts_of_upstream(incoming))
+            if len(self._moves) < REMEMBERED_HOSTS:
+                self._moves[own] = move
+        return move
+
+    def _hosts_of_upstream(self, incoming: Incoming) -> tuple[str, ...]:
+        """What the upstream gets as ``Host``, and so takes for its own."""
+        clients = incoming.headers.get(hdrs.HOST) if self._upstream.passes_host else None
+        return (self._upstream.host_line.removeprefix("Host: ") if clients is None else clients,)

@@ -1,0 +1,45 @@
+"""One client request on its way through the endpoint."""
+
+from __future__ import annotations
+
+from aiohttp import hdrs
+
+from mcp_sidecar.aiohttp_internals import NO_HEADERS
+from mcp_sidecar.downstream.request import Request
+from mcp_sidecar.downstream.response import Responder
+from mcp_sidecar.endpoint.passthrough import Passthrough
+from mcp_sidecar.endpoint.post import Post
+from mcp_sidecar.healing.labels import NO_METHOD, OTHER
+from mcp_sidecar.sessions.in_flight import InFlight
+from mcp_sidecar.wire.headers import Fields
+from mcp_sidecar.wire.jsonrpc import Message
+
+
+class Incoming:
+    """One client request on its way: what is known of it before anybody decides."""
+
+    def __init__(self, request: Request, responder: Responder) -> None:
+        """``rpc_label`` becomes known when the body is read."""
+        self.request = request
+        self.method = request.method
+        self.headers = request.headers
+        self.fields = Fields(request.raw_headers)
+        self.target = request.target
+        self.responder = responder
+        self.rpc_label = OTHER if request.method == hdrs.METH_POST else NO_METHOD
+        self.message: Message | None = None
+        self.in_session = False
+        self.is_refused = False
+        self.way: Post | Passthrough | None = None
+        self.begun = in_flight(request)
+        self.owner = request.connection
+
+    def forget_head(self) -> None:
+        """From now on only the answer counts."""
+        self.headers, self.fields, self.target = NO_HEADERS, Fields(()), ""
+        self.request.forget_head()
+
+
+def in_flight(request: Request) -> InFlight | None:
+    """What of it the fast path has sent already."""
+    return request.in_flight if isinstance(request.in_flight, InFlight) else None
