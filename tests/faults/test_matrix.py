@@ -10,6 +10,7 @@ import itertools
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import aiohttp
 import pytest
@@ -23,6 +24,8 @@ from tests.support.client import McpClient, NoAnswer, new_http
 from tests.support.fake_upstream import FakeUpstream
 from tests.support.faults import Fault, Stage
 from tests.support.sidecar import WatchedSidecar, running_sidecar
+from tests.support.stores import ALL as ALL_STORES
+from tests.support.stores import Settings, shared_store
 from tests.support.waiting import eventually
 
 BOUND_S = 5.0
@@ -62,6 +65,9 @@ class Stood:
     case: Case
     knowledge: Knowledge
     moment: Moment
+    former: WatchedSidecar | None = None
+    """Where the sessions were opened, if that is another sidecar: this one finds them in the store that both share."""
+    remembers_hints: bool = True
 
     async def try_all(self) -> list[str]:
         """Send everything, one after the other or, where a fault lasts, all at once. Returns what went wrong."""
@@ -101,11 +107,16 @@ class Stood:
         client = McpClient(self.sidecar.url, http=self.http, version="2025-03-26")
         if self.knowledge is Knowledge.UNKNOWN:
             client.url = self.upstream.url
+        if self.former is not None:
+            client.url = self.former.url
         await client.initialize()
-        client.url = self.sidecar.url
+        client.url = self.sidecar.url if self.former is None else self.former.url
         if self.knowledge is Knowledge.BOUND:
             await client.call("tools/list")
-        scene = Scene(self.case, traffic, self.knowledge, self.moment)
+        if self.former is not None:
+            await self.former.services.sessions.rounds.keeper.flush()
+            client.url = self.sidecar.url
+        scene = Scene(self.case, traffic, self.knowledge, self.moment, trust_annotations=self.remembers_hints)
         return Actor(scene, marker, client, self.upstream)
 
 
@@ -155,8 +166,10 @@ class Actor:
 
 
 @asynccontextmanager
-async def standing(case: Case, knowledge: Knowledge, moment: Moment, answers: Answers) -> AsyncIterator[Stood]:
-    """Everything that one test needs."""
+async def standing(
+    case: Case, knowledge: Knowledge, moment: Moment, answers: Answers, store: Settings | None = None
+) -> AsyncIterator[Stood]:
+    """Everything that one test needs; with a ``store`` sessions are opened at another sidecar."""
     mode = SessionMode.STATELESS if knowledge is Knowledge.NONE else SessionMode.MANY
     asks = (Evidence.ROUTE, Evidence.BUSY, Evidence.ERROR)
     short_s = PROBED_HOLD_S if case.evidence in asks else SHORT_HOLD_S
@@ -164,13 +177,17 @@ async def standing(case: Case, knowledge: Knowledge, moment: Moment, answers: An
     settings = {"upstream__idle_timeout": IDLE_TIMEOUT_S} if case.evidence is Evidence.STALLED else {}
     async with AsyncExitStack() as stack:
         upstream = await stack.enter_async_context(FakeUpstream(answers=answers, sessions=mode, **case.behaviour))
-        sidecar = await stack.enter_async_context(
-            running_sidecar(
-                upstream.url, healing__hold_timeout=hold_s, healing__connect_hold_timeout=hold_s, **settings
-            )
-        )
+        holds = {"healing__hold_timeout": hold_s, "healing__connect_hold_timeout": hold_s}
+        sidecar = await stack.enter_async_context(running_sidecar(upstream.url, **holds, **settings, **(store or {})))
         http = await stack.enter_async_context(new_http())
-        yield Stood(upstream, sidecar, http, case, knowledge, moment)
+        if store is None:
+            yield Stood(upstream, sidecar, http, case, knowledge, moment)
+            return
+        former = await stack.enter_async_context(running_sidecar(upstream.url, **store))
+        await McpClient(sidecar.url, http=http).initialize()  # it has met the server, too
+        yield Stood(
+            upstream, sidecar, http, case, knowledge, moment, former, remembers_hints=store["store"] != "sealed:"
+        )
 
 
 def _cells() -> Iterator[pytest.ParameterSet]:
@@ -193,6 +210,30 @@ def _cells() -> Iterator[pytest.ParameterSet]:
 async def test_every_promise_is_kept(case: Case, knowledge: Knowledge, moment: Moment, answers: Answers) -> None:
     """Whatever breaks, whenever: a definite answer, the promised one, and no unsafe message ran twice."""
     async with standing(case, knowledge, moment, answers) as stood:
+        problems = await stood.try_all()
+        problems += [f"fault of the sidecar: {fact}" for fact in stood.sidecar.of(SidecarFault)]
+    assert not problems, "\n" + "\n".join(problems)
+
+
+def _cells_of_stores() -> Iterator[pytest.ParameterSet]:
+    """The moments at which a session is lost, or may be, as soon as it has been found."""
+    for case, moment in itertools.product(CASES, (Moment.ONCE, Moment.ONCE_LOST, Moment.LASTING_LOST)):
+        if case.evidence is Evidence.NOT_SENT and not moment.lasts:
+            continue
+        if case.evidence is Evidence.POLLING and moment is not Moment.ONCE:
+            continue
+        yield pytest.param(case, moment, id=f"{case.name}-{moment.name.lower()}")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ALL_STORES)
+@pytest.mark.parametrize(("case", "moment"), list(_cells_of_stores()))
+async def test_every_promise_is_kept_by_another_sidecar(case: Case, moment: Moment, kind: str, tmp_path: Path) -> None:
+    """The same in sessions that this sidecar knows from the store alone, each from its first request on."""
+    async with (
+        shared_store(kind, tmp_path) as store,
+        standing(case, Knowledge.BOUND, moment, Answers.JSON, store) as stood,
+    ):
         problems = await stood.try_all()
         problems += [f"fault of the sidecar: {fact}" for fact in stood.sidecar.of(SidecarFault)]
     assert not problems, "\n" + "\n".join(problems)
