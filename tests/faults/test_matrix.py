@@ -10,7 +10,6 @@ import itertools
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import aiohttp
 import pytest
@@ -24,8 +23,7 @@ from tests.support.client import McpClient, NoAnswer, new_http
 from tests.support.fake_upstream import FakeUpstream
 from tests.support.faults import Fault, Stage
 from tests.support.sidecar import WatchedSidecar, running_sidecar
-from tests.support.stores import ALL as ALL_STORES
-from tests.support.stores import Settings, shared_store
+from tests.support.stores import Settings
 from tests.support.waiting import eventually
 
 BOUND_S = 5.0
@@ -210,30 +208,6 @@ def _cells() -> Iterator[pytest.ParameterSet]:
 async def test_every_promise_is_kept(case: Case, knowledge: Knowledge, moment: Moment, answers: Answers) -> None:
     """Whatever breaks, whenever: a definite answer, the promised one, and no unsafe message ran twice."""
     async with standing(case, knowledge, moment, answers) as stood:
-        problems = await stood.try_all()
-        problems += [f"fault of the sidecar: {fact}" for fact in stood.sidecar.of(SidecarFault)]
-    assert not problems, "\n" + "\n".join(problems)
-
-
-def _cells_of_stores() -> Iterator[pytest.ParameterSet]:
-    """The moments at which a session is lost, or may be, as soon as it has been found."""
-    for case, moment in itertools.product(CASES, (Moment.ONCE, Moment.ONCE_LOST, Moment.LASTING_LOST)):
-        if case.evidence is Evidence.NOT_SENT and not moment.lasts:
-            continue
-        if case.evidence is Evidence.POLLING and moment is not Moment.ONCE:
-            continue
-        yield pytest.param(case, moment, id=f"{case.name}-{moment.name.lower()}")
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("kind", ALL_STORES)
-@pytest.mark.parametrize(("case", "moment"), list(_cells_of_stores()))
-async def test_every_promise_is_kept_by_another_sidecar(case: Case, moment: Moment, kind: str, tmp_path: Path) -> None:
-    """The same in sessions that this sidecar knows from the store alone, each from its first request on."""
-    async with (
-        shared_store(kind, tmp_path) as store,
-        standing(case, Knowledge.BOUND, moment, Answers.JSON, store) as stood,
-    ):
         problems = await stood.try_all()
         problems += [f"fault of the sidecar: {fact}" for fact in stood.sidecar.of(SidecarFault)]
     assert not problems, "\n" + "\n".join(problems)

@@ -15,7 +15,7 @@ from tests.support.waiting import HANG_S
 
 Settings = dict[str, object]
 
-REMEMBERS_ALL: Final = ("sqlite", pytest.param("redis", marks=NEEDS_REDIS))
+REMEMBERS_ALL: Final = ("sqlite", pytest.param("redis", marks=[NEEDS_REDIS, pytest.mark.other_process]))
 ALL: Final = (*REMEMBERS_ALL, "sealed")
 
 
