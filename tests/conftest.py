@@ -24,9 +24,7 @@ settings.register_profile("quick", deadline=None, max_examples=15)  # `make chec
 
 def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
     """No timer runs out because the machine is slow, wherever that can be had."""
-    is_alone = any(item.path.is_relative_to(package) for package in ALONE) and not item.get_closest_marker(
-        "other_process"
-    )
+    is_alone = any(item.path.is_relative_to(package) for package in ALONE)
     return {"unhurried": UnhurriedLoop} if is_alone else {"real": asyncio.new_event_loop}
 
 

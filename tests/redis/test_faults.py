@@ -27,7 +27,6 @@ def _cells_of_stores() -> Iterator[pytest.ParameterSet]:
 
 
 @pytest.mark.long
-@pytest.mark.other_process
 @pytest.mark.parametrize("kind", ALL)
 @pytest.mark.parametrize(("case", "moment"), list(_cells_of_stores()))
 async def test_every_promise_is_kept_by_another_sidecar(case: Case, moment: Moment, kind: str, tmp_path: Path) -> None:
