@@ -34,6 +34,9 @@ SHORT_HOLD_S, PROBED_HOLD_S = 0.05, 0.5
 
 IDLE_TIMEOUT_S = 0.1
 
+PATIENCE = 10
+"""So much longer is everything waited for where the clock is the real one, and the machine may be slow."""
+
 
 @dataclass(frozen=True, slots=True)
 class ThenLost:
@@ -115,7 +118,7 @@ class Stood:
             await self.former.services.sessions.rounds.keeper.flush()
             client.url = self.sidecar.url
         scene = Scene(self.case, traffic, self.knowledge, self.moment, trust_annotations=self.remembers_hints)
-        return Actor(scene, marker, client, self.upstream)
+        return Actor(scene, marker, client, self.upstream, 1 if self.former is None else PATIENCE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +129,7 @@ class Actor:
     marker: int
     client: McpClient
     upstream: FakeUpstream
+    patience: int = 1
 
     async def act(self) -> list[str]:
         """Send it, and compare what comes of it with the promise."""
@@ -133,7 +137,7 @@ class Actor:
         bare = self.scene.traffic.kind is Kind.INITIALIZE
         self.client.seen_session_ids.clear()
         try:
-            async with asyncio.timeout(BOUND_S):
+            async with asyncio.timeout(BOUND_S * self.patience):
                 answer = await self.client.post(body, bare=bare)
         except (NoAnswer, TimeoutError) as error:
             return [self._named(f"no answer: {error!r}")]
@@ -172,10 +176,11 @@ async def standing(
     asks = (Evidence.ROUTE, Evidence.BUSY, Evidence.ERROR)
     short_s = PROBED_HOLD_S if case.evidence in asks else SHORT_HOLD_S
     hold_s = short_s if moment is Moment.FOREVER else BOUND_S
-    settings = {"upstream__idle_timeout": IDLE_TIMEOUT_S} if case.evidence is Evidence.STALLED else {}
+    patience = 1 if store is None else PATIENCE
+    settings = {"upstream__idle_timeout": IDLE_TIMEOUT_S * patience} if case.evidence is Evidence.STALLED else {}
     async with AsyncExitStack() as stack:
         upstream = await stack.enter_async_context(FakeUpstream(answers=answers, sessions=mode, **case.behaviour))
-        holds = {"healing__hold_timeout": hold_s, "healing__connect_hold_timeout": hold_s}
+        holds = dict.fromkeys(("healing__hold_timeout", "healing__connect_hold_timeout"), hold_s * patience)
         sidecar = await stack.enter_async_context(running_sidecar(upstream.url, **holds, **settings, **(store or {})))
         http = await stack.enter_async_context(new_http())
         if store is None:
