@@ -90,6 +90,7 @@ async def leave(url: str, upstream: RawUpstream, method: str, body: bytes | None
     await asyncio.gather(asking, return_exceptions=True)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mode", ["heal", "observe"])
 @pytest.mark.parametrize(
     ("method", "body", "limit"),
@@ -114,7 +115,7 @@ async def test_nothing_is_left_in_any_mode(mode: str, method: str, body: bytes |
         await eventually(lambda: alive() == before)
 
 
-@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize("method", ["POST", pytest.param("GET", marks=pytest.mark.long)])
 @pytest.mark.usefixtures("no_collector")
 async def test_nothing_is_left_of_a_client_that_left(method: str) -> None:
     """Its exchange ends with its connection, though the upstream never answers."""

@@ -37,7 +37,8 @@ from tests.healing import samples
 
 MAX_REPORTS: Final = 40
 
-many: Final = settings(max_examples=300)
+many: Final = settings(max_examples=3 * settings.default.max_examples if settings.default else 300)
+"""Three times what the profile gives to others."""
 
 MESSAGES: Final = (
     samples.call(),

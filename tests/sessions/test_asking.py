@@ -15,6 +15,8 @@ from tests.support.scene import connected
 from tests.support.sidecar import running_sidecar
 
 CORPUS = list(generated(seed=20261127))
+DAILY = (400, 404, 500)
+"""Of the statuses, those that are tried at every change; the others take their time."""
 
 
 def test_the_corpus_is_large() -> None:
@@ -28,7 +30,12 @@ def those(status: int) -> list[Refused]:
     return [refused for refused in CORPUS if refused.said.status == status]
 
 
-@pytest.mark.parametrize("status", STATUSES)
+each_status = pytest.mark.parametrize(
+    "status", [status if status in DAILY else pytest.param(status, marks=pytest.mark.long) for status in STATUSES]
+)
+
+
+@each_status
 async def test_a_lost_session_is_healed_whatever_is_said(status: int) -> None:
     """Safe calls and unsafe ones succeed, the unsafe ones run exactly once, and each loss costs one initialize."""
     async with FakeUpstream() as upstream, running_sidecar(upstream.url) as sidecar:
@@ -48,7 +55,7 @@ async def test_a_lost_session_is_healed_whatever_is_said(status: int) -> None:
                 assert set(client.seen_session_ids) == {client.session_id}
 
 
-@pytest.mark.parametrize("status", STATUSES)
+@each_status
 async def test_a_living_session_is_left_alone_whatever_is_said(status: int) -> None:
     """What a tool says in the words of a refusal passes, and it does not run again."""
     async with FakeUpstream() as upstream, running_sidecar(upstream.url) as sidecar:
