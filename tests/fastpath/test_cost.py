@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from mcp_sidecar.sessions.stores.keys import new_key
 from tests.support.in_memory import answered, posted, through
 
 CALL = b'{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"echo","arguments":{"text":"%b"}}}'
@@ -46,3 +49,24 @@ async def test_a_hand_over_costs_no_second_request(answer: bytes, calls: int) ->
         spent = await way.spent_on(request, answer)
         assert (spent.writes, spent.tasks, spent.timers) == (1, 0, 0)
         assert spent.calls <= calls, spent.calls
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param(answered(RESULT % (b"x" * 500)), id="JSON"),
+        pytest.param(answered(EVENT % (RESULT % (b"x" * 500)), "text/event-stream"), id="a short stream"),
+    ],
+)
+async def test_a_store_costs_a_plain_request_next_to_nothing(answer: bytes, tmp_path: Path) -> None:
+    """A session in memory asks no store: at most 3 % more function calls, and 15 % where ids are tokens; no task, no timer."""
+    spent = {}
+    for store in ("memory:", f"sqlite:{tmp_path}/state/s.db", "sealed:"):
+        async with through(STORE=store, SESSIONS__KEY=new_key()) as way:
+            request = posted(CALL % (b"a" * 200), session_id=way.session_id)
+            for _ in range(3):
+                await way.request(request, answer)
+            now = spent[store.partition(":")[0]] = await way.spent_on(request, answer)
+            assert (now.writes, now.tasks, now.timers) == (1, 0, 0)
+    assert spent["sqlite"].calls <= spent["memory"].calls * 1.03
+    assert spent["sealed"].calls <= spent["memory"].calls * 1.15

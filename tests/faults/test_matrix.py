@@ -23,6 +23,7 @@ from tests.support.client import McpClient, NoAnswer, new_http
 from tests.support.fake_upstream import FakeUpstream
 from tests.support.faults import Fault, Stage
 from tests.support.sidecar import WatchedSidecar, running_sidecar
+from tests.support.stores import Settings
 from tests.support.waiting import eventually
 
 BOUND_S = 5.0
@@ -32,6 +33,9 @@ SHORT_HOLD_S, PROBED_HOLD_S = 0.05, 0.5
 """How long a request is held where nothing will come; longer where first a ping and an ``initialize`` have to be denied."""
 
 IDLE_TIMEOUT_S = 0.1
+
+PATIENCE = 10
+"""So much longer is everything waited for where the clock is the real one, and the machine may be slow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +66,9 @@ class Stood:
     case: Case
     knowledge: Knowledge
     moment: Moment
+    former: WatchedSidecar | None = None
+    """Where the sessions were opened, if that is another sidecar: this one finds them in the store that both share."""
+    remembers_hints: bool = True
 
     async def try_all(self) -> list[str]:
         """Send everything, one after the other or, where a fault lasts, all at once. Returns what went wrong."""
@@ -101,12 +108,17 @@ class Stood:
         client = McpClient(self.sidecar.url, http=self.http, version="2025-03-26")
         if self.knowledge is Knowledge.UNKNOWN:
             client.url = self.upstream.url
+        if self.former is not None:
+            client.url = self.former.url
         await client.initialize()
-        client.url = self.sidecar.url
+        client.url = self.sidecar.url if self.former is None else self.former.url
         if self.knowledge is Knowledge.BOUND:
             await client.call("tools/list")
-        scene = Scene(self.case, traffic, self.knowledge, self.moment)
-        return Actor(scene, marker, client, self.upstream)
+        if self.former is not None:
+            await self.former.services.sessions.rounds.keeper.flush()
+            client.url = self.sidecar.url
+        scene = Scene(self.case, traffic, self.knowledge, self.moment, trust_annotations=self.remembers_hints)
+        return Actor(scene, marker, client, self.upstream, 1 if self.former is None else PATIENCE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +129,7 @@ class Actor:
     marker: int
     client: McpClient
     upstream: FakeUpstream
+    patience: int = 1
 
     async def act(self) -> list[str]:
         """Send it, and compare what comes of it with the promise."""
@@ -124,7 +137,7 @@ class Actor:
         bare = self.scene.traffic.kind is Kind.INITIALIZE
         self.client.seen_session_ids.clear()
         try:
-            async with asyncio.timeout(BOUND_S):
+            async with asyncio.timeout(BOUND_S * self.patience):
                 answer = await self.client.post(body, bare=bare)
         except (NoAnswer, TimeoutError) as error:
             return [self._named(f"no answer: {error!r}")]
@@ -155,22 +168,29 @@ class Actor:
 
 
 @asynccontextmanager
-async def standing(case: Case, knowledge: Knowledge, moment: Moment, answers: Answers) -> AsyncIterator[Stood]:
-    """Everything that one test needs."""
+async def standing(
+    case: Case, knowledge: Knowledge, moment: Moment, answers: Answers, store: Settings | None = None
+) -> AsyncIterator[Stood]:
+    """Everything that one test needs; with a ``store`` sessions are opened at another sidecar."""
     mode = SessionMode.STATELESS if knowledge is Knowledge.NONE else SessionMode.MANY
     asks = (Evidence.ROUTE, Evidence.BUSY, Evidence.ERROR)
     short_s = PROBED_HOLD_S if case.evidence in asks else SHORT_HOLD_S
     hold_s = short_s if moment is Moment.FOREVER else BOUND_S
-    settings = {"upstream__idle_timeout": IDLE_TIMEOUT_S} if case.evidence is Evidence.STALLED else {}
+    patience = 1 if store is None else PATIENCE
+    settings = {"upstream__idle_timeout": IDLE_TIMEOUT_S * patience} if case.evidence is Evidence.STALLED else {}
     async with AsyncExitStack() as stack:
         upstream = await stack.enter_async_context(FakeUpstream(answers=answers, sessions=mode, **case.behaviour))
-        sidecar = await stack.enter_async_context(
-            running_sidecar(
-                upstream.url, healing__hold_timeout=hold_s, healing__connect_hold_timeout=hold_s, **settings
-            )
-        )
+        holds = dict.fromkeys(("healing__hold_timeout", "healing__connect_hold_timeout"), hold_s * patience)
+        sidecar = await stack.enter_async_context(running_sidecar(upstream.url, **holds, **settings, **(store or {})))
         http = await stack.enter_async_context(new_http())
-        yield Stood(upstream, sidecar, http, case, knowledge, moment)
+        if store is None:
+            yield Stood(upstream, sidecar, http, case, knowledge, moment)
+            return
+        former = await stack.enter_async_context(running_sidecar(upstream.url, **store))
+        await McpClient(sidecar.url, http=http).initialize()  # it has met the server, too
+        yield Stood(
+            upstream, sidecar, http, case, knowledge, moment, former, remembers_hints=store["store"] != "sealed:"
+        )
 
 
 def _cells() -> Iterator[pytest.ParameterSet]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -238,11 +239,22 @@ class TestTrouble:
             assert await store.get(b"session") == {}
             assert "right" not in str(store)
 
-    async def test_without_leave_to_ask_for_its_settings(self, server: RedisServer) -> None:
-        """A user who may not CONFIG is served."""
-        await server.say("ACL", "SETUSER", "app", "on", ">pw", "~*", "+@all", "-@admin", "-@dangerous")
+    async def test_a_user_who_may_little(self, server: RedisServer) -> None:
+        """Who may not CONFIG is served, with the commands that docs/sessions.md names on keys of ours."""
+        page = (Path(__file__).parents[2] / "docs" / "sessions.md").read_text(encoding="utf-8")
+        told = page[page.index("A user needs") : page.index("on `mcps1:*`")]
+        commands = [f"+{command.lower()}" for command in re.findall(r"`([A-Z]+)`", told)]
+        await server.say("ACL", "SETUSER", "app", "on", ">pw", "~mcps1:*", "-@all", *commands)
+        lease = Lease(ALICE, b"here", b"me")
         async with opened(server.url.replace("//", "//app:pw@")) as store:
-            assert await store.put(ALICE, entry(1), expected=0, ttl_s=100) is None
+            await store.secret("index", b"first")
+            assert await store.put(ALICE, entry(1), expected=0, ttl_s=100, claim=Claim(b"here", b"1")) is None
+            assert await store.holder(Claim(b"here", b"1")) == ALICE
+            assert await store.touch([Touch(ALICE, 1, 100)]) == []
+            assert await store.lease(lease, ttl_s=100)
+            await store.give_back(lease)
+            await store.end(ALICE, ttl_s=100)
+            assert await store.get(b"session") == {b"alice": Entry(2, b"", None)}
 
     @pytest.mark.parametrize("url", ["redis+sentinel://", "redis+sentinel://h", "redis://h:port", "redis://h/?no=such"])
     def test_a_url_that_cannot_be(self, url: str) -> None:

@@ -1,6 +1,7 @@
 """The sidecar restarts, alone or with its server, and its clients go on: what only a store knows, and what nobody may know.
 
-Each sidecar here is a new one with nothing in memory; what it has of the one before is in the store.
+Each sidecar here is a new one with nothing in memory; what it has of the one before is in the store. Whatever takes ``store``
+holds with Redis, too (``tests/redis/test_durable.py``).
 """
 
 from __future__ import annotations
@@ -39,16 +40,16 @@ from tests.support.faults import Stall, StallAt
 from tests.support.listening import attached, ends_cleanly, next_method
 from tests.support.own_answers import is_error, is_not_found
 from tests.support.sidecar import WatchedSidecar, running_sidecar
-from tests.support.stores import REMEMBERS_ALL, Settings, shared_store
+from tests.support.stores import Settings, shared_store
 from tests.support.waiting import eventually
 
 ANSWERS = pytest.mark.parametrize("answers", Answers, ids=lambda answers: answers.value)
 WHAT = pytest.mark.parametrize("with_server", [False, True], ids=["the sidecar", "both"])
 
 
-@pytest.fixture(params=REMEMBERS_ALL)
-async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Settings]:
-    async with shared_store(request.param, tmp_path) as settings:
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[Settings]:
+    async with shared_store("sqlite", tmp_path) as settings:
         yield settings
 
 

@@ -93,6 +93,7 @@ class Through:
         self._upstream = Connection(sidecar.services.limits, lambda _: None)
         self._upstream.connection_made(MemoryTransport(self._take))
         self._missing = 0
+        self.session_id = SESSION
         pool = sidecar.services.upstream._pool
         assert pool is not None
         pool._free.append((self._upstream, self._loop.time() + 3600))
@@ -152,9 +153,9 @@ class Through:
         return spent
 
 
-def posted(body: bytes, *, in_session: bool = True) -> bytes:
+def posted(body: bytes, *, in_session: bool = True, session_id: str = SESSION) -> bytes:
     """A client's POST."""
-    session = f"Mcp-Session-Id: {SESSION}\r\n" if in_session else ""
+    session = f"Mcp-Session-Id: {session_id}\r\n" if in_session else ""
     head = (
         "POST /mcp HTTP/1.1\r\nHost: 127.0.0.1:8080\r\nContent-Type: application/json\r\n"
         f"Accept: application/json, text/event-stream\r\n{session}MCP-Protocol-Version: 2025-06-18\r\n"
@@ -172,15 +173,17 @@ def answered(body: bytes, content_type: str = "application/json") -> bytes:
 
 
 @asynccontextmanager
-async def through() -> AsyncIterator[Through]:
-    """A sidecar in memory whose client has a session."""
-    sidecar = Sidecar(
-        load({"upstream": ["http://127.0.0.1:9/mcp"], "listen": ["127.0.0.1:0"], "admin": ["off"]}, {}).settings
-    )
+async def through(**variables: str) -> AsyncIterator[Through]:
+    """A sidecar in memory whose client has a session; other settings by their variables, without ``MCP_SIDECAR_``."""
+    options = {"upstream": ["http://127.0.0.1:9/mcp"], "listen": ["127.0.0.1:0"], "admin": ["off"]}
+    sidecar = Sidecar(load(options, {f"MCP_SIDECAR_{name}": value for name, value in variables.items()}).settings)
     await sidecar.start()
     try:
         way = Through(sidecar)
-        await way.request(posted(INITIALIZE, in_session=False), answered(INITIALIZED))
+        opened = b"".join(await way.request(posted(INITIALIZE, in_session=False), answered(INITIALIZED)))
+        shown = re.search(rb"mcp-session-id: (\S+)", opened, re.IGNORECASE)
+        assert shown is not None
+        way.session_id = shown[1].decode()
         yield way
     finally:
         await sidecar.stop()

@@ -28,6 +28,7 @@ class RedisServer:
             self.port: int = free.getsockname()[1]
         self._options = ("--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", "", *options)
         self._process: asyncio.subprocess.Process | None = None
+        self.ready_line = "Ready to accept connections"
 
     @property
     def url(self) -> str:
@@ -42,7 +43,7 @@ class RedisServer:
         lines = []
         while line := await self._process.stdout.readline():
             lines.append(line.decode())
-            if "Ready to accept connections" in lines[-1]:
+            if self.ready_line in lines[-1]:
                 return
         raise AssertionError("".join(lines))
 
@@ -64,6 +65,15 @@ class RedisServer:
         answer = (await reader.readline()).decode().rstrip()
         writer.close()
         return answer
+
+    async def info(self, section: str) -> str:
+        """A section of what it says of itself."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        writer.write(f"INFO {section}\r\n".encode())
+        length = int((await reader.readline())[1:])
+        text = (await reader.readexactly(length)).decode()
+        writer.close()
+        return text
 
     async def keys(self, pattern: str) -> list[str]:
         """The names of all keys that match."""

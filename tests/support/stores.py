@@ -15,8 +15,8 @@ from tests.support.waiting import HANG_S
 
 Settings = dict[str, object]
 
-REMEMBERS_ALL: Final = ("sqlite", pytest.param("redis", marks=NEEDS_REDIS))
-ALL: Final = (*REMEMBERS_ALL, "sealed")
+ALL: Final = ("sqlite", pytest.param("redis", marks=NEEDS_REDIS), "sealed")
+"""For tests by the real clock: Redis is another process."""
 
 
 @asynccontextmanager

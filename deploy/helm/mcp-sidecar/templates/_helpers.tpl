@@ -10,6 +10,12 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 {{- end }}
 
+{{- define "mcp-sidecar.storeKeys" -}}
+{{- if .Values.storeKeys.secretName }}{{ .Values.storeKeys.secretName }}
+{{- else if hasPrefix "sealed:" .Values.store }}{{ .Release.Name }}-store-keys
+{{- end }}
+{{- end }}
+
 {{- define "mcp-sidecar.container" -}}
 - name: mcp-sidecar
   image: "{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}"
@@ -21,6 +27,9 @@ app.kubernetes.io/instance: {{ .Release.Name }}
     - {name: MCP_SIDECAR_UPSTREAM, value: {{ include "mcp-sidecar.upstream" . | trim | quote }}}
     - {name: MCP_SIDECAR_LISTEN__DRAIN_DELAY, value: {{ .Values.drain.delay | quote }}}
     - {name: MCP_SIDECAR_LISTEN__DRAIN_TIMEOUT, value: {{ .Values.drain.timeout | quote }}}
+    {{- with include "mcp-sidecar.storeKeys" . | trim }}
+    - {name: MCP_SIDECAR_SESSIONS__KEY, valueFrom: {secretKeyRef: {name: {{ . | quote }}, key: keys}}}
+    {{- end }}
     {{- with .Values.store }}
     - {name: MCP_SIDECAR_STORE, value: {{ . | quote }}}
     {{- end }}
