@@ -7,6 +7,7 @@ settings; they arrive there as small frozen values. The process around it is ``p
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 import socket
 import ssl
@@ -26,7 +27,7 @@ from mcp_sidecar.endpoint.router import Router, Watch
 from mcp_sidecar.facts import Emit, Fact, RequestServed
 from mcp_sidecar.healing.labels import RPC_METHODS
 from mcp_sidecar.healing.principal import Principals
-from mcp_sidecar.ops import logs, page
+from mcp_sidecar.ops import exporters, logs, page
 from mcp_sidecar.ops.access import Access
 from mcp_sidecar.ops.admin import Admin
 from mcp_sidecar.ops.metrics import Metrics
@@ -97,6 +98,8 @@ class Sidecar:
         self._keepalive = Keepalive(self._listen.comment_interval_s, self.services.clock)
         self._ingress = Router(self.services, self._keepalive, self._listen, settings.upstream_config())
         self._ingress.watch = watch
+        self._traces = exporters.traces_for(os.environ, __version__, settings.upstream_config().origin)
+        self._ingress.tracer = self._traces
         self._server = self._new_server()
         self._tls: ServerTls | None = None
         self._board = StatusBoard(self._now, self._metrics.calls, page.live, time.time)
@@ -177,6 +180,8 @@ class Sidecar:
         await self._keepalive.stop()
         await self.services.upstream.close()
         await self._admin.stop()
+        if self._traces is not None:
+            await self._traces.close()
 
     def _new_server(self) -> Server:
         limits = self.services.limits
@@ -187,7 +192,7 @@ class Sidecar:
             patience=Patience(limits.client_timeout_s, self._listen.comment_interval_s * SILENT_INTERVALS),
             clock=self.services.clock,
         )
-        door = door_to(self._ingress) if door_to is not None and self._watch is None else None
+        door = door_to(self._ingress) if door_to is not None and self._watch is None and self._traces is None else None
         if door is not None:
             server.open_door(door)
         return server
@@ -231,6 +236,8 @@ class Sidecar:
             self._board.note(fact)
         if self._watch is not None:
             self._watch.heard(fact)
+        if self._traces is not None:
+            self._traces.heard(fact)
 
     async def _look_out(self) -> None:
         """Notice an upstream that has gone while nobody asked for anything."""

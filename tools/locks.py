@@ -57,8 +57,13 @@ def project_locks() -> list[Lock]:
     return [
         Lock(DEVELOPMENT, (str(PROJECT), "--all-extras")),
         Lock(ROOT / "requirements-demo.txt", (str(PROJECT), "--extra", "demo", *within)),
-        Lock(ROOT / "requirements.txt", (str(PROJECT), "--extra", "sealed", "--extra", "redis", *within)),
+        Lock(ROOT / "requirements.txt", (str(PROJECT), *_extras("sealed", "redis", "otel"), *within)),
     ]
+
+
+def _extras(*names: str) -> Iterator[str]:
+    for name in names:
+        yield from ("--extra", name)
 
 
 def locks(part: str) -> list[Lock]:

@@ -10,9 +10,10 @@ from mcp_sidecar.sessions.stores.at_rest import SealingStore
 from mcp_sidecar.sessions.stores.automatic import AutomaticStore
 from mcp_sidecar.sessions.stores.keys import BadKeys, KeyRing
 from mcp_sidecar.sessions.stores.memory import MemoryStore
-from mcp_sidecar.sessions.stores.redis import SCHEMES, RedisStore
 from mcp_sidecar.sessions.stores.sqlite import SqliteStore
 from mcp_sidecar.sessions.stores.store import Store, StoreUnusable, Times
+
+REDIS = ("redis:", "rediss:", "redis+unix:", "redis+sentinel:")
 
 Warn = Callable[[str], None]
 """Told what an operator could do better; once."""
@@ -49,7 +50,9 @@ def _plain(config: StoreConfig, limits: SessionLimits, times: Times, ring: KeyRi
     match scheme.lower() + colon:
         case "auto":
             return AutomaticStore(config, sqlite)
-        case scheme if scheme in SCHEMES and rest.startswith("//"):
+        case scheme if scheme in REDIS and rest.startswith("//"):
+            from mcp_sidecar.sessions.stores.redis import RedisStore
+
             return RedisStore(
                 config.url,
                 namespace=config.namespace,

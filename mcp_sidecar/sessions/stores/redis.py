@@ -36,7 +36,6 @@ except ImportError:  # the extra `redis` is not installed
 
 T = TypeVar("T")
 
-SCHEMES: Final = ("redis:", "rediss:", "redis+unix:", "redis+sentinel:")
 CONNECTIONS: Final = 32
 _SENTINEL_PORT: Final = 26_379
 
