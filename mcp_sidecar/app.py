@@ -55,6 +55,7 @@ from mcp_sidecar.settings.toml import effective
 from mcp_sidecar.token_file import TokenFile
 from mcp_sidecar.upstream.upstream import Upstream
 from mcp_sidecar.verdicts.signatures import TABLE
+from mcp_sidecar.waiting.first_byte import FirstByteWatch
 from mcp_sidecar.waiting.hold import Holds
 from mcp_sidecar.wire.origins import is_loopback
 
@@ -108,7 +109,7 @@ class Sidecar:
         )
         self._draining: asyncio.Task[None] | None = None
         self._sweeper: asyncio.Task[None] | None = None
-        self._lookout: asyncio.Task[None] | None = None
+        self._lookouts: list[asyncio.Task[None]] = []
         self.address = ""
         self.client_url = ""
         self.admin_address: str | None = None
@@ -137,7 +138,7 @@ class Sidecar:
         self.address = _shown(host, port)
         self.client_url = self._client_url(host, port)
         self._sweeper = asyncio.create_task(self._sweep())
-        self._lookout = asyncio.create_task(self._look_out())
+        self._lookouts = [asyncio.create_task(self._look_out()), asyncio.create_task(self._look_for_silence())]
         self.is_accepting = True
 
     def begin_drain(self) -> None:
@@ -171,7 +172,7 @@ class Sidecar:
         """Cut what is still open, and let go of everything."""
         self.is_accepting = False
         await self._server.close()
-        for task in (self._sweeper, self._lookout, self._draining):
+        for task in (self._sweeper, *self._lookouts, self._draining):
             if task is not None:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
@@ -246,6 +247,15 @@ class Sidecar:
             self._board.tick()
             await self.services.holds.availability.look()
 
+    async def _look_for_silence(self) -> None:
+        """Say that the upstream takes calls and answers none."""
+        upstream, availability = self.services.upstream, self.services.holds.availability
+        hint_s = self._settings.upstream_config().first_byte_hint_s
+        watch = FirstByteWatch(hint_s, lambda: upstream.unanswered_s, availability.since_worked_s, self._emit)
+        while hint_s:
+            await asyncio.sleep(watch.interval_s)
+            watch.look()
+
     async def upstream_is_there(self) -> bool:
         """Whether it accepts connections, by a try if nobody has tried lately."""
         return await self.services.holds.availability.find_out()
@@ -302,8 +312,8 @@ class Sidecar:
 
     def _last_answer(self) -> float:
         """When the upstream's last success came, in seconds of the wall clock; 0 is never."""
-        at = self.services.holds.availability.worked_at
-        return time.time() - (self.services.clock() - at) if at is not None else 0.0
+        since_s = self.services.holds.availability.since_worked_s()
+        return time.time() - since_s if since_s is not None else 0.0
 
 
 def build_services(

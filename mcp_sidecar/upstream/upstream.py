@@ -155,6 +155,11 @@ class Upstream:
             raise
         return self._answered(self._pool, connection, received, owner)
 
+    @property
+    def unanswered_s(self) -> float:
+        """How long the oldest request has been without the first byte of an answer."""
+        return self._pool.unanswered_s if self._pool is not None else 0.0
+
     def release(self, owner: Hashable) -> None:
         """A client's connection is gone: close what nobody else may use."""
         if self._pool is not None:
