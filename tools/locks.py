@@ -38,8 +38,9 @@ GO: Final = (
     (GO_SERVERS / "mcp_go", "go.mod"),
     (GO_SERVERS / "mcp_go", "v0_43.mod"),
     (GO_SERVERS / "go_sdk", "go.mod"),
+    (ROOT / "tools" / "charts", "go.mod"),
 )
-"""Folder and module file of each Go server, whose version is what is tested: only what it needs can change."""
+"""Folder and module file of each Go server, whose version is what is tested, and of tools: only what they need changes."""
 DEVELOPMENT: Final = ROOT / "requirements-dev.txt"
 
 
