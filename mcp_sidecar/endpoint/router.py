@@ -465,7 +465,11 @@ class Router:
         scheme, host = self._client_origin(incoming)
         peer = incoming.request.peer
         is_trusted = self._proxies.holds(peer)
-        return incoming.fields.for_upstream(without=without, peer=peer, scheme=scheme, host=host, is_trusted=is_trusted)
+        pairs = incoming.fields.for_upstream(
+            without=without, peer=peer, scheme=scheme, host=host, is_trusted=is_trusted
+        )
+        named = incoming.headers.get(hdrs.HOST) if self.services.upstream.passes_host else None
+        return pairs if named is None else [("Host", named), *pairs]
 
     def _client_origin(self, incoming: Incoming) -> tuple[str, str | None]:
         """Scheme and authority that the client has used, as far as somebody who may say so says."""

@@ -207,7 +207,8 @@ class Express:
 
     def _outgoing(self, request: plain_http.Request, session: Session, peer: str | None, body: bytes) -> bytes:
         values = request.values
-        host = self.services.upstream.host_line
+        upstream = self.services.upstream
+        host = f"Host: {values['host']}" if upstream.passes_host else upstream.host_line
         named = zip(request.pairs, values, strict=True)
         lines = [f"{name}: {value}" for (name, value), known_as in named if known_as not in _NOT_FOR_UPSTREAM]
         hops = [values["x-forwarded-for"]] if "x-forwarded-for" in values else []
