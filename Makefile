@@ -5,6 +5,7 @@ PYTEST_ARGS ?=
 BENCH_ARGS ?=
 LOCK_ARGS ?=
 MATRIX_ARGS ?=
+IMAGE_ARGS ?=
 
 BIN := .venv/bin
 DEMO := .venvs/demo
@@ -18,7 +19,7 @@ NOT_ALONE := not interop and not cargo and not go
 unexport PYTHONPATH PYTHONHOME PYTHONSAFEPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test matrix next interop lint format types cover bench bench-full bench-setup lock installs dist release clean
+.PHONY: help setup demo check test matrix next interop lint format types cover bench bench-full bench-setup lock image-check installs dist release clean
 
 help:  ## list the verbs
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -34,8 +35,8 @@ check: lint types  ## for daily work: lint, types, and the tests of the core and
 	$(BIN)/python -m pytest $(PARALLEL) --hypothesis-profile quick -m "$(NOT_ALONE) and not long" tests/test_architecture.py \
 		tests/wire tests/verdicts tests/healing tests/waiting tests/downstream tests/endpoint tests/streams tests/upstream tests/fastpath tests/sessions $(PYTEST_ARGS)
 
-test: setup  ## every test that needs only Python and Node
-	$(BIN)/python -m tools.interop_env python node
+test: setup  ## every test that needs only Python and Node, and of deploy/ what this machine can check
+	$(BIN)/python -m tools.interop_env python node charts
 	$(BIN)/python -m pytest -m "not cargo and not go and not interop_full" $(PYTEST_ARGS)
 
 matrix:  ## the tests without interop, on each Python that the package promises and this machine has
@@ -75,6 +76,9 @@ bench-setup: setup  ## install what the benchmark needs: nginx, wrk, and proxies
 
 lock:  ## resolve every lock anew; LOCK_ARGS="--keep project" after a change in pyproject.toml
 	$(PYTHON) -m tools.locks $(LOCK_ARGS)
+
+image-check: setup  ## build the Dockerfile for real and run what it made; needs root and Debian, and says what else it lacks
+	$(BIN)/python -m tools.image_check $(IMAGE_ARGS)
 
 installs:  ## install the locks with the pip that the oldest releases brought, and with the one that this Python brings
 	$(PYTHON) -m tools.installs

@@ -7,6 +7,7 @@ settings; they arrive there as small frozen values. The process around it is ``p
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 import socket
 import ssl
@@ -27,7 +28,7 @@ from mcp_sidecar.endpoint.router import Router, Watch
 from mcp_sidecar.facts import Emit, Fact, RequestServed
 from mcp_sidecar.healing.labels import RPC_METHODS
 from mcp_sidecar.healing.principal import Principals
-from mcp_sidecar.ops import logs, page
+from mcp_sidecar.ops import exporters, logs, page
 from mcp_sidecar.ops.access import Access
 from mcp_sidecar.ops.admin import Admin, Calls
 from mcp_sidecar.ops.metrics import Metrics
@@ -54,6 +55,7 @@ from mcp_sidecar.settings.toml import effective
 from mcp_sidecar.token_file import TokenFile
 from mcp_sidecar.upstream.upstream import Upstream
 from mcp_sidecar.verdicts.signatures import TABLE
+from mcp_sidecar.waiting.first_byte import FirstByteWatch
 from mcp_sidecar.waiting.hold import Holds
 from mcp_sidecar.wire.origins import is_loopback
 
@@ -106,6 +108,8 @@ class Sidecar:
         self._keepalive = Keepalive(self._listen.comment_interval_s, self.services.clock)
         self._ingress = Router(self.services, self._keepalive, self._listen, settings.upstream_config())
         self._ingress.watch = watch
+        self._traces = exporters.traces_for(os.environ, __version__, settings.upstream_config().origin)
+        self._ingress.tracer = self._traces
         self._server = self._new_server()
         self._tls: ServerTls | None = None
         self._board = StatusBoard(self._now, self._metrics.calls, page.live, time.time)
@@ -118,7 +122,7 @@ class Sidecar:
         )
         self._draining: asyncio.Task[None] | None = None
         self._sweeper: asyncio.Task[None] | None = None
-        self._lookout: asyncio.Task[None] | None = None
+        self._lookouts: list[asyncio.Task[None]] = []
         self.address = ""
         self.client_url = ""
         self.admin_address: str | None = None
@@ -147,7 +151,7 @@ class Sidecar:
         self.address = _shown(host, port)
         self.client_url = self._client_url(host, port)
         self._sweeper = asyncio.create_task(self._sweep())
-        self._lookout = asyncio.create_task(self._look_out())
+        self._lookouts = [asyncio.create_task(self._look_out()), asyncio.create_task(self._look_for_silence())]
         self.is_accepting = True
 
     def begin_drain(self) -> None:
@@ -181,7 +185,7 @@ class Sidecar:
         """Cut what is still open, and let go of everything."""
         self.is_accepting = False
         await self._server.close()
-        for task in (self._sweeper, self._lookout, self._draining):
+        for task in (self._sweeper, *self._lookouts, self._draining):
             if task is not None:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
@@ -190,6 +194,8 @@ class Sidecar:
         await self._keepalive.stop()
         await self.services.upstream.close()
         await self._admin.stop()
+        if self._traces is not None:
+            await self._traces.close()
 
     def _new_server(self) -> Server:
         limits = self.services.limits
@@ -200,7 +206,7 @@ class Sidecar:
             patience=Patience(limits.client_timeout_s, self._listen.comment_interval_s * SILENT_INTERVALS),
             clock=self.services.clock,
         )
-        door = door_to(self._ingress) if door_to is not None and self._watch is None else None
+        door = door_to(self._ingress) if door_to is not None and self._watch is None and self._traces is None else None
         if door is not None:
             server.open_door(door)
         return server
@@ -244,6 +250,8 @@ class Sidecar:
             self._board.note(fact)
         if self._watch is not None:
             self._watch.heard(fact)
+        if self._traces is not None:
+            self._traces.heard(fact)
 
     async def _look_out(self) -> None:
         """Notice an upstream that has gone while nobody asked for anything."""
@@ -251,6 +259,15 @@ class Sidecar:
             await asyncio.sleep(self._listen.comment_interval_s)
             self._board.tick()
             await self.services.holds.availability.look()
+
+    async def _look_for_silence(self) -> None:
+        """Say that the upstream takes calls and answers none."""
+        upstream, availability = self.services.upstream, self.services.holds.availability
+        hint_s = self._settings.upstream_config().first_byte_hint_s
+        watch = FirstByteWatch(hint_s, lambda: upstream.unanswered_s, availability.since_worked_s, self._emit)
+        while hint_s:
+            await asyncio.sleep(watch.interval_s)
+            watch.look()
 
     async def upstream_is_there(self) -> bool:
         """Whether it accepts connections, by a try if nobody has tried lately."""
@@ -308,8 +325,8 @@ class Sidecar:
 
     def _last_answer(self) -> float:
         """When the upstream's last success came, in seconds of the wall clock; 0 is never."""
-        at = self.services.holds.availability.worked_at
-        return time.time() - (self.services.clock() - at) if at is not None else 0.0
+        since_s = self.services.holds.availability.since_worked_s()
+        return time.time() - since_s if since_s is not None else 0.0
 
 
 def build_services(

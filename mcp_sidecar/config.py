@@ -37,6 +37,7 @@ class UpstreamConfig:
     ca_file: str | None = None
     connect_timeout_s: float = 5.0
     idle_timeout_s: float = 600.0
+    first_byte_hint_s: float = 5.0
     keep_alive_s: float = KEEP_ALIVE_S
     host_header: str = "auto"
     affinity_cookies: tuple[str, ...] = AFFINITY_COOKIES

@@ -289,6 +289,14 @@ class UpstreamBack:
 
 
 @dataclass(frozen=True, slots=True)
+class UpstreamSilent:
+    """It takes calls and has not begun to answer for so many seconds, nor answered anybody else since."""
+
+    seconds: float
+    advice: str = "its process may still be starting, or be stuck"
+
+
+@dataclass(frozen=True, slots=True)
 class StoreAsked:
     """The store of sessions was asked something. ``operation`` is one of a bounded set."""
 
@@ -395,6 +403,7 @@ Fact = (
     | ActionObserved
     | UpstreamLost
     | UpstreamBack
+    | UpstreamSilent
     | StoreAsked
     | StoreLost
     | StoreBack

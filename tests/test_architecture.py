@@ -55,6 +55,7 @@ FASTPATH: Final = "mcp_sidecar.fastpath"
 OPS: Final = "mcp_sidecar.ops"
 SETTINGS: Final = "mcp_sidecar.settings"
 FACTS: Final = "mcp_sidecar.facts"
+SPANS: Final = "mcp_sidecar.spans"
 CONFIG: Final = "mcp_sidecar.config"
 TOKEN_FILE: Final = "mcp_sidecar.token_file"
 INTERNALS: Final = "mcp_sidecar.aiohttp_internals"
@@ -64,11 +65,12 @@ LAYERS: Final = (
     Layer(modules=WIRE, libraries=("msgspec",), banned=IMPURE),
     Layer(modules=FACTS, banned=IMPURE),
     Layer(modules=CONFIG, banned=IMPURE),
+    Layer(modules=SPANS, parts=(WIRE,), banned=IMPURE),
     Layer(modules=VERDICTS, parts=(WIRE,), banned=IMPURE),
     Layer(modules=HEALING, parts=(WIRE, VERDICTS, FACTS), banned=IMPURE),
     Layer(modules=WAITING, parts=(FACTS,)),
     Layer(modules=INTERNALS, libraries=AIOHTTP),
-    Layer(modules=UPSTREAM, parts=(WIRE, WAITING, CONFIG), libraries=("aiohappyeyeballs", "yarl")),
+    Layer(modules=UPSTREAM, parts=(WIRE, WAITING, CONFIG, SPANS), libraries=("aiohappyeyeballs", "yarl")),
     Layer(
         modules=DOWNSTREAM,
         parts=(WIRE, CONFIG, INTERNALS),
@@ -85,11 +87,14 @@ LAYERS: Final = (
     ),
     Layer(
         modules=STREAMS,
-        parts=(WIRE, VERDICTS, HEALING, WAITING, UPSTREAM, DOWNSTREAM, SESSIONS, FACTS, CONFIG),
+        parts=(WIRE, VERDICTS, HEALING, WAITING, UPSTREAM, DOWNSTREAM, SESSIONS, FACTS, CONFIG, SPANS),
     ),
     Layer(
         modules=ENDPOINT,
-        parts=(WIRE, VERDICTS, HEALING, WAITING, UPSTREAM, DOWNSTREAM, SESSIONS, STREAMS, FACTS, CONFIG, INTERNALS),
+        parts=(
+            *(WIRE, VERDICTS, HEALING, WAITING, UPSTREAM, DOWNSTREAM, SESSIONS, STREAMS),
+            *(FACTS, CONFIG, INTERNALS, SPANS),
+        ),
         libraries=AIOHTTP,
     ),
     Layer(
@@ -101,6 +106,9 @@ LAYERS: Final = (
     Layer(modules=f"{OPS}.console"),
     Layer(modules=f"{OPS}.standard_streams"),
     Layer(modules=f"{OPS}.metrics", parts=(FACTS,), libraries=("prometheus_client",)),
+    # Who listens to all of it; OpenTelemetry is imported only where somebody asks for traces.
+    Layer(modules=f"{OPS}.traces", parts=(WIRE, HEALING, FACTS, SPANS, f"{OPS}.logs"), libraries=("opentelemetry",)),
+    Layer(modules=f"{OPS}.exporters", parts=(f"{OPS}.logs", f"{OPS}.traces"), libraries=("opentelemetry",)),
     Layer(modules=TOKEN_FILE),
     Layer(modules=f"{OPS}.access", parts=(TOKEN_FILE,)),
     Layer(modules=f"{OPS}.status", parts=(FACTS,)),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -17,6 +16,7 @@ from mcp_sidecar.ops.metrics import Metrics
 from mcp_sidecar.settings import KEYS
 
 ROOT: Final = Path(__file__).resolve().parent.parent
+VENVS: Final = ROOT / ".venvs"
 DEPLOY: Final = ROOT / "deploy"
 FILES: Final = sorted(path for path in DEPLOY.rglob("*") if path.is_file())
 CHART: Final = DEPLOY / "helm" / "mcp-sidecar"
@@ -27,10 +27,17 @@ WITHIN_S: Final = 60
 
 def tool(name: str) -> str:
     """Where a program is, or the end of the test: not everybody has them."""
-    found = shutil.which(name) or shutil.which(name, path=os.environ.get("GOBIN", str(Path.home() / "go" / "bin")))
+    found = shutil.which(name, path=str(VENVS / "chart-tools")) or shutil.which(name)
     if found is None:
         pytest.skip(f"needs {name}")
     return found
+
+
+def kustomize(folder: Path) -> str:
+    """What stands in a folder, put together as `kubectl apply -k` would."""
+    if shutil.which("kubectl") is not None:
+        return output("kubectl", "kustomize", str(folder))
+    return output(tool("kustomize"), "build", str(folder))
 
 
 def output(*command: str) -> str:
@@ -147,7 +154,7 @@ def test_the_dashboard_s_queries_can_be_asked(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["example", "standalone"])
 def test_the_kustomizations_render(name: str) -> None:
     """The component puts the sidecar into a Deployment that knows nothing of it."""
-    rendered = output(tool("kubectl"), "kustomize", str(DEPLOY / "kubernetes" / name))
+    rendered = kustomize(DEPLOY / "kubernetes" / name)
     for part in (
         "name: mcp-sidecar",
         "path: /readyz",
@@ -178,6 +185,47 @@ def test_the_chart_is_in_order_and_renders(values: tuple[str, ...]) -> None:
     rendered = output(tool("helm"), "template", "r", str(CHART), "--kube-version", "1.34.0", *given)
     assert ("initContainers" in rendered) is ("server.image=x" in values)
     assert "MCP_SIDECAR_UPSTREAM" in rendered
+
+
+KUBERNETES: Final = ("1.33", "1.34", "1.35", "1.37")
+"""Versions that are looked after, by the schemas that a package ships."""
+OF_OPERATORS: Final = ("HTTPRoute", "PodMonitor")
+"""Kinds whose schemas are not Kubernetes's own."""
+
+
+def judged(rendered: str, version: str, folder: Path) -> list[str]:
+    """What the schemas of a version say of rendered objects, one line each; kinds of operators' apart."""
+    program = VENVS / "charts" / "bin" / "kubernetes-validate"
+    if not program.exists():
+        pytest.skip("needs the environment `charts` of tools.interop_env")
+    file = folder / "rendered.yaml"
+    file.write_text(rendered, encoding="utf-8")
+    done = subprocess.run(
+        [program, "--strict", "-k", version, str(file)], capture_output=True, text=True, timeout=WITHIN_S, check=False
+    )
+    lines = (done.stdout + done.stderr).splitlines()
+    return [line for line in lines if not any(f"for kind {kind} " in line for kind in OF_OPERATORS)]
+
+
+@pytest.mark.parametrize("version", KUBERNETES)
+def test_kubernetes_takes_what_is_rendered(version: str, tmp_path: Path) -> None:
+    """Every object of the kustomizations and of the chart fits the schema of its kind, with no field that it does not know."""
+    chart = ("template", "r", str(CHART), "--kube-version", f"{version}.0")
+    rendered = [kustomize(DEPLOY / "kubernetes" / name) for name in ("example", "standalone")]
+    given = [[word for value in values for word in ("--set", value)] for values in VALUES.values()]
+    rendered += [output(tool("helm"), *chart, *words) for words in given]
+    for each in rendered:
+        said = judged(each, version, tmp_path)
+        assert len(said) >= 2
+        assert [line for line in said if not line.startswith("INFO ")] == []
+
+
+def test_the_schemas_bite(tmp_path: Path) -> None:
+    """A field that is misspelt is found."""
+    rendered = kustomize(DEPLOY / "kubernetes" / "example")
+    wrong = rendered.replace("readOnlyRootFilesystem", "readOnlyRootFileSystem")
+    assert wrong != rendered
+    assert any(not line.startswith("INFO ") for line in judged(wrong, KUBERNETES[0], tmp_path))
 
 
 @pytest.mark.parametrize(

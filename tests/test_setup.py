@@ -122,9 +122,10 @@ def closure(locked: Iterable[Pin], roots: Iterable[str], markers: Markers) -> tu
 
 def roots_of(lock: Path) -> list[str]:
     """What a lock of the project is made from."""
-    extras = {"requirements.txt": frozenset({"sealed", "redis"}), "requirements-demo.txt": frozenset({"demo"})}.get(
-        lock.name, EXTRAS
-    )
+    extras = {
+        "requirements.txt": frozenset({"sealed", "redis", "otel"}),
+        "requirements-demo.txt": frozenset({"demo"}),
+    }.get(lock.name, EXTRAS)
     optional = PROJECT["project"]["optional-dependencies"]
     return [*PROJECT["project"]["dependencies"], *(line for extra in sorted(extras) for line in optional[extra])]
 

@@ -215,8 +215,13 @@ def cargo(name: str, workspace: Path) -> Environment:
     )
 
 
-def go(name: str, module: Path, program: Path, *, modfile: str = "go.mod") -> Environment:
-    """Return the build of a Go module; with another ``modfile``, also the build tag of its name."""
+def go(
+    name: str, module: Path, program: Path, *, modfile: str = "go.mod", packages: Sequence[str] = (".",)
+) -> Environment:
+    """Return the build of a Go module; with another ``modfile``, also the build tag of its name.
+
+    Of several ``packages`` each is a program in the folder ``program``.
+    """
     locked = module / modfile
     sources = (locked, locked.with_suffix(".sum"), *sorted(module.glob("*.go")))
     return Environment(
@@ -224,10 +229,16 @@ def go(name: str, module: Path, program: Path, *, modfile: str = "go.mod") -> En
         needs=("go",),
         pins=tuple(source.read_bytes() for source in sources),
         stamp=program.with_suffix(".pins"),
-        programs=program.parent,
-        commands=((*GO_BUILD, f"-modfile={modfile}", f"-tags={locked.stem}", "-o", str(program), "."),),
+        programs=program.parent if len(packages) == 1 else program,
+        commands=(
+            (*GO_BUILD, f"-modfile={modfile}", f"-tags={locked.stem}", "-o", _built(program, packages), *packages),
+        ),
         folder=module,
     )
+
+
+def _built(program: Path, packages: Sequence[str]) -> str:
+    return str(program) if len(packages) == 1 else f"{program}/"
 
 
 def install(environment: Environment) -> str | None:

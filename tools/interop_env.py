@@ -1,6 +1,6 @@
 """Set up what the interoperability suite runs: SDK servers and clients, each in an environment of its own.
 
-    python -m tools.interop_env [python] [node] [rust] [go] [conformance] [all]
+    python -m tools.interop_env [python] [node] [rust] [go] [charts] [conformance] [all]
 
 A tool that is missing on this machine (node, npm, cargo, go) is said and is no failure, since the tests that need it are
 skipped with that reason; neither is a Go that is too old, or whose module proxy cannot be reached. A failed installation is.
@@ -22,7 +22,9 @@ NOT_HERE: Final = re.compile(
 )
 """How the go command says that it cannot reach its module proxy, or that it is too old."""
 
-DEBIAN_PACKAGES: Final = {"redis-server": "redis-server"}
+CHARTS: Final = ROOT / "tools" / "charts"
+CHART_TOOLS: Final = ("helm.sh/helm/v3/cmd/helm", "sigs.k8s.io/kustomize/kustomize/v5")
+DEBIAN_PACKAGES: Final = {"redis-server": "redis-server", "promtool": "prometheus"}
 
 SETS: Final[dict[str, Callable[[], list[Environment]]]] = {
     "python": lambda: [python(VENVS / lock.stem, lock) for lock in sorted((SUITE / "requirements").glob("*.txt"))],
@@ -32,6 +34,11 @@ SETS: Final[dict[str, Callable[[], list[Environment]]]] = {
         go("mcp-go 0.43", SUITE / "go" / "mcp_go", GO_BUILDS / "mcp_go_0_43", modfile="v0_43.mod"),
         go("mcp-go 1", SUITE / "go" / "mcp_go", GO_BUILDS / "mcp_go_1"),
         go("go-sdk", SUITE / "go" / "go_sdk", GO_BUILDS / "go_sdk"),
+    ],
+    # What the chart, the kustomizations and the rules are checked with.
+    "charts": lambda: [
+        python(VENVS / "charts", ROOT / "tools" / "requirements" / "charts.txt"),
+        go("helm and kustomize", CHARTS, VENVS / "chart-tools", packages=CHART_TOOLS),
     ],
     # With the newer node that it wants.
     "conformance": lambda: [npm("conformance", SUITE / "node" / "conformance")],
@@ -44,7 +51,7 @@ def main(names: Iterable[str]) -> int:
     if not wanted or set(wanted) - SETS.keys():
         print(f"usage: python -m tools.interop_env [{'|'.join(SETS)}|all] ...", file=sys.stderr)
         return 2
-    install_debian(DEBIAN_PACKAGES, print)  # without it the tests of that store are skipped
+    install_debian(DEBIAN_PACKAGES, print)  # without them the tests of that store and of the rules are skipped
     environments = [environment for name in wanted for environment in SETS[name]()]
     for environment in environments:
         if environment.lacking:

@@ -38,8 +38,9 @@ GO: Final = (
     (GO_SERVERS / "mcp_go", "go.mod"),
     (GO_SERVERS / "mcp_go", "v0_43.mod"),
     (GO_SERVERS / "go_sdk", "go.mod"),
+    (ROOT / "tools" / "charts", "go.mod"),
 )
-"""Folder and module file of each Go server, whose version is what is tested: only what it needs can change."""
+"""Folder and module file of each Go server, whose version is what is tested, and of tools: only what they need changes."""
 DEVELOPMENT: Final = ROOT / "requirements-dev.txt"
 
 
@@ -57,8 +58,13 @@ def project_locks() -> list[Lock]:
     return [
         Lock(DEVELOPMENT, (str(PROJECT), "--all-extras")),
         Lock(ROOT / "requirements-demo.txt", (str(PROJECT), "--extra", "demo", *within)),
-        Lock(ROOT / "requirements.txt", (str(PROJECT), "--extra", "sealed", "--extra", "redis", *within)),
+        Lock(ROOT / "requirements.txt", (str(PROJECT), *_extras("sealed", "redis", "otel"), *within)),
     ]
+
+
+def _extras(*names: str) -> Iterator[str]:
+    for name in names:
+        yield from ("--extra", name)
 
 
 def locks(part: str) -> list[Lock]:

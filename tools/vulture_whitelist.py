@@ -46,6 +46,7 @@ ResponseHandler
 # Keys of the settings that are handed down by their names, all at once; test_loader.py sees to it that each arrives.
 _.connect_timeout
 _.idle_timeout
+_.first_byte_hint
 _.drain_timeout
 _.comment_interval
 _.hold_timeout

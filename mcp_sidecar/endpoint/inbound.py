@@ -32,6 +32,8 @@ class Incoming:
         self.is_refused = False
         self.way: Post | Passthrough | None = None
         self.begun = in_flight(request)
+        self.started_at = 0.0
+        self.is_traced = False
         self.owner = request.connection
 
     def forget_head(self) -> None:

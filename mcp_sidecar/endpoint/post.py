@@ -11,6 +11,7 @@ from functools import partial
 from http import HTTPStatus
 from typing import Final, assert_never
 
+from mcp_sidecar import spans
 from mcp_sidecar.downstream.response import Responder
 from mcp_sidecar.endpoint.early_stream import EarlyStream
 from mcp_sidecar.endpoint.outcome import Detour
@@ -106,13 +107,13 @@ class Post:
             while step is not None:
                 match step:
                     case Send():
-                        step = await self._send(step)
+                        step = await spans.during(step, self._send(step))
                     case Ask():
-                        step = await self._ask(step)
+                        step = await spans.during(step, self._ask(step))
                     case Heal():
-                        step = await self._heal(step)
+                        step = await spans.during(step, self._heal(step))
                     case Hold():
-                        step = await self._hold(step)
+                        step = await spans.during(step, self._hold(step))
                     case Pass():
                         step = await self._pass(step)
                     case Give():

@@ -24,6 +24,7 @@ from typing import Protocol
 from aiohttp import hdrs
 from yarl import URL
 
+from mcp_sidecar import spans
 from mcp_sidecar.config import ListenConfig, UpstreamConfig
 from mcp_sidecar.downstream.keepalive import Keepalive
 from mcp_sidecar.downstream.request import Request
@@ -92,6 +93,7 @@ class Router:
         """Its ``edge`` is to be told the address as soon as it is known."""
         self.services = services
         self.watch: Watch | None = None
+        self.tracer: spans.Tracer | None = None
         self._bodies = services.upstream.budget.requests
         self._keepalive = keepalive
         self.edge = Edge(listen, services.upstream, upstream.origin)
@@ -105,13 +107,16 @@ class Router:
     async def handle(self, request: Request, responder: Responder) -> None:
         """Answer one request. Whatever goes wrong in here concerns this request only."""
         incoming = Incoming(request, responder)
-        started = incoming.begun.started_at if incoming.begun is not None else self.services.clock()
+        incoming.started_at = incoming.begun.started_at if incoming.begun is not None else self.services.clock()
         status = CLIENT_LEFT
         self.enter()
         try:
+            if not self._may_say_more(incoming):
+                self._trace(incoming)
             await self._answer(incoming)
             status = incoming.responder.status
         except (*UNREADABLE, BadSessionId) as error:
+            self._trace(incoming)
             await self._reject(incoming, refusals.of(error))
             status = incoming.responder.status
         except (ConnectionError, asyncio.CancelledError):
@@ -125,7 +130,7 @@ class Router:
                 incoming.begun.drop()
             if status in REFUSES_HOST:
                 self._note_refused_host(status, incoming.responder.notes.said)
-            seconds = self.services.clock() - started
+            seconds = self.services.clock() - incoming.started_at
             status, outcome = self._ending(incoming, status)
             self.services.emit(RequestServed(http_label(request.method), incoming.rpc_label, status, seconds, outcome))
             self.leave()
@@ -150,6 +155,22 @@ class Router:
         is_own = said == refusals.BAD_HOST.body[: len(said)] != b""
         if not is_own and (status == HTTPStatus.MISDIRECTED_REQUEST or _SPEAKS_OF_HOST.search(said)):
             self.services.emit(UpstreamRefusesHost(status))
+
+    def _may_say_more(self, incoming: Incoming) -> bool:
+        """Whether the body of a request will tell what it is, and perhaps in which trace."""
+        return incoming.method == hdrs.METH_POST and self._is_endpoint(incoming)
+
+    def _trace(self, incoming: Incoming) -> None:
+        if self.tracer is None or incoming.is_traced:
+            return
+        incoming.is_traced = True
+        url, is_endpoint = incoming.request.url, self._is_endpoint(incoming)
+        route = self._upstream.endpoint if is_endpoint else None
+        elapsed_s = self.services.clock() - incoming.started_at
+        begun = spans.Begun(
+            incoming.method, url.raw_path, route, self.scheme, incoming.headers, incoming.message, elapsed_s
+        )
+        self.tracer.begin(begun)
 
     def enter(self) -> None:
         """A request is under way; ``leave`` is to follow."""
@@ -297,6 +318,7 @@ class Router:
         body = await read_body(incoming.request, self.services.limits.max_request_body, claim)
         message = UNREAD if is_encoded else parse(body)
         incoming.message, incoming.rpc_label = message, rpc_label(message)
+        self._trace(incoming)
         version = incoming.headers.get(PROTOCOL_VERSION_HEADER)
         if is_sessionless_request(message.meta_protocol_version, message.method, version):
             asks = partial(self.services.sessions.identity_of, incoming.fields, incoming.target.partition("?")[2])

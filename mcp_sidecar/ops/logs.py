@@ -17,7 +17,7 @@ from enum import Enum
 from typing import Any, TextIO, cast
 
 import structlog
-from structlog.typing import FilteringBoundLogger, Processor
+from structlog.typing import EventDict, FilteringBoundLogger, Processor
 
 from mcp_sidecar import facts
 from mcp_sidecar.ops import console
@@ -69,6 +69,7 @@ LINES: Mapping[type[facts.Fact], Line] = {
     facts.ActionObserved: Line("action_observed", logging.INFO),
     facts.UpstreamLost: Line("upstream_lost", logging.WARNING),
     facts.UpstreamBack: Line("upstream_back", logging.INFO),
+    facts.UpstreamSilent: Line("upstream_silent", logging.WARNING),
     facts.StoreAsked: Line("store_asked", logging.DEBUG),
     facts.StoreLost: Line("session_store_lost", logging.WARNING),
     facts.StoreBack: Line("session_store_back", logging.INFO),
@@ -104,6 +105,7 @@ def configure(log_format: str | None, level: str, *, stream: TextIO | None = Non
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
+            _with_more,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             _renderer(is_console=_target.is_console, colours=colours and terminal),
         ],
@@ -120,6 +122,16 @@ def _renderer(*, is_console: bool, colours: bool) -> Processor:
     if not is_console:
         return structlog.processors.JSONRenderer()
     return lambda _, __, event: console.line(event, coloured=colours, clock_time=console.local_time())
+
+
+def add_to_lines(more: Callable[[], Mapping[str, str]]) -> None:
+    """Have each line say this, too; ``more`` is called where the line is written."""
+    _target.more = more
+
+
+def _with_more(_: object, __: str, event: EventDict) -> EventDict:
+    event.update(_target.more())
+    return event
 
 
 def is_console() -> bool:
@@ -152,6 +164,7 @@ class _Target:
         self._writer: LogWriter | None = None
         self._stream: TextIO | None = None
         self.is_console = False
+        self.more: Callable[[], Mapping[str, str]] = dict
 
     def open(self, stream: TextIO) -> None:
         self.close(0.0)
@@ -206,7 +219,7 @@ class FactLog:
         level = line.level if type(fact) not in _LEVEL_OF else _LEVEL_OF[type(fact)](fact)
         if level < self.minimum:
             return
-        shown = _fields(fact)
+        shown = fields_of(fact)
         if line.setting is not None:
             if fact in self.said or len(self.said) >= MAX_SAID:
                 return
@@ -263,7 +276,8 @@ _LEVEL_OF: Mapping[type[facts.Fact], Callable[[Any], int]] = {
 }
 
 
-def _fields(fact: facts.Fact) -> dict[str, Any]:
+def fields_of(fact: facts.Fact) -> dict[str, Any]:
+    """What a fact says, as plain values."""
     return {name: _plain(getattr(fact, name)) for name in _NAMES[type(fact)]}
 
 

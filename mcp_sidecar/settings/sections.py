@@ -136,6 +136,11 @@ class UpstreamSection(_Section):
         description="An open exchange on which no byte came for so many seconds counts as cut. "
         "Event streams that answer a GET are excepted.",
     )
+    first_byte_hint: Seconds = Field(
+        5.0,
+        description="A call without the first byte of an answer for so many seconds is said in the log, once until the "
+        "server answers again; 0 is never.",
+    )
     host_header: UpstreamHost = Field(
         "auto",
         description="The Host that the upstream gets. auto: the URL's, but localhost with its port for the names that "

@@ -11,6 +11,7 @@ import random
 from collections.abc import Awaitable
 from typing import assert_never
 
+from mcp_sidecar import spans
 from mcp_sidecar.downstream.keepalive import Keepalive
 from mcp_sidecar.downstream.response import Responder
 from mcp_sidecar.facts import AnswerRewritten, ListeningEnded, OutcomeUnknown
@@ -129,11 +130,11 @@ class Listener:
             case Relay():
                 return self._relay(step)
             case Wait():
-                return self._wait(step)
+                return spans.during(step, self._wait(step))
             case Ask():
-                return self._ask(step)
+                return spans.during(step, self._ask(step))
             case Heal():
-                return self._heal(step)
+                return spans.during(step, self._heal(step))
             case _:
                 assert_never(step)
 

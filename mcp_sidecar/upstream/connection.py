@@ -146,6 +146,11 @@ class Connection(asyncio.Protocol):
         """Whether this is a stream on which nothing in particular is waited for."""
         return self._silence.is_endless
 
+    @property
+    def unanswered_s(self) -> float:
+        """How long a request has been here without the first byte of an answer."""
+        return 0.0 if self._turn is not None and self._turn.has_come else self._silence.silent_s
+
     def finish(self) -> bool:
         """The answer is of no more interest: whether the connection can take the next request. Else it is to be closed."""
         turn, self._turn, self._watcher = self._turn, None, None

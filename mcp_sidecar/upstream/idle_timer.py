@@ -35,6 +35,13 @@ class IdleTimer:
             if self._handle is None:
                 self._handle = self._loop.call_at(self._deadline, self._look)
 
+    @property
+    def silent_s(self) -> float:
+        """How long the upstream has been silent in its turn; 0 where it is not its turn, or may be silent for ever."""
+        if self._deadline is None or self._patience_s is None:
+            return 0.0
+        return self._loop.time() - (self._deadline - self._patience_s)
+
     def rest(self) -> None:
         """It is not the upstream's turn."""
         self._deadline = None

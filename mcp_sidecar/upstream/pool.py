@@ -83,6 +83,11 @@ class Pool:
         if self._sweeper is None:
             self._sweeper = self._loop.call_at(until, self._sweep)
 
+    @property
+    def unanswered_s(self) -> float:
+        """How long the oldest request has been without the first byte of an answer."""
+        return max((connection.unanswered_s for connection in self._all), default=0.0)
+
     def release(self, owner: Hashable) -> None:
         """The client's connection is gone, or has another one of its own: nobody may use what is bound to it."""
         if owner in self._bound:

@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Callable, Hashable, Iterable
 from typing import cast
 
+from mcp_sidecar import spans
 from mcp_sidecar.config import Limits, UpstreamConfig
 from mcp_sidecar.upstream.answer import Answer
 from mcp_sidecar.upstream.connect import Connector, Nowhere
@@ -114,7 +115,8 @@ class Upstream:
         """
         pool = self._pool
         assert pool is not None, "send() before open()"
-        headers = list(headers)
+        attempt = spans.attempt(method, target, headers)
+        headers = attempt.headers
         lines, is_chunked = self._lines(method, target, headers, body)
         head = encoded_head(lines)
         try:
@@ -130,7 +132,12 @@ class Upstream:
             )
         except UpstreamFault as fault:
             self._on_connect(fault.fault.may_have_arrived, fault.detail)
+            attempt.failed(fault.fault)
             raise
+        else:
+            attempt.answered(received[0].status)
+        finally:
+            attempt.end()
         return self._answered(pool, connection, received, owner)
 
     def express(self, owner: object = None) -> Connection | None:
@@ -152,6 +159,11 @@ class Upstream:
             self._on_connect(fault.fault.may_have_arrived, fault.detail)
             raise
         return self._answered(self._pool, connection, received, owner)
+
+    @property
+    def unanswered_s(self) -> float:
+        """How long the oldest request has been without the first byte of an answer."""
+        return self._pool.unanswered_s if self._pool is not None else 0.0
 
     def release(self, owner: Hashable) -> None:
         """A client's connection is gone: close what nobody else may use."""

@@ -64,13 +64,17 @@ class Availability:
         self._prober: asyncio.Task[None] | None = None
         self._looking: asyncio.Task[None] | None = None
         self.has_worked = False  # what stands behind the connects has done its work once
-        self.worked_at: float | None = None  # when it did so last
+        self._worked_at: float | None = None  # when it did so last
         self._is_known = False  # from the last while
 
     def note_worked(self) -> None:
         """Somebody has got what was asked for."""
         self.has_worked = True
-        self.worked_at = self._clock()
+        self._worked_at = self._clock()
+
+    def since_worked_s(self) -> float | None:
+        """How long ago somebody has got what was asked for; ``None`` is never."""
+        return self._clock() - self._worked_at if self._worked_at is not None else None
 
     @property
     def is_up(self) -> bool:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from mcp_sidecar.facts import OriginRefused, UpstreamRefusesHost
-from tests.support.client import raw_exchange, raw_post
+from tests.support.client import McpClient, raw_exchange, raw_post
+from tests.support.fake_upstream import FakeUpstream
 from tests.support.raw_upstream import RawUpstream
 from tests.support.scene import connected
 from tests.support.sidecar import running_sidecar
@@ -144,3 +145,30 @@ async def test_a_refused_origin_is_told_in_canonical_form(origin: str, told: str
         got = await raw_exchange(sidecar.port, raw_post(sidecar.port, b"{}", f"Origin: {origin}"))
         assert got.status in (400, 403)
         assert sidecar.of(OriginRefused) == ([OriginRefused(told)] if got.status == 403 else [])
+
+
+@pytest.mark.parametrize(
+    ("setting", "named"), [("client", "mcp.example.com"), ("other.example:1", "other.example:1"), ("auto", None)]
+)
+async def test_the_host_that_the_upstream_gets(setting: str, named: str | None) -> None:
+    """The client's where that is wanted, whichever way a request takes: a call, a heal's requests, a stream, another path."""
+    options: dict[str, object] = {"upstream__host_header": setting, "listen__allowed_hosts": "mcp.example.com"}
+    async with (
+        FakeUpstream(check_host=False) as upstream,
+        running_sidecar(upstream.url, **options) as sidecar,
+        McpClient(sidecar.url, headers={"Host": "mcp.example.com"}) as client,
+    ):
+        await client.initialize()
+        for _ in range(3):
+            await client.tool("echo", text="x")
+        await upstream.restart()
+        await client.tool("echo", text="x")
+        async with await client.get_stream() as stream:
+            assert stream.status == 200
+        assert client.http is not None
+        async with client.http.get(f"http://{sidecar.address}/echo", headers={"Host": "mcp.example.com"}):
+            pass
+        await client.delete()
+        hosts = {arrival.header("host") for arrival in upstream.ledger.arrivals}
+        assert hosts == {named or f"127.0.0.1:{upstream.port}"}
+        assert {arrival.http_method for arrival in upstream.ledger.arrivals} == {"POST", "GET", "DELETE"}

@@ -36,6 +36,7 @@ EXAMPLES: dict[str, tuple[facts.Fact, str]] = {
     "action_observed": (facts.ActionObserved("ab12", facts.ObservedAction.HEAL, "python-404"), "info"),
     "upstream_lost": (facts.UpstreamLost("refused"), "warning"),
     "upstream_back": (facts.UpstreamBack(1.5, 3), "info"),
+    "upstream_silent": (facts.UpstreamSilent(5.2), "warning"),
     "store_asked": (facts.StoreAsked("get", 0.5, failed=True), "debug"),
     "session_store_lost": (facts.StoreLost("the disk is full"), "warning"),
     "session_store_back": (facts.StoreBack(1.5), "info"),
