@@ -165,10 +165,10 @@ class Router:
             return
         incoming.is_traced = True
         url, is_endpoint = incoming.request.url, self._is_endpoint(incoming)
-        route = self._upstream.endpoint if is_endpoint else None
+        route = self._endpoint if is_endpoint else None
         elapsed_s = self.services.clock() - incoming.started_at
         begun = spans.Begun(
-            incoming.method, url.raw_path, route, self.scheme, incoming.headers, incoming.message, elapsed_s
+            incoming.method, url.raw_path, route, self.edge.scheme, incoming.headers, incoming.message, elapsed_s
         )
         self.tracer.begin(begun)
 

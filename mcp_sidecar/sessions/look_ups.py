@@ -41,7 +41,7 @@ class LookUps:
         self._store = store
         self._clock = clock
         self._turns = asyncio.Semaphore(AT_A_TIME)
-        self._misses = Allowance(MISSES_PER_S, clock)
+        self._misses = LookUpAllowance(MISSES_PER_S, clock)
         self._under_way: dict[bytes, asyncio.Task[Mapping[bytes, Entry]]] = {}
         self._missed: OrderedDict[Key, tuple[float, Missing]] = OrderedDict()
 
@@ -87,7 +87,7 @@ class LookUps:
         self._missed.pop(key, None)
 
 
-class Allowance:
+class LookUpAllowance:
     """So many a second, and as many again at once."""
 
     def __init__(self, per_s: float, clock: Callable[[], float]) -> None:
