@@ -83,7 +83,7 @@ async def test_sentinel(tmp_path: Path) -> None:
         await replica.say("REPLICAOF", "127.0.0.1", str(master.port))
         sentinel = Sentinel(tmp_path / "watcher", master)
         await sentinel.start()
-        store = store_of(f"redis+sentinel://127.0.0.1:{sentinel.port}/sessions/0")
+        store = store_of(f"redis+sentinel://127.0.0.1:{sentinel.port}/sessions/0", timeout_s=5)
         try:
             await store.open()
             assert await store.put(KEY, ENTRY, expected=0, ttl_s=1000) is None
@@ -105,4 +105,5 @@ async def _read(store: RedisStore) -> object:
     try:
         return await store.get(KEY.session)
     except StoreAway:
+        await asyncio.sleep(0.01)
         return None
