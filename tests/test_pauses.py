@@ -17,6 +17,7 @@ REAL_TIME: Final = {
     "interop/servers/python_server.py": "a tool that takes its time, in a server that is a process of its own",
     "test_standard_streams.py": "looks again and again at a process that can announce nothing: its streams are closed",
     "commands/dev/small_server.py": "a tool that takes its time, in a server that is a process of its own",
+    "redis/test_transport.py": "looks again and again for the replica that another process has promoted",
     "edge/echo.py": "gives a server of the tests the clock that it times slow clients by; nobody asserts it",
     "sessions/stores/test_by_url.py": "gives a store its clocks; nobody asserts them",
     "interop/servers/oauth_server.py": "says until when a token is valid, in a server that is a process of its own",

@@ -125,7 +125,10 @@ class ClientConnection(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         """So much was read."""
-        self.data_received(bytes(self._common.buffer[:nbytes]))
+        buffer = self._common.buffer
+        data = bytes(buffer[:nbytes])
+        buffer[:nbytes] = bytes(nbytes)  # no credential outlives its request
+        self.data_received(data)
 
     def data_received(self, data: bytes) -> None:
         """Read on, as far as it is the client's turn."""

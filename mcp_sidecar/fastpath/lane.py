@@ -156,6 +156,7 @@ class Express:
         self.max_answer = min(MAX_BYTES, limits.max_buffered_answer)
         self.max_head = min(MAX_HEAD_BYTES, limits.max_header_bytes)
         self.heads = Heads()
+        self._principals = services.sessions.principals
         self._layouts = Layouts(_NOT_FOR_UPSTREAM)
         self._told_under = 0
         self._in_vain = 0
@@ -174,7 +175,7 @@ class Express:
         return asked if asked.size >= len(data) else None
 
     def _asked(self, peer: str | None, data: bytes) -> Asked | None:
-        principals, layouts = self.services.sessions.principals, self._layouts
+        principals, layouts = self._principals, self._layouts
         if principals.changes != self._told_under:
             layouts.forget()
             self._told_under = principals.changes

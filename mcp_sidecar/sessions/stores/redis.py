@@ -145,8 +145,10 @@ class RedisStore:
 
     async def close(self) -> None:
         """Let go of all connections."""
-        with suppress(exceptions.RedisError, OSError):
-            await self._client.aclose(close_connection_pool=True)
+        asked = getattr(self._client.connection_pool, "sentinel_manager", None)
+        for client in (self._client, *(asked.sentinels if asked is not None else ())):
+            with suppress(exceptions.RedisError, OSError):
+                await client.aclose(close_connection_pool=True)
 
     async def get(self, session: bytes) -> Mapping[bytes, Entry]:
         """All entries of one session id."""
