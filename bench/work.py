@@ -11,7 +11,7 @@ TEXT: Final = ("The quick brown fox jumps over the lazy dog. " * 12).strip()
 """What a call brings back: with it an answer has about 600 bytes."""
 
 KIND_HEADER: Final = "X-Bench-Kind"
-ID_HEADER: Final = "X-Bench-Id"
+ID_HEADER: Final = "X-Request-Id"
 """For the upstream that cannot read bodies. Proxies that do not pass headers on are given the one that can."""
 
 INITIALIZE: Final[dict[str, Any]] = {

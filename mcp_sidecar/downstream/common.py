@@ -69,11 +69,6 @@ class Passage(Protocol):
         """It has left."""
 
 
-READ_BYTES = 64 * 1024
-"""So much is read from a client at a time; the loops' own 256 KiB, from hundreds of clients at once, would be a limit's worth
-before the first of them can be asked to wait."""
-
-
 class Client(Protocol):
     """A client's connection, as the fast path sees it."""
 
@@ -123,8 +118,6 @@ class Common:
     is_closing: bool = False
     """Whether no connection goes on behind its answer."""
     connections: set[Looked] = field(default_factory=set)
-    buffer: memoryview = field(default_factory=lambda: memoryview(bytearray(READ_BYTES)))
-    """What all connections read to."""
     _timer: asyncio.TimerHandle | None = None
 
     def opened(self, connection: Looked) -> None:

@@ -36,12 +36,8 @@ class Phase(Enum):
     CLOSING = "what is written is still to be taken"
 
 
-class ClientConnection(asyncio.BufferedProtocol):
-    """Serves one request at a time. All ordinary ones of a connection are answered in one task.
-
-    All connections read into one buffer, and what came is copied out of it at once: so it is this buffer, and not the event
-    loop, that says how much a client can bring before anybody can ask it to wait.
-    """
+class ClientConnection(asyncio.Protocol):
+    """Serves one request at a time. All ordinary ones of a connection are answered in one task."""
 
     __slots__ = (
         "__weakref__",
@@ -118,17 +114,6 @@ class ClientConnection(asyncio.BufferedProtocol):
         self._wake_writers()
         if self._task is not None:
             self._task.cancel()
-
-    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - it is as large as it is
-        """Where to read to."""
-        return self._common.buffer
-
-    def buffer_updated(self, nbytes: int) -> None:
-        """So much was read."""
-        buffer = self._common.buffer
-        data = bytes(buffer[:nbytes])
-        buffer[:nbytes] = bytes(nbytes)  # no credential outlives its request
-        self.data_received(data)
 
     def data_received(self, data: bytes) -> None:
         """Read on, as far as it is the client's turn."""
