@@ -35,20 +35,21 @@ check: lint types  ## for daily work: lint, types, and the tests of the core and
 	$(BIN)/python -m pytest $(PARALLEL) --hypothesis-profile quick -m "$(NOT_ALONE) and not long" tests/test_architecture.py \
 		tests/wire tests/verdicts tests/healing tests/waiting tests/downstream tests/endpoint tests/streams tests/upstream tests/fastpath tests/sessions $(PYTEST_ARGS)
 
-test: setup  ## every test that needs only Python and Node, and of deploy/ what this machine can check
-	$(BIN)/python -m tools.interop_env python node charts
-	$(BIN)/python -m pytest -m "not cargo and not go and not interop_full" $(PYTEST_ARGS)
+# 5 is pytest's status for "nothing to run".
+test: setup  ## every test that needs only Python and Node
+	$(BIN)/python -m tools.interop_env python node
+	$(BIN)/python -m pytest $(PARALLEL) -m "$(NOT_ALONE)" $(PYTEST_ARGS) || test $$? -eq 5
+	$(BIN)/python -m pytest -m "interop and not cargo and not go and not interop_full" $(PYTEST_ARGS) || test $$? -eq 5
 
 matrix:  ## the tests without interop, on each Python that the package promises and this machine has
-	$(PYTHON) -m tools.matrix $(MATRIX_ARGS) -- -m "$(NOT_ALONE)" $(PYTEST_ARGS)
+	$(PYTHON) -m tools.matrix $(MATRIX_ARGS) -- $(PARALLEL) -m "$(NOT_ALONE)" $(PYTEST_ARGS)
 
 next:  ## the tests of the proxy with the next minor version of aiohttp; warns and does not fail
 	$(PYTHON) -m tools.next_minor aiohttp -- -m "$(NOT_ALONE)" tests/downstream tests/endpoint tests/streams tests/upstream tests/sessions $(PYTEST_ARGS)
 
-# 5 is pytest's status for "nothing to run".
-interop: setup  ## servers that need cargo or Go, where those are reachable, and the official conformance suite
+interop: setup  ## what needs cargo or Go, where those are reachable: servers, deploy/; and the official conformance suite
 	$(BIN)/python -m tools.interop_env all
-	$(BIN)/python -m pytest tests/interop -m "cargo or go or interop_full" $(PYTEST_ARGS) || test $$? -eq 5
+	$(BIN)/python -m pytest tests/interop tests/test_deploy.py -m "cargo or go or interop_full" $(PYTEST_ARGS) || test $$? -eq 5
 
 lint: setup  ## ruff: rules and format; vulture: code that nobody uses
 	$(BIN)/ruff check .

@@ -151,6 +151,7 @@ def test_the_dashboard_s_queries_can_be_asked(tmp_path: Path) -> None:
     output(tool("promtool"), "check", "rules", str(tmp_path / "rules.yaml"))
 
 
+@pytest.mark.go
 @pytest.mark.parametrize("name", ["example", "standalone"])
 def test_the_kustomizations_render(name: str) -> None:
     """The component puts the sidecar into a Deployment that knows nothing of it."""
@@ -177,6 +178,7 @@ VALUES: Final = {
 }
 
 
+@pytest.mark.go
 @pytest.mark.parametrize("values", VALUES.values(), ids=VALUES)
 def test_the_chart_is_in_order_and_renders(values: tuple[str, ...]) -> None:
     """With the few values that are needed, and with all there are."""
@@ -207,6 +209,7 @@ def judged(rendered: str, version: str, folder: Path) -> list[str]:
     return [line for line in lines if not any(f"for kind {kind} " in line for kind in OF_OPERATORS)]
 
 
+@pytest.mark.go
 @pytest.mark.parametrize("version", KUBERNETES)
 def test_kubernetes_takes_what_is_rendered(version: str, tmp_path: Path) -> None:
     """Every object of the kustomizations and of the chart fits the schema of its kind, with no field that it does not know."""
@@ -220,6 +223,7 @@ def test_kubernetes_takes_what_is_rendered(version: str, tmp_path: Path) -> None
         assert [line for line in said if not line.startswith("INFO ")] == []
 
 
+@pytest.mark.go
 def test_the_schemas_bite(tmp_path: Path) -> None:
     """A field that is misspelt is found."""
     rendered = kustomize(DEPLOY / "kubernetes" / "example")
@@ -228,6 +232,7 @@ def test_the_schemas_bite(tmp_path: Path) -> None:
     assert any(not line.startswith("INFO ") for line in judged(wrong, KUBERNETES[0], tmp_path))
 
 
+@pytest.mark.go
 @pytest.mark.parametrize(
     ("values", "complaint"),
     [((), "set upstream.url"), (("upstream.url=http://x", "replicas=2"), "needs a store that all of them share")],

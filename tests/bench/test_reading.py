@@ -155,7 +155,7 @@ def test_calls_look_like_those_of_clients() -> None:
     message = reader.messages[0]
     assert message.method == b"POST"
     assert message.headers[b"mcp-session-id"] == b"the-session"
-    assert message.headers[b"x-bench-id"] == b"17"
+    assert message.headers[b"x-request-id"] == b"17"
     assert 250 <= message.size <= 350
     assert 550 <= len(work.answer(17)) <= 700
 
