@@ -19,7 +19,7 @@ NOT_ALONE := not interop and not cargo and not go
 unexport PYTHONPATH PYTHONHOME PYTHONSAFEPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test matrix next interop lint format types cover bench bench-full bench-setup lock image-check installs dist release clean
+.PHONY: help setup demo check check-core check-proxy test matrix next interop lint format types cover bench bench-full bench-setup lock image-check installs dist release clean
 
 help:  ## list the verbs
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -31,9 +31,17 @@ demo:  ## kill and restart a server under a client, without the sidecar and with
 	@$(MAKE_ENVIRONMENT) $(DEMO) requirements-demo.txt --no-compile
 	@$(DEMO)/bin/python -m mcp_sidecar demo
 
+# Two processes that share nothing cost less than two that are handed one test after the other.
 check: lint types  ## for daily work: lint, types, and the tests of the core and the proxy, in about a minute
-	$(BIN)/python -m pytest $(PARALLEL) --hypothesis-profile quick -m "$(NOT_ALONE) and not long" tests/test_architecture.py \
-		tests/wire tests/verdicts tests/healing tests/waiting tests/downstream tests/endpoint tests/streams tests/upstream tests/fastpath tests/sessions $(PYTEST_ARGS)
+	@$(MAKE) --no-print-directory -j 2 check-core check-proxy
+
+DAILY := $(BIN)/python -m pytest -q --hypothesis-profile quick -m "$(NOT_ALONE) and not long"
+
+check-core:
+	@$(DAILY) tests/test_architecture.py tests/wire tests/verdicts tests/healing tests/waiting tests/downstream $(PYTEST_ARGS)
+
+check-proxy:
+	@$(DAILY) tests/endpoint tests/streams tests/upstream tests/fastpath tests/sessions $(PYTEST_ARGS)
 
 # 5 is pytest's status for "nothing to run".
 test: setup  ## every test that needs only Python and Node

@@ -310,6 +310,7 @@ def _tests() -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
                 yield f"{file.relative_to(ROOT)}:{node.lineno} {node.name}", node
 
 
+@pytest.mark.long
 def test_every_test_states_its_rule() -> None:
     """A test without a sentence about what must hold is a puzzle for whoever breaks it."""
     assert [name for name, node in _tests() if not ast.get_docstring(node)] == []

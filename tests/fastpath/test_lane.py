@@ -393,6 +393,7 @@ async def test_a_plain_answer_passes_as_on_the_ordinary_way(given: bytes | Play,
     assert (await same(given, (post(body),), (post(body),))).trips == 2
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("body", [pytest.param(CALL, id="unsafe"), pytest.param(SAFE, id="safe")])
 @pytest.mark.parametrize("given", OTHER)
 async def test_every_other_answer_is_handed_over(given: bytes | Play, body: bytes) -> None:
@@ -400,6 +401,7 @@ async def test_every_other_answer_is_handed_over(given: bytes | Play, body: byte
     assert (await same(given, (post(body),), is_handed_over=True)).trips == 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("body", [pytest.param(CALL, id="unsafe"), pytest.param(SAFE, id="safe")])
 @pytest.mark.parametrize("given", BREAKS)
 async def test_a_break_is_handed_over(given: Play, body: bytes) -> None:
@@ -636,6 +638,7 @@ async def test_what_the_lane_passed_is_not_kept() -> None:
         assert (session.exchanges, session.posts, it.sidecar._ingress._under_way) == (0, 0, 0)
 
 
+@pytest.mark.long
 async def test_a_server_whose_streams_last_is_not_tried_every_time() -> None:
     """After some trips in vain the lane is closed for a while, and then tried again."""
 

@@ -16,6 +16,8 @@ from tests.support.faults import AS_USUAL, Answer, Fault, IngressPage, Stage
 from tests.support.scene import connected
 from tests.support.sidecar import running_sidecar
 
+pytestmark = pytest.mark.long
+
 JSON_TYPE = (("Content-Type", JSON),)
 STARTING = Answer(503, JSON_TYPE, b'{"jsonrpc":"2.0","id":null,"error":{"code":-32000,"message":"Starting up"}}')
 

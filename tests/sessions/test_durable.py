@@ -43,6 +43,8 @@ from tests.support.sidecar import WatchedSidecar, running_sidecar
 from tests.support.stores import Settings, shared_store
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.long
+
 ANSWERS = pytest.mark.parametrize("answers", Answers, ids=lambda answers: answers.value)
 WHAT = pytest.mark.parametrize("with_server", [False, True], ids=["the sidecar", "both"])
 

@@ -206,6 +206,7 @@ async def test_each_credential_tries_once() -> None:
 RECORDED = [entry for entry in entries() if entry.expect is Verdict.AUTH_FAILURE and entry.head is not None]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("entry", [pytest.param(entry, id=entry.id) for entry in RECORDED])
 async def test_a_recorded_refusal_of_credentials_passes(entry: Entry) -> None:
     """Untouched, whoever else is asked: neither a ping nor an `initialize` follows, and nothing is taken for a loss."""

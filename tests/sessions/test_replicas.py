@@ -20,6 +20,8 @@ from tests.support.dialects import JSON, Dialect, Said
 from tests.support.replicas import Replicas
 from tests.support.sidecar import WatchedSidecar, running_sidecar
 
+pytestmark = pytest.mark.long
+
 CALLS = 8
 
 

@@ -19,6 +19,8 @@ from tests.support.ledger import Ledger
 from tests.support.listening import Says, attached, ends_cleanly, next_method, scene
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.long
+
 SMALL: dict[str, Any] = {
     "limits__max_buffered_answer": 1024,
     "limits__max_request_body": 2048,
