@@ -11,8 +11,8 @@ from collections.abc import AsyncIterator
 from mcp_sidecar.upstream.answer import Answer
 from mcp_sidecar.wire.sse import Block, EventSplitter, Fragment
 
-BATCH_PIECES = 256
-"""At some ten microseconds each these are some milliseconds of work."""
+BATCH_PIECES = 128
+"""At some forty microseconds each these are some milliseconds of work; a call takes a handful of turns."""
 
 SLICE_BYTES = 64 * 1024
 """So much is cut into events at a time."""
