@@ -231,7 +231,10 @@ class SessionTable:
             self._ended.remember(client_id, principal)
             return Missing.ENDED
         record = replace(record, handshake=self._handshakes.shared(record.handshake))
-        here, marks = record.at(self._keeper.instance), Marks(record.tag, self._new_tag())
+        here = record.at(self._keeper.instance)
+        if here is not None and here.upstream_id is not None and self.is_claimed(here.upstream_id):
+            record, here = record.not_at(here.key), None  # somebody was given it since then
+        marks = Marks(record.tag, self._new_tag())
         if here is not None and here.word:
             marks = marks.with_word(FIRST + 1, here.word)
         session = self._enter(client_id, record, marks)

@@ -209,6 +209,18 @@ class TestLoading:
         assert (third.upstream_id, third.displaced) == ("o", False)
         assert {each.key for each in third.record.instances} == {HERE, "http://other"}
 
+    async def test_an_id_that_was_minted_here_while_the_store_was_away(self, scene: Scene) -> None:
+        """Whoever has just been given it stands on it, and not who stood there when the record was written."""
+        await (await scene.place()).opened()
+        place = await scene.place()
+        place.store.is_away = True
+        newcomer = place.table.open(SID, BOB, HANDSHAKE)
+        assert await place.table.save(newcomer) is Saving.LATER
+        place.store.is_away = False
+        await place.keeper.back()
+        found = await place.loaded()
+        assert (found.upstream_id, found.displaced, newcomer.displaced) == (None, True, False)
+
     async def test_whose_it_is(self, scene: Scene) -> None:
         """Another principal gets nothing, and is told no more than that somebody has it."""
         one, other = await scene.place(), await scene.place()
