@@ -111,7 +111,7 @@ class Router:
         status = CLIENT_LEFT
         self.enter()
         try:
-            if not self._may_say_more(incoming):
+            if self.tracer is not None and not self._may_say_more(incoming):
                 self._trace(incoming)
             await self._answer(incoming)
             status = incoming.responder.status

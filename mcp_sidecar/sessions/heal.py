@@ -219,11 +219,6 @@ class HealAttempt:
             return failed
         if self._session.is_ended:  # the client's DELETE came meanwhile and wins
             return await self._give_up(HealOutcome.REFUSED, "the session was ended")
-        if (
-            self._session.state is State.ESTABLISHED
-        ):  # another process was quicker, and a write of ours has met its record
-            await self._abandon()
-            return HEALED
         is_new_here = self._session.is_new_here
         self._repoint(upstream_id, tools_still_hold=is_same_server(found))
         if not await self._is_committed(upstream_id):

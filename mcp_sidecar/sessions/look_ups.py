@@ -60,12 +60,10 @@ class LookUps:
             return await self._store.get(session)
 
     def may_ask(self) -> asyncio.Future[None]:
-        """Done when it is the turn of whoever waits to ask for what may be invented."""
+        """Done when it is the turn of whoever waits to ask for what may be invented; to be waited for, and not cancelled."""
         loop = asyncio.get_running_loop()
         turn: asyncio.Future[None] = loop.create_future()
-        loop.call_later(
-            self._misses.turn_s(), turn.set_result, None
-        )  # nobody cancels it: it is waited for, not awaited
+        loop.call_later(self._misses.turn_s(), turn.set_result, None)
         return turn
 
     def missed(self, key: Key) -> Missing | None:

@@ -112,7 +112,7 @@ class SharedRecords(RuleBasedStateMachine):
         for place in self.places:
             self.run(place.store.close())
         self._runner.close()
-        shutil.rmtree(self._folder)
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     @initialize()
     def start(self) -> None:
