@@ -22,6 +22,8 @@ MAX_BODY_BYTES = 4 * 1024 * 1024
 ACCEPT = "application/json, text/event-stream"
 SESSION_ID, VERSION = "Mcp-Session-Id", "MCP-Protocol-Version"
 LATEST_WITH_SESSIONS = "2025-11-25"
+REQUEST_ID = "mcp-sidecar-1"
+"""Of a request that is the only one of its client at a time."""
 
 
 class NoAnswer(Exception):
@@ -72,7 +74,7 @@ def _objects(text: str | bytes) -> list[dict[str, Any]]:
     return [each for each in (value if isinstance(value, list) else [value]) if isinstance(each, dict)]
 
 
-def request(method: str, params: Mapping[str, Any] | None = None, *, id: object = "mcp-sidecar-1") -> dict[str, Any]:
+def request(method: str, params: Mapping[str, Any] | None = None, *, id: object = REQUEST_ID) -> dict[str, Any]:
     """A JSON-RPC request."""
     return {"jsonrpc": "2.0", "id": id, "method": method} | ({"params": dict(params)} if params is not None else {})
 

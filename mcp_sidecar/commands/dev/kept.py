@@ -14,7 +14,16 @@ from html import escape
 from typing import Any
 
 from mcp_sidecar.commands.dev.calls import Ended
-from mcp_sidecar.commands.mcp_client import INITIALIZED, SESSION_ID, McpClient, NoAnswer, Said, initialize, request
+from mcp_sidecar.commands.mcp_client import (
+    INITIALIZED,
+    REQUEST_ID,
+    SESSION_ID,
+    McpClient,
+    NoAnswer,
+    Said,
+    initialize,
+    request,
+)
 from mcp_sidecar.ops.console import duration, local_time
 from mcp_sidecar.ops.page import Part
 from mcp_sidecar.wire.jsonrpc import Message
@@ -23,7 +32,6 @@ MAX_CALLS = 50
 MAX_TEXT = 64 * 1024
 """Of what is shown of one call's arguments, and of its result; a call with larger arguments cannot be sent again."""
 AGAIN_TIMEOUT_S = 60.0
-REQUEST_ID = "mcp-sidecar-1"
 
 _NONE = '<p class="dim" id="none">None yet.</p>'
 

@@ -11,7 +11,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from mcp_sidecar.commands.dev.lists import LISTS, Items, items_of
-from mcp_sidecar.commands.mcp_client import INITIALIZED, SESSION_ID, McpClient, NoAnswer, Said, initialize, request
+from mcp_sidecar.commands.mcp_client import (
+    INITIALIZED,
+    REQUEST_ID,
+    SESSION_ID,
+    McpClient,
+    NoAnswer,
+    Said,
+    initialize,
+    request,
+)
 
 LOOK_EVERY_S = 0.01
 DISCOVER_EVERY_S, DISCOVER_SELDOM_S = 0.25, 2.0
@@ -73,14 +82,14 @@ async def _try(origin: str, path: str) -> Up | None:
 
 
 def _name_in(said: Said) -> str:
-    info = (said.result_of("mcp-sidecar-1") or {}).get("serverInfo")
+    info = (said.result_of(REQUEST_ID) or {}).get("serverInfo")
     name = info.get("name") if isinstance(info, dict) else None
     return name if isinstance(name, str) else ""
 
 
 async def look_at_lists(up: Up, path: str) -> Mapping[str, Items]:
     """What the server has to offer, in the session of our own that it is up by; what cannot be had is left out."""
-    result = up.said.result_of("mcp-sidecar-1")
+    result = up.said.result_of(REQUEST_ID)
     if result is None:
         return {}
     session_id, version = up.said.header(SESSION_ID), str(result.get("protocolVersion", ""))
@@ -104,7 +113,7 @@ async def leave(up: Up, path: str) -> None:
     """End the session of our own."""
     session_id = up.said.header(SESSION_ID)
     if session_id is not None:
-        version = str((up.said.result_of("mcp-sidecar-1") or {}).get("protocolVersion", ""))
+        version = str((up.said.result_of(REQUEST_ID) or {}).get("protocolVersion", ""))
         with contextlib.suppress(NoAnswer):
             async with McpClient(f"{up.origin}{path}", timeout_s=ANSWER_PATIENCE_S) as client:
                 await client.delete(session_id, version)

@@ -10,7 +10,10 @@ import re
 from collections.abc import Iterator
 from http import HTTPStatus
 
-from mcp_sidecar.commands.mcp_client import Said
+from mcp_sidecar.commands.mcp_client import (
+    REQUEST_ID,
+    Said,
+)
 from mcp_sidecar.commands.probe.findings import judged
 from mcp_sidecar.commands.probe.questions import Answered, Seen
 
@@ -48,7 +51,7 @@ def _entry(name: str, server: str, version: str, kind: str, answered: Answered, 
     asked = {
         "http_method": answered.http_method,
         "rpc_method": answered.rpc_method,
-        "rpc_id": "mcp-sidecar-1" if answered.rpc_method else None,
+        "rpc_id": REQUEST_ID if answered.rpc_method else None,
         "protocol_version_header": answered.sender.version,
         "session": "none" if answered.sender.session == "none" else "stale",
     }

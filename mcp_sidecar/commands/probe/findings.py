@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final
 
-from mcp_sidecar.commands.mcp_client import Said
-from mcp_sidecar.commands.probe.questions import PINGS_ON_NEW_CONNECTIONS, REQUEST_ID, Answered, Seen
+from mcp_sidecar.commands.mcp_client import REQUEST_ID, Said
+from mcp_sidecar.commands.probe.questions import PINGS_ON_NEW_CONNECTIONS, Answered, Seen
 from mcp_sidecar.config import AFFINITY_COOKIES
 from mcp_sidecar.healing.replies import SESSION_NOT_FOUND
 from mcp_sidecar.verdicts.classify import AnswerHead, Judgement, RequestFacts, SessionKnowledge, Verdict, judge_body

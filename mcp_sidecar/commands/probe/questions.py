@@ -15,7 +15,16 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-from mcp_sidecar.commands.mcp_client import INITIALIZED, SESSION_ID, McpClient, NoAnswer, Said, initialize, request
+from mcp_sidecar.commands.mcp_client import (
+    INITIALIZED,
+    REQUEST_ID,
+    SESSION_ID,
+    McpClient,
+    NoAnswer,
+    Said,
+    initialize,
+    request,
+)
 from mcp_sidecar.wire.headers import Pair
 from mcp_sidecar.wire.jsonrpc import META_PROTOCOL_VERSION
 from mcp_sidecar.wire.revisions import FIRST_SESSIONLESS, REVISIONS, sends_version_header
@@ -25,7 +34,6 @@ FOREIGN_HOST = "probe.invalid"
 PAGE_ORIGIN = "http://localhost:5173"
 PINGS_ON_NEW_CONNECTIONS = 8
 TIMEOUT_S = 10.0
-REQUEST_ID = "mcp-sidecar-1"
 MIN_CHANCE = 8
 _SEPARATORS = "-_.:"
 

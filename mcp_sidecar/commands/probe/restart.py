@@ -9,7 +9,16 @@ from dataclasses import dataclass
 
 from mcp_sidecar import facts
 from mcp_sidecar.app import Sidecar
-from mcp_sidecar.commands.mcp_client import INITIALIZED, SESSION_ID, McpClient, NoAnswer, Said, initialize, request
+from mcp_sidecar.commands.mcp_client import (
+    INITIALIZED,
+    REQUEST_ID,
+    SESSION_ID,
+    McpClient,
+    NoAnswer,
+    Said,
+    initialize,
+    request,
+)
 from mcp_sidecar.ops.console import duration
 from mcp_sidecar.settings import Settings
 from mcp_sidecar.wire.headers import Pair
@@ -88,7 +97,7 @@ async def restart(settings: Settings, command: str, headers: Sequence[Pair], tel
 
 async def _story(client: McpClient, command: str, step: Tell) -> bool:
     opened = await client.post(initialize())
-    result = opened.result_of("mcp-sidecar-1")
+    result = opened.result_of(REQUEST_ID)
     if result is None:
         step(f"no session through the sidecar: {opened.status}")
         return False
@@ -102,7 +111,7 @@ async def _story(client: McpClient, command: str, step: Tell) -> bool:
     step(f"tools/list again, in the same session: {_shown(after)}")
     if key is not None:
         await client.delete(key, version)
-    return after.result_of("mcp-sidecar-1") is not None
+    return after.result_of(REQUEST_ID) is not None
 
 
 async def _run(command: str, step: Tell) -> int | str:
@@ -117,9 +126,9 @@ async def _run(command: str, step: Tell) -> int | str:
 
 
 def _shown(said: Said) -> str:
-    result = said.result_of("mcp-sidecar-1")
+    result = said.result_of(REQUEST_ID)
     if result is not None:
         tools = result.get("tools")
         return f"{len(tools) if isinstance(tools, list) else 'no'} tools"
-    error = (said.answer_to("mcp-sidecar-1") or {}).get("error")
+    error = (said.answer_to(REQUEST_ID) or {}).get("error")
     return str(error.get("message")) if isinstance(error, dict) else f"HTTP {said.status}"
