@@ -16,7 +16,8 @@ from typing import Protocol
 from mcp_sidecar.downstream.common import Client
 from mcp_sidecar.facts import CallOutcome, RequestServed
 from mcp_sidecar.fastpath import plain_http
-from mcp_sidecar.fastpath.layouts import Asked, Common, Layouts
+from mcp_sidecar.fastpath.layouts import Asked, Layouts, Unchanging
+from mcp_sidecar.fastpath.rest import Rest
 from mcp_sidecar.healing.labels import rpc_label
 from mcp_sidecar.healing.marked_ids import FIRST
 from mcp_sidecar.healing.policy import Announce
@@ -159,15 +160,13 @@ class Express:
         self._principals = services.sessions.principals
         self._layouts = Layouts(_NOT_FOR_UPSTREAM)
         self._told_under = 0
-        self._in_vain = 0
-        self._closed_for = 0
+        self._rest = Rest(IN_VAIN, CLOSED_FOR)
         self._announces = services.policy.announce is Announce.RESULT
         self._binds = services.policy.bind_principal
 
     def read(self, peer: str | None, data: bytes) -> Asked | None:
         """The ordinary request in a session that begins here, if it may come from where it says; its body may be missing."""
-        if self._closed_for:
-            self._closed_for -= 1
+        if self._rest.is_on():
             return None
         asked = self._asked(peer, data)
         if asked is None or asked.body_at > self.max_head or asked.size - asked.body_at > self.max_body:
@@ -192,8 +191,8 @@ class Express:
         if "forwarded" in " ".join(values) and not self._edge.lets_forwarding_pass(peer, values):
             return None
         identity = principals.of_values(values) if self._binds else NOBODY
-        common = Common(request.target, values["host"], values.get("mcp-protocol-version"), identity)
-        asked = Asked(common, values[_SESSION_ID], request.body_at, request.size, self._fields(request, peer))
+        unchanging = Unchanging(request.target, values["host"], values.get("mcp-protocol-version"), identity)
+        asked = Asked(unchanging, values[_SESSION_ID], request.body_at, request.size, self._fields(request, peer))
         if cut is not None:
             layouts.learn(cut, asked)
         return asked
@@ -202,7 +201,7 @@ class Express:
         """Send what can be sent at once and without a question; ``data`` is all of it."""
         services = self.services
         started_at = services.clock()
-        session = services.sessions.table.look_up(ClientSessionId(asked.session_id), asked.common.identity).session
+        session = services.sessions.table.look_up(ClientSessionId(asked.session_id), asked.unchanging.identity).session
         if session is None or not self._is_plain(session):
             return None
         body = data[asked.body_at :]
@@ -210,7 +209,7 @@ class Express:
             message = parse(body)
         except NotJson:
             return None
-        if not _is_short(message, asked.common.protocol_version):
+        if not _is_short(message, asked.unchanging.protocol_version):
             return None
         outgoing = self._outgoing(asked, session, body)
         connection = services.upstream.express(client)
@@ -222,9 +221,7 @@ class Express:
 
     def note(self, *, passed: bool) -> None:
         """An answer has passed, or was handed over."""
-        self._in_vain = 0 if passed else self._in_vain + 1
-        if self._in_vain >= IN_VAIN:
-            self._in_vain, self._closed_for = 0, CLOSED_FOR
+        self._rest.note(in_vain=not passed)
 
     def _is_plain(self, session: Session) -> bool:
         """Whether nothing waits to be said, learned or written anew in this session."""
@@ -248,8 +245,8 @@ class Express:
 
     def _outgoing(self, asked: Asked, session: Session, body: bytes) -> bytes:
         upstream = self.services.upstream
-        host = f"Host: {asked.common.host}" if upstream.passes_host else upstream.host_line
-        first = f"POST {asked.common.target} HTTP/1.1\r\n{host}"
+        host = f"Host: {asked.unchanging.host}" if upstream.passes_host else upstream.host_line
+        first = f"POST {asked.unchanging.target} HTTP/1.1\r\n{host}"
         last = f"\r\n{SESSION_ID}: {session.upstream_id}\r\nAccept-Encoding: identity\r\nContent-Length: {len(body)}\r\n\r\n"
         return b"".join((first.encode(), asked.fields, last.encode(), body))
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Final
 
+from mcp_sidecar.fastpath import plain_http
+from mcp_sidecar.fastpath.rest import Rest
 from mcp_sidecar.healing.principal import Identity
 from mcp_sidecar.wire.framing import END_OF_HEAD
 
@@ -31,7 +33,6 @@ CHANGING: Final = (
 """Headers whose values change with every request: its length, its own id, and its place in a trace."""
 
 _CHANGING = re.compile(rb"(\r\n(?i:%b): )([!-~]++)(?=\r\n|\Z)" % "|".join(CHANGING).encode())
-_LENGTH = re.compile(rb"0|[1-9][0-9]{0,8}")
 _DIGEST_BYTES = 16
 _NAME_OF_ONE = 1
 
@@ -40,7 +41,7 @@ Span = tuple[int, int, int | None]
 
 
 @dataclass(slots=True)
-class Common:
+class Unchanging:
     """What requests have in common whose heads are of one kind."""
 
     target: str
@@ -53,7 +54,7 @@ class Common:
 class Asked:
     """What the lane knows of a request. ``fields`` are the headers that go upstream, each behind a line break."""
 
-    common: Common
+    unchanging: Unchanging
     session_id: str
     body_at: int
     size: int
@@ -73,7 +74,7 @@ class Cut:
 class Layout:
     """Heads of one kind. ``spans`` go upstream as they are, and ``added`` behind them."""
 
-    common: Common
+    unchanging: Unchanging
     parts: int
     session_id_at: Span
     length_at: int
@@ -83,14 +84,15 @@ class Layout:
     def read(self, cut: Cut) -> Asked | None:
         """The request with such a head; ``None`` where its length is none."""
         parts = cut.parts
-        if len(parts) != self.parts or _LENGTH.fullmatch(parts[self.length_at]) is None:
+        length = plain_http.length_of(parts[self.length_at].decode()) if len(parts) == self.parts else None
+        if length is None:
             return None
         part, begin, end = self.session_id_at
         return Asked(
-            self.common,
+            self.unchanging,
             parts[part][begin:end].decode(),
             cut.body_at,
-            cut.body_at + int(parts[self.length_at]),
+            cut.body_at + length,
             b"".join([*[parts[part][begin:end] for part, begin, end in self.spans], self.added]),
         )
 
@@ -112,7 +114,7 @@ class Layout:
         if session_id_at is None or length_at is None or not read.fields.startswith(sent):
             return None
         added = read.fields[len(sent) :]
-        return Layout(read.common, len(cut.parts), session_id_at, length_at, _joined(spans), added)
+        return Layout(read.unchanging, len(cut.parts), session_id_at, length_at, _joined(spans), added)
 
 
 class Layouts:
@@ -124,8 +126,7 @@ class Layouts:
         self._key = secrets.token_bytes(32)
         self._known: dict[bytes, Layout] = {}
         self._seen: set[bytes] = set()
-        self._in_vain = 0
-        self._closed_for = 0
+        self.rest = Rest(IN_VAIN, CLOSED_FOR)
 
     def forget(self) -> None:
         """What is told by heads has changed."""
@@ -136,8 +137,7 @@ class Layouts:
 
         What it means depends on the ``peer`` that it has come from.
         """
-        if self._closed_for:
-            self._closed_for -= 1
+        if self.rest.is_on():
             return None
         end = data.find(END_OF_HEAD, 0, limit)
         if end < 0:
@@ -151,13 +151,8 @@ class Layouts:
     def read(self, cut: Cut) -> Asked | None:
         """What a request with such a head asks, if it is known."""
         layout = self._known.get(cut.digest)
-        if layout is not None:
-            self._in_vain = 0
-            return layout.read(cut)
-        self._in_vain += 1
-        if self._in_vain >= IN_VAIN:
-            self._in_vain, self._closed_for = 0, CLOSED_FOR
-        return None
+        self.rest.note(in_vain=layout is None)
+        return layout.read(cut) if layout is not None else None
 
     def learn(self, cut: Cut, read: Asked) -> None:
         """That was read in it. What is seen for the second time is remembered, if it tells the same."""

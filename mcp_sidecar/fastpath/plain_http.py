@@ -146,4 +146,9 @@ def _fields(block: bytes) -> tuple[list[Pair], dict[str, str]] | None:
 
 def _length(values: dict[str, str]) -> int | None:
     told = values.get("content-length")
-    return int(told) if told is not None and _LENGTH.fullmatch(told) is not None else None
+    return length_of(told) if told is not None else None
+
+
+def length_of(told: str) -> int | None:
+    """What a ``Content-Length`` says, in bytes, if it says it plainly."""
+    return int(told) if _LENGTH.fullmatch(told) is not None else None

@@ -10,6 +10,7 @@ import pytest
 
 from mcp_sidecar.fastpath.lane import Express
 from mcp_sidecar.fastpath.layouts import CHANGING, CLOSED_FOR, IN_VAIN, REMEMBERED, Layouts
+from mcp_sidecar.fastpath.rest import Rest
 from tests.support.in_memory import SESSION, Through, through
 
 HEADS = int(os.environ.get("GENERATED_HEADS", "20000"))
@@ -133,9 +134,9 @@ async def test_what_is_made_of_a_head_is_what_reading_it_makes() -> None:
     """Of thousands of heads, plain ones and odd ones, whatever of their kind was seen before."""
     async with through() as way:
         quick, plain = express(way), express(way, remembers=False)
+        quick._layouts.rest = Rest(HEADS, 1)  # it looks at all of them
         known = taken = 0
         for peer, data in generated(HEADS, seed=28):
-            quick._layouts._closed_for = 0
             cut = quick._layouts.cut(data, quick.max_head, peer)
             known += cut is not None and cut.digest in quick._layouts._known
             expected = plain.read(peer, data)
@@ -200,16 +201,16 @@ async def test_who_is_who_is_told_anew() -> None:
         after = lane.read("127.0.0.1", data)
         assert before[-1] is not None
         assert after is not None
-        assert after.common.identity.principal != before[-1].common.identity.principal
+        assert after.unchanging.identity.principal != before[-1].unchanging.identity.principal
 
 
 async def test_what_is_remembered_is_bounded() -> None:
     """Of heads that come twice each, and of such that never come again; looking for these is given up for a while."""
     async with through() as way:
         lane = express(way)
+        lane._layouts.rest = Rest(3 * REMEMBERED, 1)
         for number in range(REMEMBERED + 10):
             for _ in range(2):
-                lane._layouts._closed_for = 0
                 assert lane.read("127.0.0.1", head(f"X-Other: {number}")) is not None
         assert 0 < len(lane._layouts._known) <= REMEMBERED
         assert 0 < len(lane._layouts._seen) <= REMEMBERED
