@@ -112,12 +112,17 @@ class HealAttempt:
         """Whether another process has healed the session at this upstream, or ended it; one that is at it is waited for."""
         table, session, pauses, is_met = self._tools.table, self._session, Pauses(), False
         go_on_at = self._tools.clock() + LEASE_S
-        while not await table.take_turn(session) and self._tools.clock() < go_on_at:
+        while not (self._is_past() or await table.take_turn(session)) and self._tools.clock() < go_on_at:
             is_met = True
             await asyncio.sleep(pauses.next_s())
-            if await table.refresh(session, even_if_fresh=True):
-                return True
-        return await table.refresh(session, even_if_fresh=is_met)
+            await table.refresh(session, even_if_fresh=True)
+        if not self._is_past():
+            await table.refresh(session, even_if_fresh=is_met)
+        return self._is_past()
+
+    def _is_past(self) -> bool:
+        """Whether there is nothing to heal any more; any write of the session's record may have shown that."""
+        return self._session.is_ended or self._session.generation > self._loss.generation
 
     def settle(self) -> None:
         """Whatever happened, the session is not left in the middle."""

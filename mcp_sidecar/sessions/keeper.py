@@ -241,20 +241,19 @@ class Keeper:
         key = self.key(session.client_id, session.principal)
         return Lease(key, self._hash(self.instance.encode(), b"instance"), self._writer)
 
-    async def refresh(self, session: Session, *, even_if_fresh: bool = False) -> Saving:
-        """Before a heal: whether another process has healed or ended it meanwhile; ``DONE`` where nothing is to be known."""
+    async def refresh(self, session: Session, *, even_if_fresh: bool = False) -> None:
+        """Before a heal: take in what another process has written meanwhile; nothing where the store is away."""
         saved = self._saved.get(session)
         if saved is None or not self.has_keys or (self._clock() - saved.at < FRESH_S and not even_if_fresh):
-            return Saving.DONE
+            return
         key = self.key(session.client_id, session.principal)
         try:
             standing = (await self._look_ups.entries(key.session)).get(key.principal, ABSENT)
         except StoreAway:
-            return Saving.LATER
+            return
         saved = self._saved.get(session)
-        if saved is None or standing.revision <= saved.stored.revision:
-            return Saving.DONE
-        return self._settled(session, self._take_in(session, saved, standing) or Saving.DONE)
+        if saved is not None and standing.revision > saved.stored.revision:
+            self._settled(session, self._take_in(session, saved, standing) or Saving.DONE)
 
     # -- writing ------------------------------------------------------------------------------------------------------
 

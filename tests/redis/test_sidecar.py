@@ -13,6 +13,8 @@ import pytest
 
 from mcp_sidecar.app import CannotStart
 from mcp_sidecar.facts import HealEnded, SessionAdopted, SessionLost, SidecarFault, StoreAsked, StoreBack, StoreLost
+from mcp_sidecar.healing.record import Instance
+from mcp_sidecar.healing.session import UpstreamSessionId
 from tests.support.client import Answer, McpClient
 from tests.support.credentials import alice, bearer
 from tests.support.fake_upstream import FakeUpstream
@@ -160,6 +162,25 @@ class TestLease:
         upstream.release()
         await asyncio.gather(*calls)
         assert len(upstream.ledger.initializes) == 3
+
+    async def test_what_is_learnt_meanwhile(self, server: RedisServer) -> None:
+        """Whoever waits may learn by a write of its own that the session was healed: it does not heal it once more."""
+        async with at_two(server) as (upstream, _first, second, one, other), McpClient(upstream.url) as third:
+            (session,) = second.services.sessions.table
+            await upstream.restart()
+            upstream.inject(Stall(StallAt.BEFORE_EXECUTION), rpc_method="initialize")
+            held = asyncio.create_task(one.tool("charge", n=1))
+            await eventually(lambda: len(upstream.ledger.initializes) == 2)
+            waiting = asyncio.create_task(other.tool("charge", n=2))
+            await eventually(lambda: asked(second, "lease"))
+            await third.initialize()
+            there = UpstreamSessionId(third.session_id or "")
+            session.record = session.record.standing_at(Instance(session.instance, there, "word"))
+            session.follow()
+            assert "result" in (await waiting).response
+            assert len(upstream.ledger.initializes) == 3
+            upstream.release()
+            assert "result" in (await held).response
 
 
 async def test_listening_at_one_and_healed_at_the_other(server: RedisServer) -> None:

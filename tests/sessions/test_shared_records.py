@@ -194,7 +194,8 @@ class SharedRecords(RuleBasedStateMachine):
         session.fire(Event.LOSS_SEEN)
         generation = session.generation
         self.run(place.table.take_turn(session))
-        if self.run(place.table.refresh(session, even_if_fresh=True)) or session.is_ended:
+        self.run(place.table.refresh(session, even_if_fresh=True))
+        if session.is_ended or session.generation > generation:
             _stop_healing(session)
             return
         upstream_id = server.mint(self.owners[client])
