@@ -203,7 +203,11 @@ class Sidecar:
             self._ingress,
             refusals.OF_UNREADABLE,
             max_header_bytes=limits.max_header_bytes,
-            patience=Patience(limits.client_timeout_s, self._listen.comment_interval_s * SILENT_INTERVALS),
+            patience=Patience(
+                limits.client_timeout_s,
+                self._listen.comment_interval_s * SILENT_INTERVALS,
+                is_edge=self._ingress.edge.is_proxy,
+            ),
             clock=self.services.clock,
         )
         door = door_to(self._ingress) if door_to is not None and self._watch is None and self._traces is None else None
