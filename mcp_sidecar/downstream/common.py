@@ -15,8 +15,8 @@ KEEP_ALIVE_S = 75.0
 """How long a connection may be open without a request."""
 
 EDGE_KEEP_ALIVE_S = 4030.0
-"""The same for a proxy's, which it closes itself as long as we do not: Traefik after 90 s, Google's after 600, Envoy
-after 3,600, Amazon's after 4,000 at most. One that is closed here as a request comes on it is a 502: no proxy sends a POST again."""
+"""The same for a proxy's, which it closes itself as long as we do not: Traefik after 90 s, Google's after 600, Envoy after
+3,600, Amazon's after 4,000 at most. One that is closed here while a request comes is a 502; no proxy sends a POST again."""
 
 LINGER_S = 10.0
 """How long a client that is still sending is read from behind its answer: a reset could take that from it."""
