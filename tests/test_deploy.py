@@ -270,3 +270,18 @@ def test_the_chart_is_of_this_version() -> None:
     from mcp_sidecar import __version__
 
     assert f'appVersion: "{__version__}"' in (CHART / "Chart.yaml").read_text(encoding="utf-8")
+
+
+def test_what_is_asked_for_is_what_was_measured() -> None:
+    """The manifests and the chart ask for the same, and the docs say from which figures."""
+    asked = {
+        match
+        for file in FILES
+        if file.suffix == ".yaml"
+        for match in re.findall(
+            r"requests: \{cpu: (\d+)m, memory: (\d+)Mi\}\n\s+limits: \{memory: (\d+)Mi\}", file.read_text("utf-8")
+        )
+    }
+    [(cpu, memory, limit)] = asked
+    page = (ROOT / "docs" / "on-call.md").read_text(encoding="utf-8")
+    assert f"({cpu} millicores, {memory} MiB; at most {limit} MiB)" in page
