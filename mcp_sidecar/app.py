@@ -128,9 +128,6 @@ class Sidecar:
         self.admin_address: str | None = None
         self.starting = ""
         self._bind_gauges()
-        self._metrics.describe(
-            version=__version__, mode=settings.policy().mode.value, store=settings.sessions.store.partition(":")[0]
-        )
 
     async def start(self) -> None:
         """Listen. Raises OSError where an address cannot be had, which ``starting`` then names, and ``CannotStart``."""
@@ -138,6 +135,9 @@ class Sidecar:
             await self.services.sessions.rounds.start()
         except StoreUnusable as error:
             raise CannotStart(f"sessions.store: {error}") from None
+        self._metrics.describe(
+            version=__version__, mode=self.services.policy.mode.value, store=self.store.partition(":")[0]
+        )
         await self.services.upstream.open()
         admin = self._settings.admin_address
         if admin is not None:
@@ -203,7 +203,11 @@ class Sidecar:
             self._ingress,
             refusals.OF_UNREADABLE,
             max_header_bytes=limits.max_header_bytes,
-            patience=Patience(limits.client_timeout_s, self._listen.comment_interval_s * SILENT_INTERVALS),
+            patience=Patience(
+                limits.client_timeout_s,
+                self._listen.comment_interval_s * SILENT_INTERVALS,
+                is_edge=self._ingress.edge.is_proxy,
+            ),
             clock=self.services.clock,
         )
         door = door_to(self._ingress) if door_to is not None and self._watch is None and self._traces is None else None

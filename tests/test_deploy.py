@@ -233,12 +233,31 @@ def test_the_schemas_bite(tmp_path: Path) -> None:
 
 
 @pytest.mark.go
+@pytest.mark.parametrize("timeout", [10, 300])
+@pytest.mark.parametrize("where", ["server.image=x", "upstream.url=http://x/mcp"])
+def test_nobody_is_killed_within_the_drain(where: str, timeout: int) -> None:
+    """The server outlives the sidecar's drain, and the pod both of them, whatever the drain is set to."""
+    given = [word for value in (where, f"drain.timeout={timeout}") for word in ("--set", value)]
+    rendered = output(tool("helm"), "template", "r", str(CHART), "--kube-version", "1.34.0", *given)
+    stays = [int(seconds) for seconds in re.findall(r"sleep: \{seconds: (\d+)\}", rendered)]
+    assert all(seconds > 5 + timeout for seconds in stays) and len(stays) == ("server.image" in where)
+    grace = int(re.findall(r"terminationGracePeriodSeconds: (\d+)", rendered)[0])
+    assert grace >= max(stays, default=5 + timeout) + 15
+
+
+@pytest.mark.go
 @pytest.mark.parametrize(
     ("values", "complaint"),
-    [((), "set upstream.url"), (("upstream.url=http://x", "replicas=2"), "needs a store that all of them share")],
+    [
+        ((), "set upstream.url"),
+        (("upstream.url=http://x", "replicas=2"), "needs a store that all of them share"),
+        (("upstream.url=http://x", "settings.listen.drain_timeout=300"), "set drain.timeout"),
+        (("upstream.url=http://x", "settings.listen.drain_delay=9"), "set drain.delay"),
+        (("upstream.url=http://x", "drain.timeout=5m"), "drain.timeout is a number of seconds"),
+    ],
 )
-def test_the_chart_says_what_is_missing(values: tuple[str, ...], complaint: str) -> None:
-    """Two replicas without a shared store would fail half of all calls."""
+def test_the_chart_says_what_is_wrong(values: tuple[str, ...], complaint: str) -> None:
+    """Two replicas without a shared store would fail half of all calls, and a drain that the pod does not know of is killed."""
     given = [word for value in values for word in ("--set", value)]
     command = [tool("helm"), "template", "r", str(CHART), "--kube-version", "1.34.0", *given]
     done = subprocess.run(command, capture_output=True, text=True, timeout=WITHIN_S, check=False)
@@ -251,3 +270,18 @@ def test_the_chart_is_of_this_version() -> None:
     from mcp_sidecar import __version__
 
     assert f'appVersion: "{__version__}"' in (CHART / "Chart.yaml").read_text(encoding="utf-8")
+
+
+def test_what_is_asked_for_is_what_was_measured() -> None:
+    """The manifests and the chart ask for the same, and the docs say from which figures."""
+    asked = {
+        match
+        for file in FILES
+        if file.suffix == ".yaml"
+        for match in re.findall(
+            r"requests: \{cpu: (\d+)m, memory: (\d+)Mi\}\n\s+limits: \{memory: (\d+)Mi\}", file.read_text("utf-8")
+        )
+    }
+    [(cpu, memory, limit)] = asked
+    page = (ROOT / "docs" / "on-call.md").read_text(encoding="utf-8")
+    assert f"({cpu} millicores, {memory} MiB; at most {limit} MiB)" in page

@@ -17,6 +17,10 @@ from typing import Final
 import pytest
 
 ROOT: Final = Path(__file__).resolve().parent.parent
+COMPOSE: Final = ROOT / "deploy" / "compose.yaml"
+README: Final = ROOT / "README.md"
+HOST: Final = "host.docker.internal"
+PROBES: Final = {"livenessProbe": "/livez", "readinessProbe": "/readyz"}
 PROBE_TIMEOUT_S: Final = 20
 
 
@@ -144,6 +148,51 @@ def test_the_health_check_asks_whether_it_is_ready(admin: int, healthy: bool) ->
     }
     done = subprocess.run(_probe(), env=environment, timeout=PROBE_TIMEOUT_S, check=False)
     assert (done.returncode == 0) is healthy
+
+
+def test_what_starts_it_says_how_to_see_its_health() -> None:
+    """Builders that write OCI images drop the image's own check: compose has it, and a pod has probes of its own."""
+    check = json.loads(_only("HEALTHCHECK").partition("CMD")[2])
+    compose = (ROOT / "deploy" / "compose.yaml").read_text(encoding="utf-8")
+    assert f"test: {json.dumps(['CMD', *check])}" in compose
+    for name in ("component/sidecar.yaml", "standalone/deployment.yaml"):
+        manifest = (ROOT / "deploy" / "kubernetes" / name).read_text(encoding="utf-8")
+        assert all(f"{probe}: {{httpGet: {{path: {path}" in manifest for probe, path in PROBES.items())
+
+
+def test_compose_leaves_no_way_past_the_sidecar() -> None:
+    """The server is not published, the sidecar on this machine only; both come back, and the sidecar's root is read-only."""
+    _, server, sidecar = re.split(
+        r"^  (?:server|mcp-sidecar):$", COMPOSE.read_text(encoding="utf-8"), flags=re.MULTILINE
+    )
+    assert "ports:" not in server and "expose:" in server
+    assert 'ports: ["127.0.0.1:8080:8080"]' in sidecar and "9464" not in sidecar
+    assert "read_only: true" in sidecar and "cap_drop: [ALL]" in sidecar
+    assert "restart: unless-stopped" in server and "restart: unless-stopped" in sidecar
+
+
+def test_the_readme_starts_it_as_the_image_is_checked() -> None:
+    """The name of the host works on Linux, too; pages of the published address may ask; and the image check uses the same."""
+    [command] = re.findall(r"docker run (.*?) mcp-sidecar\n", README.read_text(encoding="utf-8").replace("\\\n", " "))
+    words = shlex.split(command)
+    assert "--add-host=host.docker.internal:host-gateway" in words
+    given = dict(word.split("=", 1) for word in words if word.startswith("MCP_SIDECAR_"))
+    published = words[words.index("-p") + 1].rpartition(":")[0].rpartition(":")[2]
+    assert given["MCP_SIDECAR_LISTEN__PUBLIC_URL"] == f"http://localhost:{published}"
+    tried = (ROOT / "tools" / "image_check.py").read_text(encoding="utf-8")
+    assert all(f'"{name}"' in tried for name in given) and f'HOST: Final = "{HOST}"' in tried
+    assert given["MCP_SIDECAR_UPSTREAM"].startswith(f"http://{HOST}:")
+
+
+def test_pip_stays_behind() -> None:
+    """A fifth of the image would be a program that nobody runs there."""
+    made = [rest for word, rest in instructions() if word == "RUN" and "venv" in rest]
+    assert all(
+        "/opt/mcp-sidecar" not in part or "--without-pip" in part
+        for rest in made
+        for part in rest.split("&&")
+        if "-m venv" in part
+    )
 
 
 def test_the_health_check_fails_where_nobody_listens() -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import signal
 import socket
 import ssl
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,6 +16,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from mcp_sidecar import __version__
 from tests.support.certificates import make_certificate
 from tests.support.client import McpClient, raw_exchange
 from tests.support.credentials import alice, bearer
@@ -59,6 +62,41 @@ async def test_it_tells_where_it_listens() -> None:
         line = await process.line("listening")
         assert (line["level"], line["mode"]) == ("info", "heal")
         assert (line["url"], line["upstream"]) == (f"{origin}/mcp", upstream.url)
+
+
+async def test_variables_of_a_service_say_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Service of the sidecar's name puts them into every pod: no warning, and no setting is taken from them."""
+    for name, value in (
+        ("SERVICE_HOST", "10.0.0.1"),
+        ("SERVICE_PORT", "80"),
+        ("SERVICE_PORT_MCP_ADMIN", "9464"),
+        ("PORT", "tcp://10.0.0.1:80"),
+        ("PORT_80_TCP", "tcp://10.0.0.1:80"),
+        ("PORT_80_TCP_PROTO", "tcp"),
+        ("PORT_80_TCP_PORT", "80"),
+        ("PORT_80_TCP_ADDR", "10.0.0.1"),
+        ("ADMIN_SERVICE_HOST", "10.0.0.2"),
+        ("ADMIN_PORT", "tcp://10.0.0.2:9464"),
+    ):
+        monkeypatch.setenv(f"MCP_SIDECAR_{name}", value)
+    async with FakeUpstream() as upstream, serving(upstream) as (process, _, admin):
+        assert admin.startswith("http://127.0.0.1:")
+        assert [line["event"] for line in process.log] == ["listening"]
+
+
+async def test_a_terminal_is_told_what_to_do_next() -> None:
+    """The URL for clients, the upstream and whether it answers, the store, the status page; nothing of descriptors."""
+    async with (
+        FakeUpstream() as upstream,
+        sidecar_process("--upstream", upstream.url, *PORTS, log_format="console") as process,
+    ):
+        await process.text("upstream_answers")
+        shown = process.stderr
+        assert re.search(r"for clients  http://127\.0\.0\.1:\d+/mcp\n", shown)
+        assert f"MCP server   {upstream.url}\n" in shown
+        assert re.search(r"sessions in  \S+\n", shown)
+        assert re.search(r"status       http://127\.0\.0\.1:\d+/\n", shown)
+        assert "descriptor" not in shown
 
 
 async def test_it_starts_without_its_upstream() -> None:
@@ -276,8 +314,30 @@ async def test_the_admin_pages_tell_what_the_contract_names() -> None:
             'mcp_sidecar_answers_rewritten_total{from_status="404"} 1.0',
             'mcp_sidecar_streams{kind="get"} 1.0',
             "mcp_sidecar_upstream_up 1.0",
+            'mcp_sidecar_clients{name="other"} 1.0',
+            f'mcp_sidecar_build_info{{mode="heal",store="sqlite",version="{__version__}"}} 1.0',
+            'mcp_sidecar_calls_total{outcome="answered_after_heal",rpc_method="tools/call"} 1.0',
         ):
             assert series in metrics.splitlines(), series
+
+
+async def test_the_time_of_the_last_good_answer_is_known() -> None:
+    """None yet, then the wall clock's; an answer that is none of success, or that does not come, leaves it."""
+
+    async def last(admin: str) -> float:
+        name, text = "mcp_sidecar_upstream_last_answer_timestamp_seconds ", (await fetch(f"{admin}/metrics"))[1]
+        return float(next(line for line in text.splitlines() if line.startswith(name)).removeprefix(name))
+
+    async with FakeUpstream() as upstream, serving(upstream) as (_, origin, admin):
+        assert await last(admin) == 0
+        begun = time.time()
+        async with McpClient(f"{origin}/mcp") as client:
+            await client.initialize()
+            good = await last(admin)
+            assert begun - 1 <= good <= time.time() + 1
+            upstream.inject(Says(403, body=b"no"), tool="charge")
+            assert (await client.tool("charge")).status == 403
+            assert await last(admin) == pytest.approx(good, abs=1e-3)
 
 
 async def test_a_heal_is_one_line() -> None:

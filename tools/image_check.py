@@ -4,9 +4,10 @@
 
 What it needs: Linux, root, and of Debian ``buildah`` and ``debootstrap``, which it installs where it may. The base image that
 the Dockerfile names is made here: Debian by debootstrap, and in it the interpreter of ``--python``. The build is the
-Dockerfile's own. What it made runs as the image says, as the user it names, on a root that cannot be written: an official
-client calls a tool, the server is killed and comes back, the same session calls again, ``health`` says that it is ready, and
-SIGTERM ends it with 0.
+Dockerfile's own. What it made runs as the image says, as the user it names, on a root that cannot be written, with the
+variables of the README's command and the names that an engine puts into ``/etc/hosts``: an official client calls a tool of a
+server that checks its ``Host``, the server is killed and comes back, the same session calls again, a page of the published
+address may ask, ``health`` says that it is ready, and SIGTERM ends it with 0.
 
 The rule of this file: where something is missing it says what, and exits with 3; 1 is a fault of the image.
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import http.client
 import json
 import os
 import re
@@ -28,6 +30,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final
 
@@ -41,6 +44,7 @@ LIBRARIES: Final = (
 )
 """Of Debian, what an interpreter is linked with."""
 
+HOST: Final = "host.docker.internal"
 NOT_TO_BE_HAD: Final = 3
 ENDS_WITHIN_S, ANSWERS_WITHIN_S = 20, 60
 FROM: Final = re.compile(r"^FROM (\S+)", re.MULTILINE)
@@ -233,6 +237,23 @@ def server(port: int) -> list[str]:
     return [sys.executable, "-m", "mcp_sidecar.commands.demo.server", str(port)]
 
 
+def name_its_host(root: Path) -> None:
+    """What ``--add-host=host.docker.internal:host-gateway`` does; here the host is the machine itself."""
+    (root / "etc" / "hosts").write_text(f"127.0.0.1 localhost\n127.0.0.1 {HOST}\n", encoding="utf-8")
+
+
+def ask_as_a_page(url: str) -> None:
+    """Ask as a page that is served through the sidecar. Raises ``Fault`` where it may not."""
+    body, json_type = b'{"jsonrpc":"2.0","id":1,"method":"ping"}', "application/json"
+    headers = {"Origin": url.rpartition("/")[0], "Content-Type": json_type, "Accept": f"{json_type}, text/event-stream"}
+    connection = http.client.HTTPConnection(url.split("/")[2], timeout=ANSWERS_WITHIN_S)
+    connection.request("POST", "/mcp", body, headers)
+    status = connection.getresponse().status
+    connection.close()
+    if status in (HTTPStatus.FORBIDDEN, HTTPStatus.MISDIRECTED_REQUEST):
+        raise Fault(f"a page of its own address gets {status}")
+
+
 async def serve_a_client(url: str, restart: Callable[[], None]) -> None:
     """An official client calls, the server restarts, the client calls again."""
     async with asyncio.timeout(ANSWERS_WITHIN_S):
@@ -270,10 +291,12 @@ def try_it(image: Image) -> None:
     """Run the image and look at what it does. Raises ``Fault``."""
     upstream, listen, admin = free_port(), free_port(), free_port()
     environment = {
-        "MCP_SIDECAR_UPSTREAM": f"http://127.0.0.1:{upstream}/mcp",
+        "MCP_SIDECAR_UPSTREAM": f"http://{HOST}:{upstream}/mcp",
+        "MCP_SIDECAR_LISTEN__PUBLIC_URL": f"http://localhost:{listen}",
         "MCP_SIDECAR_LISTEN": f"0.0.0.0:{listen}",
         "MCP_SIDECAR_ADMIN": f"127.0.0.1:{admin}",
     }
+    name_its_host(image.root)
     with ExitStack() as stack:
         log = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "log"
         written = stack.enter_context(log.open("w"))
@@ -295,6 +318,8 @@ def try_it(image: Image) -> None:
             wait_for("listening", log)
             asyncio.run(serve_a_client(f"http://127.0.0.1:{listen}/mcp", restart))
             print("  an official client's session went on over a restart of its server")
+            ask_as_a_page(f"http://localhost:{listen}/mcp")
+            print("  a page of the published address may ask")
             run(*command(image, [image.config["Entrypoint"][0], "health"], environment), quiet=True)
             print("  health: ready")
             end(sidecar)

@@ -14,6 +14,10 @@ from mcp_sidecar.wire.reply import OwnAnswer
 KEEP_ALIVE_S = 75.0
 """How long a connection may be open without a request."""
 
+EDGE_KEEP_ALIVE_S = 4030.0
+"""The same for a proxy's, which it closes itself as long as we do not: Traefik after 90 s, Google's after 600, Envoy after
+3,600, Amazon's after 4,000 at most. One that is closed here while a request comes is a 502; no proxy sends a POST again."""
+
 LINGER_S = 10.0
 """How long a client that is still sending is read from behind its answer: a reset could take that from it."""
 
@@ -21,14 +25,27 @@ LOOKS_PER_PATIENCE = 6
 LONGEST_BETWEEN_LOOKS_S = 5.0
 
 
+def _nobody(_: str | None) -> bool:
+    return False
+
+
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long a client may be silent in its turn, or take nothing of an answer or of a stream, in seconds."""
+    """How long a client may be silent in its turn, or take nothing of an answer or of a stream, in seconds.
+
+    ``is_edge`` tells of an address whether it is a proxy's.
+    """
 
     client_s: float = 30.0
     stream_s: float = 60.0
     idle_s: float = KEEP_ALIVE_S
     linger_s: float = LINGER_S
+    edge_idle_s: float = EDGE_KEEP_ALIVE_S
+    is_edge: Callable[[str | None], bool] = _nobody
+
+    def idle_of(self, peer: str | None) -> float:
+        """How long a connection from this address may be open without a request."""
+        return self.edge_idle_s if self.is_edge(peer) else self.idle_s
 
     @property
     def between_looks_s(self) -> float:

@@ -428,7 +428,7 @@ class ClientConnection(asyncio.Protocol):
         patience = self._common.patience
         match self._phase:
             case Phase.IDLE:
-                return patience.idle_s
+                return patience.idle_of(self.peer)
             case Phase.LINGERING:
                 return patience.linger_s
             case Phase.PASSAGE:

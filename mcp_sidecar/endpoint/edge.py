@@ -41,6 +41,10 @@ class Edge:
         self._own_origins = (*self._own_origins, f"{self.scheme}://{shown}:{port}")
         self._hosts.clear()
 
+    def is_proxy(self, peer: str | None) -> bool:
+        """Whether an address is that of a proxy in front of us."""
+        return self._proxies.holds(peer)
+
     def lets_host_pass(self, host: str) -> bool:
         """Whether a request may name this host."""
         return not self._on_loopback or self._is_allowed_host(host)
@@ -63,7 +67,7 @@ class Edge:
         """The headers that the upstream gets, with what is to be said of the client in them."""
         scheme, host = self._client_origin(incoming)
         peer = incoming.request.peer
-        is_trusted = self._proxies.holds(peer)
+        is_trusted = self.is_proxy(peer)
         pairs = incoming.fields.for_upstream(
             without=without, peer=peer, scheme=scheme, host=host, is_trusted=is_trusted
         )
@@ -73,7 +77,7 @@ class Edge:
     def _client_origin(self, incoming: Incoming) -> tuple[str, str | None]:
         """Scheme and authority that the client has used, as far as somebody who may say so says."""
         scheme, host = self.scheme, incoming.headers.get(hdrs.HOST)
-        if not incoming.fields.may_be_forwarded or not self._proxies.holds(incoming.request.peer):
+        if not incoming.fields.may_be_forwarded or not self.is_proxy(incoming.request.peer):
             return scheme, host
         told_scheme, told_host = told_origin(incoming.fields)
         return told_scheme or scheme, told_host or host

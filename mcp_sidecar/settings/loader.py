@@ -38,7 +38,7 @@ _SENTENCES = {
 
 
 class Mistakes(Exception):
-    """The settings cannot be used. ``lines`` has one line per mistake, each beginning with the key."""
+    """The settings cannot be used. ``lines`` has one line per mistake, beginning with its key, then what means nothing."""
 
     def __init__(self, lines: Sequence[str]) -> None:
         super().__init__("; ".join(lines))
@@ -69,11 +69,10 @@ def load(options: Mapping[str, Sequence[str]], environment: Mapping[str, str]) -
         unreadable.append(str(error))
     settings, wrong = _validated(given, complete=not unreadable)
     lines = [*unreadable, *(mistake for level in given for mistake in level.mistakes), *wrong]
+    warnings = tuple(_one_line(text) for level in given for text in level.warnings)
     if settings is None or lines:
-        raise Mistakes([_one_line(text) for text in lines])
-    return Loaded(
-        settings.standing_in(environment), tuple(_one_line(text) for level in given for text in level.warnings)
-    )
+        raise Mistakes([*map(_one_line, lines), *warnings])
+    return Loaded(settings.standing_in(environment), warnings)
 
 
 def _means_the_same(key: tuple[str, str], first: object, second: object) -> bool:

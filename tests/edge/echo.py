@@ -119,11 +119,12 @@ class Echo:
     left: list[str] = field(default_factory=list)
     failures: list[Exception] = field(default_factory=list)
     under_way: int = 0
+    patience: Patience = field(default_factory=Patience)
     server: Server = field(init=False)
 
     def __post_init__(self) -> None:
         self.server = Server(
-            self, REFUSALS, max_header_bytes=MAX_HEADER_BYTES, patience=Patience(), clock=time.monotonic
+            self, REFUSALS, max_header_bytes=MAX_HEADER_BYTES, patience=self.patience, clock=time.monotonic
         )
 
     def connect(self, number: int = 1) -> tuple[ClientConnection, Wire]:

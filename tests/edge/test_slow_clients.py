@@ -97,6 +97,20 @@ async def test_it_is_given_up(slow: Slow) -> None:
     await echo.server.close()
 
 
+async def test_an_edge_closes_its_idle_connections_itself() -> None:
+    """It keeps them for longer than we would; one that we close as its next request comes is a 502 for somebody, or a lost call."""
+    echo = Echo(patience=Patience(is_edge="127.0.0.1".__eq__))
+    protocol, wire = echo.connect()
+    protocol.data_received(GET)
+    await settle()
+    protocol.look(LATER)
+    protocol.look(LATER + 4000.0)  # as long as any of the known ones can be told to
+    assert not wire.has_ended
+    protocol.look(LATER + PATIENCE.edge_idle_s + 0.1)
+    assert wire.has_ended
+    await echo.server.close()
+
+
 @pytest.mark.parametrize(
     "whole",
     [

@@ -172,3 +172,16 @@ async def test_the_host_that_the_upstream_gets(setting: str, named: str | None) 
         hosts = {arrival.header("host") for arrival in upstream.ledger.arrivals}
         assert hosts == {named or f"127.0.0.1:{upstream.port}"}
         assert {arrival.http_method for arrival in upstream.ledger.arrivals} == {"POST", "GET", "DELETE"}
+
+
+@pytest.mark.parametrize("settings", [{}, UNTRUSTED])
+async def test_who_is_trusted_keeps_idle_connections(settings: dict[str, object]) -> None:
+    """An edge's are closed by the edge; anybody else's do not stay for an hour."""
+    async with connected(**settings) as (_, sidecar, client):
+        await client.tool("echo")
+        connections = sidecar._server.connections
+        assert connections
+        for now in (1e6, 1e6 + 76.0):
+            for connection in list(connections):
+                connection.look(now)
+        assert all(connection.transport.is_closing() for connection in connections) is (settings == UNTRUSTED)  # type: ignore[attr-defined]

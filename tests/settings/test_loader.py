@@ -463,6 +463,14 @@ def test_all_mistakes_of_all_levels_are_told(toml: Path) -> None:
     ]  # fmt: skip
 
 
+def test_a_misspelt_variable_is_told_beside_what_it_leaves_missing() -> None:
+    """Else who wrote it hears that it is required, and not what became of it."""
+    assert mistakes({"MCP_SIDECAR_UPSTREAM": "", "MCP_SIDECAR_UPSTREM": "http://h"}) == [
+        "upstream.url: is required: give --upstream URL, MCP_SIDECAR_UPSTREAM, or url in the section [upstream]",
+        "MCP_SIDECAR_UPSTREM: unknown environment variable; did you mean MCP_SIDECAR_UPSTREAM?",
+    ]
+
+
 def test_a_lost_file_does_not_make_other_keys_missing() -> None:
     """What an unreadable file might have set is not told as missing; other mistakes are."""
     assert [line.partition(":")[0] for line in mistakes({}, config="/does/not/exist", mode="x")] == [

@@ -53,6 +53,11 @@ class SidecarProcess:
         assert self._of(event), f"it ended without a line {event}: {self.stderr}"
         return self._of(event)[0]
 
+    async def text(self, part: str, timeout_s: float = HANG_S) -> None:
+        """Wait until it has written this."""
+        await self._pulse.until(lambda: self._has_ended or part in self.stderr, timeout_s)
+        assert part in self.stderr
+
     def _of(self, event: str) -> list[dict[str, Any]]:
         return [line for line in self.log if line["event"] == event]
 
@@ -75,10 +80,10 @@ class SidecarProcess:
 
 
 @asynccontextmanager
-async def sidecar_process(*arguments: str) -> AsyncIterator[SidecarProcess]:
-    """Start a sidecar with these options on top of free ports and JSON logs."""
+async def sidecar_process(*arguments: str, log_format: str = "json") -> AsyncIterator[SidecarProcess]:
+    """Start a sidecar with these options."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "mcp_sidecar", "--log-format", "json", *arguments),
+        *(sys.executable, "-m", "mcp_sidecar", "--log-format", log_format, *arguments),
         stderr=asyncio.subprocess.PIPE,
         env=_PATIENT | os.environ,
     )

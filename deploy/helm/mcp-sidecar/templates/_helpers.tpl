@@ -16,6 +16,17 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 {{- end }}
 
+{{/* The drain in seconds: the pod must not end before it. */}}
+{{- define "mcp-sidecar.drain" -}}
+{{- range $name, $seconds := .Values.drain }}
+{{- if not (regexMatch "^[0-9]+$" (toString $seconds)) }}{{ fail (printf "drain.%s is a number of seconds, not %v" $name $seconds) }}{{ end }}
+{{- if hasKey ($.Values.settings.listen | default dict) (printf "drain_%s" $name) }}
+{{- fail (printf "set drain.%s in place of settings.listen.drain_%s: the pod has to know of it" $name $name) }}
+{{- end }}
+{{- end }}
+{{- add (int .Values.drain.delay) (int .Values.drain.timeout) }}
+{{- end }}
+
 {{- define "mcp-sidecar.container" -}}
 - name: mcp-sidecar
   image: "{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}"
