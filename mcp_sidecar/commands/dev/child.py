@@ -25,8 +25,8 @@ import psutil
 STOP_PATIENCE_S = 5.0
 LOOK_EVERY_S = 0.02
 MAX_LINE_BYTES = 4096
+LAST_OUTPUT_S = 0.1
 KEPT_LINES = 20
-CHUNK_BYTES = 64 * 1024
 PR_SET_CHILD_SUBREAPER = 36
 
 OnLine = Callable[[str], None]
@@ -118,32 +118,52 @@ RUNNING: set[Server] = set()
 """All servers whose group may still be there."""
 
 
-class Server:
-    """One run of the developer's command. ``pid`` is its process group, too."""
+class Server(asyncio.SubprocessProtocol):
+    """One run of the developer's command. ``pid`` is its process group, too.
 
-    def __init__(self, process: asyncio.subprocess.Process, guard: Guard, on_line: OnLine) -> None:
+    A protocol rather than asyncio's streams, whose ``wait`` waits for the end of the output as well (3.11.7): children may
+    hold that open for ever.
+    """
+
+    pid: int
+    exited: asyncio.Task[int]
+    """Done with the exit status once the process has ended and its last output was read; signals count as in a shell."""
+    _transport: asyncio.SubprocessTransport
+
+    def __init__(self, guard: Guard, on_line: OnLine) -> None:
         """``on_line`` gets each line that it writes. Made by ``start``."""
-        self._process = process
         self._guard = guard
         self._on_line = on_line
+        self._lines = Lines()
+        self._has_exited, self._has_said_all = asyncio.Event(), asyncio.Event()
         self.last_lines: deque[str] = deque(maxlen=KEPT_LINES)
-        self.pid = process.pid
-        guard.take(self.pid)
-        RUNNING.add(self)
-        self._reading = asyncio.create_task(self._read())
-        self.exited = asyncio.create_task(self._exit())
-        """Done with the exit status once the process has ended and its last output was read; signals count as in a shell."""
 
     @property
     def has_ended(self) -> bool:
         """Whether the process is gone."""
-        return self._process.returncode is not None
+        return self._transport.get_returncode() is not None
 
-    async def _read(self) -> None:
-        lines, stream = Lines(), self._process.stdout
-        while stream is not None and (chunk := await stream.read(CHUNK_BYTES)):
-            self._take(lines.feed(chunk))
-        self._take(lines.rest())
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """It runs."""
+        assert isinstance(transport, asyncio.SubprocessTransport)
+        self._transport = transport
+        self.pid = transport.get_pid()
+        self.exited = asyncio.create_task(self._exit())
+        self._guard.take(self.pid)
+        RUNNING.add(self)
+
+    def pipe_data_received(self, fd: int, data: bytes) -> None:  # noqa: ARG002 - both outputs are one pipe
+        """It has written something."""
+        self._take(self._lines.feed(data))
+
+    def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:  # noqa: ARG002 - see above
+        """Nobody of its group can write any more."""
+        self._take(self._lines.rest())
+        self._has_said_all.set()
+
+    def process_exited(self) -> None:
+        """It has ended; its children may not have."""
+        self._has_exited.set()
 
     def _take(self, lines: Sequence[str]) -> None:
         self.last_lines.extend(line for line in lines if line.strip())
@@ -151,9 +171,11 @@ class Server:
             self._on_line(line)
 
     async def _exit(self) -> int:
-        status = await self._process.wait()
-        # Children may hold the pipe open for ever.
-        await asyncio.wait({self._reading}, timeout=LOOK_EVERY_S * 5)
+        await self._has_exited.wait()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LAST_OUTPUT_S):
+                await self._has_said_all.wait()
+        status = self._transport.get_returncode() or 0
         return 128 - status if status < 0 else status
 
     def signal(self, number: int) -> None:
@@ -180,8 +202,7 @@ class Server:
         while self._is_left():
             self.signal(signal.SIGKILL)
             await asyncio.sleep(LOOK_EVERY_S)
-        self._reading.cancel()
-        await asyncio.gather(self._reading, return_exceptions=True)
+        self._transport.close()
         self._guard.release(self.pid)
         RUNNING.discard(self)
 
@@ -199,10 +220,16 @@ class Server:
 
 async def start(command: Sequence[str], environment: Mapping[str, str], guard: Guard, on_line: OnLine) -> Server:
     """Run the command without a shell. Raises OSError where there is no such program."""
-    process = await asyncio.create_subprocess_exec(
-        *command, stdin=DEVNULL, stdout=PIPE, stderr=STDOUT, env=dict(environment), start_new_session=True
+    _, server = await asyncio.get_running_loop().subprocess_exec(
+        lambda: Server(guard, on_line),
+        *command,
+        stdin=DEVNULL,
+        stdout=PIPE,
+        stderr=STDOUT,
+        env=dict(environment),
+        start_new_session=True,
     )
-    return Server(process, guard, on_line)
+    return server
 
 
 def _reap(who: int) -> None:

@@ -39,12 +39,19 @@ class Sessions:
         """Send nothing to anybody from now on: requests wait. Gives the connections of so far."""
         return self._services.upstream.point_at(None)
 
-    async def take_over(self, config: UpstreamConfig) -> tuple[Pool | None, int]:
-        """Go on with another server. Gives the connections to the former one, and how many sessions were healed."""
+    def take_over(self, config: UpstreamConfig) -> Pool | None:
+        """Go on with another server, where requests go from now on. Gives the connections to the former one."""
         former = self._services.upstream.point_at(config)
         self._services.holds.fail(None)
         self._services.holds.availability.note(connected=True)
-        return former, await self._heal_all()
+        return former
+
+    async def heal(self) -> int:
+        """Heal every session that can be healed now; how many were."""
+        live = {session: trigger for session, trigger in self._triggers.items() if not session.is_ended}
+        self._triggers = live
+        healed = await asyncio.gather(*(self._heal(session, trigger) for session, trigger in live.items()))
+        return sum(healed)
 
     def fail(self, why: str) -> None:
         """There is no server, and none will come by itself: whoever waits is told why."""
@@ -54,12 +61,6 @@ class Sessions:
     def hope(self) -> None:
         """A server is being started: calls wait for it again."""
         self._services.holds.fail(None)
-
-    async def _heal_all(self) -> int:
-        live = {session: trigger for session, trigger in self._triggers.items() if not session.is_ended}
-        self._triggers = live
-        healed = await asyncio.gather(*(self._heal(session, trigger) for session, trigger in live.items()))
-        return sum(healed)
 
     async def _heal(self, session: Session, trigger: Trigger) -> bool:
         services = self._services

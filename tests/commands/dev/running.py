@@ -27,10 +27,11 @@ class Folder:
         self.server = path / "server.py"
         shutil.copy(SMALL_SERVER, self.server)
 
-    def has_tools(self, *names: str) -> None:
-        """Save the server with these tools."""
-        text = SMALL_SERVER.read_text(encoding="utf-8")
-        self.server.write_text(text.replace('TOOLS = ["echo"]', f"TOOLS = {list(names)!r}"), encoding="utf-8")
+    def has_tools(self, *names: str, lists_gate: str = "", does: str = "") -> None:
+        """Save the server with these tools; its lists wait for the file ``lists_gate``, and it ``does`` something else first."""
+        text = SMALL_SERVER.read_text(encoding="utf-8").replace('TOOLS = ["echo"]', f"TOOLS = {list(names)!r}")
+        text = text.replace('LISTS_GATE = ""', f"LISTS_GATE = {lists_gate!r}")
+        self.server.write_text(f"{does}\n{text}", encoding="utf-8")
 
     def is_broken(self) -> None:
         """Save what is no Python."""
@@ -38,7 +39,7 @@ class Folder:
 
     def does(self, code: str) -> None:
         """Save a server that does something else first."""
-        self.server.write_text(f"{code}\n{SMALL_SERVER.read_text(encoding='utf-8')}", encoding="utf-8")
+        self.has_tools("echo", does=code)
 
 
 class DevProcess:

@@ -23,6 +23,17 @@ HAS_A_CHILD = """\
 import pathlib, subprocess, sys
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 pathlib.Path('child').write_text(str(child.pid))"""
+LEAVES_A_CHILD = """\
+import os, signal
+heard, tell = os.pipe()
+if not os.fork():
+    signal.signal(signal.SIGTERM, lambda *_: print("the child was told to end", flush=True))
+    print("bad news", flush=True)
+    os.write(tell, b".")
+    while True:
+        signal.pause()
+os.read(heard, 1)
+os._exit(3)"""
 IGNORES_SIGTERM = """\
 import signal
 really, signal.signal = signal.signal, lambda *_: None
@@ -76,11 +87,42 @@ async def test_a_save_brings_a_new_tool_and_loses_nobody(folder: Folder) -> None
             assert "server.py changed" in await telling
             heard = await stream.next_message()
             assert heard is not None and heard["method"] == "notifications/tools/list_changed"
-        assert re.search(r"1 session healed · tools: \+add\(text\)", await telling)
+        assert "1 session healed" in await telling
+        assert await dev.line(r"tools: \+add\(text\)")
         assert await tools_of(client) == ["echo", "add"]
         after = (await client.tool("echo")).text
         assert before != after and after.startswith("echo of")
         assert await dev.line("echo  .*ok")
+
+
+async def test_a_server_is_up_before_it_has_said_its_lists(folder: Folder) -> None:
+    """Some load half of themselves for that: the line does not wait, and what has changed is told when it is known."""
+    async with developing(folder.path) as dev:
+        await dev.line("up in .* 1 tool")
+        telling = asyncio.create_task(saved(dev))
+        await asyncio.sleep(0)
+        folder.has_tools("echo", "add", lists_gate="said")
+        assert "tools:" not in await telling
+        (folder.path / "said").touch()
+        assert re.fullmatch(r"tools: \+add\(text\)", await dev.line("add"))
+
+
+async def test_a_save_while_a_server_takes_over_leaves_no_former_one(folder: Folder) -> None:
+    """It gives up what was still to be told, and not the end of the servers before."""
+    folder.has_tools("echo", does=WRITES_ITS_PID)
+    async with developing(folder.path) as dev:
+        await dev.line("up in")
+        first = pid_in(folder.path / "pid")
+        telling = asyncio.create_task(saved(dev))
+        await asyncio.sleep(0)
+        folder.has_tools("echo", lists_gate="never", does=WRITES_ITS_PID)
+        await telling
+        second = pid_in(folder.path / "pid")
+        telling = asyncio.create_task(saved(dev, r"tools: \+add"))
+        await asyncio.sleep(0)
+        folder.has_tools("echo", "add")
+        await telling
+        await gone(first, second)
 
 
 async def test_calls_go_on_while_saves_come(folder: Folder) -> None:
@@ -136,6 +178,15 @@ async def test_without_any_good_server_calls_end_with_its_words(folder: Folder) 
         folder.has_tools("echo")
         await dev.line("→ up in")
         assert (await client.initialize()).status == 200
+
+
+async def test_a_server_that_does_not_start_is_told_before_its_children_are_ended(folder: Folder) -> None:
+    """Who waits is told at once, however long what it has left behind takes to end."""
+    folder.server.write_text(LEAVES_A_CHILD, encoding="utf-8")
+    async with developing(folder.path) as dev:
+        await dev.line("the child was told to end")
+        told = [line for line in dev.lines if "does not start" in line or "the child was told" in line]
+        assert "does not start (exit status 3): bad news" in told[0]
 
 
 async def test_a_server_with_a_port_of_its_own_is_stopped_first(folder: Folder) -> None:
