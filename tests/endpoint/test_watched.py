@@ -54,7 +54,9 @@ class Watched:
     def __init__(self, upstream: FakeUpstream) -> None:
         self.watcher = Watcher()
         settings = load({"upstream": [upstream.url], "listen": ["127.0.0.1:0"], "admin": ["off"]}, {}).settings
-        self.sidecar = Sidecar(settings, asyncio.get_running_loop().time, watch=self.watcher)
+        self.later_s = 0.0
+        loop = asyncio.get_running_loop()
+        self.sidecar = Sidecar(settings, lambda: loop.time() + self.later_s, watch=self.watcher)
         self.sessions = self.watcher.sessions = Sessions(self.sidecar.services)
         self.config = settings.upstream_config()
 
@@ -132,6 +134,25 @@ async def test_credentials_are_not_kept_for_a_heal() -> None:
         assert await running.sessions.heal() == 0
         assert (await client.tool("echo", text="b")).text == "b"
         assert running.watcher.healed() == 1
+
+
+async def test_who_has_left_is_not_healed() -> None:
+    """A program of one call leaves without a word: its session waits for a next call, and one whose client listens does not."""
+    async with (
+        watched() as (running, _, new),
+        McpClient(running.url) as gone,
+        McpClient(running.url) as silent,
+        McpClient(running.url) as listening,
+    ):
+        for client in (gone, silent, listening):
+            await client.initialize()
+            await client.tool("echo", text="a")
+        async with await listening.get_stream():
+            running.later_s = 3600
+            running.sessions.take_over(running.at(new))
+            assert await running.sessions.heal() == 1
+        assert (await silent.tool("echo", text="b")).text == "b"
+        assert running.watcher.healed() == 2
 
 
 async def test_who_listens_with_credentials_comes_back_by_itself() -> None:

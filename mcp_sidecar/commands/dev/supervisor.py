@@ -46,6 +46,8 @@ LONGEST_START_S = DRAIN_FIXED_S + child.STOP_PATIENCE_S + SILENT_AFTER_S
 LISTS_PATIENCE_S = 0.04
 """How long the line that says that a server is up waits for what changed in its lists; later that is a line of its own."""
 TOLD_LINES = 8
+CALM = {"PYTHONUNBUFFERED": "1", "FASTMCP_SHOW_SERVER_BANNER": "false", "FASTMCP_CHECK_FOR_UPDATES": "off"}
+"""Lines that come as they are written, and not twenty of them for a banner at every save; what the developer sets counts."""
 GIVEN_UP = 3
 """How often a start is given up for changes of the same files before the server itself may be writing them."""
 _SPEAKS_OF_ERRORS = re.compile(r"error|exception|fail|cannot|not found|denied|already in use", re.IGNORECASE)
@@ -227,7 +229,7 @@ class Supervisor:
     @staticmethod
     def _environment(port: int | None) -> dict[str, str]:
         given = {} if port is None else dict.fromkeys(ports.VARIABLES, str(port))
-        return {"PYTHONUNBUFFERED": "1", **os.environ, **given}
+        return {**CALM, **os.environ, **given}
 
     async def _wait(self, server: Server, port: int | None) -> Up | None:
         """Until it is up; ``None`` where it has ended before."""

@@ -18,6 +18,8 @@ from mcp_sidecar.upstream.pool import Pool
 from mcp_sidecar.waiting.hold import HeldRequest, Waited
 
 REPLACED = "server-replaced"
+GONE_AFTER_S = 60.0
+"""Who neither listens nor has asked for so long is healed by the next call, and could not be told of anything before."""
 CREDENTIALS = frozenset({"authorization", "cookie", "proxy-authorization"})
 
 
@@ -48,10 +50,14 @@ class Sessions:
 
     async def heal(self) -> int:
         """Heal every session that can be healed now; how many were."""
-        live = {session: trigger for session, trigger in self._triggers.items() if not session.is_ended}
-        self._triggers = live
-        healed = await asyncio.gather(*(self._heal(session, trigger) for session, trigger in live.items()))
-        return sum(healed)
+        self._triggers = {session: trigger for session, trigger in self._triggers.items() if self._is_there(session)}
+        healing = [self._heal(session, trigger) for session, trigger in self._triggers.items()]
+        return sum(await asyncio.gather(*healing))
+
+    def _is_there(self, session: Session) -> bool:
+        """Whether somebody is likely to be at the other end: programs of one call leave without a word."""
+        is_in_use = session.streams > 0 or self._services.clock() - session.last_used_at < GONE_AFTER_S
+        return is_in_use and not session.is_ended
 
     def fail(self, why: str) -> None:
         """There is no server, and none will come by itself: whoever waits is told why."""

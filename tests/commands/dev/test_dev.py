@@ -248,6 +248,15 @@ async def test_a_port_in_the_command_is_filled_in(folder: Folder) -> None:
         assert re.fullmatch(r"  │ serving --at \d+", await dev.line("serving"))
 
 
+async def test_a_server_says_what_matters_at_every_save(folder: Folder) -> None:
+    """It has no banner where it can be told so, and its lines come as they are written; the developer's own word counts."""
+    folder.does("import os; print(os.environ['FASTMCP_SHOW_SERVER_BANNER'], os.environ['PYTHONUNBUFFERED'])")
+    async with developing(folder.path) as dev:
+        await dev.line("│ false 1")
+    async with developing(folder.path, FASTMCP_SHOW_SERVER_BANNER="true") as dev:
+        await dev.line("│ true 1")
+
+
 async def test_files_of_no_interest_restart_nothing(folder: Folder) -> None:
     """What git ignores, and what is no source, is the server's own business: a restart for it would never end."""
     (folder.path / ".gitignore").write_text("made_*.py\n", encoding="utf-8")
