@@ -1,8 +1,8 @@
 """The developer's server as a process: its own process group, its output in lines, its end.
 
-The rule of this file: nothing that was started here outlives the sidecar. Whoever ends a server ends its whole group; what
-has left the group for another one is found among the orphans that the kernel gives to us; and a guard does the same where the
-sidecar itself is killed.
+The rule of this file: nothing that was started here outlives the sidecar. Whoever ends a server ends its whole group and its
+descendants in other groups; what has left its parents, too, is found among the orphans that the kernel gives to us; and a
+guard does the same where the sidecar itself is killed.
 """
 
 from __future__ import annotations
@@ -136,6 +136,7 @@ class Server(asyncio.SubprocessProtocol):
         self._on_line = on_line
         self._lines = Lines()
         self._has_exited, self._has_said_all = asyncio.Event(), asyncio.Event()
+        self._strays: set[psutil.Process] = set()
         self.last_lines: deque[str] = deque(maxlen=KEPT_LINES)
 
     @property
@@ -184,9 +185,10 @@ class Server(asyncio.SubprocessProtocol):
             os.killpg(self.pid, number)
 
     async def end(self) -> None:
-        """SIGTERM to the group, SIGKILL to what is left of it after five seconds; returns when nothing is left."""
+        """SIGTERM to all of its family, SIGKILL to what is left of it after five seconds; returns when nothing is left."""
+        self._find_strays()
         try:
-            self.signal(signal.SIGTERM)
+            self._tell_all(signal.SIGTERM)
             async with asyncio.timeout(STOP_PATIENCE_S):
                 while self._is_left():  # noqa: ASYNC110 - nobody tells of a group
                     await asyncio.sleep(LOOK_EVERY_S)
@@ -194,27 +196,40 @@ class Server(asyncio.SubprocessProtocol):
             pass
         finally:
             if self._is_left():
-                self.signal(signal.SIGKILL)
+                self._tell_all(signal.SIGKILL)
             await asyncio.shield(self._gone())
 
     async def _gone(self) -> None:
         await self.exited
         while self._is_left():
-            self.signal(signal.SIGKILL)
+            self._tell_all(signal.SIGKILL)
             await asyncio.sleep(LOOK_EVERY_S)
         self._transport.close()
         self._guard.release(self.pid)
         RUNNING.discard(self)
 
+    def _tell_all(self, number: int) -> None:
+        self.signal(number)
+        for stray in self._strays:
+            with contextlib.suppress(psutil.Error):
+                stray.send_signal(number)
+
+    def _find_strays(self) -> None:
+        """Descendants in groups of their own, such as browsers; once the server has ended nobody can say whose they are."""
+        with contextlib.suppress(psutil.Error):
+            family = psutil.Process(self.pid).children(recursive=True)
+            self._strays |= {each for each in family if _group_of(each.pid) != self.pid}
+
     def _is_left(self) -> bool:
-        """Whether anybody of the group still runs."""
+        """Whether anybody of the family still runs."""
         if not self.has_ended:
             return True
         _reap(-self.pid)
+        self._strays = {stray for stray in self._strays if _is_alive(stray)}
         try:
             os.killpg(self.pid, 0)
         except OSError:
-            return False
+            return bool(self._strays)
         return True
 
 
@@ -232,6 +247,21 @@ async def start(command: Sequence[str], environment: Mapping[str, str], guard: G
     return server
 
 
+def _group_of(pid: int) -> int | None:
+    with contextlib.suppress(OSError):
+        return os.getpgid(pid)
+    return None
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    """Whether it runs; an orphan of ours that has ended is taken from the list of processes."""
+    with contextlib.suppress(psutil.Error):
+        if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+            return True
+        _reap(process.pid)
+    return False
+
+
 def _reap(who: int) -> None:
     with contextlib.suppress(OSError):
         while os.waitpid(who, os.WNOHANG)[0]:
@@ -241,11 +271,11 @@ def _reap(who: int) -> None:
 def kill_orphans(known: set[int]) -> list[str]:
     """End what a server has left behind in another group than its own, and say what it was.
 
-    ``known`` are the processes that we have started ourselves.
+    ``known`` are the processes that we have started ourselves. What is still in the group of one of them is left to it.
     """
     ended = []
     for orphan in psutil.Process().children():
-        if orphan.pid in known:
+        if orphan.pid in known or _group_of(orphan.pid) in known:
             continue
         with contextlib.suppress(psutil.Error):
             family = [orphan, *orphan.children(recursive=True)]

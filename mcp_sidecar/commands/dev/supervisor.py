@@ -43,7 +43,7 @@ DRAIN_S, DRAIN_FIXED_S = 10.0, 5.0
 """How long calls on the old server may go on; where the new one waits for its port, not for long."""
 LONGEST_START_S = DRAIN_FIXED_S + child.STOP_PATIENCE_S + SILENT_AFTER_S
 """How long a call may have to wait until a server answers, or is told to be none."""
-LISTS_PATIENCE_S = 0.04
+LISTS_PATIENCE_S = 0.025
 """How long the line that says that a server is up waits for what changed in its lists; later that is a line of its own."""
 TOLD_LINES = 8
 CALM = {"PYTHONUNBUFFERED": "1", "FASTMCP_SHOW_SERVER_BANNER": "false", "FASTMCP_CHECK_FOR_UPDATES": "off"}

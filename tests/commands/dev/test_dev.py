@@ -34,6 +34,9 @@ if not os.fork():
         signal.pause()
 os.read(heard, 1)
 os._exit(3)"""
+GOES_ITS_OWN_WAY = """\
+import functools, subprocess
+subprocess.Popen = functools.partial(subprocess.Popen, start_new_session=True)"""
 IGNORES_SIGTERM = """\
 import signal
 really, signal.signal = signal.signal, lambda *_: None
@@ -416,10 +419,11 @@ def test_a_command_is_needed(capfd: pytest.CaptureFixture[str]) -> None:
     [
         *((number, "") for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL)),
         *((number, IGNORES_SIGTERM) for number in (signal.SIGTERM, signal.SIGKILL)),
+        *((number, GOES_ITS_OWN_WAY) for number in (signal.SIGTERM, signal.SIGKILL)),
     ],
 )
 async def test_no_process_is_left(folder: Folder, number: signal.Signals, habit: str) -> None:
-    """However the sidecar ends, the server and its children end, too, also where they ignore SIGTERM."""
+    """However the sidecar ends, the server and its children end, too, also where they ignore SIGTERM or left its group."""
     folder.does(f"{habit}\n{HAS_A_CHILD}\n{WRITES_ITS_PID}")
     async with developing(folder.path) as dev:
         await dev.line("up in")
@@ -430,9 +434,10 @@ async def test_no_process_is_left(folder: Folder, number: signal.Signals, habit:
         await gone(*pids)
 
 
-async def test_a_former_server_ends_with_its_children(folder: Folder) -> None:
+@pytest.mark.parametrize("habit", [IGNORES_SIGTERM, GOES_ITS_OWN_WAY], ids=["stubborn", "of its own group"])
+async def test_a_former_server_ends_with_its_children(folder: Folder, habit: str) -> None:
     """What a save has replaced is gone once its calls have ended."""
-    folder.does(f"{IGNORES_SIGTERM}\n{HAS_A_CHILD}\n{WRITES_ITS_PID}")
+    folder.does(f"{habit}\n{HAS_A_CHILD}\n{WRITES_ITS_PID}")
     async with developing(folder.path) as dev:
         await dev.line("up in")
         pids = pid_in(folder.path / "pid"), pid_in(folder.path / "child")
@@ -440,6 +445,28 @@ async def test_a_former_server_ends_with_its_children(folder: Folder) -> None:
         await dev.line("→ up in")
         await gone(*pids)
         assert dev.process.returncode is None
+
+
+async def test_a_broken_save_ends_nothing_of_the_last_good_server(folder: Folder) -> None:
+    """What it has put into the background in its own group is still its own."""
+    folder.does(
+        "import pathlib, subprocess\n"
+        "subprocess.run('sleep 600 & echo $! > child', shell=True)\n"
+        "import os; pathlib.Path('pid').write_text(str(os.getpid()))"
+    )
+    async with developing(folder.path) as dev, McpClient(await dev.url()) as client:
+        await dev.line("up in")
+        await client.initialize()
+        child, telling = pid_in(folder.path / "child"), asyncio.create_task(saved(dev, "the last good server"))
+        await asyncio.sleep(0)
+        folder.is_broken()
+        await telling
+        telling = asyncio.create_task(saved(dev, "the last good server"))
+        await asyncio.sleep(0)
+        folder.server.write_text("broken again(:", encoding="utf-8")
+        await telling
+        assert is_running(child)
+    await gone(child)
 
 
 async def test_a_save_during_a_start_begins_anew(folder: Folder) -> None:
