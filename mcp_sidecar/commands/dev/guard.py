@@ -1,8 +1,8 @@
 """Ends process groups once whoever started this is gone, however it went: `python -I guard.py`, told on its standard input.
 
 `+123` takes a group into care, `-123` lets it go. At the end of the input, which is the end of the sidecar, SIGKILL included,
-what is left gets SIGTERM and a second later SIGKILL, and with it the descendants in groups of their own, where there is `/proc`.
-A script by itself, with modules of the standard library that load fast.
+what is left gets SIGTERM and a second later SIGKILL; so do its descendants in groups of their own, where there is `/proc`. A
+script by itself, with modules of the standard library that load fast.
 """
 
 import os

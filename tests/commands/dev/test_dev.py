@@ -273,6 +273,25 @@ async def test_files_of_no_interest_restart_nothing(folder: Folder) -> None:
         assert "prompt.txt changed" in await telling
 
 
+async def test_keys_do_what_they_say(folder: Folder) -> None:
+    """At a terminal: one restarts, one shows how clients connect, one opens the status page, one ends; any other does nothing."""
+    async with developing(folder.path, at_terminal=True, NO_COLOR="1") as dev:
+        await dev.line("keys .*r restart · c how clients connect · o status page · q quit")
+        url = await dev.url()
+        await dev.line("up in")
+        telling = asyncio.create_task(saved(dev, "restart → up in"))
+        await asyncio.sleep(0)
+        dev.press("xr")
+        await telling
+        dev.press("c")
+        await dev.line(f"claude mcp add --transport http .* {url}")
+        dev.press("o")
+        await dev.line("there is no status page: --admin is off")
+        dev.press("q")
+        assert await dev.exit_status() == 0
+        assert not any(line.startswith("x") for line in dev.lines)  # nothing is echoed
+
+
 # -- bad input --------------------------------------------------------------------------------------------------------
 
 
@@ -281,6 +300,7 @@ async def test_a_command_that_does_not_exist_is_told(folder: Folder) -> None:
     async with developing(folder.path, "--once", command=("no-such-program",)) as dev:
         assert await dev.exit_status() == 127
         assert await dev.line(r"does not start \(exit status 127\): no-such-program: No such file or directory")
+        assert not any("keys" in line for line in dev.lines)  # there is no terminal
 
 
 async def test_once_gives_the_status_of_the_server(folder: Folder) -> None:
