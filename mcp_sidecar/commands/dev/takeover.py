@@ -18,7 +18,7 @@ from mcp_sidecar.upstream.pool import Pool
 from mcp_sidecar.waiting.hold import HeldRequest, Waited
 
 REPLACED = "server-replaced"
-GONE_AFTER_S = 60.0
+GONE_AFTER_S = 10.0
 """Who neither listens nor has asked for so long is healed by the next call, and could not be told of anything before."""
 CREDENTIALS = frozenset({"authorization", "cookie", "proxy-authorization"})
 
