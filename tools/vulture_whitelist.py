@@ -7,7 +7,11 @@ A name that nobody needs is removed where it stands, not added here.
 _.connection_lost
 _.eof_received
 _.pause_writing
+_.pipe_connection_lost
+_.pipe_data_received
+_.process_exited
 _.resume_writing
+fd
 
 # pydantic calls these, with these arguments.
 _._apart_from_listen

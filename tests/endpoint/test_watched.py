@@ -54,7 +54,9 @@ class Watched:
     def __init__(self, upstream: FakeUpstream) -> None:
         self.watcher = Watcher()
         settings = load({"upstream": [upstream.url], "listen": ["127.0.0.1:0"], "admin": ["off"]}, {}).settings
-        self.sidecar = Sidecar(settings, asyncio.get_running_loop().time, watch=self.watcher)
+        self.later_s = 0.0
+        loop = asyncio.get_running_loop()
+        self.sidecar = Sidecar(settings, lambda: loop.time() + self.later_s, watch=self.watcher)
         self.sessions = self.watcher.sessions = Sessions(self.sidecar.services)
         self.config = settings.upstream_config()
 
@@ -85,7 +87,8 @@ async def test_sessions_are_healed_before_anybody_calls() -> None:
     async with watched() as (running, old, new), McpClient(running.url) as client:
         await client.initialize()
         await client.tool("echo", text="a")
-        _, healed = await running.sessions.take_over(running.at(new))
+        running.sessions.take_over(running.at(new))
+        healed = await running.sessions.heal()
         assert healed == 1 == len(new.sessions) == running.watcher.healed()
         assert (await client.tool("echo", text="b")).text == "b"
         assert [len(each.ledger.executions("echo")) for each in (old, new)] == [1, 1]
@@ -97,7 +100,8 @@ async def test_a_call_under_way_ends_on_the_server_that_has_it() -> None:
         await client.initialize()
         call = asyncio.create_task(client.tool("slow"))
         await old.ledger.wait_for(lambda ledger: len(ledger.executions("slow")) == 1)
-        pool, healed = await running.sessions.take_over(running.at(new))
+        pool = running.sessions.take_over(running.at(new))
+        healed = await running.sessions.heal()
         assert pool is not None and healed == 1
         retiring = asyncio.create_task(running.sidecar.services.upstream.retire(pool, 3600))
         await asyncio.sleep(0)
@@ -114,7 +118,8 @@ async def test_patience_with_an_old_server_has_an_end() -> None:
         await client.initialize()
         call = asyncio.create_task(client.tool("slow"))
         await old.ledger.wait_for(lambda ledger: len(ledger.executions("slow")) == 1)
-        pool, _ = await running.sessions.take_over(running.at(new))
+        pool = running.sessions.take_over(running.at(new))
+        await running.sessions.heal()
         assert pool is not None
         await running.sidecar.services.upstream.retire(pool, 5)
         assert (await call).error["data"] == {"reason": "outcome_unknown"}
@@ -125,9 +130,29 @@ async def test_credentials_are_not_kept_for_a_heal() -> None:
     async with watched() as (running, _, new), McpClient(running.url, headers=bearer("t")) as client:
         await client.initialize()
         await client.tool("echo", text="a")
-        assert (await running.sessions.take_over(running.at(new)))[1] == 0
+        running.sessions.take_over(running.at(new))
+        assert await running.sessions.heal() == 0
         assert (await client.tool("echo", text="b")).text == "b"
         assert running.watcher.healed() == 1
+
+
+async def test_who_has_left_is_not_healed() -> None:
+    """A program of one call leaves without a word: its session waits for a next call, and one whose client listens does not."""
+    async with (
+        watched() as (running, _, new),
+        McpClient(running.url) as gone,
+        McpClient(running.url) as silent,
+        McpClient(running.url) as listening,
+    ):
+        for client in (gone, silent, listening):
+            await client.initialize()
+            await client.tool("echo", text="a")
+        async with await listening.get_stream():
+            running.later_s = 3600
+            running.sessions.take_over(running.at(new))
+            assert await running.sessions.heal() == 1
+        assert (await silent.tool("echo", text="b")).text == "b"
+        assert running.watcher.healed() == 2
 
 
 async def test_who_listens_with_credentials_comes_back_by_itself() -> None:
@@ -135,7 +160,8 @@ async def test_who_listens_with_credentials_comes_back_by_itself() -> None:
     async with watched() as (running, _, new), McpClient(running.url, headers=bearer("t")) as client:
         await client.initialize()
         async with await client.get_stream() as stream:
-            pool, _ = await running.sessions.take_over(running.at(new))
+            pool = running.sessions.take_over(running.at(new))
+            await running.sessions.heal()
             assert pool is not None
             await running.sidecar.services.upstream.retire(pool, 3600)
             await eventually(lambda: running.watcher.healed() == 1)
@@ -154,7 +180,8 @@ async def test_changed_lists_are_told_whatever_the_server_promised(capability: d
         await client.call("tools/list")
         new.become(extra_tools=("added",))
         async with await client.get_stream() as stream:
-            await running.sessions.take_over(running.at(new))
+            running.sessions.take_over(running.at(new))
+            await running.sessions.heal()
             message = await stream.next_message()
             assert message is not None and message["method"] == "notifications/tools/list_changed"
 
@@ -166,7 +193,8 @@ async def test_without_a_server_calls_wait_for_the_next_one() -> None:
         running.sessions.leave()
         call = asyncio.create_task(client.tool("echo", text="a"))
         await eventually(lambda: len(running.sidecar.services.holds) == 1)
-        await running.sessions.take_over(running.at(new))
+        running.sessions.take_over(running.at(new))
+        await running.sessions.heal()
         assert (await call).text == "a"
         assert len(old.ledger.executions("echo")) == 0
 
@@ -185,7 +213,8 @@ async def test_where_no_server_will_come_calls_end_with_the_reason() -> None:
         running.sessions.hope()
         waiting = asyncio.create_task(client.tool("echo", text="a"))
         await eventually(lambda: len(running.sidecar.services.holds) == 1)
-        await running.sessions.take_over(running.at(new))
+        running.sessions.take_over(running.at(new))
+        await running.sessions.heal()
         assert (await waiting).text == "a"
 
 

@@ -25,7 +25,7 @@ from mcp_sidecar.commands.dev.child import Guard
 from mcp_sidecar.commands.dev.clients import snippets
 from mcp_sidecar.commands.dev.kept import KeptCalls
 from mcp_sidecar.commands.dev.screen import BOLD, DIM, RED, Screen, single_keys
-from mcp_sidecar.commands.dev.supervisor import Plan, Supervisor
+from mcp_sidecar.commands.dev.supervisor import LONGEST_START_S, Plan, Supervisor
 from mcp_sidecar.commands.dev.takeover import Sessions
 from mcp_sidecar.ops import logs
 from mcp_sidecar.ops.console import duration
@@ -37,6 +37,7 @@ NOWHERE = "http://127.0.0.1:1"
 """Where the upstream is said to be before there is one; nothing is ever sent there."""
 DRAIN_S = 2.0
 LAST_LINES_S = 1.0
+SPARE_S = 5.0
 STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 
 
@@ -76,7 +77,14 @@ def run(arguments: Namespace, load: Callable[[Mapping[str, Sequence[str]]], Load
     except OSError as error:
         sys.stderr.write(f"dev: --watch {error.filename}: {error.strerror}\n")
         return MISTAKE
-    return _run_to_end(plan, loaded.settings)
+    return _run_to_end(plan, patient(loaded.settings))
+
+
+def patient(settings: Settings) -> Settings:
+    """Calls, and clients that connect, wait out every start, and end with its words; unless somebody says how long."""
+    waits = dict.fromkeys(("hold_timeout", "connect_hold_timeout"), LONGEST_START_S + SPARE_S)
+    missing = {key: value for key, value in waits.items() if key not in settings.healing.model_fields_set}
+    return settings.model_copy(update={"healing": settings.healing.model_copy(update=missing)})
 
 
 def _run_to_end(plan: Plan, settings: Settings) -> int:

@@ -1,8 +1,8 @@
 """The developer's server as a process: its own process group, its output in lines, its end.
 
-The rule of this file: nothing that was started here outlives the sidecar. Whoever ends a server ends its whole group; what
-has left the group for another one is found among the orphans that the kernel gives to us; and a guard does the same where the
-sidecar itself is killed.
+The rule of this file: nothing that was started here outlives the sidecar. Whoever ends a server ends its whole group and its
+descendants in other groups; what has left its parents, too, is found among the orphans that the kernel gives to us; and a
+guard does the same where the sidecar itself is killed.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ import psutil
 STOP_PATIENCE_S = 5.0
 LOOK_EVERY_S = 0.02
 MAX_LINE_BYTES = 4096
+LAST_OUTPUT_S = 0.1
 KEPT_LINES = 20
-CHUNK_BYTES = 64 * 1024
 PR_SET_CHILD_SUBREAPER = 36
 
 OnLine = Callable[[str], None]
@@ -118,32 +118,53 @@ RUNNING: set[Server] = set()
 """All servers whose group may still be there."""
 
 
-class Server:
-    """One run of the developer's command. ``pid`` is its process group, too."""
+class Server(asyncio.SubprocessProtocol):
+    """One run of the developer's command. ``pid`` is its process group, too.
 
-    def __init__(self, process: asyncio.subprocess.Process, guard: Guard, on_line: OnLine) -> None:
+    A protocol rather than asyncio's streams, whose ``wait`` waits for the end of the output as well (3.11.7): children may
+    hold that open for ever.
+    """
+
+    pid: int
+    exited: asyncio.Task[int]
+    """Done with the exit status once the process has ended and its last output was read; signals count as in a shell."""
+    _transport: asyncio.SubprocessTransport
+
+    def __init__(self, guard: Guard, on_line: OnLine) -> None:
         """``on_line`` gets each line that it writes. Made by ``start``."""
-        self._process = process
         self._guard = guard
         self._on_line = on_line
+        self._lines = Lines()
+        self._has_exited, self._has_said_all = asyncio.Event(), asyncio.Event()
+        self._strays: set[psutil.Process] = set()
         self.last_lines: deque[str] = deque(maxlen=KEPT_LINES)
-        self.pid = process.pid
-        guard.take(self.pid)
-        RUNNING.add(self)
-        self._reading = asyncio.create_task(self._read())
-        self.exited = asyncio.create_task(self._exit())
-        """Done with the exit status once the process has ended and its last output was read; signals count as in a shell."""
 
     @property
     def has_ended(self) -> bool:
         """Whether the process is gone."""
-        return self._process.returncode is not None
+        return self._transport.get_returncode() is not None
 
-    async def _read(self) -> None:
-        lines, stream = Lines(), self._process.stdout
-        while stream is not None and (chunk := await stream.read(CHUNK_BYTES)):
-            self._take(lines.feed(chunk))
-        self._take(lines.rest())
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """It runs."""
+        assert isinstance(transport, asyncio.SubprocessTransport)
+        self._transport = transport
+        self.pid = transport.get_pid()
+        self.exited = asyncio.create_task(self._exit())
+        self._guard.take(self.pid)
+        RUNNING.add(self)
+
+    def pipe_data_received(self, fd: int, data: bytes) -> None:  # noqa: ARG002 - both outputs are one pipe
+        """It has written something."""
+        self._take(self._lines.feed(data))
+
+    def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:  # noqa: ARG002 - see above
+        """Nobody of its group can write any more."""
+        self._take(self._lines.rest())
+        self._has_said_all.set()
+
+    def process_exited(self) -> None:
+        """It has ended; its children may not have."""
+        self._has_exited.set()
 
     def _take(self, lines: Sequence[str]) -> None:
         self.last_lines.extend(line for line in lines if line.strip())
@@ -151,9 +172,11 @@ class Server:
             self._on_line(line)
 
     async def _exit(self) -> int:
-        status = await self._process.wait()
-        # Children may hold the pipe open for ever.
-        await asyncio.wait({self._reading}, timeout=LOOK_EVERY_S * 5)
+        await self._has_exited.wait()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LAST_OUTPUT_S):
+                await self._has_said_all.wait()
+        status = self._transport.get_returncode() or 0
         return 128 - status if status < 0 else status
 
     def signal(self, number: int) -> None:
@@ -162,9 +185,10 @@ class Server:
             os.killpg(self.pid, number)
 
     async def end(self) -> None:
-        """SIGTERM to the group, SIGKILL to what is left of it after five seconds; returns when nothing is left."""
+        """SIGTERM to all of its family, SIGKILL to what is left of it after five seconds; returns when nothing is left."""
+        self._find_strays()
         try:
-            self.signal(signal.SIGTERM)
+            self._tell_all(signal.SIGTERM)
             async with asyncio.timeout(STOP_PATIENCE_S):
                 while self._is_left():  # noqa: ASYNC110 - nobody tells of a group
                     await asyncio.sleep(LOOK_EVERY_S)
@@ -172,37 +196,70 @@ class Server:
             pass
         finally:
             if self._is_left():
-                self.signal(signal.SIGKILL)
+                self._tell_all(signal.SIGKILL)
             await asyncio.shield(self._gone())
 
     async def _gone(self) -> None:
         await self.exited
         while self._is_left():
-            self.signal(signal.SIGKILL)
+            self._tell_all(signal.SIGKILL)
             await asyncio.sleep(LOOK_EVERY_S)
-        self._reading.cancel()
-        await asyncio.gather(self._reading, return_exceptions=True)
+        self._transport.close()
         self._guard.release(self.pid)
         RUNNING.discard(self)
 
+    def _tell_all(self, number: int) -> None:
+        self.signal(number)
+        for stray in self._strays:
+            with contextlib.suppress(psutil.Error):
+                stray.send_signal(number)
+
+    def _find_strays(self) -> None:
+        """Descendants in groups of their own, such as browsers; once the server has ended nobody can say whose they are."""
+        with contextlib.suppress(psutil.Error):
+            family = psutil.Process(self.pid).children(recursive=True)
+            self._strays |= {each for each in family if _group_of(each.pid) != self.pid}
+
     def _is_left(self) -> bool:
-        """Whether anybody of the group still runs."""
+        """Whether anybody of the family still runs."""
         if not self.has_ended:
             return True
         _reap(-self.pid)
+        self._strays = {stray for stray in self._strays if _is_alive(stray)}
         try:
             os.killpg(self.pid, 0)
         except OSError:
-            return False
+            return bool(self._strays)
         return True
 
 
 async def start(command: Sequence[str], environment: Mapping[str, str], guard: Guard, on_line: OnLine) -> Server:
     """Run the command without a shell. Raises OSError where there is no such program."""
-    process = await asyncio.create_subprocess_exec(
-        *command, stdin=DEVNULL, stdout=PIPE, stderr=STDOUT, env=dict(environment), start_new_session=True
+    _, server = await asyncio.get_running_loop().subprocess_exec(
+        lambda: Server(guard, on_line),
+        *command,
+        stdin=DEVNULL,
+        stdout=PIPE,
+        stderr=STDOUT,
+        env=dict(environment),
+        start_new_session=True,
     )
-    return Server(process, guard, on_line)
+    return server
+
+
+def _group_of(pid: int) -> int | None:
+    with contextlib.suppress(OSError):
+        return os.getpgid(pid)
+    return None
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    """Whether it runs; an orphan of ours that has ended is taken from the list of processes."""
+    with contextlib.suppress(psutil.Error):
+        if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+            return True
+        _reap(process.pid)
+    return False
 
 
 def _reap(who: int) -> None:
@@ -214,11 +271,11 @@ def _reap(who: int) -> None:
 def kill_orphans(known: set[int]) -> list[str]:
     """End what a server has left behind in another group than its own, and say what it was.
 
-    ``known`` are the processes that we have started ourselves.
+    ``known`` are the processes that we have started ourselves. What is still in the group of one of them is left to it.
     """
     ended = []
     for orphan in psutil.Process().children():
-        if orphan.pid in known:
+        if orphan.pid in known or _group_of(orphan.pid) in known:
             continue
         with contextlib.suppress(psutil.Error):
             family = [orphan, *orphan.children(recursive=True)]

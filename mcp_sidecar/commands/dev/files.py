@@ -11,7 +11,7 @@ from typing import Final
 import pathspec
 from watchfiles import Change, DefaultFilter, awatch
 
-SETTLE_MS: Final = 15
+SETTLE_MS: Final = 10
 """Changes are collected until none has come for so long: an editor that saves, a formatter behind it."""
 STORM_MS: Final = 1_000
 """But no longer than this: a branch that is checked out changes a thousand files."""

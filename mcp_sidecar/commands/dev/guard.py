@@ -1,22 +1,29 @@
 """Ends process groups once whoever started this is gone, however it went: `python -I guard.py`, told on its standard input.
 
 `+123` takes a group into care, `-123` lets it go. At the end of the input, which is the end of the sidecar, SIGKILL included,
-what is left gets SIGTERM and a second later SIGKILL. A script by itself, with modules of the standard library that load fast.
+what is left gets SIGTERM and a second later SIGKILL; so do its descendants in groups of their own, where there is `/proc`. A
+script by itself, with modules of the standard library that load fast.
 """
 
 import os
 import signal
 import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 PATIENCE_S = 1.0
 LOOK_EVERY_S = 0.02
 
 
-def _signal(group: int, number: int) -> bool:
-    """Whether there is such a group still."""
+Target = tuple[Callable[[int, int], None], int]
+
+
+def _signal(target: Target, number: int) -> bool:
+    """Whether there is such a process or group still."""
+    send, pid = target
     try:
-        os.killpg(group, number)
+        send(pid, number)
     except OSError:
         return False
     return True
@@ -31,13 +38,33 @@ def main() -> None:
         sign, digits = line[:1], line[1:].strip()
         if digits.isdigit() and int(digits) > 1:
             (groups.add if sign == "+" else groups.discard)(int(digits))
-    left = [group for group in groups if _signal(group, signal.SIGTERM)]
+    _end([(os.killpg, group) for group in groups] + [(os.kill, stray) for stray in _strays(groups)])
+
+
+def _end(those: list[Target]) -> None:
+    left = [target for target in those if _signal(target, signal.SIGTERM)]
     until = time.monotonic() + PATIENCE_S
     while left and time.monotonic() < until:
         time.sleep(LOOK_EVERY_S)
-        left = [group for group in left if _signal(group, 0)]
-    for group in left:
-        _signal(group, signal.SIGKILL)
+        left = [target for target in left if _signal(target, 0)]
+    for target in left:
+        _signal(target, signal.SIGKILL)
+
+
+def _strays(groups: set[int]) -> set[int]:
+    """Descendants of the groups' leaders that are in none of the groups."""
+    rows = {}
+    for place in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            _, parent, group, *_ = place.read_text(errors="replace").rpartition(")")[2].split()
+        except OSError:  # gone by now
+            continue
+        rows[int(place.parent.name)] = int(parent), int(group)
+    family, found = set(groups), set(groups)
+    while found:
+        found = {pid for pid, (parent, _) in rows.items() if parent in found} - family
+        family |= found
+    return {pid for pid in family if pid in rows and rows[pid][1] not in groups}
 
 
 if __name__ == "__main__":

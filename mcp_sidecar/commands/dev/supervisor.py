@@ -41,7 +41,13 @@ from mcp_sidecar.upstream.upstream import Upstream
 SILENT_AFTER_S = 30.0
 DRAIN_S, DRAIN_FIXED_S = 10.0, 5.0
 """How long calls on the old server may go on; where the new one waits for its port, not for long."""
+LONGEST_START_S = DRAIN_FIXED_S + child.STOP_PATIENCE_S + SILENT_AFTER_S
+"""How long a call may have to wait until a server answers, or is told to be none."""
+LISTS_PATIENCE_S = 0.025
+"""How long the line that says that a server is up waits for what changed in its lists; later that is a line of its own."""
 TOLD_LINES = 8
+CALM = {"PYTHONUNBUFFERED": "1", "FASTMCP_SHOW_SERVER_BANNER": "false", "FASTMCP_CHECK_FOR_UPDATES": "off"}
+"""Lines that come as they are written, and not twenty of them for a banner at every save; what the developer sets counts."""
 GIVEN_UP = 3
 """How often a start is given up for changes of the same files before the server itself may be writing them."""
 _SPEAKS_OF_ERRORS = re.compile(r"error|exception|fail|cannot|not found|denied|already in use", re.IGNORECASE)
@@ -223,7 +229,7 @@ class Supervisor:
     @staticmethod
     def _environment(port: int | None) -> dict[str, str]:
         given = {} if port is None else dict.fromkeys(ports.VARIABLES, str(port))
-        return {"PYTHONUNBUFFERED": "1", **os.environ, **given}
+        return {**CALM, **os.environ, **given}
 
     async def _wait(self, server: Server, port: int | None) -> Up | None:
         """Until it is up; ``None`` where it has ended before."""
@@ -271,27 +277,45 @@ class Supervisor:
 
     async def _take_over(self, cause: str, server: Server, up: Up, began: float) -> None:
         former, self._current = self._current, server
-        taking = self._sessions.take_over(replace(self._config, origin=up.origin))
-        (pool, healed), lists = await asyncio.gather(taking, look_at_lists(up, self._plan.path))
-        self._tell_up(cause, up, asyncio.get_running_loop().time() - began, healed, lists)
-        self._do(leave(up, self._plan.path))
-        server.exited.add_done_callback(lambda done: self._events.put_nowait(Exited(server, done.result())))
-        if former is not None:
-            self._do(self._let_go(former, pool))
+        pool = self._sessions.take_over(replace(self._config, origin=up.origin))
+        try:
+            healed = await self._sessions.heal()
+            await self._tell_up(cause, up, asyncio.get_running_loop().time() - began, healed)
+        finally:  # a save may end this at any moment
+            self._do(leave(up, self._plan.path))
+            server.exited.add_done_callback(lambda done: self._events.put_nowait(Exited(server, done.result())))
+            if former is not None:
+                self._do(self._let_go(former, pool))
 
-    def _tell_up(self, cause: str, up: Up, seconds: float, healed: int, lists: Mapping[str, Items]) -> None:
-        is_first, before = self._lists is None, self._lists or {}
-        parts = [f"up in {duration(seconds)}"]
-        if healed:
-            parts.append(f"{healed} session{'s' if healed > 1 else ''} healed")
-        parts.append(counted(lists) if is_first else difference(before, lists))
-        told = " · ".join(filter(None, parts))
-        self._screen.say(f"{cause} → {told}" if cause else f"{up.name or 'server'} {told}", GREEN)
+    async def _tell_up(self, cause: str, up: Up, seconds: float, healed: int) -> None:
+        """The lists are asked for behind the heals: some servers load half of themselves before they say them."""
+        began = f"{cause} → up" if cause else f"{up.name or 'server'} up"
+        sessions = f"{healed} session{'s' if healed > 1 else ''} healed" if healed else ""
+        words = [f"{began} in {duration(seconds)}", sessions]
+        patience_s = None if self._lists is None else LISTS_PATIENCE_S
+        looking = asyncio.create_task(look_at_lists(up, self._plan.path))
+        try:
+            await asyncio.wait({looking}, timeout=patience_s)
+            if not looking.done():
+                self._say_up(*words)
+                words = []
+            self._say_up(*words, self._note_lists(await looking))
+        finally:
+            looking.cancel()
         if up.is_elsewhere:
             self._screen.say(f"it answers {up.said.status} at {self._plan.path}: give the path with --path", YELLOW)
         elif up.said.status >= 400:
             self._screen.say(f"it answers {up.said.status} to an initialize without credentials", DIM)
-        self._lists = {**before, **lists}
+
+    def _say_up(self, *words: str) -> None:
+        if any(words):
+            self._screen.say(" · ".join(filter(None, words)), GREEN)
+
+    def _note_lists(self, lists: Mapping[str, Items]) -> str:
+        """What there is now, or is different; in words."""
+        before = self._lists
+        self._lists = {**(before or {}), **lists}
+        return counted(lists) if before is None else difference(before, lists)
 
     async def _let_go(self, server: Server, pool: Pool | None) -> None:
         """Let the calls on a former server end, then the server."""
@@ -313,14 +337,15 @@ class Supervisor:
 
     async def _not_up(self, cause: str, server: Server) -> None:
         status = server.exited.result()
+        last_words = "\n".join(list(server.last_lines)[-TOLD_LINES:])
+        if not last_words and status == 0:
+            last_words = "it ended at once, without a word"
+        self._not_started(cause, last_words, status)
         await server.end()
         left = child.kill_orphans(self._known())
         if left:
             self._screen.say(f"it has put itself into the background and was ended there: {', '.join(left)}", YELLOW)
             self._screen.plain("          run it in the foreground")
-        if not server.last_lines and status == 0:
-            server.last_lines.append("it ended at once, without a word")
-        self._not_started(cause, "\n".join(list(server.last_lines)[-TOLD_LINES:]), status)
 
     def _not_started(self, cause: str, last_words: str, status: int) -> None:
         self._screen.say(

@@ -18,6 +18,8 @@ from mcp_sidecar.upstream.pool import Pool
 from mcp_sidecar.waiting.hold import HeldRequest, Waited
 
 REPLACED = "server-replaced"
+GONE_AFTER_S = 10.0
+"""Who neither listens nor has asked for so long is healed by the next call, and could not be told of anything before."""
 CREDENTIALS = frozenset({"authorization", "cookie", "proxy-authorization"})
 
 
@@ -39,12 +41,23 @@ class Sessions:
         """Send nothing to anybody from now on: requests wait. Gives the connections of so far."""
         return self._services.upstream.point_at(None)
 
-    async def take_over(self, config: UpstreamConfig) -> tuple[Pool | None, int]:
-        """Go on with another server. Gives the connections to the former one, and how many sessions were healed."""
+    def take_over(self, config: UpstreamConfig) -> Pool | None:
+        """Go on with another server, where requests go from now on. Gives the connections to the former one."""
         former = self._services.upstream.point_at(config)
         self._services.holds.fail(None)
         self._services.holds.availability.note(connected=True)
-        return former, await self._heal_all()
+        return former
+
+    async def heal(self) -> int:
+        """Heal every session that can be healed now; how many were."""
+        self._triggers = {session: trigger for session, trigger in self._triggers.items() if self._is_there(session)}
+        healing = [self._heal(session, trigger) for session, trigger in self._triggers.items()]
+        return sum(await asyncio.gather(*healing))
+
+    def _is_there(self, session: Session) -> bool:
+        """Whether somebody is likely to be at the other end: programs of one call leave without a word."""
+        is_in_use = session.streams > 0 or self._services.clock() - session.last_used_at < GONE_AFTER_S
+        return is_in_use and not session.is_ended
 
     def fail(self, why: str) -> None:
         """There is no server, and none will come by itself: whoever waits is told why."""
@@ -54,12 +67,6 @@ class Sessions:
     def hope(self) -> None:
         """A server is being started: calls wait for it again."""
         self._services.holds.fail(None)
-
-    async def _heal_all(self) -> int:
-        live = {session: trigger for session, trigger in self._triggers.items() if not session.is_ended}
-        self._triggers = live
-        healed = await asyncio.gather(*(self._heal(session, trigger) for session, trigger in live.items()))
-        return sum(healed)
 
     async def _heal(self, session: Session, trigger: Trigger) -> bool:
         services = self._services

@@ -17,6 +17,7 @@ from tests.support.waiting import HANG_S, eventually
 
 SMALL_SERVER: Final = Path(__file__).with_name("small_server.py")
 PYTHON: Final = (sys.executable, "server.py")
+AT_TERMINAL: Final = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))"
 
 
 class Folder:
@@ -27,10 +28,11 @@ class Folder:
         self.server = path / "server.py"
         shutil.copy(SMALL_SERVER, self.server)
 
-    def has_tools(self, *names: str) -> None:
-        """Save the server with these tools."""
-        text = SMALL_SERVER.read_text(encoding="utf-8")
-        self.server.write_text(text.replace('TOOLS = ["echo"]', f"TOOLS = {list(names)!r}"), encoding="utf-8")
+    def has_tools(self, *names: str, lists_gate: str = "", does: str = "") -> None:
+        """Save the server with these tools; its lists wait for the file ``lists_gate``, and it ``does`` something else first."""
+        text = SMALL_SERVER.read_text(encoding="utf-8").replace('TOOLS = ["echo"]', f"TOOLS = {list(names)!r}")
+        text = text.replace('LISTS_GATE = ""', f"LISTS_GATE = {lists_gate!r}")
+        self.server.write_text(f"{does}\n{text}", encoding="utf-8")
 
     def is_broken(self) -> None:
         """Save what is no Python."""
@@ -38,7 +40,7 @@ class Folder:
 
     def does(self, code: str) -> None:
         """Save a server that does something else first."""
-        self.server.write_text(f"{code}\n{SMALL_SERVER.read_text(encoding='utf-8')}", encoding="utf-8")
+        self.has_tools("echo", does=code)
 
 
 class DevProcess:
@@ -73,6 +75,11 @@ class DevProcess:
         """Where clients connect."""
         return (await self.line("for clients")).split()[-1]
 
+    def press(self, key: str) -> None:
+        """Press a key at its terminal."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(key.encode())
+
     async def exit_status(self) -> int:
         """Wait for its end."""
         async with asyncio.timeout(HANG_S):
@@ -89,12 +96,19 @@ class DevProcess:
 
 @asynccontextmanager
 async def developing(
-    folder: Path, *options: str, command: tuple[str, ...] = PYTHON, admin: str = "off", **environment: str
+    folder: Path,
+    *options: str,
+    command: tuple[str, ...] = PYTHON,
+    admin: str = "off",
+    at_terminal: bool = False,
+    **environment: str,
 ) -> AsyncIterator[DevProcess]:
-    """Run ``dev`` in the folder, on a free port."""
+    """Run ``dev`` in the folder, on a free port; with a terminal of its own, or with none."""
     process = await asyncio.create_subprocess_exec(
+        *((sys.executable, "-c", AT_TERMINAL) if at_terminal else ()),
         *(sys.executable, "-m", "mcp_sidecar", "dev", "--listen", "0", "--admin", admin, *options, "--", *command),
         cwd=folder,
+        stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
         env={name: value for name, value in os.environ.items() if not name.startswith("MCP_SIDECAR_")} | environment,

@@ -1,7 +1,8 @@
 """An MCP server for the tests of `dev`, as a developer's file: `python small_server.py`, on the port in ``PORT``.
 
 The standard library only, so that it starts fast. It forgets its sessions with its process, speaks on a listening stream, and has
-the tools in ``TOOLS``; the tests copy it and edit that line. The tool ``slow`` takes its time.
+the tools in ``TOOLS``; the tests copy it and edit that line. The tool ``slow`` takes its time. Its lists wait for the file that
+``LISTS_GATE`` names, if any.
 """
 
 import json
@@ -12,11 +13,13 @@ import threading
 import time
 import uuid
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 TOOLS = ["echo"]
 PORT = int(os.environ.get("PORT", "0"))
 PROMISES = False
 SLOW_S = 0.7
+LISTS_GATE = ""
 SESSIONS: set[str] = set()
 ENDED = threading.Event()
 
@@ -68,6 +71,8 @@ class Handler(BaseHTTPRequestHandler):
         if key is None:
             return self.answer(202)
         if method == "tools/list":
+            while LISTS_GATE and not Path(LISTS_GATE).exists():
+                time.sleep(0.01)
             tools = [{"name": name, "inputSchema": {"type": "object", "properties": {"text": {}}}} for name in TOOLS]
             return self.answer(200, {"jsonrpc": "2.0", "id": key, "result": {"tools": tools}})
         if method == "tools/call":

@@ -23,6 +23,20 @@ HAS_A_CHILD = """\
 import pathlib, subprocess, sys
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 pathlib.Path('child').write_text(str(child.pid))"""
+LEAVES_A_CHILD = """\
+import os, signal
+heard, tell = os.pipe()
+if not os.fork():
+    signal.signal(signal.SIGTERM, lambda *_: print("the child was told to end", flush=True))
+    print("bad news", flush=True)
+    os.write(tell, b".")
+    while True:
+        signal.pause()
+os.read(heard, 1)
+os._exit(3)"""
+GOES_ITS_OWN_WAY = """\
+import functools, subprocess
+subprocess.Popen = functools.partial(subprocess.Popen, start_new_session=True)"""
 IGNORES_SIGTERM = """\
 import signal
 really, signal.signal = signal.signal, lambda *_: None
@@ -76,11 +90,42 @@ async def test_a_save_brings_a_new_tool_and_loses_nobody(folder: Folder) -> None
             assert "server.py changed" in await telling
             heard = await stream.next_message()
             assert heard is not None and heard["method"] == "notifications/tools/list_changed"
-        assert re.search(r"1 session healed · tools: \+add\(text\)", await telling)
+        assert "1 session healed" in await telling
+        assert await dev.line(r"tools: \+add\(text\)")
         assert await tools_of(client) == ["echo", "add"]
         after = (await client.tool("echo")).text
         assert before != after and after.startswith("echo of")
         assert await dev.line("echo  .*ok")
+
+
+async def test_a_server_is_up_before_it_has_said_its_lists(folder: Folder) -> None:
+    """Some load half of themselves for that: the line does not wait, and what has changed is told when it is known."""
+    async with developing(folder.path) as dev:
+        await dev.line("up in .* 1 tool")
+        telling = asyncio.create_task(saved(dev))
+        await asyncio.sleep(0)
+        folder.has_tools("echo", "add", lists_gate="said")
+        assert "tools:" not in await telling
+        (folder.path / "said").touch()
+        assert re.fullmatch(r"tools: \+add\(text\)", await dev.line("add"))
+
+
+async def test_a_save_while_a_server_takes_over_leaves_no_former_one(folder: Folder) -> None:
+    """It gives up what was still to be told, and not the end of the servers before."""
+    folder.has_tools("echo", does=WRITES_ITS_PID)
+    async with developing(folder.path) as dev:
+        await dev.line("up in")
+        first = pid_in(folder.path / "pid")
+        telling = asyncio.create_task(saved(dev))
+        await asyncio.sleep(0)
+        folder.has_tools("echo", lists_gate="never", does=WRITES_ITS_PID)
+        await telling
+        second = pid_in(folder.path / "pid")
+        telling = asyncio.create_task(saved(dev, r"tools: \+add"))
+        await asyncio.sleep(0)
+        folder.has_tools("echo", "add")
+        await telling
+        await gone(first, second)
 
 
 async def test_calls_go_on_while_saves_come(folder: Folder) -> None:
@@ -136,6 +181,15 @@ async def test_without_any_good_server_calls_end_with_its_words(folder: Folder) 
         folder.has_tools("echo")
         await dev.line("→ up in")
         assert (await client.initialize()).status == 200
+
+
+async def test_a_server_that_does_not_start_is_told_before_its_children_are_ended(folder: Folder) -> None:
+    """Who waits is told at once, however long what it has left behind takes to end."""
+    folder.server.write_text(LEAVES_A_CHILD, encoding="utf-8")
+    async with developing(folder.path) as dev:
+        await dev.line("the child was told to end")
+        told = [line for line in dev.lines if "does not start" in line or "the child was told" in line]
+        assert "does not start (exit status 3): bad news" in told[0]
 
 
 async def test_a_server_with_a_port_of_its_own_is_stopped_first(folder: Folder) -> None:
@@ -197,6 +251,15 @@ async def test_a_port_in_the_command_is_filled_in(folder: Folder) -> None:
         assert re.fullmatch(r"  │ serving --at \d+", await dev.line("serving"))
 
 
+async def test_a_server_says_what_matters_at_every_save(folder: Folder) -> None:
+    """It has no banner where it can be told so, and its lines come as they are written; the developer's own word counts."""
+    folder.does("import os; print(os.environ['FASTMCP_SHOW_SERVER_BANNER'], os.environ['PYTHONUNBUFFERED'])")
+    async with developing(folder.path) as dev:
+        await dev.line("│ false 1")
+    async with developing(folder.path, FASTMCP_SHOW_SERVER_BANNER="true") as dev:
+        await dev.line("│ true 1")
+
+
 async def test_files_of_no_interest_restart_nothing(folder: Folder) -> None:
     """What git ignores, and what is no source, is the server's own business: a restart for it would never end."""
     (folder.path / ".gitignore").write_text("made_*.py\n", encoding="utf-8")
@@ -210,6 +273,25 @@ async def test_files_of_no_interest_restart_nothing(folder: Folder) -> None:
         assert "prompt.txt changed" in await telling
 
 
+async def test_keys_do_what_they_say(folder: Folder) -> None:
+    """At a terminal: one restarts, one shows how clients connect, one opens the status page, one ends; any other does nothing."""
+    async with developing(folder.path, at_terminal=True, NO_COLOR="1") as dev:
+        await dev.line("keys .*r restart · c how clients connect · o status page · q quit")
+        url = await dev.url()
+        await dev.line("up in")
+        telling = asyncio.create_task(saved(dev, "restart → up in"))
+        await asyncio.sleep(0)
+        dev.press("xr")
+        await telling
+        dev.press("c")
+        await dev.line(f"claude mcp add --transport http .* {url}")
+        dev.press("o")
+        await dev.line("there is no status page: --admin is off")
+        dev.press("q")
+        assert await dev.exit_status() == 0
+        assert not any(line.startswith("x") for line in dev.lines)  # nothing is echoed
+
+
 # -- bad input --------------------------------------------------------------------------------------------------------
 
 
@@ -218,6 +300,7 @@ async def test_a_command_that_does_not_exist_is_told(folder: Folder) -> None:
     async with developing(folder.path, "--once", command=("no-such-program",)) as dev:
         assert await dev.exit_status() == 127
         assert await dev.line(r"does not start \(exit status 127\): no-such-program: No such file or directory")
+        assert not any("keys" in line for line in dev.lines)  # there is no terminal
 
 
 async def test_once_gives_the_status_of_the_server(folder: Folder) -> None:
@@ -356,10 +439,11 @@ def test_a_command_is_needed(capfd: pytest.CaptureFixture[str]) -> None:
     [
         *((number, "") for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL)),
         *((number, IGNORES_SIGTERM) for number in (signal.SIGTERM, signal.SIGKILL)),
+        *((number, GOES_ITS_OWN_WAY) for number in (signal.SIGTERM, signal.SIGKILL)),
     ],
 )
 async def test_no_process_is_left(folder: Folder, number: signal.Signals, habit: str) -> None:
-    """However the sidecar ends, the server and its children end, too, also where they ignore SIGTERM."""
+    """However the sidecar ends, the server and its children end, too, also where they ignore SIGTERM or left its group."""
     folder.does(f"{habit}\n{HAS_A_CHILD}\n{WRITES_ITS_PID}")
     async with developing(folder.path) as dev:
         await dev.line("up in")
@@ -370,9 +454,10 @@ async def test_no_process_is_left(folder: Folder, number: signal.Signals, habit:
         await gone(*pids)
 
 
-async def test_a_former_server_ends_with_its_children(folder: Folder) -> None:
+@pytest.mark.parametrize("habit", [IGNORES_SIGTERM, GOES_ITS_OWN_WAY], ids=["stubborn", "of its own group"])
+async def test_a_former_server_ends_with_its_children(folder: Folder, habit: str) -> None:
     """What a save has replaced is gone once its calls have ended."""
-    folder.does(f"{IGNORES_SIGTERM}\n{HAS_A_CHILD}\n{WRITES_ITS_PID}")
+    folder.does(f"{habit}\n{HAS_A_CHILD}\n{WRITES_ITS_PID}")
     async with developing(folder.path) as dev:
         await dev.line("up in")
         pids = pid_in(folder.path / "pid"), pid_in(folder.path / "child")
@@ -380,6 +465,28 @@ async def test_a_former_server_ends_with_its_children(folder: Folder) -> None:
         await dev.line("→ up in")
         await gone(*pids)
         assert dev.process.returncode is None
+
+
+async def test_a_broken_save_ends_nothing_of_the_last_good_server(folder: Folder) -> None:
+    """What it has put into the background in its own group is still its own."""
+    folder.does(
+        "import pathlib, subprocess\n"
+        "subprocess.run('sleep 600 & echo $! > child', shell=True)\n"
+        "import os; pathlib.Path('pid').write_text(str(os.getpid()))"
+    )
+    async with developing(folder.path) as dev, McpClient(await dev.url()) as client:
+        await dev.line("up in")
+        await client.initialize()
+        child, telling = pid_in(folder.path / "child"), asyncio.create_task(saved(dev, "the last good server"))
+        await asyncio.sleep(0)
+        folder.is_broken()
+        await telling
+        telling = asyncio.create_task(saved(dev, "the last good server"))
+        await asyncio.sleep(0)
+        folder.server.write_text("broken again(:", encoding="utf-8")
+        await telling
+        assert is_running(child)
+    await gone(child)
 
 
 async def test_a_save_during_a_start_begins_anew(folder: Folder) -> None:

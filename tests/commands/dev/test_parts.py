@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from watchfiles import Change
 
+from mcp_sidecar.commands.dev import patient
 from mcp_sidecar.commands.dev.calls import LEFT, answer_in, client_of, problem_in, title_of
 from mcp_sidecar.commands.dev.child import MAX_LINE_BYTES, Lines
 from mcp_sidecar.commands.dev.clients import snippets
@@ -16,7 +17,8 @@ from mcp_sidecar.commands.dev.files import told, watched
 from mcp_sidecar.commands.dev.lists import counted, difference, items_of
 from mcp_sidecar.commands.dev.ports import filled_in
 from mcp_sidecar.commands.dev.screen import MAX_LINES_PER_SECOND, Flood
-from mcp_sidecar.commands.dev.supervisor import cause_in
+from mcp_sidecar.commands.dev.supervisor import LONGEST_START_S, cause_in
+from mcp_sidecar.settings import load
 from mcp_sidecar.wire.jsonrpc import parse
 
 # -- files ------------------------------------------------------------------------------------------------------------
@@ -199,6 +201,16 @@ def test_a_flood_is_counted() -> None:
 def test_the_port_is_filled_in() -> None:
     """Wherever the command has a place for it."""
     assert filled_in(["run", "--bind=0:{port}", "{port}"], 81) == ["run", "--bind=0:81", "81"]
+
+
+def test_calls_wait_out_every_start() -> None:
+    """They end with a server's own words rather than with the sidecar's; who sets how long they wait is heeded."""
+    usual, shorter = (
+        patient(load({"upstream": ["http://127.0.0.1:1"]}, environment).settings).policy()
+        for environment in ({}, {"MCP_SIDECAR_HEALING__HOLD_TIMEOUT": "3"})
+    )
+    assert usual.hold_timeout_s == usual.connect_hold_timeout_s > LONGEST_START_S == 40
+    assert (shorter.hold_timeout_s, shorter.connect_hold_timeout_s) == (3, usual.hold_timeout_s)
 
 
 def test_snippets_name_the_url() -> None:
