@@ -154,10 +154,10 @@ def made_of(*rows: Row) -> Seen:
     return Seen("http://127.0.0.1:9000/mcp", answers)
 
 
-def live() -> tuple[Row, ...]:
+def live(*headers: tuple[str, str]) -> tuple[Row, ...]:
     """A handshake with a session."""
     opened = {"protocolVersion": "2025-11-25", "serverInfo": {"name": "s", "version": "1"}, "capabilities": {}}
-    return (("initialize", "none", result(opened, ("Mcp-Session-Id", "5f0c"))),)
+    return (("initialize", "none", result(opened, ("Mcp-Session-Id", "5f0c"), *headers)),)
 
 
 @pytest.mark.parametrize(
@@ -176,6 +176,24 @@ def test_the_meaning_of_refusals(said: Said, pinged: Said, status: int, topic: s
     report = report_on(made_of(*live(), ("made-up-post", "made-up", said), ("made-up-ping", "made-up", pinged)))
     assert report.outcome.exit_status == status
     assert words in said_of(report, topic)
+
+
+@pytest.mark.parametrize(
+    ("cookie", "words"),
+    [("AWSALB=a1b2; Path=/", "AWSALB: a balancer's"), ("theme=dark", "upstream.affinity_cookies")],
+)
+def test_cookies_of_a_balancer_are_told(cookie: str, words: str) -> None:
+    """By the names that the proxy itself goes by, and never their values."""
+    said = said_of(report_on(made_of(*live(("Set-Cookie", cookie)))), "cookies")
+    assert words in said
+    assert cookie.partition("=")[2] not in said
+
+
+def test_who_is_told_to_come_back_later_is_told() -> None:
+    """A rate limit shows in a few questions, and a heal waits for it."""
+    busy = Said(429, (("Retry-After", "3"),))
+    report = report_on(made_of(*live(), ("made-up-post", "made-up", busy)))
+    assert said_of(report, "Retry-After") == "said to: made-up-post"
 
 
 def test_several_servers_behind_one_address_are_told() -> None:
