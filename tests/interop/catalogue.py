@@ -109,6 +109,8 @@ class ClientSpec:
     needs: tuple[Path, ...]
     installed_by: str
     asks_discover: bool = False
+    dies_of_a_cut: bool = False
+    """Whether a connection that is refused, or cut under a call, ends this client for good, with a sidecar or without."""
 
     @property
     def missing(self) -> str | None:
@@ -241,7 +243,7 @@ MARKERS = {"rust": "cargo", "go": "go"}
 
 def _python_client(name: str, venv: str, script: str, *arguments: str, asks_discover: bool = False) -> ClientSpec:
     command = [str(VENVS / venv / "bin" / "python"), str(SUITE / "clients" / script), *arguments]
-    return ClientSpec(name, command, (VENVS / venv / ".pins",), "python", asks_discover)
+    return ClientSpec(name, command, (VENVS / venv / ".pins",), "python", asks_discover, dies_of_a_cut=True)
 
 
 def _typescript_client(name: str, script: str) -> ClientSpec:
