@@ -257,3 +257,8 @@ CLIENTS = (
     _typescript_client("typescript-1.32.2", "client_v1.mjs"),
     _typescript_client("typescript-2.4.0", "client_v2.mjs"),
 )
+
+GO_CLIENT = ClientSpec(
+    "go-sdk-1.8.0", [str(GO_BUILDS / "go_sdk"), "client"], (GO_BUILDS / "go_sdk.pins",), "go", asks_discover=True
+)
+"""Played only where it is asked for: it has to be built."""

@@ -21,7 +21,7 @@ from typing import Final
 
 import pytest
 
-from tests.interop.catalogue import CLIENTS, ClientSpec, ToolCall
+from tests.interop.catalogue import CLIENTS, GO_CLIENT, ClientSpec, ToolCall
 from tests.interop.door import Door
 from tests.interop.drivers import Answer, Connection, Driver
 from tests.interop.lab import DIRECT
@@ -287,6 +287,14 @@ def test_every_client_goes_on(kind: str, drivers: Callable[[ClientSpec], Driver]
     With ``sealed:`` level and subscriptions are known to the server only, as docs/sessions.md says.
     """
     plays(WITH_SESSION, kind, drivers, tmp_path)
+
+
+@pytest.mark.interop
+@pytest.mark.go
+@pytest.mark.parametrize("kind", STORES)
+def test_a_client_in_go_goes_on(kind: str, drivers: Callable[[ClientSpec], Driver], tmp_path: Path) -> None:
+    """The same."""
+    plays((GO_CLIENT,), kind, drivers, tmp_path)
 
 
 def plays(clients: tuple[ClientSpec, ...], kind: str, drivers: Callable[[ClientSpec], Driver], folder: Path) -> None:
