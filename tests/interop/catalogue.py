@@ -258,7 +258,8 @@ CLIENTS = (
     _typescript_client("typescript-2.4.0", "client_v2.mjs"),
 )
 
+# Played only where they are asked for: they have to be built.
 GO_CLIENT = ClientSpec(
     "go-sdk-1.8.0", [str(GO_BUILDS / "go_sdk"), "client"], (GO_BUILDS / "go_sdk.pins",), "go", asks_discover=True
 )
-"""Played only where it is asked for: it has to be built."""
+RUST_CLIENT = ClientSpec("rmcp-0.15.0", [str(RUST_BUILDS / "rmcp_client")], (RUST_BUILDS.parent / ".pins",), "rust")

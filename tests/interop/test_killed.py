@@ -21,7 +21,7 @@ from typing import Final
 
 import pytest
 
-from tests.interop.catalogue import CLIENTS, GO_CLIENT, ClientSpec, ToolCall
+from tests.interop.catalogue import CLIENTS, GO_CLIENT, RUST_CLIENT, ClientSpec, ToolCall
 from tests.interop.door import Door
 from tests.interop.drivers import Answer, Connection, Driver
 from tests.interop.lab import DIRECT
@@ -295,6 +295,14 @@ def test_every_client_goes_on(kind: str, drivers: Callable[[ClientSpec], Driver]
 def test_a_client_in_go_goes_on(kind: str, drivers: Callable[[ClientSpec], Driver], tmp_path: Path) -> None:
     """The same."""
     plays((GO_CLIENT,), kind, drivers, tmp_path)
+
+
+@pytest.mark.interop
+@pytest.mark.cargo
+@pytest.mark.parametrize("kind", STORES)
+def test_a_client_in_rust_goes_on(kind: str, drivers: Callable[[ClientSpec], Driver], tmp_path: Path) -> None:
+    """The same."""
+    plays((RUST_CLIENT,), kind, drivers, tmp_path)
 
 
 def plays(clients: tuple[ClientSpec, ...], kind: str, drivers: Callable[[ClientSpec], Driver], folder: Path) -> None:
