@@ -38,10 +38,10 @@ check: lint types  ## for daily work: lint, types, and the tests of the core and
 DAILY := $(BIN)/python -m pytest -q --hypothesis-profile quick -m "$(NOT_ALONE) and not long"
 
 check-core:  ## the first half of the tests of check, which sets up
-	@$(DAILY) tests/test_architecture.py tests/wire tests/verdicts tests/healing tests/waiting tests/downstream $(PYTEST_ARGS)
+	@$(DAILY) tests/test_architecture.py tests/wire tests/verdicts tests/healing tests/waiting tests/downstream tests/streams tests/upstream $(PYTEST_ARGS)
 
 check-proxy:  ## the other half
-	@$(DAILY) tests/endpoint tests/streams tests/upstream tests/fastpath tests/sessions $(PYTEST_ARGS)
+	@$(DAILY) tests/endpoint tests/fastpath tests/sessions $(PYTEST_ARGS)
 
 # 5 is pytest's status for "nothing to run".
 test: setup  ## every test that needs only Python and Node

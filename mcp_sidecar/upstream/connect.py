@@ -75,6 +75,7 @@ class Connector:
             async with asyncio.timeout(self._timeout_s):
                 transport, protocol = await self._open(factory)
         except (TimeoutError, OSError) as error:
+            error.__traceback__ = None  # a frame of aiohappyeyeballs 2.7.1 keeps it, and with it all who have called
             raise UpstreamFault(Fault.UNREACHABLE, detail=_why(error)) from None
         if is_connected_to_itself(transport):
             transport.abort()

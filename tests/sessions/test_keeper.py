@@ -534,6 +534,7 @@ class TestInventedIds:
         more = [await place.load(ClientSessionId(f"more {n}"), ALICE) for n in range(20)]
         assert 9 <= more.count(Missing.UNKNOWN) <= 11
 
+    @pytest.mark.long
     async def test_what_is_known_costs_nothing_of_that(self, scene: Scene) -> None:
         """A herd of real sessions is found at once; and what is in memory is looked at before a heal, flood or not."""
         one, other = await scene.place(), await scene.place()

@@ -301,6 +301,7 @@ OUTAGES = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("plant", [pytest.param(plant, id=name) for name, plant in OUTAGES.items()])
 @pytest.mark.parametrize("tool", ["echo", "charge"])
 async def test_a_hold_makes_sixty_requests_at_most(plant: Outage, tool: str) -> None:

@@ -16,6 +16,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -301,7 +302,7 @@ class SharedRecords(RuleBasedStateMachine):
             self.revisions[key] = revision
 
 
-TestSharedRecords = SharedRecords.TestCase
+TestSharedRecords = pytest.mark.long(SharedRecords.TestCase)
 TestSharedRecords.__doc__ = (
     "In any order of steps: marks are unique, commits are not stale, ends stay, and sessions never mix."
 )

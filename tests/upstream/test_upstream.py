@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import socket
 from collections.abc import AsyncIterator
 
 import pytest
 
-from mcp_sidecar.upstream.connect import is_connected_to_itself
+from mcp_sidecar.config import UpstreamConfig
+from mcp_sidecar.upstream.connect import Connector, is_connected_to_itself
 from mcp_sidecar.upstream.content import CHUNK_BYTES, HIGH_BYTES, UpstreamFault
 from mcp_sidecar.wire.faults import Fault
 from tests.support.raw_upstream import OK, Conversation, Play, RawUpstream
-from tests.support.waiting import eventually
+from tests.support.waiting import HANG_S, eventually
 from tests.upstream.sending import fault_of, sender, sends, to_the_fault, whole
 
 OK_CLOSING = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok"
@@ -23,6 +25,32 @@ IDLE_S = 0.1
 async def pieces(*parts: bytes) -> AsyncIterator[bytes]:
     for part in parts:
         yield part
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+async def test_a_connect_that_fails_leaves_no_error_behind(host: str) -> None:
+    """Nor whoever called: Python 3.13.0 links the frame that an error came through to all that were waiting for it."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and never listens
+        connector = Connector(
+            UpstreamConfig(origin=f"http://{host}:{taken.getsockname()[1]}", connect_timeout_s=HANG_S)
+        )
+        gc.collect()
+        gc.disable()
+        try:
+            alive: list[int] = []
+            while len(alive) < 4:
+                alive.append(errors_alive())
+                with contextlib.suppress(UpstreamFault):
+                    pytest.fail(f"connected to {await connector.open(asyncio.Protocol)}")
+            assert alive[-1] == alive[1]  # the loop keeps the last one
+        finally:
+            gc.enable()
+
+
+def errors_alive() -> int:
+    """How many failed calls of the system are referred to by somebody."""
+    return sum(isinstance(each, OSError) for each in gc.get_objects())
 
 
 async def test_a_connection_to_itself_is_told_apart() -> None:

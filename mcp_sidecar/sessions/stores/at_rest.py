@@ -91,17 +91,15 @@ class SealingStore:
     async def secret(self, name: str, fresh: bytes, *, replaces: bytes | None = None) -> bytes:
         """The value that all share; one in clear, or under a key that is not the first one any more, is sealed anew.
 
-        Raises ``StoreUnusable`` where none of the keys opens it.
+        It has as many bytes as ``fresh``. Raises ``StoreUnusable`` where none of the keys opens it.
         """
         place = [b"secret", name.encode()]
         stored = await self._store.secret(name, self._seal(fresh, place), replaces=replaces)
-        if stored[:1] != bytes((SEALED,)):
-            value: bytes | None = stored
-        else:
-            value = self._open(stored, place)
+        is_clear = len(stored) == len(fresh)  # what is sealed is longer, and what is random may begin with any byte
+        value = stored if is_clear else self._open(stored, place)
         if value is None:
             raise StoreUnusable("what it holds is sealed with a key that sessions.key_file does not have")
-        if stored[1:_HEAD_BYTES] != self._ring.keys.first.id:
+        if is_clear or stored[1:_HEAD_BYTES] != self._ring.keys.first.id:
             await self._store.secret(name, self._seal(value, place), replaces=stored)
         return value
 
