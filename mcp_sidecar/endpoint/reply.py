@@ -168,7 +168,7 @@ class Reply:
     async def _pass_json(self, answer: Answer, whole: WholeJson, watch: StreamWatch, *, to_sender: bool) -> Step | None:
         mapped = watch.answer_whole(whole.message)
         self._recorder.learn(whole.message, answer)
-        await self._recorder.settle()
+        await self._recorder.settle(is_shown=self._responder.is_committed)
         if watch.misaddressed:
             return self._exchange.stream_broke(AfterEnd.TELL)
         if to_sender and mapped is None and watch.unanswered:

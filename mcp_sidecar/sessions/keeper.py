@@ -66,7 +66,7 @@ class Saving(Enum):
     DONE = "it is in the store, or need not be"
     LATER = "the store is away, or others were quicker; it is to be tried again"
     ENDED = "another process has ended the session"
-    TAKEN = "the id is that of a session which another process has opened: the newcomer needs another"
+    TAKEN = "the id is that of a session which only the store knows: the newcomer needs another"
     OVERTAKEN = "another process has healed it at this very instance: its upstream session stands"
     LEFT_ALONE = "what stands there is of a later version or damaged, or ours is too large: it lives here only"
 
@@ -257,11 +257,17 @@ class Keeper:
 
     # -- writing ------------------------------------------------------------------------------------------------------
 
-    def opened(self, session: Session) -> None:
-        """The session is new: what ended under its id before is nothing to be remembered any more."""
+    def opened(self, session: Session, replaced: SessionRecord | None = None) -> None:
+        """The session is new; ``replaced`` is what the store knows of one that it stands for from now on."""
         if self.outlives_process:
-            self._ends.pop((session.client_id, session.principal), None)
+            if replaced is not None:
+                self._saved[session] = _Saved(None, replaced, self._clock())
             self.note(session)
+
+    def stored(self, session: Session) -> SessionRecord | None:
+        """What the store knows of the session."""
+        saved = self._saved.get(session)
+        return saved.stored if saved is not None else None
 
     def loaded(self, session: Session) -> None:
         """The session was made from the record that the store holds."""
@@ -282,6 +288,9 @@ class Keeper:
             return Saving.LATER
         key = self.key(session.client_id, session.principal)
         self._look_ups.is_known(key)
+        former = session.client_id, session.principal
+        if former in self._ends and not await self.end(*former):  # what ended under its id before, so that it is free
+            return Saving.LATER
         try:
             return self._settled(session, await self._save(session, key))
         except StoreAway:
@@ -330,7 +339,8 @@ class Keeper:
         theirs = _readable(standing.data)
         if theirs is None:
             return Saving.LEFT_ALONE
-        if standing.writer == self._writer:  # an earlier write of ours that was given up and done after all
+        is_ours = standing.writer == self._writer and theirs.tag == session.record.tag
+        if is_ours:  # an earlier write that was given up and done after all
             self._saved[session] = _Saved(theirs, theirs, self._clock())
             return None
         if saved is None:
@@ -362,10 +372,11 @@ class Keeper:
             if not await self.end(client_id, principal):
                 return False
         for session in list(self._unsaved):
-            self._unsaved.pop(session, None)
-            if await self.save(session) is Saving.LATER:
-                self._unsaved[session] = None
+            outcome = await self.save(session)
+            if outcome is Saving.LATER:
                 return False
+            if outcome is not Saving.DONE or not self.is_unsaved(session):  # it may have learnt more meanwhile
+                self._unsaved.pop(session, None)
         return True
 
     async def end(self, client_id: ClientSessionId, principal: Principal) -> bool:

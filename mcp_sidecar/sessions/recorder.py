@@ -138,11 +138,18 @@ class Recorder:
             self._ids = self._opened.client_id, upstream_id
         self._opened.accept(self._call.identity)
 
-    async def settle(self) -> None:
-        """Have the store know of the session that was opened, before its client does: its next request may come elsewhere."""
+    async def settle(self, *, is_shown: bool = False) -> None:
+        """Have the store know of the session that was opened, before its client does: its next request may come elsewhere.
+
+        Unless the store says that its id is free it gets another: servers that count their sessions mint ids again, and a
+        client that the store alone knows would be in this one's session. An id that the client has seen stays.
+        """
         opened = self._opened
-        if opened is not None and await self._table.save(opened) is Saving.TAKEN and self._ids is not None:
-            renamed = self._opened = self._table.rename(opened)
-            renamed.accept(self._call.identity)
-            self._ids = renamed.client_id, self._ids[1]
+        saving = Saving.DONE if opened is None else await self._table.save(opened)
+        if opened is None or self._ids is None or saving is Saving.DONE or is_shown:
+            return
+        renamed = self._opened = self._table.rename(opened)
+        renamed.accept(self._call.identity)
+        self._ids = renamed.client_id, self._ids[1]
+        if saving is not Saving.LATER:
             await self._table.save(renamed)

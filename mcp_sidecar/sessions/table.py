@@ -146,7 +146,9 @@ class SessionTable:
         ``upstream_id`` is what the upstream calls it, where that is not the client's id, ``cookies`` lead to its server;
         ``tag`` is the one in a token.
         """
-        if (old := self._by_use.get((client_id, principal))) is not None:
+        old = self._by_use.get((client_id, principal))
+        replaced = self._keeper.stored(old) if old is not None else None
+        if old is not None:
             self._remove(old, SessionEnd.REPLACED)
         self._ended.forget(client_id, principal)
         wall, tag = self._keeper.wall(), tag or self._new_tag()
@@ -160,7 +162,7 @@ class SessionTable:
             instances=(Instance(self._keeper.instance, minted, "", cookies),),
         )
         session = self._enter(client_id, record, Marks(tag, self._new_tag()))
-        self._keeper.opened(session)
+        self._keeper.opened(session, replaced)
         self._emit(SessionOpened(session.label, handshake.protocol_version))
         self.sweep()
         return session
@@ -286,7 +288,7 @@ class SessionTable:
             self.displace(session)
 
     def rename(self, session: Session) -> Session:
-        """Another process has opened one with this id and principal: the newcomer, still unknown, gets another id."""
+        """Another process may have opened one with this id and principal: the newcomer, still unknown, gets another id."""
         self._remove(session, SessionEnd.EVICTED)
         assert session.upstream_id is not None, "it was opened with one"
         other = ClientSessionId(f"{self._new_tag()}.{session.upstream_id}")

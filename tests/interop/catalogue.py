@@ -109,6 +109,8 @@ class ClientSpec:
     needs: tuple[Path, ...]
     installed_by: str
     asks_discover: bool = False
+    dies_of_a_cut: bool = False
+    """Whether a connection that is refused, or cut under a call, ends this client for good, with a sidecar or without."""
 
     @property
     def missing(self) -> str | None:
@@ -241,7 +243,7 @@ MARKERS = {"rust": "cargo", "go": "go"}
 
 def _python_client(name: str, venv: str, script: str, *arguments: str, asks_discover: bool = False) -> ClientSpec:
     command = [str(VENVS / venv / "bin" / "python"), str(SUITE / "clients" / script), *arguments]
-    return ClientSpec(name, command, (VENVS / venv / ".pins",), "python", asks_discover)
+    return ClientSpec(name, command, (VENVS / venv / ".pins",), "python", asks_discover, dies_of_a_cut=True)
 
 
 def _typescript_client(name: str, script: str) -> ClientSpec:
@@ -255,3 +257,9 @@ CLIENTS = (
     _typescript_client("typescript-1.32.2", "client_v1.mjs"),
     _typescript_client("typescript-2.4.0", "client_v2.mjs"),
 )
+
+# Played only where they are asked for: they have to be built.
+GO_CLIENT = ClientSpec(
+    "go-sdk-1.8.0", [str(GO_BUILDS / "go_sdk"), "client"], (GO_BUILDS / "go_sdk.pins",), "go", asks_discover=True
+)
+RUST_CLIENT = ClientSpec("rmcp-0.15.0", [str(RUST_BUILDS / "rmcp_client")], (RUST_BUILDS.parent / ".pins",), "rust")

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.interop.catalogue import NODE_MODULES, SERVERS, SUITE, ServerSpec
-from tests.interop.processes import Server, Sidecar
+from tests.interop.processes import DEFAULT_STORE, Server, Sidecar, StoreOptions
 
 CONFORMANCE_MODULES = SUITE / "node" / "conformance" / "node_modules"
 NODE = CONFORMANCE_MODULES / ".bin" / "node"
@@ -111,12 +111,12 @@ def differences(direct: Statuses, through: Statuses) -> list[Difference]:
 
 
 @contextmanager
-def endpoints(spec: ServerSpec, folder: Path) -> Iterator[tuple[str, str]]:
+def endpoints(spec: ServerSpec, folder: Path, kept_in: StoreOptions = DEFAULT_STORE) -> Iterator[tuple[str, str]]:
     """Start a server and a sidecar; yield both URLs."""
     server = Server(spec, folder / "ledger", {})
     server.start()
     try:
-        sidecar = Sidecar(server.url)
+        sidecar = Sidecar(server.url, store=kept_in)
         try:
             yield server.url, sidecar.url
         finally:
@@ -125,11 +125,11 @@ def endpoints(spec: ServerSpec, folder: Path) -> Iterator[tuple[str, str]]:
         server.kill()
 
 
-def compare(spec: ServerSpec) -> tuple[Statuses, list[Difference]]:
+def compare(spec: ServerSpec, kept_in: StoreOptions = DEFAULT_STORE) -> tuple[Statuses, list[Difference]]:
     """Run the suite both ways; return the direct statuses and what differs."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        with endpoints(spec, folder) as (direct_url, through_url):
+        with endpoints(spec, folder, kept_in) as (direct_url, through_url):
             direct = run_suite(direct_url, folder / "direct")
             through = run_suite(through_url, folder / "through")
     return direct, differences(direct, through)

@@ -81,7 +81,7 @@ class Driver:
         with self._lock:
             future = self._waiting.pop(int(said.pop("id")), None)
         self._has_answered = True
-        if future is not None:
+        if future is not None and future.set_running_or_notify_cancel():
             said["seen_ids"] = tuple(said["seen_ids"])
             future.set_result(Answer(**said))
 
@@ -105,21 +105,21 @@ class Connection:
     def __init__(self, driver: Driver, name: str, call_timeout_s: float) -> None:
         self.driver = driver
         self.client = driver.spec.name
-        self._name = name
+        self.name = name
         self._call_timeout_s = call_timeout_s
 
     def open(self, url: str, *, follows: bool = False) -> Answer:
         """Connect, and list the tools as every application does. ``follows``: with the SDK's handler for lists that change."""
-        opening = self.driver.command("connect", self._name, CONNECT_TIMEOUT_S, url=url, follows=follows)
+        opening = self.driver.command("connect", self.name, CONNECT_TIMEOUT_S, url=url, follows=follows)
         connected = self._wait(opening, CONNECT_TIMEOUT_S)
         if not connected.ok:
             return connected
-        return self._wait(self.driver.command("tools", self._name, CONNECT_TIMEOUT_S), CONNECT_TIMEOUT_S)
+        return self._wait(self.driver.command("tools", self.name, CONNECT_TIMEOUT_S), CONNECT_TIMEOUT_S)
 
     def begin(self, call: ToolCall, key: str) -> Future[Answer]:
         """Call a tool without waiting for its answer."""
         arguments = call.with_key(key)
-        return self.driver.command("call", self._name, self._call_timeout_s, tool=call.tool, arguments=arguments)
+        return self.driver.command("call", self.name, self._call_timeout_s, tool=call.tool, arguments=arguments)
 
     def end(self, future: Future[Answer]) -> Answer:
         """Wait for the answer of a call that was begun."""
@@ -136,7 +136,7 @@ class Connection:
 
     def do(self, op: str, **details: Any) -> Answer:
         """Have the client do something else: ``subscribe`` to a uri, set a ``level``, ``answer`` an open question."""
-        return self._wait(self.driver.command(op, self._name, self._call_timeout_s, **details), self._call_timeout_s)
+        return self._wait(self.driver.command(op, self.name, self._call_timeout_s, **details), self._call_timeout_s)
 
     def heard(self) -> list[dict[str, Any]]:
         """Return every message that came from the server so far."""
@@ -145,7 +145,7 @@ class Connection:
 
     def close(self) -> Answer:
         """Terminate the session and drop the connection."""
-        return self._wait(self.driver.command("close", self._name, CLOSE_TIMEOUT_S), CLOSE_TIMEOUT_S)
+        return self._wait(self.driver.command("close", self.name, CLOSE_TIMEOUT_S), CLOSE_TIMEOUT_S)
 
     def _wait(self, future: Future[Answer], timeout_s: float) -> Answer:
         longest_s = timeout_s + self.driver.grace_s

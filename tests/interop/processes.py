@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.interop.catalogue import ROOT, ServerSpec
@@ -201,13 +202,26 @@ class Server:
         return self.ledger.read_text().splitlines() if self.ledger.exists() else []
 
 
+@dataclass(frozen=True, slots=True)
+class StoreOptions:
+    """What a sidecar is started with, so that it keeps its sessions somewhere; nothing for the default."""
+
+    options: dict[str, str] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+DEFAULT_STORE = StoreOptions()
+
+
 class Sidecar:
     """The program under test, as a user starts it."""
 
-    def __init__(self, upstream_url: str) -> None:
-        options = {"--upstream": upstream_url, "--listen": "127.0.0.1:0", "--admin": "off", "--log-format": "json"}
-        words = [word for option in options.items() for word in option]
-        self._life = Watched([sys.executable, "-m", "mcp_sidecar", *words], {"PYTHONUNBUFFERED": "1"})
+    def __init__(self, upstream_url: str, *, port: int = 0, store: StoreOptions = DEFAULT_STORE) -> None:
+        listen = f"127.0.0.1:{port}"
+        options = {"--upstream": upstream_url, "--listen": listen, "--admin": "off", "--log-format": "json"}
+        words = [word for option in (options | store.options).items() for word in option]
+        environment = {"PYTHONUNBUFFERED": "1"} | store.environment
+        self._life = Watched([sys.executable, "-m", "mcp_sidecar", *words], environment)
         self._life.comes_up(lambda: self._address() is not None, self._explain)
         self.url = f"http://{self._address()}/mcp"
 
@@ -230,6 +244,10 @@ class Sidecar:
     def running(self) -> bool:
         """Whether it has not ended."""
         return self._life.running
+
+    def kill(self) -> None:
+        """Kill it where it stands."""
+        self._life.kill()
 
     def stop(self) -> int:
         """Drain it; return its exit status."""

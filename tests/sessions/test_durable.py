@@ -10,8 +10,8 @@ import asyncio
 import itertools
 import secrets
 import sqlite3
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -262,6 +262,15 @@ class TestOtherInstances:
                 assert is_not_found(await client.tool("charge"))
 
 
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Somebody else writes all the while: the file can be read only."""
+    with closing(sqlite3.connect(folder / "state" / "sessions.db", isolation_level=None)) as holder:
+        holder.execute("BEGIN IMMEDIATE")
+        yield
+        holder.execute("ROLLBACK")
+
+
 class TestCountingServer:
     """A server that counts its sessions from 1 after every restart: ids are minted again, and sessions never mix."""
 
@@ -295,6 +304,25 @@ class TestCountingServer:
                 assert (await newcomer.tool("charge", amount=2)).text == "charged 2"
                 ran = [each.session_id for each in here.upstream.ledger.executions("charge")]
                 assert ran == ["session-2", "session-1"]
+
+    async def test_a_newcomer_whom_nobody_can_ask_about(self, tmp_path: Path) -> None:
+        """While the store cannot say that an id is free, no newcomer goes under it: its former client may come at any time."""
+        self.count_anew()
+        async with host(tmp_path, mint=Mint.COUNTER) as here:
+            async with here.sidecar() as first, here.client(first) as former:
+                await former.initialize()
+            async with here.sidecar() as second, here.client(second) as newcomer:
+                with locked(tmp_path):
+                    await here.upstream.restart()
+                    self.count_anew()
+                    await newcomer.initialize()
+                    assert newcomer.session_id != former.session_id
+                    assert (await newcomer.tool("charge", amount=2)).text == "charged 2"
+                async with here.client(second, former) as client:
+                    assert (await client.tool("charge", amount=1)).text == "charged 1"
+                ran = [each.session_id for each in here.upstream.ledger.executions("charge")]
+                assert ran == ["session-1", "session-2"]
+                assert set(newcomer.seen_session_ids) == {newcomer.session_id}
 
     async def test_anothers_newcomer(self, store: Settings) -> None:
         """Another principal's session has the id upstream now: the former is not sent there, although its record says so."""

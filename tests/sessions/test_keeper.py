@@ -388,6 +388,15 @@ class TestSaving:
         assert await other.table.save(newcomer) is Saving.TAKEN
         assert (await (await scene.place()).loaded()).record.tag == former.record.tag
 
+    async def test_an_id_that_this_process_knew(self, scene: Scene) -> None:
+        """The same where the former was put out of memory for others, although this process wrote its record itself."""
+        place = await scene.place()
+        former = await place.opened()
+        place.table.end(former, SessionEnd.EVICTED)
+        newcomer = place.table.open(SID, ALICE, HANDSHAKE)
+        assert await place.table.save(newcomer) is Saving.TAKEN
+        assert (await (await scene.place()).loaded()).record.tag == former.record.tag
+
     async def test_a_lost_reply(self, scene: Scene) -> None:
         """A write that was given up and done all the same is known as one's own."""
         place = await scene.place()

@@ -10,7 +10,7 @@ import importlib
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tests.interop.clients.lines import Ids, Session
@@ -25,7 +25,13 @@ async def opened(url: str, ids: Ids) -> AsyncIterator[Session]:
         http_client.event_hooks = {"response": [ids.note]}
         streams = transport.streamable_http_client(url, http_client=http_client)
         follower = importlib.import_module("python1").Follower(ids)
-        async with mcp.Client(streams, mode=sys.argv[1], message_handler=follower.take) as follower.session:
+
+        async def take(message: Any) -> None:
+            if hasattr(message, "model_dump"):
+                ids.heard.append(message.model_dump(mode="json", by_alias=True, exclude_none=True))
+            await follower.take(message)
+
+        async with mcp.Client(streams, mode=sys.argv[1], message_handler=take) as follower.session:
             yield follower.session
 
 

@@ -2,7 +2,7 @@
 import { Client } from "@modelcontextprotocol/sdk/client/index.js";
 import { StreamableHTTPClientTransport } from "@modelcontextprotocol/sdk/client/streamableHttp.js";
 import { ElicitRequestSchema } from "@modelcontextprotocol/sdk/types.js";
-import { serve } from "./lines.mjs";
+import { listenIn, serve } from "./lines.mjs";
 
 serve(async (url, fetch, options) => {
   const capabilities = { elicitation: {} };
@@ -22,10 +22,6 @@ serve(async (url, fetch, options) => {
     return answer;
   });
   await client.connect(transport);
-  const take = transport.onmessage;
-  transport.onmessage = (message, extra) => {
-    heard.push(message);
-    take(message, extra);
-  };
+  listenIn(transport, heard);
   return { heard, waiting, client, transport, callTool: (params, options) => client.callTool(params, undefined, options) };
 });

@@ -13,6 +13,15 @@ export function watchingFetch(seen) {
   };
 }
 
+/** Listen in on what a connected transport hands to its client: the client keeps some of it to itself. */
+export function listenIn(transport, heard) {
+  const take = transport.onmessage;
+  transport.onmessage = (message, extra) => {
+    heard.push(message);
+    take(message, extra);
+  };
+}
+
 const text = (result) => (result.content ?? []).map((part) => part.text ?? "").join("");
 
 const commands = {

@@ -6,7 +6,9 @@ Run inside the environment of that SDK: ``whole_session.py PORT``. All of it is 
 from __future__ import annotations
 
 import importlib
+import os
 import sys
+from pathlib import Path
 from typing import Any
 
 LEVELS = ("debug", "info", "notice", "warning", "error", "critical", "alert", "emergency")
@@ -77,12 +79,24 @@ class Told:
             await self.session.send_log_message(level, f"at {level}")
         return "logged"
 
+    async def announce(self) -> str:
+        """Say something to whoever listens, whatever level it wants."""
+        await self.session.send_log_message("alert", "announced")
+        return "announced"
+
     async def ask(self) -> str:
         """Ask the person in front of the client."""
         request_id = self._server.request_context.request_id
         schema = {"type": "object", "properties": {"name": {"type": "string"}}}
         answer = await self.session.elicit("Who are you?", schema, request_id)
         return str(answer.action)
+
+
+def add_to_ledger(key: str) -> str:
+    """Append a line to the ledger: the proof that it ran."""
+    with Path(os.environ["INTEROP_LEDGER"]).open("a", encoding="utf-8") as ledger:
+        ledger.write(f"{key}\n")
+    return key
 
 
 def promise_subscriptions(server: Any) -> None:
@@ -104,7 +118,7 @@ def main(port: int) -> None:
     told = Told(fastmcp._mcp_server)
     promise_subscriptions(fastmcp._mcp_server)
     fastmcp.resource("fake://one", name="one")(lambda: "the first")
-    for tool in (told.touch, told.log, told.ask):
+    for tool in (told.touch, told.log, told.announce, told.ask, add_to_ledger):
         fastmcp.tool()(tool)
     fastmcp.run("streamable-http")
 

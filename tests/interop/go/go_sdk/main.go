@@ -1,6 +1,7 @@
-// A server on the official go-sdk.
+// A server on the official go-sdk, and the driver of its client.
 //
 //	go_sdk PORT [SECONDS]    SECONDS: after how long without a request the SDK ends a session
+//	go_sdk client            commands on standard input; see client.go
 package main
 
 import (
@@ -118,6 +119,10 @@ func addTools(served *mcp.Server) {
 }
 
 func main() {
+	if os.Args[1] == "client" {
+		drive()
+		return
+	}
 	accept := func(context.Context, *mcp.SubscribeRequest) error { return nil }
 	drop := func(context.Context, *mcp.UnsubscribeRequest) error { return nil }
 	served := mcp.NewServer(&mcp.Implementation{Name: "interop", Version: "1.0.0"}, &mcp.ServerOptions{
