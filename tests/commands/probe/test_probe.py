@@ -184,7 +184,9 @@ def test_the_meaning_of_refusals(said: Said, pinged: Said, status: int, topic: s
 )
 def test_cookies_of_a_balancer_are_told(cookie: str, words: str) -> None:
     """By the names that the proxy itself goes by, and never their values."""
-    said = said_of(report_on(made_of(*live(("Set-Cookie", cookie)))), "cookies")
+    lost = refused(404, "Session not found")
+    rows = ("made-up-post", "made-up", lost), ("made-up-ping", "made-up", lost)
+    said = said_of(report_on(made_of(*live(("Set-Cookie", cookie)), *rows)), "cookies")
     assert words in said
     assert cookie.partition("=")[2] not in said
 
@@ -192,8 +194,8 @@ def test_cookies_of_a_balancer_are_told(cookie: str, words: str) -> None:
 def test_who_is_told_to_come_back_later_is_told() -> None:
     """A rate limit shows in a few questions, and a heal waits for it."""
     busy = Said(429, (("Retry-After", "3"),))
-    report = report_on(made_of(*live(), ("made-up-post", "made-up", busy)))
-    assert said_of(report, "Retry-After") == "said to: made-up-post"
+    rows = ("made-up-post", "made-up", busy), ("made-up-ping", "made-up", busy)
+    assert said_of(report_on(made_of(*live(), *rows)), "Retry-After") == "said to: made-up-ping, made-up-post"
 
 
 def test_several_servers_behind_one_address_are_told() -> None:
