@@ -15,6 +15,7 @@ EVENTS: Final = "events"
 BODIES: Final = "bodies"
 HEALS: Final = "heals"
 CROWDS: Final = "crowds"
+STORES: Final = "stores"
 STREAM_LIMIT: Final = 10_000
 SPARE_DESCRIPTORS: Final = 300
 
@@ -49,7 +50,7 @@ class Plan:
 
 QUICK: Final = Plan(
     name="quick",
-    measures=(THROUGHPUT, LATENCY, STREAMS, SESSIONS),
+    measures=(THROUGHPUT, LATENCY, STREAMS, SESSIONS, STORES),
     contenders=(DIRECT, NGINX, SIDECAR),
     rounds=3,
     load_s=4,
@@ -62,7 +63,7 @@ QUICK: Final = Plan(
 )
 FULL: Final = Plan(
     name="full",
-    measures=(THROUGHPUT, LATENCY, STREAMS, SESSIONS, EVENTS, BODIES, CROWDS, HEALS),
+    measures=(THROUGHPUT, LATENCY, STREAMS, SESSIONS, EVENTS, BODIES, CROWDS, HEALS, STORES),
     contenders=None,
     rounds=3,
     load_s=4,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from bench.contenders import DIRECT, NGINX, Kind
-from bench.plan import BODIES, CROWDS, EVENTS, HEALS, LATENCY, SESSIONS, STREAMS, THROUGHPUT
+from bench.plan import BODIES, CROWDS, EVENTS, HEALS, LATENCY, SESSIONS, STORES, STREAMS, THROUGHPUT
 from bench.results import Results, Row
 from bench.statistics import difference, ratio
 from bench.targets import verdicts
@@ -189,6 +189,15 @@ TABLES: Final[dict[str, Table]] = {
             figure("CPU µs per request", "cpu_us", 1),
             figure("plain call's CPU µs", "plain_cpu_us", 1),
             Cell("to plain", lambda _, row: row.figures.get("to_plain"), 1, "×"),
+        ),
+    ),
+    STORES: Table(
+        "With each store: CPU of the sidecar for a plain call and for the opening of a session (µs)",
+        (
+            figure("call", "cpu_us", 1),
+            Cell("to memory:", lambda _, row: row.figures.get("to_memory"), 2, "×"),
+            figure("opening", "opening_us", 1),
+            Cell("to memory:", lambda _, row: row.figures.get("opening_to_memory"), 2, "×"),
         ),
     ),
 }

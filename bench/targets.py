@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from bench.contenders import DIRECT, NGINX, SIDECAR, Kind
-from bench.plan import BODIES, CROWDS, HEALS, LATENCY, SESSIONS, STREAMS, THROUGHPUT
+from bench.plan import BODIES, CROWDS, HEALS, LATENCY, SESSIONS, STORES, STREAMS, THROUGHPUT
 from bench.results import Results, Row
 from bench.statistics import difference, ratio
 
@@ -109,6 +109,28 @@ BOUNDS: Final = (
         is_upper=False,
     ),
     Bound(SESSIONS, _every, "memory of an idle session", _figure("kib_each"), 2, " KiB"),
+    Bound(
+        STORES,
+        lambda case: case in ("sqlite:", "redis:"),
+        "CPU of a call, to that without a store",
+        _figure("to_memory"),
+        1.03,
+    ),
+    Bound(STORES, lambda case: case == "sealed:", "CPU of a call, to that without a store", _figure("to_memory"), 1.15),
+    Bound(
+        STORES,
+        lambda case: case == "sqlite:",
+        "CPU to open a session, to that without a store",
+        _figure("opening_to_memory"),
+        1.5,
+    ),
+    Bound(
+        STORES,
+        lambda case: case == "redis:",
+        "CPU to open a session, to that without a store",
+        _figure("opening_to_memory"),
+        2,
+    ),
     Bound(BODIES, _every, "growth at the peak", _figure("peak_growth_mib"), 2, " MiB"),
     Bound(CROWDS, _every, "CPU, to json.loads", _figure("to_loads"), 3),
     Bound(CROWDS, _every, "CPU per byte, to that of a quarter", _figure("to_fewer"), 1.25),

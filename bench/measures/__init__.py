@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Final
 
 from bench import plan
-from bench.measures import bodies, crowds, events, heals, latency, sessions, streams, throughput
+from bench.measures import bodies, crowds, events, heals, latency, sessions, stores, streams, throughput
 from bench.plan import Plan
 from bench.results import Results
 from bench.rig import Rig
@@ -22,4 +22,5 @@ MEASURES: Final[dict[str, Measure]] = {
     plan.BODIES: bodies.measure,
     plan.CROWDS: crowds.measure,
     plan.HEALS: heals.measure,
+    plan.STORES: stores.measure,
 }

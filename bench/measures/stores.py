@@ -1,0 +1,139 @@
+"""What a store costs the sidecar: a plain call and the opening of a session, beside ``memory:`` in the same rounds.
+
+What Redis itself uses is not counted: that is another machine's.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import secrets
+import shutil
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Final
+
+from bench import processes, procfs, work, wrk
+from bench.contenders import Contender
+from bench.environments import ROOT
+from bench.lines import NoAnswer
+from bench.plan import STORES, Plan
+from bench.processes import NotStarted
+from bench.results import Results, Row
+from bench.rig import SESSIONS_OF_LOAD, Rig, Target
+from bench.sampling import Watch
+from bench.statistics import median, ratio
+
+MEMORY: Final = "memory:"
+CONNECTIONS: Final = 16
+WARM_UP_CALLS: Final = 50
+OPENED: Final = 1000
+KEY: Final = base64.urlsafe_b64encode(secrets.token_bytes(64)).decode().rstrip("=")
+
+
+@dataclass(slots=True)
+class _Seen:
+    target: Target
+    calls: Path
+    call_us: list[float] = field(default_factory=list)
+    opening_us: list[float] = field(default_factory=list)
+
+
+def measure(rig: Rig, plan: Plan, results: Results) -> None:
+    """Every store has its turn before any has its second one."""
+    for contender in rig.contenders:
+        if contender.name.startswith("sidecar"):
+            try:
+                with _redis(rig) as redis:
+                    results.rows.extend(_rows(rig, plan, contender, _stores(rig, redis)))
+            except (NoAnswer, NotStarted) as trouble:
+                rig.say(f"stores: {contender.name}: {trouble}")
+
+
+def _stores(rig: Rig, redis: str | None) -> dict[str, Mapping[str, str]]:
+    """Name to settings."""
+    folder = rig.folder / "store"
+    found: dict[str, Mapping[str, str]] = {
+        MEMORY: {"MCP_SIDECAR_STORE": MEMORY},
+        "sqlite:": {"MCP_SIDECAR_STORE": f"sqlite:{folder}/sessions.db"},
+        "sealed:": {"MCP_SIDECAR_STORE": "sealed:", "MCP_SIDECAR_SESSIONS__KEY": KEY},
+    }
+    return found | ({"redis:": {"MCP_SIDECAR_STORE": redis}} if redis is not None else {})
+
+
+@contextmanager
+def _redis(rig: Rig) -> Iterator[str | None]:
+    """Its address, on the core of the tools; none where there is no such program."""
+    program = shutil.which("redis-server") or shutil.which("valkey-server")
+    if program is None:
+        rig.say("stores: redis-server not found; it is left out")
+        yield None
+        return
+    port = processes.free_port()
+    command = [program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(rig.folder)]
+    with processes.start(
+        command,
+        f"redis://127.0.0.1:{port}",
+        rig.folder / "redis.log",
+        cwd=ROOT,
+        environ=os.environ,
+        accepting=lambda: processes.accepts(port),
+    ) as running:
+        yield running.url
+
+
+def _rows(rig: Rig, plan: Plan, contender: Contender, stores: Mapping[str, Mapping[str, str]]) -> list[Row]:
+    with ExitStack() as stack:
+        seen = {
+            name: _ready(rig, stack.enter_context(rig.target(_with(contender, name, settings), rig.fast_url)))
+            for name, settings in stores.items()
+        }
+        for number in range(plan.rounds):
+            rig.say(f"stores: round {number + 1} of {plan.rounds}")
+            for one in seen.values():
+                _call(rig, plan, one)
+                _open(rig, one)
+    figures: dict[str, dict[str, float | None]] = defaultdict(dict)
+    for name, one in seen.items():
+        figures[name] = {"cpu_us": median(one.call_us), "opening_us": median(one.opening_us)}
+    memory = figures[MEMORY]
+    return [
+        Row(
+            STORES,
+            name,
+            contender.name,
+            {
+                **of_one,
+                "to_memory": ratio(of_one["cpu_us"], memory["cpu_us"]),
+                "opening_to_memory": ratio(of_one["opening_us"], memory["opening_us"]),
+            },
+        )
+        for name, of_one in figures.items()
+    ]
+
+
+def _with(contender: Contender, store: str, settings: Mapping[str, str]) -> Contender:
+    return replace(contender, name=f"{contender.name} {store}", environ={**contender.environ, **settings})
+
+
+def _ready(rig: Rig, target: Target) -> _Seen:
+    sessions = rig.sessions(target, SESSIONS_OF_LOAD)
+    rig.call(target, sessions, count=WARM_UP_CALLS)
+    calls = rig.folder / f"calls-{target.name.replace(' ', '-').rstrip(':')}"
+    wrk.write_calls(calls, target.url.removeprefix("http://").removesuffix(work.ENDPOINT), sessions, "json")
+    return _Seen(target, calls)
+
+
+def _call(rig: Rig, plan: Plan, one: _Seen) -> None:
+    with Watch(one.target.pids(), rig.cores) as watch:
+        load = wrk.run(one.target.url, one.calls, CONNECTIONS, plan.load_s)
+    one.call_us.append(watch.used.cpu.total_s / max(1, load.requests) * 1e6)
+
+
+def _open(rig: Rig, one: _Seen) -> None:
+    before = procfs.cpu_time(one.target.pids())
+    rig.sessions(one.target, OPENED)
+    one.opening_us.append((procfs.cpu_time(one.target.pids()) - before).total_s / OPENED * 1e6)
