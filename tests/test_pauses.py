@@ -13,6 +13,8 @@ TESTS: Final = Path(__file__).parent
 
 REAL_TIME: Final = {
     "interop/processes.py": "looks again and again at processes that announce nothing",
+    "interop/door.py": "tries connects again and again, in a thread of its own, until a process is there",
+    "interop/test_killed.py": "clients that never rest would leave the machine to nobody else",
     "interop/clients/lines.py": "tells how long a client of a user would have waited; nobody asserts it",
     "interop/servers/python_server.py": "a tool that takes its time, in a server that is a process of its own",
     "test_standard_streams.py": "looks again and again at a process that can announce nothing: its streams are closed",

@@ -8,9 +8,9 @@ import re
 import signal
 import socket
 import ssl
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import aiohttp
@@ -330,11 +330,11 @@ async def test_the_time_of_the_last_good_answer_is_known() -> None:
 
     async with FakeUpstream() as upstream, serving(upstream) as (_, origin, admin):
         assert await last(admin) == 0
-        begun = time.time()
+        begun = datetime.now(UTC)
         async with McpClient(f"{origin}/mcp") as client:
             await client.initialize()
             good = await last(admin)
-            assert begun - 1 <= good <= time.time() + 1
+            assert begun - timedelta(seconds=1) <= datetime.fromtimestamp(good, UTC) <= datetime.now(UTC)
             upstream.inject(Says(403, body=b"no"), tool="charge")
             assert (await client.tool("charge")).status == 403
             assert await last(admin) == pytest.approx(good, abs=1e-3)
