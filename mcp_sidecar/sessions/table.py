@@ -289,7 +289,7 @@ class SessionTable:
 
     def rename(self, session: Session) -> Session:
         """Another process may have opened one with this id and principal: the newcomer, still unknown, gets another id."""
-        self._remove(session, SessionEnd.EVICTED)
+        self.end(session, SessionEnd.EVICTED)
         assert session.upstream_id is not None, "it was opened with one"
         other = ClientSessionId(f"{self._new_tag()}.{session.upstream_id}")
         return self.open(other, session.principal, session.handshake, session.upstream_id, session.cookies)

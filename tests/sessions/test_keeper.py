@@ -362,6 +362,68 @@ class TestSaving:
         assert await one.table.save(session) is Saving.OVERTAKEN
         assert (await (await scene.place()).loaded()).upstream_id == "theirs"
 
+    async def test_overtaken_by_an_id_that_was_minted_again(self, scene: Scene) -> None:
+        """What another process has healed it to may be another session's by now: it does not go on there."""
+        one, other = await scene.place(), await scene.place()
+        session = await one.opened()
+        again = await other.loaded()
+        healed(again, "1")
+        other.table.claim_upstream_id(UpstreamSessionId("1"), again)
+        assert await other.table.save(again) is Saving.DONE
+        later = one.table.open(ClientSessionId("later"), BOB, HANDSHAKE, UpstreamSessionId("1"))
+        assert await one.table.save(later) is Saving.DONE
+        session.learnt(samples.request("resources/subscribe", uri="a"))
+        await one.table.save(session)
+        assert session.displaced and session.record.at(HERE) is None
+        assert (later.displaced, later.upstream_id) == (False, "1")
+        assert one.table.has_claimed(UpstreamSessionId("1"), later)
+
+    async def test_healed_here_and_overtaken_by_an_id_that_was_minted_again(self, scene: Scene) -> None:
+        """Its own heal stands then."""
+        one, other = await scene.place(), await scene.place()
+        session = await one.opened()
+        again = await other.loaded()
+        healed(again, "1")
+        assert await other.table.save(again) is Saving.DONE
+        later = one.table.open(ClientSessionId("later"), BOB, HANDSHAKE, UpstreamSessionId("1"))
+        assert await one.table.save(later) is Saving.DONE
+        healed(session, "2")
+        assert await one.table.save(session) is Saving.DONE
+        assert (session.upstream_id, session.displaced, later.displaced) == ("2", False, False)
+        assert (await (await scene.place()).loaded()).upstream_id == "2"
+
+    async def test_an_end_while_others_are_written(self, scene: Scene) -> None:
+        """A session that ends while a flush is at another one stays ended: its record is not written after its end."""
+        place = await scene.place()
+        place.store.is_away = True
+        first, second = (place.table.open(ClientSessionId(name), ALICE, HANDSHAKE) for name in ("first", "second"))
+        assert await place.table.save(first) is Saving.LATER
+        place.store.is_away = False
+        await place.keeper.back()
+        place.store.gate = asyncio.Event()
+        flush = asyncio.create_task(place.keeper.flush())
+        await eventually(lambda: "put" in place.store.asked[1:])
+        place.table.end(second, SessionEnd.TERMINATED)
+        place.store.gate.set()
+        await flush
+        await place.keeper.flush()
+        assert place.keeper.unsaved == 0
+        assert await (await scene.place()).load(second.client_id, ALICE) is Missing.ENDED
+
+    async def test_put_out_of_memory_while_it_is_written(self, scene: Scene) -> None:
+        """Nothing of it stays here, and a newcomer whose id was not found free goes on under another one."""
+        place = await scene.place()
+        session = place.table.open(SID, ALICE, HANDSHAKE)
+        place.store.gate = asyncio.Event()
+        saving = asyncio.create_task(place.table.save(session))
+        await eventually(lambda: "put" in place.store.asked)
+        place.table.end(session, SessionEnd.EVICTED)
+        place.store.gate.set()
+        await saving
+        assert place.keeper.stored(session) is None
+        renamed = place.table.rename(session)
+        assert place.table.find(renamed.client_id, ALICE) is renamed
+
     async def test_an_end_elsewhere(self, scene: Scene) -> None:
         """What ended stays so, whatever is learnt or healed meanwhile."""
         one, other = await scene.place(), await scene.place()
@@ -396,6 +458,48 @@ class TestSaving:
         newcomer = place.table.open(SID, ALICE, HANDSHAKE)
         assert await place.table.save(newcomer) is Saving.TAKEN
         assert (await (await scene.place()).loaded()).record.tag == former.record.tag
+
+    async def test_a_newcomer_in_the_place_of_one_that_goes_on_elsewhere(self, scene: Scene) -> None:
+        """It takes nothing of what the other has become in another process."""
+        one, other = await scene.place(), await scene.place()
+        await one.opened()
+        again = await other.loaded()
+        healed(again, "theirs")
+        assert await other.table.save(again) is Saving.DONE
+        newcomer = one.table.open(SID, ALICE, HANDSHAKE, UpstreamSessionId("new"))
+        assert await one.table.save(newcomer) is Saving.DONE
+        found = await (await scene.place()).loaded()
+        assert (found.record.tag, found.upstream_id, newcomer.upstream_id) == (newcomer.record.tag, "new", "new")
+
+    async def test_a_newcomer_in_the_place_of_one_that_ended_elsewhere(self, scene: Scene) -> None:
+        """The end was not its own."""
+        one, other = await scene.place(), await scene.place()
+        await one.opened()
+        other.table.end(await other.loaded(), SessionEnd.TERMINATED)
+        await other.keeper.flush()
+        newcomer = one.table.open(SID, ALICE, HANDSHAKE)
+        assert await one.table.save(newcomer) is Saving.DONE
+        assert (await (await scene.place()).loaded()).record.tag == newcomer.record.tag
+
+    async def test_a_store_that_was_put_back(self, scene: Scene) -> None:
+        """Of a record that is older than what is known here nothing is taken: it names upstream sessions of then."""
+        one, other = await scene.place(), await scene.place()
+        session = await one.opened()
+        again = await other.loaded()
+        healed(again, "then")
+        assert await other.table.save(again) is Saving.DONE
+        key = one.keeper.key(SID, ALICE)
+        then = (await one.store.get(key.session))[key.principal]
+        await one.table.refresh(session, even_if_fresh=True)
+        for upstream_id in ("later", "now"):
+            healed(session, upstream_id)
+            assert await one.table.save(session) is Saving.DONE
+        standing = (await one.store.get(key.session))[key.principal]
+        await one.store.store.put(key, then, expected=standing.revision, ttl_s=100)
+        session.learnt(samples.request("resources/subscribe", uri="a"))
+        assert await one.table.save(session) is Saving.DONE
+        assert (session.upstream_id, session.displaced) == ("now", False)
+        assert (await (await scene.place()).loaded()).upstream_id == "now"
 
     async def test_a_lost_reply(self, scene: Scene) -> None:
         """A write that was given up and done all the same is known as one's own."""
