@@ -18,7 +18,8 @@ T = TypeVar("T")
 
 QUICKEST_PACE_S: Final = 0.010
 SLOWEST_PACE_S: Final = 1.0
-_PROBE: Final = b"probe"
+_PROBE: Final = Key(b"probe", b"probe")
+_PROBE_TTL_S: Final = 1.0
 _TOO_SLOW: Final = "it did not answer in time"
 
 
@@ -145,13 +146,18 @@ class StoreGuard:
             self._emit(StoreLost(reason))
             self._probing = asyncio.create_task(self._probe())
 
+    async def _read_and_write(self) -> None:
+        """One that answers, but takes nothing any more, such as a replica, must not come and go all the time."""
+        await self._store.get(_PROBE.session)
+        await self._store.end(_PROBE, ttl_s=_PROBE_TTL_S)
+
     async def _probe(self) -> None:
         pace_s = QUICKEST_PACE_S
         while self._away_since is not None and not self._is_closed:
             await asyncio.sleep(pace_s * random.uniform(0.5, 1.0))
             pace_s = min(pace_s * 2, SLOWEST_PACE_S)
             try:
-                await self._tried("probe", lambda: self._store.get(_PROBE))
+                await self._tried("probe", self._read_and_write)
             except StoreUnwritable:
                 pass
             except StoreAway:

@@ -293,6 +293,35 @@ class TestRedisAway:
                 async with going_on(other, former, headers=alice()) as client:
                     assert (await client.tool("charge", amount=1)).text == "charged 1"
 
+    @pytest.mark.parametrize(
+        ("refusing", "taking", "losses"),
+        [
+            (("REPLICAOF", "127.0.0.1", "1"), ("REPLICAOF", "NO", "ONE"), 1),
+            (("CONFIG", "SET", "min-replicas-to-write", "1"), ("CONFIG", "SET", "min-replicas-to-write", "0"), 0),
+        ],
+        ids=["a replica", "too few replicas"],
+    )
+    async def test_it_answers_and_takes_nothing(
+        self, server: RedisServer, refusing: tuple[str, ...], taking: tuple[str, ...], losses: int
+    ) -> None:
+        """It does not come and go: it is lost once, or not at all if it can be read; afterwards it has everything."""
+        async with at_one(server) as (upstream, sidecar, client, _):
+            await client.initialize()
+            await server.say(*refusing)
+            await client.call("logging/setLevel", {"level": "info"})
+            keeper = sidecar.services.sessions.rounds.keeper
+            for _ in range(20):
+                await keeper.flush()
+                await keeper.touch()
+                await asyncio.wait({asyncio.ensure_future(keeper.store.back())}, timeout=0.05)
+            assert keeper.unsaved == 1
+            assert (len(sidecar.of(StoreLost)), sidecar.of(StoreBack)) == (losses, [])
+            await server.say(*taking)
+            await eventually(lambda: keeper.store.is_up)
+            await keeper.flush()
+            async with a_sidecar(upstream, server) as other, going_on(other, client) as again:
+                assert (await again.tool("charge", amount=1)).text == "charged 1"
+
     async def test_it_becomes_a_replica_and_is_promoted_again(self, server: RedisServer) -> None:
         """Reads and writes wait here meanwhile; a heal needs none of them."""
         async with at_one(server) as (upstream, sidecar, client, _):
