@@ -142,6 +142,7 @@ class Keeper:
         self._began_with = began_with
         self._index_key, self._principal_key = index, principals
         self.on_principals(principals)
+        self.store.note_usable()
         self.has_keys = True
         if self._keyed is not None and not self._keyed.done():
             self._keyed.set_result(None)
@@ -422,7 +423,7 @@ class Keeper:
         A store that was away or emptied may have lost any of them: then all that are in memory are looked at.
         """
         now, step = self._clock(), self._limits.idle_ttl_s * TOUCH_AFTER
-        if (self._saved or self._was_away) and not await self._has_keys_again():
+        if (self._saved or self._was_away) and not await self.has_keys_again():
             return
         is_back, self._was_away = self._was_away, False
         due = [
@@ -447,7 +448,7 @@ class Keeper:
         except StoreAway:
             self._was_away = True
             return False
-        if missed and not await self._has_keys_again():
+        if missed and not await self.has_keys_again():
             return False
         for key, session in touches.items():
             saved = self._saved.get(session)
@@ -457,14 +458,18 @@ class Keeper:
                 self.note(session)
         return True
 
-    async def _has_keys_again(self) -> bool:
-        """A store that has lost records may have lost what they are found by."""
+    async def has_keys_again(self) -> bool:
+        """A store that has lost records may have lost what they are found by, or is another one."""
         try:
             await self.get_keys()
-        except (StoreAway, StoreUnusable):
-            self._was_away = True
-            return False
-        return True
+        except StoreUnusable as unusable:
+            self.store.note_unusable(str(unusable))
+        except StoreAway:
+            pass
+        else:
+            return True
+        self._was_away = True
+        return False
 
     @property
     def unsaved(self) -> int:

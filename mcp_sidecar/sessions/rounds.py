@@ -42,7 +42,9 @@ class Rounds:
         """Open the store, and begin. Raises ``StoreUnusable``; one that is only away comes back by itself."""
         await self.keeper.store.open()
         try:
-            await self._get_keys()
+            await self.keeper.get_keys()
+        except StoreAway:
+            pass
         except StoreUnusable:
             await self.keeper.store.close()
             raise
@@ -81,17 +83,10 @@ class Rounds:
         except StoreAway:
             return
 
-    async def _get_keys(self) -> bool:
-        try:
-            await self.keeper.get_keys()
-        except StoreAway:
-            return False
-        return True
-
     async def _flush(self) -> None:
         pace_s = FLUSH_AFTER_S
         while True:
-            if self.keeper.has_keys or await self._get_keys():
+            if self.keeper.has_keys or await self.keeper.has_keys_again():
                 break
             await asyncio.sleep(SLOWEST_PACE_S)
         while True:

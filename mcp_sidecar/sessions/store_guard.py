@@ -34,6 +34,7 @@ class StoreGuard:
         self._emit = emit
         self.on_back: Callable[[], None] = lambda: None
         self._away_since: float | None = None
+        self._unusable_since: float | None = None
         self._is_closed = False
         self._back: asyncio.Future[None] | None = None
         self._probing: asyncio.Task[None] | None = None
@@ -63,6 +64,18 @@ class StoreGuard:
             self._probing.cancel()
             await asyncio.wait({self._probing}, timeout=self._timeout_s)
         await self._store.close()
+
+    def note_unusable(self, reason: str) -> None:
+        """It answers and is of no use, which is known since the process runs: that is told once."""
+        if self._unusable_since is None:
+            self._unusable_since = self._clock()
+            self._emit(StoreLost(reason))
+
+    def note_usable(self) -> None:
+        """It is of use."""
+        if self._unusable_since is not None:
+            self._emit(StoreBack(self._clock() - self._unusable_since))
+            self._unusable_since = None
 
     def back(self) -> asyncio.Future[None]:
         """Done as soon as it answers again."""

@@ -260,7 +260,9 @@ class TestTrouble:
             await store.close()
 
     @pytest.mark.parametrize(
-        "said", ["CROSSSLOT Keys in request don't hash to the same slot", "MOVED 13657 127.0.0.1:6004"], ids=["crossslot", "moved"]
+        "said",
+        ["CROSSSLOT Keys in request don't hash to the same slot", "MOVED 13657 127.0.0.1:6004"],
+        ids=["crossslot", "moved"],
     )
     async def test_a_cluster(self, said: str) -> None:
         """A record and the claim on its upstream id are in different slots: said at the start, in one line."""

@@ -139,7 +139,9 @@ class RedisStore:
         try:
             await self._client.ping()
             claim = self._of_claim(Claim(_NOBODY.session, _NOBODY.session))
-            await self._put(keys=[self._of(_NOBODY.session), claim], args=[_NOBODY.principal.hex(), -1])  # writes nothing
+            await self._put(
+                keys=[self._of(_NOBODY.session), claim], args=[_NOBODY.principal.hex(), -1]
+            )  # writes nothing
         except (exceptions.AuthenticationError, exceptions.NoPermissionError) as error:
             raise StoreUnusable(f"{self._shown}: it does not let us in ({type(error).__name__})") from None
         except (exceptions.ClusterCrossSlotError, exceptions.MovedError):
