@@ -434,6 +434,19 @@ class TestSaving:
         assert await one.table.save(session) is Saving.ENDED
         assert await (await scene.place()).load(SID, ALICE) is Missing.ENDED
 
+    async def test_one_in_use_that_the_store_takes_for_idle(self, scene: Scene) -> None:
+        """No touch came through, or the host slept and only its wall clock went on: it is written again, and goes on."""
+        place = await scene.place()
+        session = await place.opened()
+        for _ in range(2):
+            scene.clock.now += 60
+            assert place.table.find(SID, ALICE) is session
+        await place.store.sweep()
+        session.learnt(samples.request("resources/subscribe", uri="a"))
+        assert await place.table.save(session) is Saving.DONE
+        assert place.table.find(SID, ALICE) is session
+        assert (await (await scene.place()).loaded()).client_state.subscriptions == ("a",)
+
     async def test_an_id_that_ended_is_opened_anew(self, scene: Scene) -> None:
         """A server that counts its sessions mints it again; the end of the former does not end the new one."""
         place = await scene.place()
@@ -449,6 +462,17 @@ class TestSaving:
         newcomer = other.table.open(SID, ALICE, HANDSHAKE)
         assert await other.table.save(newcomer) is Saving.TAKEN
         assert (await (await scene.place()).loaded()).record.tag == former.record.tag
+
+    async def test_an_id_that_was_idle_for_too_long(self, scene: Scene) -> None:
+        """Nobody has ended it, so that its client may still come: it must not be in the newcomer's session then."""
+        place = await scene.place()
+        place.table.end(await place.opened(), SessionEnd.EVICTED)
+        scene.clock.now += LIMITS.idle_ttl_s
+        newcomer = place.table.open(SID, ALICE, HANDSHAKE)
+        assert await place.table.save(newcomer) is Saving.TAKEN
+        renamed = place.table.rename(newcomer)
+        assert await place.table.save(renamed) is Saving.DONE
+        assert await (await scene.place()).load(SID, ALICE) is Missing.ENDED
 
     async def test_an_id_that_this_process_knew(self, scene: Scene) -> None:
         """The same where the former was put out of memory for others, although this process wrote its record itself."""
