@@ -14,11 +14,12 @@ import pytest
 from mcp_sidecar.config import SessionLimits
 from mcp_sidecar.facts import Fact, SessionEnd
 from mcp_sidecar.healing.handshake import Handshake
-from mcp_sidecar.healing.principal import Identity, Principal
+from mcp_sidecar.healing.principal import Identity, Principal, Principals
 from mcp_sidecar.healing.record import ClientSessionId, UpstreamSessionId, encode
 from mcp_sidecar.healing.session import Event, Session, State
 from mcp_sidecar.sessions.keeper import Keeper, Saving
 from mcp_sidecar.sessions.look_ups import MISS_REMEMBERED_S, MISSES_PER_S, Missing
+from mcp_sidecar.sessions.rounds import Rounds
 from mcp_sidecar.sessions.stores.sqlite import SqliteStore
 from mcp_sidecar.sessions.stores.store import Claim, Entry, Key, Lease, StoreAway, Times, Touch
 from mcp_sidecar.sessions.table import SessionTable
@@ -559,6 +560,19 @@ class TestSaving:
         await place.keeper.back()
         await place.keeper.flush()
         assert await (await scene.place()).load(SID, ALICE) is Missing.ENDED
+
+    async def test_a_store_that_is_away_for_a_moment_at_the_end(self, scene: Scene) -> None:
+        """A process that stops tries again for a moment: what it has not written nobody will."""
+        place = await scene.place()
+        sessions = [place.table.open(ClientSessionId(name), ALICE, HANDSHAKE) for name in "abc"]
+        place.store.is_away = True
+        stopping = asyncio.create_task(Rounds(place.keeper, Principals((), b"secret")).stop())
+        await eventually(lambda: "put" in place.store.asked)
+        place.store.is_away = False
+        await stopping
+        scene._places.remove(place)  # its store is closed
+        other = await scene.place()
+        assert [await other.load(session.client_id, ALICE) for session in sessions] == [None] * 3
 
     async def test_a_store_that_hangs(self, scene: Scene) -> None:
         """It costs its time-out, and the session goes on from memory."""
