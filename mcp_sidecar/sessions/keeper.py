@@ -272,6 +272,11 @@ class Keeper:
         saved = self._saved.get(session)
         return saved.stored if saved is not None else None
 
+    def knows_place_of(self, session: Session) -> bool:
+        """Whether the store knows which upstream session stands behind it here."""
+        saved = self._saved.get(session)
+        return saved is not None and saved.stored.at(self.instance) == session.record.at(self.instance)
+
     def loaded(self, session: Session) -> None:
         """The session was made from the record that the store holds."""
         self._saved[session] = _Saved(session.record, session.record, self._clock())

@@ -393,6 +393,19 @@ class TestSaving:
         assert (session.upstream_id, session.displaced, later.displaced) == ("2", False, False)
         assert (await (await scene.place()).loaded()).upstream_id == "2"
 
+    async def test_overtaken_by_an_id_of_one_that_the_store_does_not_know_yet(self, scene: Scene) -> None:
+        """Nobody can say which of the two was given it last: neither uses it."""
+        one, other = await scene.place(), await scene.place()
+        session = await one.opened()
+        again = await other.loaded()
+        healed(again, "1")
+        assert await other.table.save(again) is Saving.DONE
+        later = one.table.open(ClientSessionId("later"), BOB, HANDSHAKE, UpstreamSessionId("1"))
+        session.learnt(samples.request("resources/subscribe", uri="a"))
+        await one.table.save(session)
+        assert session.displaced and later.displaced
+        assert session.record.at(HERE) is later.record.at(HERE) is None
+
     async def test_an_end_while_others_are_written(self, scene: Scene) -> None:
         """A session that ends while a flush is at another one stays ended: its record is not written after its end."""
         place = await scene.place()
