@@ -240,10 +240,13 @@ class HealAttempt:
     async def _is_committed(self, upstream_id: UpstreamSessionId | None) -> bool:
         """Have the store know of it; false where another process has ended the session meanwhile.
 
-        Of two processes that heal it at one upstream the quicker one's upstream session stands, and ours is ended.
+        Of two processes that heal it at one upstream the quicker one's upstream session stands. Ours is ended then, unless
+        somebody was given its id since.
         """
-        saving = await self._tools.table.save(self._session)
-        if saving is Saving.OVERTAKEN and upstream_id is not None:
+        table = self._tools.table
+        saving = await table.save(self._session)
+        is_surplus = saving in (Saving.OVERTAKEN, Saving.ENDED)
+        if is_surplus and upstream_id is not None and not table.is_claimed(upstream_id):
             self._claimed_id = None
             await self._own.discard(upstream_id)
         return saving is not Saving.ENDED

@@ -142,6 +142,7 @@ class Keeper:
         self._began_with = began_with
         self._index_key, self._principal_key = index, principals
         self.on_principals(principals)
+        self.store.note_usable()
         self.has_keys = True
         if self._keyed is not None and not self._keyed.done():
             self._keyed.set_result(None)
@@ -249,11 +250,13 @@ class Keeper:
         key = self.key(session.client_id, session.principal)
         try:
             standing = (await self._look_ups.entries(key.session)).get(key.principal, ABSENT)
+            saved = self._saved.get(session)
+            if saved is not None and standing.revision > saved.stored.revision:
+                self._settled(session, await self._take_in(session, saved, standing) or Saving.DONE)
         except StoreAway:
             return
-        saved = self._saved.get(session)
-        if saved is not None and standing.revision > saved.stored.revision:
-            self._settled(session, self._take_in(session, saved, standing) or Saving.DONE)
+        finally:
+            self._forget_if_ended(session)
 
     # -- writing ------------------------------------------------------------------------------------------------------
 
@@ -268,6 +271,11 @@ class Keeper:
         """What the store knows of the session."""
         saved = self._saved.get(session)
         return saved.stored if saved is not None else None
+
+    def knows_place_of(self, session: Session) -> bool:
+        """Whether the store knows which upstream session stands behind it here."""
+        saved = self._saved.get(session)
+        return saved is not None and saved.stored.at(self.instance) == session.record.at(self.instance)
 
     def loaded(self, session: Session) -> None:
         """The session was made from the record that the store holds."""
@@ -284,6 +292,8 @@ class Keeper:
         """Write the record of a session, over whatever others wrote meanwhile."""
         if not self.is_unsaved(session):
             return Saving.DONE
+        if session.is_ended:  # its end is what there is to write
+            return Saving.ENDED
         if not self.has_keys:
             return Saving.LATER
         key = self.key(session.client_id, session.principal)
@@ -296,6 +306,13 @@ class Keeper:
         except StoreAway:
             self._was_away = True
             return Saving.LATER
+        finally:
+            self._forget_if_ended(session)
+
+    def _forget_if_ended(self, session: Session) -> None:
+        """It may have gone out of memory while the store was asked."""
+        if session.is_ended:
+            self.forget(session)
 
     def _settled(self, session: Session, outcome: Saving) -> Saving:
         self.on_settled(session, outcome)
@@ -305,6 +322,8 @@ class Keeper:
         saved = self._saved.get(session)
         expected = saved.stored.revision if saved is not None else 0
         for _ in range(MAX_TRIES):
+            if session.is_ended:
+                return Saving.ENDED
             source, saved = session.record, self._saved.get(session)
             former = saved.stored.revision if saved is not None else 0
             mine = replace(source, revision=max(expected, former) + 1, last_used_at=self.wall())
@@ -318,7 +337,7 @@ class Keeper:
                     session.record = source = mine
                 self._saved[session] = _Saved(source, mine, self._clock())
                 return Saving.DONE
-            outcome = self._take_in(session, saved, standing)
+            outcome = await self._take_in(session, saved, standing)
             if outcome is not None:
                 return outcome
             expected = standing.revision
@@ -330,12 +349,20 @@ class Keeper:
         is_known = saved is not None and saved.source is not None and saved.stored.at(self.instance) == here
         return self._claim(here.upstream_id) if here is not None and here.upstream_id and not is_known else None
 
-    def _take_in(self, session: Session, saved: _Saved | None, standing: Entry) -> Saving | None:
-        """Something else stands there than was read: ``None`` if our record, as it is now, is to be written over it."""
+    async def _take_in(self, session: Session, saved: _Saved | None, standing: Entry) -> Saving | None:
+        """Something else stands there than was read: ``None`` if our record, as it is now, is to be written over it.
+
+        Raises ``StoreAway``.
+        """
         if standing == ABSENT:  # the store was emptied
             return None
+        is_newcomer = saved is None or saved.stored.tag != session.record.tag
+        if (
+            standing.data is None and standing.writer
+        ):  # it was idle, as far as the store knows: its client may still come
+            return Saving.TAKEN if is_newcomer else None
         if standing.data is None:
-            return Saving.ENDED if saved is not None else None  # an id that was ended is opened anew
+            return None if is_newcomer else Saving.ENDED  # an id that was ended is opened anew
         theirs = _readable(standing.data)
         if theirs is None:
             return Saving.LEFT_ALONE
@@ -343,14 +370,23 @@ class Keeper:
         if is_ours:  # an earlier write that was given up and done after all
             self._saved[session] = _Saved(theirs, theirs, self._clock())
             return None
-        if saved is None:
+        if saved is None or (is_newcomer and theirs.tag != saved.stored.tag):
             return Saving.TAKEN
-        own, stands = session.record.at(self.instance), theirs.at(self.instance)
-        is_overtaken = stands is not None and stands not in (saved.stored.at(self.instance), own)
+        if is_newcomer or standing.revision < saved.stored.revision:  # what it replaces has gone on, or was put back
+            self._saved[session] = replace(saved, source=None)
+            return None
+        if self._is_overtaken(session, saved, theirs):
+            theirs = await self._as_claimed(session.client_id, theirs)
+        is_overtaken = self._is_overtaken(session, saved, theirs)
         ours = NOWHERE if is_overtaken else self.instance
         session.record = rebased(session.record, saved.stored, theirs, ours)
         self._saved[session] = _Saved(theirs, theirs, self._clock())
         return Saving.OVERTAKEN if is_overtaken else None
+
+    def _is_overtaken(self, session: Session, saved: _Saved, theirs: SessionRecord) -> bool:
+        """Whether another process has healed it at this very instance."""
+        own, stands = session.record.at(self.instance), theirs.at(self.instance)
+        return stands is not None and stands not in (saved.stored.at(self.instance), own)
 
     def note(self, session: Session) -> None:
         """The session may have learnt something: it is written with the next ``flush``."""
@@ -396,7 +432,7 @@ class Keeper:
         A store that was away or emptied may have lost any of them: then all that are in memory are looked at.
         """
         now, step = self._clock(), self._limits.idle_ttl_s * TOUCH_AFTER
-        if (self._saved or self._was_away) and not await self._has_keys_again():
+        if (self._saved or self._was_away) and not await self.has_keys_again():
             return
         is_back, self._was_away = self._was_away, False
         due = [
@@ -421,7 +457,7 @@ class Keeper:
         except StoreAway:
             self._was_away = True
             return False
-        if missed and not await self._has_keys_again():
+        if missed and not await self.has_keys_again():
             return False
         for key, session in touches.items():
             saved = self._saved.get(session)
@@ -431,14 +467,18 @@ class Keeper:
                 self.note(session)
         return True
 
-    async def _has_keys_again(self) -> bool:
-        """A store that has lost records may have lost what they are found by."""
+    async def has_keys_again(self) -> bool:
+        """A store that has lost records may have lost what they are found by, or is another one."""
         try:
             await self.get_keys()
-        except (StoreAway, StoreUnusable):
-            self._was_away = True
-            return False
-        return True
+        except StoreUnusable as unusable:
+            self.store.note_unusable(str(unusable))
+        except StoreAway:
+            pass
+        else:
+            return True
+        self._was_away = True
+        return False
 
     @property
     def unsaved(self) -> int:

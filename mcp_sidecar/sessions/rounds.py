@@ -19,6 +19,9 @@ FLUSH_AFTER_S: Final = 0.2
 TOUCH_INTERVAL_S: Final = 10.0
 CANCEL_AGAIN_S: Final = 0.1
 
+LAST_TRIES_S: Final = 1.0
+"""So long a process that stops tries to write what nobody else knows."""
+
 SLOWEST_PACE_S: Final = 1.0
 """Between tries while the store is away or cannot write."""
 
@@ -42,7 +45,9 @@ class Rounds:
         """Open the store, and begin. Raises ``StoreUnusable``; one that is only away comes back by itself."""
         await self.keeper.store.open()
         try:
-            await self._get_keys()
+            await self.keeper.get_keys()
+        except StoreAway:
+            pass
         except StoreUnusable:
             await self.keeper.store.close()
             raise
@@ -57,9 +62,17 @@ class Rounds:
                 task.cancel()
             _, running = await asyncio.wait(running, timeout=CANCEL_AGAIN_S)
         if self.keeper.outlives_process:
-            await self.keeper.touch()
-            await self.keeper.flush()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LAST_TRIES_S):
+                    await self._write_all()
         await self.keeper.store.close()
+
+    async def _write_all(self) -> None:
+        while True:
+            await self.keeper.touch()
+            if await self.keeper.flush():
+                return
+            await asyncio.sleep(FLUSH_AFTER_S)
 
     def read_keys_again(self) -> bool:
         """Seal with the keys that there are now, if they have changed. Raises ``BadKeys``; then those of before stay."""
@@ -81,17 +94,10 @@ class Rounds:
         except StoreAway:
             return
 
-    async def _get_keys(self) -> bool:
-        try:
-            await self.keeper.get_keys()
-        except StoreAway:
-            return False
-        return True
-
     async def _flush(self) -> None:
         pace_s = FLUSH_AFTER_S
         while True:
-            if self.keeper.has_keys or await self._get_keys():
+            if self.keeper.has_keys or await self.keeper.has_keys_again():
                 break
             await asyncio.sleep(SLOWEST_PACE_S)
         while True:

@@ -18,7 +18,8 @@ T = TypeVar("T")
 
 QUICKEST_PACE_S: Final = 0.010
 SLOWEST_PACE_S: Final = 1.0
-_PROBE: Final = b"probe"
+_PROBE: Final = Key(b"probe", b"probe")
+_PROBE_TTL_S: Final = 1.0
 _TOO_SLOW: Final = "it did not answer in time"
 
 
@@ -33,6 +34,7 @@ class StoreGuard:
         self._emit = emit
         self.on_back: Callable[[], None] = lambda: None
         self._away_since: float | None = None
+        self._unusable_since: float | None = None
         self._is_closed = False
         self._back: asyncio.Future[None] | None = None
         self._probing: asyncio.Task[None] | None = None
@@ -62,6 +64,18 @@ class StoreGuard:
             self._probing.cancel()
             await asyncio.wait({self._probing}, timeout=self._timeout_s)
         await self._store.close()
+
+    def note_unusable(self, reason: str) -> None:
+        """It answers and is of no use, which is known since the process runs: that is told once."""
+        if self._unusable_since is None:
+            self._unusable_since = self._clock()
+            self._emit(StoreLost(reason))
+
+    def note_usable(self) -> None:
+        """It is of use."""
+        if self._unusable_since is not None:
+            self._emit(StoreBack(self._clock() - self._unusable_since))
+            self._unusable_since = None
 
     def back(self) -> asyncio.Future[None]:
         """Done as soon as it answers again."""
@@ -145,13 +159,18 @@ class StoreGuard:
             self._emit(StoreLost(reason))
             self._probing = asyncio.create_task(self._probe())
 
+    async def _read_and_write(self) -> None:
+        """One that answers, but takes nothing any more, such as a replica, must not come and go all the time."""
+        await self._store.get(_PROBE.session)
+        await self._store.end(_PROBE, ttl_s=_PROBE_TTL_S)
+
     async def _probe(self) -> None:
         pace_s = QUICKEST_PACE_S
         while self._away_since is not None and not self._is_closed:
             await asyncio.sleep(pace_s * random.uniform(0.5, 1.0))
             pace_s = min(pace_s * 2, SLOWEST_PACE_S)
             try:
-                await self._tried("probe", lambda: self._store.get(_PROBE))
+                await self._tried("probe", self._read_and_write)
             except StoreUnwritable:
                 pass
             except StoreAway:

@@ -282,14 +282,22 @@ class SessionTable:
         elif outcome is Saving.OVERTAKEN:
             self.release_upstream_id(session.upstream_id, session)
             session.follow()
+            is_doubtful = self._is_held_unknown_to_others(session.upstream_id)
             self.claim_upstream_id(session.upstream_id, session)
+            if is_doubtful:  # which of the two was given it last nobody can say
+                self.displace(session)
             self._keeper.note(session)
         elif not session.displaced and session.record.at(self._keeper.instance) is None:
             self.displace(session)
 
+    def _is_held_unknown_to_others(self, upstream_id: UpstreamSessionId | None) -> bool:
+        """Whether a session stands on this id of which the store does not know so."""
+        holder = self._by_upstream_id.get(upstream_id) if upstream_id is not None else None
+        return holder is not None and not self._keeper.knows_place_of(holder)
+
     def rename(self, session: Session) -> Session:
         """Another process may have opened one with this id and principal: the newcomer, still unknown, gets another id."""
-        self._remove(session, SessionEnd.EVICTED)
+        self.end(session, SessionEnd.EVICTED)
         assert session.upstream_id is not None, "it was opened with one"
         other = ClientSessionId(f"{self._new_tag()}.{session.upstream_id}")
         return self.open(other, session.principal, session.handshake, session.upstream_id, session.cookies)

@@ -15,6 +15,7 @@ from mcp_sidecar.app import CannotStart
 from mcp_sidecar.facts import HealEnded, SessionAdopted, SessionLost, SidecarFault, StoreAsked, StoreBack, StoreLost
 from mcp_sidecar.healing.record import Instance
 from mcp_sidecar.healing.session import UpstreamSessionId
+from mcp_sidecar.sessions.stores.keys import new_key
 from tests.support.client import Answer, McpClient
 from tests.support.credentials import alice, bearer
 from tests.support.fake_upstream import FakeUpstream
@@ -293,6 +294,35 @@ class TestRedisAway:
                 async with going_on(other, former, headers=alice()) as client:
                     assert (await client.tool("charge", amount=1)).text == "charged 1"
 
+    @pytest.mark.parametrize(
+        ("refusing", "taking", "losses"),
+        [
+            (("REPLICAOF", "127.0.0.1", "1"), ("REPLICAOF", "NO", "ONE"), 1),
+            (("CONFIG", "SET", "min-replicas-to-write", "1"), ("CONFIG", "SET", "min-replicas-to-write", "0"), 0),
+        ],
+        ids=["a replica", "too few replicas"],
+    )
+    async def test_it_answers_and_takes_nothing(
+        self, server: RedisServer, refusing: tuple[str, ...], taking: tuple[str, ...], losses: int
+    ) -> None:
+        """It does not come and go: it is lost once, or not at all if it can be read; afterwards it has everything."""
+        async with at_one(server) as (upstream, sidecar, client, _):
+            await client.initialize()
+            await server.say(*refusing)
+            await client.call("logging/setLevel", {"level": "info"})
+            keeper = sidecar.services.sessions.rounds.keeper
+            for _ in range(20):
+                await keeper.flush()
+                await keeper.touch()
+                await asyncio.wait({asyncio.ensure_future(keeper.store.back())}, timeout=0.05)
+            assert keeper.unsaved == 1
+            assert (len(sidecar.of(StoreLost)), sidecar.of(StoreBack)) == (losses, [])
+            await server.say(*taking)
+            await eventually(lambda: keeper.store.is_up)
+            await keeper.flush()
+            async with a_sidecar(upstream, server) as other, going_on(other, client) as again:
+                assert (await again.tool("charge", amount=1)).text == "charged 1"
+
     async def test_it_becomes_a_replica_and_is_promoted_again(self, server: RedisServer) -> None:
         """Reads and writes wait here meanwhile; a heal needs none of them."""
         async with at_one(server) as (upstream, sidecar, client, _):
@@ -366,6 +396,31 @@ class TestRedisAway:
                 await eventually(lambda: not keeper.unsaved)
             async with a_sidecar(upstream, server) as second, going_on(second, former) as client:
                 assert (await client.tool("charge", amount=3)).text == "charged 3"
+
+    async def test_it_comes_late_and_is_sealed_with_another_key(self, server: RedisServer, tmp_path: Path) -> None:
+        """That is told once, and the process goes on; with the key in its file it shares what it has."""
+        key_file, missing = tmp_path / "keys", new_key()
+        key_file.write_text(new_key(), encoding="ascii")
+        async with FakeUpstream() as upstream:
+            async with a_sidecar(upstream, server, sessions__key=missing):
+                await server.say("SAVE")
+            await server.kill()
+            async with a_sidecar(upstream, server, sessions__key_file=key_file) as sidecar:
+                async with McpClient(sidecar.url) as client:
+                    await client.initialize()
+                    await server.start()
+                    await eventually(lambda: any("sealed" in lost.reason for lost in sidecar.of(StoreLost)))
+                    with key_file.open("a", encoding="ascii") as keys:
+                        keys.write(f"\n{missing}\n")
+                    rounds = sidecar.services.sessions.rounds
+                    assert rounds.read_keys_again()
+                    await eventually(lambda: not rounds.keeper.unsaved)
+                assert [("sealed" in lost.reason) for lost in sidecar.of(StoreLost)].count(True) == 1
+                async with (
+                    a_sidecar(upstream, server, sessions__key_file=key_file) as other,
+                    going_on(other, client) as again,
+                ):
+                    assert (await again.tool("charge", amount=1)).text == "charged 1"
 
     async def test_it_is_flushed(self, server: RedisServer) -> None:
         """Whoever holds sessions writes them again with the next round, though they were not used for long."""

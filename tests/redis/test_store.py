@@ -35,6 +35,22 @@ ALICE, BOB, OTHER = Key(b"session", b"alice"), Key(b"session", b"bob"), Key(b"ot
 SOON_S: Final = 0.25
 
 
+@asynccontextmanager
+async def refusing_scripts(said: str) -> AsyncIterator[str]:
+    """The URL of what takes every command of one word, and refuses all others in these words."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while count := await reader.readline():
+            words = int(count[1:])
+            for _ in range(2 * words):
+                await reader.readline()
+            writer.write(b"+OK\r\n" if words == 1 else f"-{said}\r\n".encode())
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        yield f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
 def entry(revision: int, data: bytes | None = b"da:ta\x00\r\n") -> Entry:
     return Entry(revision, b"w", data)
 
@@ -217,6 +233,50 @@ class TestTrouble:
                 await store.put(ALICE, entry(2), expected=1, ttl_s=100)
             await server.say("REPLICAOF", "NO", "ONE")
             assert await store.put(ALICE, entry(2), expected=1, ttl_s=100) is None
+
+    async def test_it_refuses_to_write(self, server: RedisServer) -> None:
+        """With too few replicas, or a disk that is full, it is still read; with them again it is written."""
+        async with opened(server.url) as store:
+            await store.put(ALICE, entry(1), expected=0, ttl_s=100)
+            await server.say("CONFIG", "SET", "min-replicas-to-write", "1")
+            with pytest.raises(StoreUnwritable):
+                await store.put(ALICE, entry(2), expected=1, ttl_s=100)
+            with pytest.raises(StoreUnwritable):
+                await store.touch([Touch(ALICE, 1, 200)])
+            with pytest.raises(StoreUnwritable):
+                await store.end(ALICE, ttl_s=100)
+            assert await store.get(b"session") == {b"alice": entry(1)}
+            await server.say("CONFIG", "SET", "min-replicas-to-write", "0")
+            assert await store.put(ALICE, entry(2), expected=1, ttl_s=100) is None
+
+    async def test_an_old_one_has_become_a_replica(self) -> None:
+        """Before version 7 scripts told so within an error of their own."""
+        said = "ERR Error running script (call to f_0): @user_script:1: @user_script: 1: -READONLY You can't write."
+        async with refusing_scripts(said) as url:
+            store = store_of(url)
+            with pytest.raises(StoreAway, match="read-only") as caught:
+                await store.end(ALICE, ttl_s=1)
+            assert not isinstance(caught.value, StoreUnwritable)
+            await store.close()
+
+    @pytest.mark.parametrize(
+        "said",
+        ["CROSSSLOT Keys in request don't hash to the same slot", "MOVED 13657 127.0.0.1:6004"],
+        ids=["crossslot", "moved"],
+    )
+    async def test_a_cluster(self, said: str) -> None:
+        """A record and the claim on its upstream id are in different slots: said at the start, in one line."""
+        async with refusing_scripts(said) as url:
+            with pytest.raises(StoreUnusable, match="it is a cluster"):
+                async with opened(url):
+                    pass
+
+    async def test_a_user_who_may_run_no_scripts(self, server: RedisServer) -> None:
+        """The process does not start, as with a wrong password."""
+        await server.say("ACL", "SETUSER", "app", "on", ">pw", "~mcps1:*", "+@all", "-@scripting")
+        with pytest.raises(StoreUnusable, match="NoPermissionError"):
+            async with opened(server.url.replace("//", "//app:pw@")):
+                pass
 
     async def test_it_forgets_its_scripts(self, server: RedisServer) -> None:
         """They are sent again."""

@@ -161,6 +161,24 @@ async def test_what_was_ended_stays_so(store: Settings) -> None:
             assert here.upstream.ledger.executions("charge") == []
 
 
+async def test_what_ends_elsewhere_while_it_is_healed(store: Settings) -> None:
+    """The client hears the 404, nothing runs, and the upstream session that was just opened is not left behind."""
+    async with host(store) as here, here.sidecar() as first, here.sidecar() as second, here.client(first) as one:
+        await one.initialize()
+        async with here.client(second, one) as other:
+            assert (await other.tool("echo", text="x")).text == "x"
+            await here.upstream.restart()
+            here.upstream.inject(Stall(StallAt.BEFORE_EXECUTION), rpc_method="initialize")
+            call = asyncio.create_task(one.tool("charge", amount=1))
+            await eventually(lambda: len(here.upstream.ledger.initializes) == 2)
+            await other.delete()
+        await here.upstream.clear()
+        here.upstream.release()
+        assert is_not_found(await call)
+        await eventually(lambda: not here.upstream.sessions)
+        assert here.upstream.ledger.executions("charge") == []
+
+
 class TestWhoseItIs:
     """The principal is the same to every process, and nobody else's request gets anything."""
 

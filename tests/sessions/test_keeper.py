@@ -14,11 +14,12 @@ import pytest
 from mcp_sidecar.config import SessionLimits
 from mcp_sidecar.facts import Fact, SessionEnd
 from mcp_sidecar.healing.handshake import Handshake
-from mcp_sidecar.healing.principal import Identity, Principal
+from mcp_sidecar.healing.principal import Identity, Principal, Principals
 from mcp_sidecar.healing.record import ClientSessionId, UpstreamSessionId, encode
 from mcp_sidecar.healing.session import Event, Session, State
 from mcp_sidecar.sessions.keeper import Keeper, Saving
 from mcp_sidecar.sessions.look_ups import MISS_REMEMBERED_S, MISSES_PER_S, Missing
+from mcp_sidecar.sessions.rounds import Rounds
 from mcp_sidecar.sessions.stores.sqlite import SqliteStore
 from mcp_sidecar.sessions.stores.store import Claim, Entry, Key, Lease, StoreAway, Times, Touch
 from mcp_sidecar.sessions.table import SessionTable
@@ -362,6 +363,81 @@ class TestSaving:
         assert await one.table.save(session) is Saving.OVERTAKEN
         assert (await (await scene.place()).loaded()).upstream_id == "theirs"
 
+    async def test_overtaken_by_an_id_that_was_minted_again(self, scene: Scene) -> None:
+        """What another process has healed it to may be another session's by now: it does not go on there."""
+        one, other = await scene.place(), await scene.place()
+        session = await one.opened()
+        again = await other.loaded()
+        healed(again, "1")
+        other.table.claim_upstream_id(UpstreamSessionId("1"), again)
+        assert await other.table.save(again) is Saving.DONE
+        later = one.table.open(ClientSessionId("later"), BOB, HANDSHAKE, UpstreamSessionId("1"))
+        assert await one.table.save(later) is Saving.DONE
+        session.learnt(samples.request("resources/subscribe", uri="a"))
+        await one.table.save(session)
+        assert session.displaced and session.record.at(HERE) is None
+        assert (later.displaced, later.upstream_id) == (False, "1")
+        assert one.table.has_claimed(UpstreamSessionId("1"), later)
+
+    async def test_healed_here_and_overtaken_by_an_id_that_was_minted_again(self, scene: Scene) -> None:
+        """Its own heal stands then."""
+        one, other = await scene.place(), await scene.place()
+        session = await one.opened()
+        again = await other.loaded()
+        healed(again, "1")
+        assert await other.table.save(again) is Saving.DONE
+        later = one.table.open(ClientSessionId("later"), BOB, HANDSHAKE, UpstreamSessionId("1"))
+        assert await one.table.save(later) is Saving.DONE
+        healed(session, "2")
+        assert await one.table.save(session) is Saving.DONE
+        assert (session.upstream_id, session.displaced, later.displaced) == ("2", False, False)
+        assert (await (await scene.place()).loaded()).upstream_id == "2"
+
+    async def test_overtaken_by_an_id_of_one_that_the_store_does_not_know_yet(self, scene: Scene) -> None:
+        """Nobody can say which of the two was given it last: neither uses it."""
+        one, other = await scene.place(), await scene.place()
+        session = await one.opened()
+        again = await other.loaded()
+        healed(again, "1")
+        assert await other.table.save(again) is Saving.DONE
+        later = one.table.open(ClientSessionId("later"), BOB, HANDSHAKE, UpstreamSessionId("1"))
+        session.learnt(samples.request("resources/subscribe", uri="a"))
+        await one.table.save(session)
+        assert session.displaced and later.displaced
+        assert session.record.at(HERE) is later.record.at(HERE) is None
+
+    async def test_an_end_while_others_are_written(self, scene: Scene) -> None:
+        """A session that ends while a flush is at another one stays ended: its record is not written after its end."""
+        place = await scene.place()
+        place.store.is_away = True
+        first, second = (place.table.open(ClientSessionId(name), ALICE, HANDSHAKE) for name in ("first", "second"))
+        assert await place.table.save(first) is Saving.LATER
+        place.store.is_away = False
+        await place.keeper.back()
+        place.store.gate = asyncio.Event()
+        flush = asyncio.create_task(place.keeper.flush())
+        await eventually(lambda: "put" in place.store.asked[1:])
+        place.table.end(second, SessionEnd.TERMINATED)
+        place.store.gate.set()
+        await flush
+        await place.keeper.flush()
+        assert place.keeper.unsaved == 0
+        assert await (await scene.place()).load(second.client_id, ALICE) is Missing.ENDED
+
+    async def test_put_out_of_memory_while_it_is_written(self, scene: Scene) -> None:
+        """Nothing of it stays here, and a newcomer whose id was not found free goes on under another one."""
+        place = await scene.place()
+        session = place.table.open(SID, ALICE, HANDSHAKE)
+        place.store.gate = asyncio.Event()
+        saving = asyncio.create_task(place.table.save(session))
+        await eventually(lambda: "put" in place.store.asked)
+        place.table.end(session, SessionEnd.EVICTED)
+        place.store.gate.set()
+        await saving
+        assert place.keeper.stored(session) is None
+        renamed = place.table.rename(session)
+        assert place.table.find(renamed.client_id, ALICE) is renamed
+
     async def test_an_end_elsewhere(self, scene: Scene) -> None:
         """What ended stays so, whatever is learnt or healed meanwhile."""
         one, other = await scene.place(), await scene.place()
@@ -371,6 +447,19 @@ class TestSaving:
         healed(session, "mine")
         assert await one.table.save(session) is Saving.ENDED
         assert await (await scene.place()).load(SID, ALICE) is Missing.ENDED
+
+    async def test_one_in_use_that_the_store_takes_for_idle(self, scene: Scene) -> None:
+        """No touch came through, or the host slept and only its wall clock went on: it is written again, and goes on."""
+        place = await scene.place()
+        session = await place.opened()
+        for _ in range(2):
+            scene.clock.now += 60
+            assert place.table.find(SID, ALICE) is session
+        await place.store.sweep()
+        session.learnt(samples.request("resources/subscribe", uri="a"))
+        assert await place.table.save(session) is Saving.DONE
+        assert place.table.find(SID, ALICE) is session
+        assert (await (await scene.place()).loaded()).client_state.subscriptions == ("a",)
 
     async def test_an_id_that_ended_is_opened_anew(self, scene: Scene) -> None:
         """A server that counts its sessions mints it again; the end of the former does not end the new one."""
@@ -388,6 +477,17 @@ class TestSaving:
         assert await other.table.save(newcomer) is Saving.TAKEN
         assert (await (await scene.place()).loaded()).record.tag == former.record.tag
 
+    async def test_an_id_that_was_idle_for_too_long(self, scene: Scene) -> None:
+        """Nobody has ended it, so that its client may still come: it must not be in the newcomer's session then."""
+        place = await scene.place()
+        place.table.end(await place.opened(), SessionEnd.EVICTED)
+        scene.clock.now += LIMITS.idle_ttl_s
+        newcomer = place.table.open(SID, ALICE, HANDSHAKE)
+        assert await place.table.save(newcomer) is Saving.TAKEN
+        renamed = place.table.rename(newcomer)
+        assert await place.table.save(renamed) is Saving.DONE
+        assert await (await scene.place()).load(SID, ALICE) is Missing.ENDED
+
     async def test_an_id_that_this_process_knew(self, scene: Scene) -> None:
         """The same where the former was put out of memory for others, although this process wrote its record itself."""
         place = await scene.place()
@@ -396,6 +496,48 @@ class TestSaving:
         newcomer = place.table.open(SID, ALICE, HANDSHAKE)
         assert await place.table.save(newcomer) is Saving.TAKEN
         assert (await (await scene.place()).loaded()).record.tag == former.record.tag
+
+    async def test_a_newcomer_in_the_place_of_one_that_goes_on_elsewhere(self, scene: Scene) -> None:
+        """It takes nothing of what the other has become in another process."""
+        one, other = await scene.place(), await scene.place()
+        await one.opened()
+        again = await other.loaded()
+        healed(again, "theirs")
+        assert await other.table.save(again) is Saving.DONE
+        newcomer = one.table.open(SID, ALICE, HANDSHAKE, UpstreamSessionId("new"))
+        assert await one.table.save(newcomer) is Saving.DONE
+        found = await (await scene.place()).loaded()
+        assert (found.record.tag, found.upstream_id, newcomer.upstream_id) == (newcomer.record.tag, "new", "new")
+
+    async def test_a_newcomer_in_the_place_of_one_that_ended_elsewhere(self, scene: Scene) -> None:
+        """The end was not its own."""
+        one, other = await scene.place(), await scene.place()
+        await one.opened()
+        other.table.end(await other.loaded(), SessionEnd.TERMINATED)
+        await other.keeper.flush()
+        newcomer = one.table.open(SID, ALICE, HANDSHAKE)
+        assert await one.table.save(newcomer) is Saving.DONE
+        assert (await (await scene.place()).loaded()).record.tag == newcomer.record.tag
+
+    async def test_a_store_that_was_put_back(self, scene: Scene) -> None:
+        """Of a record that is older than what is known here nothing is taken: it names upstream sessions of then."""
+        one, other = await scene.place(), await scene.place()
+        session = await one.opened()
+        again = await other.loaded()
+        healed(again, "then")
+        assert await other.table.save(again) is Saving.DONE
+        key = one.keeper.key(SID, ALICE)
+        then = (await one.store.get(key.session))[key.principal]
+        await one.table.refresh(session, even_if_fresh=True)
+        for upstream_id in ("later", "now"):
+            healed(session, upstream_id)
+            assert await one.table.save(session) is Saving.DONE
+        standing = (await one.store.get(key.session))[key.principal]
+        await one.store.store.put(key, then, expected=standing.revision, ttl_s=100)
+        session.learnt(samples.request("resources/subscribe", uri="a"))
+        assert await one.table.save(session) is Saving.DONE
+        assert (session.upstream_id, session.displaced) == ("now", False)
+        assert (await (await scene.place()).loaded()).upstream_id == "now"
 
     async def test_a_lost_reply(self, scene: Scene) -> None:
         """A write that was given up and done all the same is known as one's own."""
@@ -431,6 +573,19 @@ class TestSaving:
         await place.keeper.back()
         await place.keeper.flush()
         assert await (await scene.place()).load(SID, ALICE) is Missing.ENDED
+
+    async def test_a_store_that_is_away_for_a_moment_at_the_end(self, scene: Scene) -> None:
+        """A process that stops tries again for a moment: what it has not written nobody will."""
+        place = await scene.place()
+        sessions = [place.table.open(ClientSessionId(name), ALICE, HANDSHAKE) for name in "abc"]
+        place.store.is_away = True
+        stopping = asyncio.create_task(Rounds(place.keeper, Principals((), b"secret")).stop())
+        await eventually(lambda: "put" in place.store.asked)
+        place.store.is_away = False
+        await stopping
+        scene._places.remove(place)  # its store is closed
+        other = await scene.place()
+        assert [await other.load(session.client_id, ALICE) for session in sessions] == [None] * 3
 
     async def test_a_store_that_hangs(self, scene: Scene) -> None:
         """It costs its time-out, and the session goes on from memory."""

@@ -17,10 +17,13 @@ from typing import Final
 from mcp_sidecar.config import StoreConfig
 from mcp_sidecar.sessions.stores.memory import MemoryStore
 from mcp_sidecar.sessions.stores.sqlite import OTHERS_MAY_WRITE, SqliteStore
-from mcp_sidecar.sessions.stores.store import Claim, Entry, Key, Lease, Store, StoreUnusable, Touch
+from mcp_sidecar.sessions.stores.store import Claim, Entry, Key, Lease, Store, StoreAway, StoreUnusable, Touch
 
 _PLAIN: Final = re.compile(r"[^A-Za-z0-9.]+")
 _SHOWN_CHARS: Final = 60
+
+TRIES: Final = 4
+"""Another sidecar may be at the file for a moment; each try waits for a lock by itself."""
 
 
 class AutomaticStore:
@@ -49,8 +52,10 @@ class AutomaticStore:
             self._why_not = "neither HOME nor XDG_STATE_HOME is set"
             return
         try:
-            store = self._sqlite(_private(Path(folder)) / _name(self._config.instance))
+            path = _private(Path(folder)) / _name(self._config.instance)
+            store = self._sqlite(path)
             await store.open()
+            await _read(store, path)
         except StoreUnusable as error:
             self._why_not = str(error)
         except OSError as error:
@@ -99,6 +104,19 @@ class AutomaticStore:
     async def sweep(self) -> None:
         """Forget what has expired."""
         await self._store.sweep()
+
+
+async def _read(store: SqliteStore, path: Path) -> None:
+    """See that it can be read. Raises ``StoreUnusable`` where it cannot, and lets go of it."""
+    for tries_left in reversed(range(TRIES)):
+        try:
+            await store.get(b"anybody")
+        except StoreAway as away:
+            if not tries_left:
+                await store.close()
+                raise StoreUnusable(f"{path}: {away}") from None
+        else:
+            return
 
 
 def _private(folder: Path) -> Path:

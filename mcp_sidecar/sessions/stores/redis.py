@@ -39,6 +39,8 @@ T = TypeVar("T")
 
 CONNECTIONS: Final = 32
 _SENTINEL_PORT: Final = 26_379
+_READ_ONLY: Final = "-READONLY "
+_NOBODY: Final = Key(b"nobody", b"nobody")
 
 _NOW: Final = "local t = redis.call('TIME') local now = t[1] * 1000 + math.floor(t[2] / 1000) "
 _STANDING: Final = (
@@ -126,14 +128,24 @@ class RedisStore:
 
     async def open(self) -> None:
         """Look whether it lets us in. Raises ``StoreUnusable``; one that is only away comes back by itself."""
-        with suppress(StoreAway):
-            await self._do(self._look)
+        try:
+            with suppress(StoreAway):
+                await self._do(self._look)
+        except StoreUnusable:
+            await self.close()
+            raise
 
     async def _look(self) -> None:
         try:
             await self._client.ping()
+            claim = self._of_claim(Claim(_NOBODY.session, _NOBODY.session))
+            await self._put(
+                keys=[self._of(_NOBODY.session), claim], args=[_NOBODY.principal.hex(), -1]
+            )  # writes nothing
         except (exceptions.AuthenticationError, exceptions.NoPermissionError) as error:
             raise StoreUnusable(f"{self._shown}: it does not let us in ({type(error).__name__})") from None
+        except (exceptions.ClusterCrossSlotError, exceptions.MovedError):
+            raise StoreUnusable(f"{self._shown}: it is a cluster, and only a single Redis can be used") from None
         except exceptions.ConnectionError as error:
             if isinstance(error.__cause__ or error.__context__, ssl.SSLError):
                 raise StoreUnusable(f"{self._shown}: its certificate is not trusted") from None
@@ -166,18 +178,18 @@ class RedisStore:
         arguments: list[Any] = [key.principal.hex(), expected, entry.revision, entry.writer.hex(), _ms(ttl_s), data]
         if claim is not None:
             arguments += [f"{key.session.hex()}:{key.principal.hex()}", _ms(self._claims_ttl_s)]
-        standing = await self._do(lambda: self._put(keys=keys, args=arguments))
+        standing = await self._change(lambda: self._put(keys=keys, args=arguments))
         if standing is None:
             return None
         return _entry(standing) if standing else ABSENT
 
     async def end(self, key: Key, *, ttl_s: float) -> None:
         """Remember that it ended."""
-        await self._do(lambda: self._end(keys=[self._of(key.session)], args=[key.principal.hex(), _ms(ttl_s)]))
+        await self._change(lambda: self._end(keys=[self._of(key.session)], args=[key.principal.hex(), _ms(ttl_s)]))
 
     async def touch(self, touches: Sequence[Touch]) -> Sequence[Key]:
         """Put off the expiry of many in one go."""
-        answers = await self._do(lambda: self._touch_all(touches))
+        answers = await self._change(lambda: self._touch_all(touches))
         return [one.key for one, is_there in zip(touches, answers, strict=True) if not is_there]
 
     async def _touch_all(self, touches: Sequence[Touch]) -> list[Any]:
@@ -199,17 +211,17 @@ class RedisStore:
     async def lease(self, lease: Lease, *, ttl_s: float) -> bool:
         """Whose turn it is; one's own is one's own again."""
         place = self._of_lease(lease)
-        return bool(await self._do(lambda: self._lease(keys=[place], args=[lease.writer.hex(), _ms(ttl_s)])))
+        return bool(await self._change(lambda: self._lease(keys=[place], args=[lease.writer.hex(), _ms(ttl_s)])))
 
     async def give_back(self, lease: Lease) -> None:
         """The work is done."""
         place = self._of_lease(lease)
-        await self._do(lambda: self._give_back(keys=[place], args=[lease.writer.hex()]))
+        await self._change(lambda: self._give_back(keys=[place], args=[lease.writer.hex()]))
 
     async def secret(self, name: str, fresh: bytes, *, replaces: bytes | None = None) -> bytes:
         """The first one stays, unless it is the one to be replaced."""
         place = f"{self._prefix}}}:secret:{name}"
-        kept: bytes = await self._do(lambda: self._secret(keys=[place], args=[fresh, replaces or b""]))
+        kept: bytes = await self._change(lambda: self._secret(keys=[place], args=[fresh, replaces or b""]))
         return kept
 
     async def sweep(self) -> None:
@@ -224,6 +236,13 @@ class RedisStore:
     def _of_claim(self, claim: Claim) -> str:
         return f"{self._prefix}}}:claim:{claim.instance.hex()}:{claim.upstream_id.hex()}"
 
+    async def _change(self, work: Callable[[], Awaitable[T]]) -> T:
+        """What it refuses to write it can still be asked for: it has no room on its disk, or too few replicas."""
+        try:
+            return await self._do(work)
+        except _Refused as refused:
+            raise StoreUnwritable(str(refused)) from None
+
     async def _do(self, work: Callable[[], Awaitable[T]]) -> T:
         """Whatever it cannot do is said in our words; where it has become another's replica the connections are made anew."""
         try:
@@ -233,10 +252,19 @@ class RedisStore:
         except (exceptions.ReadOnlyError, exceptions.MasterDownError, exceptions.ClusterDownError) as error:
             await self._client.connection_pool.disconnect(inuse_connections=False)
             raise StoreAway(_REASONS[type(error)]) from None
+        except exceptions.ResponseError as error:
+            if _READ_ONLY in str(error):  # before Redis 7 a script told so within an error of its own
+                await self._client.connection_pool.disconnect(inuse_connections=False)
+                raise StoreAway(_REASONS[exceptions.ReadOnlyError]) from None
+            raise _Refused(_REASONS.get(type(error), _REASONS[exceptions.ResponseError])) from None
         except exceptions.RedisError as error:
             raise StoreAway(_REASONS.get(type(error), "it cannot be reached")) from None
         except OSError:
             raise StoreAway("it cannot be reached") from None
+
+
+class _Refused(StoreAway):
+    """It has answered, with an error: it is there."""
 
 
 _REASONS: Final[dict[type[BaseException], str]] = (

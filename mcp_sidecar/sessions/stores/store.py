@@ -35,7 +35,10 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What stands there. ``data`` is ``None`` where the session was ended; ``writer`` is a process's random mark."""
+    """What stands there. ``data`` is ``None`` where the session was ended; ``writer`` is a process's random mark.
+
+    Without ``data`` there is a writer only where nobody has ended it: it was idle for too long.
+    """
 
     revision: int
     writer: bytes

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import stat
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -98,6 +100,22 @@ class TestAuto:
         await store.open()
         assert not store.outlives_process
         assert str(store).startswith("memory: (") and "of this user alone" in str(store)
+
+    async def test_a_file_that_cannot_be_read(self, tmp_path: Path) -> None:
+        """On some network file systems every lock fails: nobody is told then that a store that never was there is away."""
+        folder = tmp_path / "state"
+        store = at("auto", folder)
+        await store.open()
+        await store.close()
+        [file] = folder.iterdir()
+        file.write_bytes(b"")
+        with closing(sqlite3.connect(file, isolation_level=None)) as locked:
+            locked.execute("BEGIN EXCLUSIVE")
+            store = at("auto", folder)
+            await store.open()
+            assert not store.outlives_process
+            assert str(store) == f"memory: ({file}: another process holds its lock)"
+            await store.close()
 
     @pytest.mark.parametrize("kind", ["none", "a file"])
     async def test_where_there_can_be_no_file(self, tmp_path: Path, kind: str) -> None:
