@@ -6,7 +6,6 @@ import asyncio
 import fcntl
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -17,18 +16,10 @@ import pytest
 
 from tests.support.client import McpClient
 from tests.support.fake_upstream import FakeUpstream
+from tests.support.ports import free_port
 from tests.support.waiting import HANG_S
 
 COMMAND = f"exec {sys.executable} -m mcp_sidecar"
-
-
-def free_ports(number: int) -> list[int]:
-    """Ports that nobody listens on: a log that cannot be read names none."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(number)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 @asynccontextmanager
@@ -36,7 +27,7 @@ async def started(
     upstream: FakeUpstream, redirection: str, stderr: int | None = None
 ) -> AsyncIterator[tuple[asyncio.subprocess.Process, str, str]]:
     """A sidecar whose shell redirects its standard streams: the process, the URL for clients, the origin of its admin pages."""
-    port, admin = free_ports(2)
+    port, admin = free_port(), free_port()
     options = f"--upstream {upstream.url} --listen 127.0.0.1:{port} --admin 127.0.0.1:{admin} --log-level debug"
     process = await asyncio.create_subprocess_shell(f"{COMMAND} {options} {redirection}", stderr=stderr)
     try:
@@ -130,7 +121,7 @@ async def test_a_reader_that_left_stops_nothing() -> None:
 )
 def test_the_exit_status_says_what_was_done(arguments: str, status: int) -> None:
     """Python's own 120 for a line that could not be written says nothing; settings that are asked for and lost do."""
-    done = subprocess.run(f"{COMMAND} {arguments}", shell=True, stderr=subprocess.PIPE, timeout=30, check=False)  # noqa: S602
+    done = subprocess.run(f"{COMMAND} {arguments}", shell=True, stderr=subprocess.PIPE, timeout=HANG_S, check=False)  # noqa: S602
     assert done.returncode == status
     told = done.stderr.decode().splitlines()
     assert told == (["check-config: stdout cannot be written: No space left on device"] if status == 1 else [])

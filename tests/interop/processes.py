@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import random
 import re
 import signal
 import socket
@@ -21,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.interop.catalogue import ROOT, ServerSpec
+from tests.support.ports import free_port
 
 START_TIMEOUT_S = 120.0
 POLL_INTERVAL_S = 0.02
@@ -39,23 +39,6 @@ def until(claim: Callable[[], bool], timeout_s: float, explain: Callable[[], str
         if time.monotonic() > deadline:
             raise NotReady(explain())
         time.sleep(POLL_INTERVAL_S)
-
-
-def free_port() -> int:
-    """Return a free port below the range from which outgoing connections take theirs.
-
-    A port from that range may be taken by a connection while the server is down; a connect to it may even meet itself.
-    """
-    for _ in range(200):
-        port = random.randrange(20000, 30000)
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
-    raise NotReady("no free port between 20000 and 30000")
 
 
 class Watched:

@@ -22,8 +22,9 @@ from typing import Any
 import pytest
 
 from tests.interop.catalogue import MARKERS, SERVERS, VENVS, ServerSpec
-from tests.interop.processes import Server, Watched, free_port, until
+from tests.interop.processes import Server, Watched, until
 from tests.interop.test_oauth import SERVER as BEHIND_OAUTH
+from tests.support.ports import free_port
 
 pytestmark = pytest.mark.interop
 

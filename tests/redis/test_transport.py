@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import subprocess
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 from mcp_sidecar.sessions.stores.redis import RedisStore
 from mcp_sidecar.sessions.stores.store import Entry, Key, StoreAway, StoreUnusable
 from tests.support.certificates import make_certificate
+from tests.support.ports import free_port
 from tests.support.redis_server import NEEDS_REDIS, PROGRAM, RedisServer, redis_server
 from tests.support.waiting import HANG_S
 
@@ -22,11 +22,6 @@ KEY, ENTRY = Key(b"session", b"alice"), Entry(1, b"w", b"data")
 
 def store_of(url: str, timeout_s: float = HANG_S) -> RedisStore:
     return RedisStore(url, namespace="test", timeout_s=timeout_s, claims_ttl_s=1000, warn=lambda _: None)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
 
 
 def _speaks_tls() -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import shutil
 import signal
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,6 +12,8 @@ from typing import Final
 
 import pytest
 from redis import asyncio as redis
+
+from tests.support.ports import free_port
 
 PROGRAM: Final = shutil.which("redis-server") or shutil.which("valkey-server")
 NEEDS_REDIS: Final = pytest.mark.skipif(
@@ -24,8 +25,7 @@ class RedisServer:
     """One server, to be killed, stopped and started again."""
 
     def __init__(self, folder: Path, *options: str) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port: int = free.getsockname()[1]
+        self.port = free_port()
         self._options = ("--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", "", *options)
         self._process: asyncio.subprocess.Process | None = None
         self.ready_line = "Ready to accept connections"

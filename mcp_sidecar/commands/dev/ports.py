@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import socket
 from typing import Final
 
@@ -11,12 +12,29 @@ import psutil
 LOOPBACK: Final = "127.0.0.1"
 _ANY: Final = {"0.0.0.0": LOOPBACK, "::": "[::1]", "::ffff:0.0.0.0": LOOPBACK}  # noqa: S104 - compared with
 
+TRIES: Final = 100
+
 VARIABLES: Final = ("PORT", "FASTMCP_PORT", "UVICORN_PORT")
 """Who reads which: most of the world; FastMCP; the command line of uvicorn."""
 
 
 def free_port() -> int:
-    """A port that nobody has at this moment."""
+    """A port that nobody has at this moment.
+
+    Outgoing connections take theirs above 32,767, and might have it before the server does, which takes its time to start.
+    """
+    below = random.sample(range(20_000, 30_000), TRIES)
+    return next(filter(_is_free, below), None) or _any_port()
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe, contextlib.suppress(OSError):
+        probe.bind((LOOPBACK, port))
+        return True
+    return False
+
+
+def _any_port() -> int:
     with socket.socket() as probe:
         probe.bind((LOOPBACK, 0))
         port: int = probe.getsockname()[1]

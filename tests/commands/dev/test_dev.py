@@ -6,7 +6,6 @@ import asyncio
 import os
 import re
 import signal
-import socket
 import sys
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pytest
 
 from tests.commands.dev.running import DevProcess, Folder, developing, gone, is_running
 from tests.support.client import McpClient
+from tests.support.ports import free_port
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
@@ -57,14 +57,6 @@ async def tools_of(client: McpClient) -> list[str]:
 def pid_in(path: Path) -> int:
     """A number that a server has written."""
     return int(path.read_text(encoding="utf-8"))
-
-
-def free_port() -> int:
-    """One that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 async def saved(dev: DevProcess, expected: str = "→ up in") -> str:

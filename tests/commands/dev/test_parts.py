@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from watchfiles import Change
 
-from mcp_sidecar.commands.dev import patient
+from mcp_sidecar.commands.dev import patient, ports
 from mcp_sidecar.commands.dev.calls import LEFT, answer_in, client_of, problem_in, title_of
 from mcp_sidecar.commands.dev.child import MAX_LINE_BYTES, Lines
 from mcp_sidecar.commands.dev.clients import snippets
@@ -235,3 +235,8 @@ def test_snippets_name_the_url() -> None:
 def test_the_line_that_says_why(last_words: str, cause: str) -> None:
     """A server may say more behind its error; where nothing speaks of one, its last line is all there is."""
     assert cause_in(last_words) == cause
+
+
+def test_a_port_for_a_server_is_below_those_of_outgoing_connections() -> None:
+    """A browser opens connections all the time, and one of them could have it before the server does."""
+    assert all(20_000 <= ports.free_port() < 30_000 for _ in range(20))
