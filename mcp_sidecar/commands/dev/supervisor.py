@@ -341,8 +341,9 @@ class Supervisor:
         if not last_words and status == 0:
             last_words = "it ended at once, without a word"
         self._not_started(cause, last_words, status)
+        left = [child.shown(orphan) for orphan in server.orphans]
         await server.end()
-        left = child.kill_orphans(self._known())
+        left += child.kill_orphans(self._known())
         if left:
             self._screen.say(f"it has put itself into the background and was ended there: {', '.join(left)}", YELLOW)
             self._screen.plain("          run it in the foreground")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from mcp_sidecar.commands.dev.child import RUNNING, Guard, Server, start
 from tests.commands.dev.running import DevProcess, Folder, developing, gone, is_running
 from tests.support.client import McpClient
 from tests.support.waiting import eventually
@@ -487,6 +488,77 @@ async def test_a_broken_save_ends_nothing_of_the_last_good_server(folder: Folder
         await telling
         assert is_running(child)
     await gone(child)
+
+
+async def test_the_developers_browser_goes_on(folder: Folder) -> None:
+    """Neither a save that does not start nor the end takes what the key `o` has opened for a server's child."""
+    browser, pid_file = folder.path / "browser", folder.path / "browser.pid"
+    browser.write_text(f"#!/bin/sh\necho $$ > {pid_file}\nexec sleep 600\n", encoding="utf-8")
+    browser.chmod(0o755)
+    async with developing(folder.path, at_terminal=True, admin="127.0.0.1:0", BROWSER=f"{browser} %s &") as dev:
+        await dev.line("up in")
+        dev.press("o")
+        await eventually(lambda: pid_file.exists() and pid_file.read_text(encoding="utf-8").strip() != "")
+        pid = pid_in(pid_file)
+        try:
+            telling = asyncio.create_task(saved(dev, "the last good server"))
+            await asyncio.sleep(0)
+            folder.is_broken()
+            await telling
+            telling = asyncio.create_task(saved(dev))
+            await asyncio.sleep(0)
+            folder.has_tools("echo")
+            await telling
+            dev.press("q")
+            assert await dev.exit_status() == 0
+            assert is_running(pid) and not any("background" in line for line in dev.lines)
+        finally:
+            os.kill(pid, signal.SIGKILL)
+
+
+async def test_what_a_former_server_has_left_behind_ends_with_it(folder: Folder) -> None:
+    """Not only at the end: a helper without a parent is told by its environment, and what the next server has left is not meant."""
+    leaves_a_helper = (
+        "import subprocess, sys\n"
+        "helper = [sys.executable, '-c', 'import time; time.sleep(600)']\n"
+        "code = f'import subprocess; print(subprocess.Popen({helper}, start_new_session=True, stdout=2).pid)'\n"
+        "with open(NAME, 'w') as file:\n    subprocess.run([sys.executable, '-c', code], stdout=file)"
+    )
+    folder.does(leaves_a_helper.replace("NAME", "'first'"))
+    async with developing(folder.path) as dev:
+        await dev.line("up in")
+        first = pid_in(folder.path / "first")
+        assert is_running(first)
+        telling = asyncio.create_task(saved(dev))
+        await asyncio.sleep(0)
+        folder.does(leaves_a_helper.replace("NAME", "'second'"))
+        await telling
+        second = pid_in(folder.path / "second")
+        await gone(first)
+        telling = asyncio.create_task(saved(dev, "the last good server"))
+        await asyncio.sleep(0)
+        folder.is_broken()
+        await telling
+        telling = asyncio.create_task(saved(dev, "the last good server"))
+        await asyncio.sleep(0)
+        folder.server.write_text("broken again(:", encoding="utf-8")
+        await telling
+        assert is_running(second)
+    await gone(second)
+
+
+async def test_a_start_that_is_cancelled_leaves_nothing_in_care() -> None:
+    """At whatever step: a group that is gone may be somebody else's by the time at which the guard ends what is left."""
+    for steps in range(8):
+        async with Guard() as guard:
+            starting = asyncio.create_task(start(["sleep", "600"], os.environ, guard, print))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            starting.cancel()
+            (server,) = await asyncio.gather(starting, return_exceptions=True)
+            if isinstance(server, Server):
+                await server.end()
+            assert not RUNNING
 
 
 async def test_a_save_during_a_start_begins_anew(folder: Folder) -> None:
