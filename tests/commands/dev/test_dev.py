@@ -216,6 +216,27 @@ async def test_a_server_with_a_port_of_its_own_is_stopped_first(folder: Folder) 
         assert (await client.tool("echo")).text not in (before, "")
 
 
+@pytest.mark.parametrize("status", [200, 400])
+async def test_another_port_of_the_server_is_not_taken_for_the_endpoint(folder: Folder, status: int) -> None:
+    """A debugger's (`node --inspect` answers 400) or one for metrics is there first, and answers what is no MCP."""
+    folder.does(
+        "import pathlib, threading, time\n"
+        "from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer\n"
+        "ASKED = threading.Event()\n"
+        "class Other(BaseHTTPRequestHandler):\n"
+        "    def do_POST(self):\n"
+        f"        self.send_response({status})\n"
+        "        self.end_headers()\n"
+        "        self.wfile.write(b'WebSockets request was expected')\n"
+        "        ASKED.set()\n"
+        "threading.Thread(target=ThreadingHTTPServer(('127.0.0.1', 0), Other).serve_forever, daemon=True).start()\n"
+        "ASKED.wait()"
+    )
+    async with developing(folder.path) as dev:
+        assert await dev.line("up in") == await dev.line("small up in .* 1 tool")
+        assert not any("listens on" in line for line in dev.lines)
+
+
 async def test_the_upstream_may_be_said(folder: Folder) -> None:
     """With ``--upstream`` the server's port is the one in the URL, and nothing is looked for."""
     port = free_port()
