@@ -113,6 +113,7 @@ class Supervisor:
         self._current: Server | None = None
         self._lists: Mapping[str, Items] | None = None
         self._starting: asyncio.Task[None] | None = None
+        self._stopping: asyncio.Task[None] | None = None
         self._given_up: Counter[str] = Counter()
         self._waiting: Changed | None = None
         self._events: asyncio.Queue[Changed | Exited | Stop] = asyncio.Queue()
@@ -285,7 +286,7 @@ class Supervisor:
             self._do(leave(up, self._plan.path))
             server.exited.add_done_callback(lambda done: self._events.put_nowait(Exited(server, done.result())))
             if former is not None:
-                self._do(self._let_go(former, pool))
+                self._do(self._let_go(former, pool, DRAIN_S))
 
     async def _tell_up(self, cause: str, up: Up, seconds: float, healed: int) -> None:
         """The lists are asked for behind the heals: some servers load half of themselves before they say them."""
@@ -317,23 +318,19 @@ class Supervisor:
         self._lists = {**(before or {}), **lists}
         return counted(lists) if before is None else difference(before, lists)
 
-    async def _let_go(self, server: Server, pool: Pool | None) -> None:
-        """Let the calls on a former server end, then the server."""
+    async def _let_go(self, server: Server, pool: Pool | None, drain_s: float) -> None:
+        """Let the calls on a former server end, then the server; before SIGTERM, at which many end with all that is under way."""
         if pool is not None:
-            await self._upstream.retire(pool, DRAIN_S)
+            await self._upstream.retire(pool, drain_s)
         await server.end()
 
     async def _stop_current(self) -> None:
-        """The port is needed: calls wait from now on, and those under way have a moment to end."""
+        """The port is needed: calls wait from now on, and those under way have a moment to end, which no further save cuts short."""
         former, self._current = self._current, None
-        if former is None:
-            return
-        pool = self._sessions.leave()
-        try:
-            if pool is not None:  # before SIGTERM, at which many servers end with all that is under way
-                await self._upstream.retire(pool, DRAIN_FIXED_S)
-        finally:
-            await former.end()
+        if former is not None:
+            self._stopping = self._do(self._let_go(former, self._sessions.leave(), DRAIN_FIXED_S))
+        if self._stopping is not None:
+            await asyncio.shield(self._stopping)
 
     async def _not_up(self, cause: str, server: Server) -> None:
         status = server.exited.result()
@@ -390,10 +387,11 @@ class Supervisor:
         """The processes that are ours on purpose."""
         return {self._guard.pid, *(server.pid for server in child.RUNNING)}
 
-    def _do(self, work: Coroutine[None, None, None]) -> None:
+    def _do(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
+        return task
 
     async def _end_all(self) -> None:
         if self._starting is not None:

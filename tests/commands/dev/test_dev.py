@@ -267,6 +267,29 @@ async def test_calls_under_way_end_on_a_server_that_is_stopped_first(folder: Fol
         assert (await client.tool("echo")).text.startswith("echo of")
 
 
+async def test_a_save_while_a_server_is_stopped_first_cuts_no_call(folder: Folder) -> None:
+    """An editor that saves several files, or a formatter behind it: the call that has begun before the first save is answered."""
+    port = free_port()
+    folder.has_tools("echo", "slow")
+    waits = "Path('begun').touch()\n                while not Path('go').exists(): time.sleep(0.01)"
+    text = folder.server.read_text(encoding="utf-8").replace("time.sleep(SLOW_S)", waits)
+    folder.server.write_text(text, encoding="utf-8")
+    async with (
+        developing(folder.path, "--upstream", f"http://127.0.0.1:{port}/mcp", PORT=str(port)) as dev,
+        McpClient(await dev.url()) as client,
+    ):
+        await dev.line("up in")
+        await client.initialize()
+        telling, slow = asyncio.create_task(saved(dev)), asyncio.create_task(client.tool("slow"))
+        await eventually(lambda: (folder.path / "begun").exists())
+        for number in range(4):
+            (folder.path / f"file{number}.py").write_text("", encoding="utf-8")
+            await asyncio.sleep(0.15)  # nothing tells that one was seen; those that come at once are one
+        (folder.path / "go").touch()
+        assert (await slow).text.startswith("slow of")
+        await telling
+
+
 async def test_a_port_in_the_command_is_filled_in(folder: Folder) -> None:
     """``{port}`` in the command is the port that the server got."""
     async with developing(folder.path, command=(sys.executable, "server.py", "--at", "{port}")) as dev:
