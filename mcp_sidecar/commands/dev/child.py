@@ -1,8 +1,8 @@
 """The developer's server as a process: its own process group, its output in lines, its end.
 
 The rule of this file: nothing that was started here outlives the sidecar. Whoever ends a server ends its whole group and its
-descendants in other groups; what has left its parents, too, is found among the orphans that the kernel gives to us, by the
-mark that the server and all that it starts have in their environment; and a guard does the same where the sidecar itself is killed.
+descendants in other groups; what has left its parents, too, is found among the orphans that the kernel gives to us, by a mark
+in the environment; and a guard does the same where the sidecar itself is killed.
 """
 
 from __future__ import annotations
@@ -311,8 +311,8 @@ def shown(process: psutil.Process) -> str:
 def kill_orphans(known: set[int]) -> list[str]:
     """End what a server has left behind in another group than its own, and say what it was.
 
-    ``known`` are the processes that we have started ourselves. What is still in the group of one of them, or bears the mark of a
-    server that runs, is left to it.
+    ``known`` are the processes that we have started ourselves. What is still in the group of one of them, or bears the mark of
+    a server that runs, is left to it.
     """
     ended = []
     for orphan in psutil.Process().children():

@@ -57,9 +57,7 @@ def _open(url: str) -> None:
     import subprocess  # noqa: PLC0415 - seldom needed, and slow to load
 
     adopt_orphans()
-    subprocess.Popen(
-        [sys.executable, "-I", "-m", "webbrowser", url], stdin=subprocess.DEVNULL, start_new_session=True
-    )
+    subprocess.Popen([sys.executable, "-I", "-m", "webbrowser", url], stdin=subprocess.DEVNULL, start_new_session=True)
 
 
 def adopt_orphans() -> None:

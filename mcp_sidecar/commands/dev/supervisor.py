@@ -158,8 +158,13 @@ class Supervisor:
                 async for changed in files.changes(paths, wanted, polls=polls):
                     names = files.told(changed, root)
                     self._events.put_nowait(Changed(f"{names} changed", names))
-            except OSError as error:
-                self._screen.say(f"files: {error.strerror or error}: looking at them again and again instead", YELLOW)
+            except (
+                OSError,
+                RuntimeError,
+                ExceptionGroup,
+            ) as error:  # of watchfiles where it polls: the latter
+                reason = getattr(error, "strerror", None) or error
+                self._screen.say(f"files: {reason}: looking at them again and again instead", YELLOW)
         self._screen.say("files cannot be watched here: press r to restart", YELLOW)
 
     # -- starting ---------------------------------------------------------------------------------------------------------
@@ -319,13 +324,13 @@ class Supervisor:
         return counted(lists) if before is None else difference(before, lists)
 
     async def _let_go(self, server: Server, pool: Pool | None, drain_s: float) -> None:
-        """Let the calls on a former server end, then the server; before SIGTERM, at which many end with all that is under way."""
+        """Let the calls on a former server end, then the server: at SIGTERM many end with all that is under way."""
         if pool is not None:
             await self._upstream.retire(pool, drain_s)
         await server.end()
 
     async def _stop_current(self) -> None:
-        """The port is needed: calls wait from now on, and those under way have a moment to end, which no further save cuts short."""
+        """The port is needed: calls wait from now on, and those under way have a moment to end, whoever saves again."""
         former, self._current = self._current, None
         if former is not None:
             self._stopping = self._do(self._let_go(former, self._sessions.leave(), DRAIN_FIXED_S))

@@ -281,7 +281,7 @@ async def test_a_save_while_a_server_is_stopped_first_cuts_no_call(folder: Folde
         await dev.line("up in")
         await client.initialize()
         telling, slow = asyncio.create_task(saved(dev)), asyncio.create_task(client.tool("slow"))
-        await eventually(lambda: (folder.path / "begun").exists())
+        await eventually((folder.path / "begun").exists)
         for number in range(4):
             (folder.path / f"file{number}.py").write_text("", encoding="utf-8")
             await asyncio.sleep(0.15)  # nothing tells that one was seen; those that come at once are one
