@@ -311,8 +311,8 @@ def shown(process: psutil.Process) -> str:
 def kill_orphans(known: set[int]) -> list[str]:
     """End what a server has left behind in another group than its own, and say what it was.
 
-    ``known`` are the processes that we have started ourselves. What is still in the group of one of them, or bears the mark of
-    a server that runs, is left to it.
+    ``known`` are the processes that we have started ourselves. What is still in the group of one of them, or bears the mark
+    of a server that runs, is left to it.
     """
     ended = []
     for orphan in psutil.Process().children():

@@ -57,7 +57,8 @@ def _open(url: str) -> None:
     import subprocess  # noqa: PLC0415 - seldom needed, and slow to load
 
     adopt_orphans()
-    subprocess.Popen([sys.executable, "-I", "-m", "webbrowser", url], stdin=subprocess.DEVNULL, start_new_session=True)
+    command = [sys.executable, "-I", "-m", "webbrowser", url]  # of our own status page
+    subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)  # noqa: S603
 
 
 def adopt_orphans() -> None:
