@@ -145,13 +145,9 @@ async def _supervise(supervisor: Supervisor, sidecar: Sidecar, plan: Plan, guard
     def on_key(key: str) -> None:
         keys.get(key, _nothing)()
 
-    with single_keys(on_key, loop.add_reader) as are_keys:
+    with single_keys(on_key, loop) as are_keys:
         _tell_start(screen, sidecar, plan, status_page, are_keys=are_keys)
-        try:
-            return await supervisor.run()
-        finally:
-            if are_keys:
-                loop.remove_reader(sys.stdin.fileno())
+        return await supervisor.run()
 
 
 async def _stop(sidecar: Sidecar) -> None:

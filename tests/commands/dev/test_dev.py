@@ -38,6 +38,25 @@ os._exit(3)"""
 GOES_ITS_OWN_WAY = """\
 import functools, subprocess
 subprocess.Popen = functools.partial(subprocess.Popen, start_new_session=True)"""
+HAS_JOBS = """\
+import os, pathlib, signal, subprocess, sys, termios, time
+signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+modes = termios.tcgetattr(0)
+job = subprocess.Popen(sys.argv[1:], process_group=0)
+os.tcsetpgrp(0, job.pid)
+os.waitpid(job.pid, os.WUNTRACED)
+os.tcsetpgrp(0, os.getpgrp())
+termios.tcsetattr(0, termios.TCSADRAIN, modes)
+os.kill(job.pid, signal.SIGCONT)
+print("shell: bg", flush=True)
+while not pathlib.Path("fg").exists():
+    time.sleep(0.01)
+typed = input()
+os.tcsetpgrp(0, job.pid)
+while termios.tcgetattr(0)[3] & termios.ICANON:
+    time.sleep(0.01)
+print("shell: fg, read", typed, flush=True)
+sys.exit(job.wait())"""
 IGNORES_SIGTERM = """\
 import signal
 really, signal.signal = signal.signal, lambda *_: None
@@ -335,6 +354,31 @@ async def test_keys_do_what_they_say(folder: Folder) -> None:
         dev.press("q")
         assert await dev.exit_status() == 0
         assert not any(line.startswith("x") for line in dev.lines)  # nothing is echoed
+
+
+async def test_it_goes_on_in_the_background(folder: Folder) -> None:
+    """Behind Ctrl-Z and `bg` what is typed is the shell's and stops nobody; behind `fg` keys do what they say again."""
+    shell = (sys.executable, "-c", HAS_JOBS)
+    async with (
+        developing(folder.path, at_terminal=True, shell=shell, NO_COLOR="1") as dev,
+        McpClient(await dev.url()) as client,
+    ):
+        await dev.line("up in")
+        await client.initialize()
+        dev.press("\x1a")
+        await dev.line("shell: bg")
+        dev.press("typed\n")
+        await dev.line("typed")  # echoed, and waits to be read
+        for _ in range(20):
+            assert (await client.call("ping")).status == 200
+        (folder.path / "fg").touch()
+        await dev.line("shell: fg, read typed")
+        telling = asyncio.create_task(saved(dev, "restart → up in"))
+        await asyncio.sleep(0)
+        dev.press("r")
+        await telling
+        dev.press("q")
+        assert await dev.exit_status() == 0
 
 
 # -- bad input --------------------------------------------------------------------------------------------------------
