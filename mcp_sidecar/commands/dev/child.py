@@ -27,25 +27,31 @@ from mcp_sidecar.commands.dev.guard import adopt_orphans
 STOP_PATIENCE_S = 5.0
 LOOK_EVERY_S = 0.02
 MAX_LINE_BYTES = 4096
+MAX_LINES_AT_ONCE = 200
 LAST_OUTPUT_S = 0.1
 KEPT_LINES = 20
 MARK = "_MCP_SIDECAR_DEV"
 """The variable by which everything that a server has started is told from what others have."""
 
-OnLine = Callable[[str], None]
+OnLine = Callable[[str, int], None]
+"""Gets a line, and how many have been left out since the one before."""
 
 
 class Lines:
     """Cuts output into lines, the longest of which are cut off."""
 
     def __init__(self) -> None:
-        """Nothing has come yet."""
+        """Nothing has come yet. ``left_out`` counts the lines in the middle of what came at once, beyond a bound."""
+        self.left_out = 0
         self._begun = b""
         self._is_skipping = False
 
     def feed(self, chunk: bytes) -> list[str]:
         """The lines that are whole by now."""
         *whole, rest = (self._begun + chunk).split(b"\n")
+        if len(whole) > 2 * MAX_LINES_AT_ONCE:  # who floods us keeps nobody else waiting
+            self.left_out += len(whole) - 2 * MAX_LINES_AT_ONCE
+            whole[MAX_LINES_AT_ONCE:-MAX_LINES_AT_ONCE] = []
         lines = []
         for line in whole:
             if self._is_skipping:
@@ -179,7 +185,8 @@ class Server(asyncio.SubprocessProtocol):
     def _take(self, lines: Sequence[str]) -> None:
         self.last_lines.extend(line for line in lines if line.strip())
         for line in lines:
-            self._on_line(line)
+            left_out, self._lines.left_out = self._lines.left_out, 0
+            self._on_line(line, left_out)
 
     async def _exit(self) -> int:
         await self._has_exited.wait()

@@ -68,8 +68,9 @@ class Screen:
         """What happened, with the time of day."""
         self.plain(f"{self.painted(local_time(), DIM)}  {self.painted(text, colour)}")
 
-    def child(self, line: str) -> None:
-        """A line that the server has written."""
+    def child(self, line: str, left_out: int = 0) -> None:
+        """A line that the server has written, and how many before it nobody has looked at."""
+        self._flood.left_out += left_out
         shown, untold = self._flood.lets_pass()
         if untold:
             self.plain(self.painted(f"  │ … {untold} lines left out", DIM))

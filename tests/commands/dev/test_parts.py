@@ -17,7 +17,7 @@ from watchfiles import Change, awatch
 
 from mcp_sidecar.commands.dev import patient
 from mcp_sidecar.commands.dev.calls import LEFT, answer_in, client_of, problem_in, title_of
-from mcp_sidecar.commands.dev.child import MAX_LINE_BYTES, Lines
+from mcp_sidecar.commands.dev.child import MAX_LINE_BYTES, MAX_LINES_AT_ONCE, Lines
 from mcp_sidecar.commands.dev.clients import snippets
 from mcp_sidecar.commands.dev.files import changes, told, watched
 from mcp_sidecar.commands.dev.lists import counted, difference, items_of
@@ -247,6 +247,15 @@ def test_a_line_without_end_is_cut_off_once() -> None:
     lines = Lines()
     fed = [line for _ in range(9) for line in lines.feed(b"x" * MAX_LINE_BYTES)]
     assert [line[-2:] for line in fed] == [" …"] and lines.feed(b"\nnext\n") == ["next"]
+
+
+def test_of_a_flood_only_so_much_is_looked_at() -> None:
+    """The first lines and the last ones of what comes at once; the others are counted."""
+    lines = Lines()
+    whole = lines.feed(b"".join(b"%d\n" % number for number in range(10_000)))
+    assert whole == [str(number) for number in (*range(MAX_LINES_AT_ONCE), *range(10_000 - MAX_LINES_AT_ONCE, 10_000))]
+    assert lines.left_out == 10_000 - len(whole)
+    assert lines.feed(b"one\ntwo") == ["one"]
 
 
 def test_a_flood_is_counted() -> None:
