@@ -18,6 +18,9 @@ EDGE_KEEP_ALIVE_S = 4030.0
 """The same for a proxy's, which it closes itself as long as we do not: Traefik after 90 s, Google's after 600, Envoy after
 3,600, Amazon's after 4,000 at most. One that is closed here while a request comes is a 502; no proxy sends a POST again."""
 
+MAX_LONG_IDLE = 512
+"""So many idle connections are kept for longer: whoever has a private address counts as a proxy, unless it is said."""
+
 LINGER_S = 10.0
 """How long a client that is still sending is read from behind its answer: a reset could take that from it."""
 
@@ -109,6 +112,10 @@ Door = Callable[[Client, bytes], Passage | None]
 class Looked(Protocol):
     """A connection, as whoever looks after all of them sees it."""
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request has begun."""
+
     def look(self, now: float) -> None:
         """Give up a client that is too slow."""
 
@@ -134,6 +141,8 @@ class Common:
     """Whether every answer says that it is the last one of its connection."""
     is_closing: bool = False
     """Whether no connection goes on behind its answer."""
+    is_crowded: bool = False
+    """Whether too many connections are idle for any to be kept for longer than others."""
     connections: set[Looked] = field(default_factory=set)
     _timer: asyncio.TimerHandle | None = None
 
@@ -154,10 +163,14 @@ class Common:
             self._timer = None
 
     def _look(self) -> None:
-        """Look after every connection. The timer goes on while there is one."""
+        """The timer goes on while there is a connection."""
         self._timer = None
-        now = self.loop.time()
-        for connection in list(self.connections):
-            connection.look(now)
+        self.look(self.loop.time())
         if self.connections:
             self._timer = self.loop.call_later(self.patience.between_looks_s, self._look)
+
+    def look(self, now: float) -> None:
+        """Look after every connection."""
+        self.is_crowded = sum(connection.is_idle for connection in self.connections) > MAX_LONG_IDLE
+        for connection in list(self.connections):
+            connection.look(now)

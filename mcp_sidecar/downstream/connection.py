@@ -359,9 +359,14 @@ class ClientConnection(asyncio.Protocol):
             self._quiet_since = None
             self.transport.resume_reading()
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request has begun."""
+        return self._phase is Phase.IDLE
+
     def close_idle(self) -> None:
         """Close it, unless a request is under way or has begun."""
-        if self._phase is Phase.IDLE:
+        if self.is_idle:
             self.close()
 
     def close(self) -> None:
@@ -428,7 +433,8 @@ class ClientConnection(asyncio.Protocol):
         patience = self._common.patience
         match self._phase:
             case Phase.IDLE:
-                return patience.idle_of(self.peer)
+                is_kept = self._sent > 0 and not self._common.is_crowded
+                return patience.idle_of(self.peer) if is_kept else patience.idle_s
             case Phase.LINGERING:
                 return patience.linger_s
             case Phase.PASSAGE:

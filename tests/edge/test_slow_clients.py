@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from mcp_sidecar.downstream.common import Patience
-from tests.edge.echo import Echo, settle
+from mcp_sidecar.downstream.common import MAX_LONG_IDLE, Patience
+from tests.edge.echo import Echo, Wire, settle
 from tests.edge.readers import answers_in
 
 PATIENCE = Patience()
@@ -108,6 +108,38 @@ async def test_an_edge_closes_its_idle_connections_itself() -> None:
     assert not wire.has_ended
     protocol.look(LATER + PATIENCE.edge_idle_s + 0.1)
     assert wire.has_ended
+    await echo.server.close()
+
+
+async def test_an_edge_that_has_never_asked_has_no_more_time_than_others() -> None:
+    """It keeps what it has used: a connection without any request is a client that counts as one by its address."""
+    echo = Echo(patience=Patience(is_edge="127.0.0.1".__eq__))
+    protocol, wire = echo.connect()
+    protocol.look(LATER)
+    protocol.look(LATER + PATIENCE.idle_s + 0.1)
+    assert wire.has_ended
+    await echo.server.close()
+
+
+async def test_idle_connections_of_an_edge_are_bounded() -> None:
+    """Beyond so many nobody's are kept for longer: each takes one of the descriptors that calls need."""
+    echo = Echo(patience=Patience(is_edge="127.0.0.1".__eq__))
+    common, wires = echo.server._common, list[Wire]()
+
+    async def ask() -> None:
+        protocol, wire = echo.connect()
+        protocol.data_received(GET)
+        await settle()
+        wires.append(wire)
+
+    for _ in range(MAX_LONG_IDLE):
+        await ask()
+    common.look(LATER)
+    common.look(LATER + PATIENCE.idle_s + 0.1)
+    assert not any(wire.has_ended for wire in wires)
+    await ask()
+    common.look(LATER + PATIENCE.idle_s + 0.2)
+    assert all(wire.has_ended for wire in wires[:-1]) and not wires[-1].has_ended
     await echo.server.close()
 
 

@@ -11,7 +11,6 @@ import contextlib
 import shlex
 import signal
 import sys
-import webbrowser
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -123,14 +122,14 @@ async def _run(plan: Plan, settings: Settings) -> int:
                 supervisor = Supervisor(
                     plan, sessions, sidecar.services.upstream, settings.upstream_config(), guard, screen
                 )
-                return await _supervise(supervisor, sidecar, plan, screen)
+                return await _supervise(supervisor, sidecar, plan, guard, screen)
         finally:
             await _stop(sidecar)
     finally:
         screen.close(LAST_LINES_S)
 
 
-async def _supervise(supervisor: Supervisor, sidecar: Sidecar, plan: Plan, screen: Screen) -> int:
+async def _supervise(supervisor: Supervisor, sidecar: Sidecar, plan: Plan, guard: Guard, screen: Screen) -> int:
     loop = asyncio.get_running_loop()
     for name in STOP_SIGNALS:
         with contextlib.suppress(AttributeError, NotImplementedError):
@@ -139,20 +138,16 @@ async def _supervise(supervisor: Supervisor, sidecar: Sidecar, plan: Plan, scree
     keys: dict[str, Callable[[], None]] = {
         "r": supervisor.restart,
         "c": lambda: screen.plain(snippets(sidecar.client_url, plan.root.name or "dev")),
-        "o": lambda: _open(status_page, screen),
+        "o": lambda: _open(status_page, guard, screen),
         "q": supervisor.stop,
     }
 
     def on_key(key: str) -> None:
         keys.get(key, _nothing)()
 
-    with single_keys(on_key, loop.add_reader) as are_keys:
+    with single_keys(on_key, loop) as are_keys:
         _tell_start(screen, sidecar, plan, status_page, are_keys=are_keys)
-        try:
-            return await supervisor.run()
-        finally:
-            if are_keys:
-                loop.remove_reader(sys.stdin.fileno())
+        return await supervisor.run()
 
 
 async def _stop(sidecar: Sidecar) -> None:
@@ -177,12 +172,12 @@ def _tell_call(screen: Screen, ended: Ended) -> None:
     screen.say(f"{ended.what}  {screen.painted(duration(ended.seconds), DIM)}  {outcome}")
 
 
-def _open(url: str, screen: Screen) -> None:
+def _open(url: str, guard: Guard, screen: Screen) -> None:
     if not url:
         screen.say("there is no status page: --admin is off")
         return
     screen.say(url)
-    asyncio.get_running_loop().run_in_executor(None, webbrowser.open, url)
+    guard.open(url)
 
 
 def _nothing() -> None:

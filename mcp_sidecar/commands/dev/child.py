@@ -1,15 +1,15 @@
 """The developer's server as a process: its own process group, its output in lines, its end.
 
 The rule of this file: nothing that was started here outlives the sidecar. Whoever ends a server ends its whole group and its
-descendants in other groups; what has left its parents, too, is found among the orphans that the kernel gives to us; and a
-guard does the same where the sidecar itself is killed.
+descendants in other groups; what has left its parents, too, is found among the orphans that the kernel gives to us, by a mark
+in the environment; and a guard does the same where the sidecar itself is killed.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
+import itertools
 import os
 import signal
 import sys
@@ -22,27 +22,36 @@ from typing import Self
 
 import psutil
 
+from mcp_sidecar.commands.dev.guard import adopt_orphans
+
 STOP_PATIENCE_S = 5.0
 LOOK_EVERY_S = 0.02
 MAX_LINE_BYTES = 4096
+MAX_LINES_AT_ONCE = 200
 LAST_OUTPUT_S = 0.1
 KEPT_LINES = 20
-PR_SET_CHILD_SUBREAPER = 36
+MARK = "_MCP_SIDECAR_DEV"
+"""The variable by which everything that a server has started is told from what others have."""
 
-OnLine = Callable[[str], None]
+OnLine = Callable[[str, int], None]
+"""Gets a line, and how many have been left out since the one before."""
 
 
 class Lines:
     """Cuts output into lines, the longest of which are cut off."""
 
     def __init__(self) -> None:
-        """Nothing has come yet."""
+        """Nothing has come yet. ``left_out`` counts the lines in the middle of what came at once, beyond a bound."""
+        self.left_out = 0
         self._begun = b""
         self._is_skipping = False
 
     def feed(self, chunk: bytes) -> list[str]:
         """The lines that are whole by now."""
         *whole, rest = (self._begun + chunk).split(b"\n")
+        if len(whole) > 2 * MAX_LINES_AT_ONCE:  # who floods us keeps nobody else waiting
+            self.left_out += len(whole) - 2 * MAX_LINES_AT_ONCE
+            whole[MAX_LINES_AT_ONCE:-MAX_LINES_AT_ONCE] = []
         lines = []
         for line in whole:
             if self._is_skipping:
@@ -74,9 +83,8 @@ class Guard:
         self._process: asyncio.subprocess.Process | None = None
 
     async def __aenter__(self) -> Self:
-        """Start it, and have orphans of ours given to us rather than to the first process of the system."""
-        with contextlib.suppress(OSError, AttributeError, TypeError):  # not on this platform
-            ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        """Start it, and have orphans of ours given to us."""
+        adopt_orphans()
         script = Path(__file__).with_name("guard.py")
         self._process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-I", "-S", str(script)),
@@ -108,6 +116,10 @@ class Guard:
         """This group is gone."""
         self._tell(f"-{group}\n")
 
+    def open(self, url: str) -> None:
+        """Show this page in a browser that nobody here ends."""
+        self._tell(f"o{url}\n")
+
     def _tell(self, line: str) -> None:
         if self._process is not None and self._process.stdin is not None:
             with contextlib.suppress(OSError, RuntimeError):
@@ -116,6 +128,9 @@ class Guard:
 
 RUNNING: set[Server] = set()
 """All servers whose group may still be there."""
+_MARKS: set[str] = set()
+"""Theirs, and that of a server that is being started."""
+_numbers = itertools.count(1)
 
 
 class Server(asyncio.SubprocessProtocol):
@@ -137,6 +152,7 @@ class Server(asyncio.SubprocessProtocol):
         self._lines = Lines()
         self._has_exited, self._has_said_all = asyncio.Event(), asyncio.Event()
         self._strays: set[psutil.Process] = set()
+        self.mark = f"{os.getpid()}-{next(_numbers)}"
         self.last_lines: deque[str] = deque(maxlen=KEPT_LINES)
 
     @property
@@ -169,7 +185,8 @@ class Server(asyncio.SubprocessProtocol):
     def _take(self, lines: Sequence[str]) -> None:
         self.last_lines.extend(line for line in lines if line.strip())
         for line in lines:
-            self._on_line(line)
+            left_out, self._lines.left_out = self._lines.left_out, 0
+            self._on_line(line, left_out)
 
     async def _exit(self) -> int:
         await self._has_exited.wait()
@@ -207,6 +224,7 @@ class Server(asyncio.SubprocessProtocol):
         self._transport.close()
         self._guard.release(self.pid)
         RUNNING.discard(self)
+        _MARKS.discard(self.mark)
 
     def _tell_all(self, number: int) -> None:
         self.signal(number)
@@ -215,10 +233,19 @@ class Server(asyncio.SubprocessProtocol):
                 stray.send_signal(number)
 
     def _find_strays(self) -> None:
-        """Descendants in groups of their own, such as browsers; once the server has ended nobody can say whose they are."""
+        """Descendants in groups of their own, such as browsers, and what its parent has left, if it bears the mark."""
         with contextlib.suppress(psutil.Error):
-            family = psutil.Process(self.pid).children(recursive=True)
-            self._strays |= {each for each in family if _group_of(each.pid) != self.pid}
+            roots = self.orphans if self.has_ended else [psutil.Process(self.pid), *self.orphans]
+            for root in roots:
+                with contextlib.suppress(psutil.Error):
+                    family = {root, *root.children(recursive=True)}
+                    self._strays |= {each for each in family if _group_of(each.pid) != self.pid}
+
+    @property
+    def orphans(self) -> list[psutil.Process]:
+        """What it has started, in another group, and its parent has left."""
+        ours = psutil.Process().children()
+        return [each for each in ours if _group_of(each.pid) != self.pid and _mark_of(each) == self.mark]
 
     def _is_left(self) -> bool:
         """Whether anybody of the family still runs."""
@@ -235,21 +262,34 @@ class Server(asyncio.SubprocessProtocol):
 
 async def start(command: Sequence[str], environment: Mapping[str, str], guard: Guard, on_line: OnLine) -> Server:
     """Run the command without a shell. Raises OSError where there is no such program."""
-    _, server = await asyncio.get_running_loop().subprocess_exec(
-        lambda: Server(guard, on_line),
-        *command,
-        stdin=DEVNULL,
-        stdout=PIPE,
-        stderr=STDOUT,
-        env=dict(environment),
-        start_new_session=True,
-    )
+    server = Server(guard, on_line)
+    _MARKS.add(server.mark)
+    try:
+        await asyncio.get_running_loop().subprocess_exec(
+            lambda: server,
+            *command,
+            stdin=DEVNULL,
+            stdout=PIPE,
+            stderr=STDOUT,
+            env={**environment, MARK: server.mark},
+            start_new_session=True,
+        )
+    except BaseException:  # where it is cancelled asyncio has ended the process; the group may still be in care
+        await server.end() if server in RUNNING else _MARKS.discard(server.mark)
+        raise
     return server
 
 
 def _group_of(pid: int) -> int | None:
     with contextlib.suppress(OSError):
         return os.getpgid(pid)
+    return None
+
+
+def _mark_of(process: psutil.Process) -> str | None:
+    with contextlib.suppress(psutil.Error):
+        mark: str | None = process.environ().get(MARK)
+        return mark
     return None
 
 
@@ -268,19 +308,27 @@ def _reap(who: int) -> None:
             pass
 
 
+def shown(process: psutil.Process) -> str:
+    """Its name and process id."""
+    with contextlib.suppress(psutil.Error):
+        return f"{process.name()} ({process.pid})"
+    return str(process.pid)
+
+
 def kill_orphans(known: set[int]) -> list[str]:
     """End what a server has left behind in another group than its own, and say what it was.
 
-    ``known`` are the processes that we have started ourselves. What is still in the group of one of them is left to it.
+    ``known`` are the processes that we have started ourselves. What is still in the group of one of them, or bears the mark
+    of a server that runs, is left to it.
     """
     ended = []
     for orphan in psutil.Process().children():
-        if orphan.pid in known or _group_of(orphan.pid) in known:
+        if orphan.pid in known or _group_of(orphan.pid) in known or _mark_of(orphan) in _MARKS:
             continue
         with contextlib.suppress(psutil.Error):
             family = [orphan, *orphan.children(recursive=True)]
             if orphan.status() != psutil.STATUS_ZOMBIE:
-                ended.append(f"{orphan.name()} ({orphan.pid})")
+                ended.append(shown(orphan))
             for each in family:
                 each.kill()
         _reap(orphan.pid)

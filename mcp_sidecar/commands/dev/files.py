@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import fnmatch
-from collections.abc import AsyncIterator, Iterable, Sequence
+import os
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -89,13 +91,54 @@ def watched(root: Path, named: Iterable[str], ignored: Sequence[str]) -> tuple[l
 
 async def changes(paths: Sequence[Path], wanted: Filter, *, polls: bool = False) -> AsyncIterator[set[Path]]:
     """The files that changed, in one set per save. Raises OSError where the system watches no more files."""
+    try:
+        async for batch in _batches(paths, wanted, polls=polls):
+            yield batch
+    except PermissionError:
+        async for batch in _readable_batches(paths, wanted, polls=polls):
+            yield batch
+
+
+async def _readable_batches(paths: Sequence[Path], wanted: Filter, *, polls: bool) -> AsyncIterator[set[Path]]:
+    """One by one: a folder that may not be read, such as a database's, keeps watchfiles 1.3 from further ones."""
+    while True:
+        has_grown = asyncio.Event()
+
+        def noting(change: Change, path: str, has_grown: asyncio.Event = has_grown) -> bool:
+            if change is Change.added and Path(path).is_dir():
+                has_grown.set()
+            return wanted(change, path)
+
+        async for batch in _batches(readable(paths), noting, polls=polls, recursive=False, stop_event=has_grown):
+            yield batch
+
+
+def readable(paths: Sequence[Path]) -> list[Path]:
+    """These, and all folders in them that may be read and are not left out anyway."""
+    found = [path for path in paths if not path.is_dir()]
+    for path in paths:
+        for folder, names, _ in os.walk(path):  # which passes over what may not be read
+            names[:] = set(names).difference(DefaultFilter.ignore_dirs)
+            found.append(Path(folder))
+    return found
+
+
+async def _batches(
+    paths: Sequence[Path],
+    wanted: Callable[[Change, str], bool],
+    *,
+    polls: bool,
+    recursive: bool = True,
+    stop_event: asyncio.Event | None = None,
+) -> AsyncIterator[set[Path]]:
     async for batch in awatch(
         *paths,
         watch_filter=wanted,
         debounce=STORM_MS,
         step=SETTLE_MS,
         force_polling=polls or None,
-        raise_interrupt=False,
+        recursive=recursive,
+        stop_event=stop_event,
     ):
         yield {Path(path) for _, path in batch}
 

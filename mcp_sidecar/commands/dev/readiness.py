@@ -1,6 +1,7 @@
 """Whether a server that was started is up: it accepts connections somewhere, and answers `initialize` there.
 
-The very answer may be a refusal: a server that wants a login is up. A server error, or no HTTP, is not.
+The very answer may be a refusal: a server that wants a login is up. A server error, or no HTTP, is not. Where nobody knows
+whether a port is the endpoint's, the answer has to be an MCP server's: debuggers and metrics listen, too.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ DISCOVER_EVERY_S, DISCOVER_SELDOM_S = 0.25, 2.0
 """How often to look where it listens in fact, which costs 6 ms: seldom where it has taken its port before."""
 ANSWER_PATIENCE_S = 5.0
 NO_SUCH_PATH = frozenset({404, 405})
+WANTS_LOGIN = frozenset({401, 403})
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +45,17 @@ class Up:
         """Whether something answers, but not as an MCP endpoint does."""
         return self.said.status in NO_SUCH_PATH
 
+    @property
+    def is_mcp(self) -> bool:
+        """Whether what answers speaks JSON-RPC here, or does not say because of who asks."""
+        if self.is_elsewhere:
+            return False
+        return self.said.status in WANTS_LOGIN or any("jsonrpc" in message for message in self.said.messages)
+
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """An origin to try. ``is_certain``: it is the server's whatever it answers, so that a 404 is about the path."""
+    """An origin to try. ``is_certain``: it is the endpoint's whatever it answers, so that a 404 is about the path."""
 
     origin: str
     is_certain: bool
@@ -61,7 +70,7 @@ async def wait_until_up(candidates: Candidates, path: str) -> Up:
     while True:
         for candidate in candidates():
             up = await _try(candidate.origin, path)
-            if up is not None and (candidate.is_certain or not up.is_elsewhere):
+            if up is not None and (candidate.is_certain or up.is_mcp):
                 return up
         await asyncio.sleep(LOOK_EVERY_S)
 

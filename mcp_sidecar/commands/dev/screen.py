@@ -6,8 +6,10 @@ beyond so many lines a second, and the terminal is given back as it was.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from mcp_sidecar.ops.console import local_time
 from mcp_sidecar.ops.log_writer import LogWriter
 
 MAX_LINES_PER_SECOND = 200
+LOOK_EVERY_S = 0.5
 RED, GREEN, YELLOW, DIM, BOLD = "31", "32", "33", "2", "1"
 
 
@@ -65,8 +68,9 @@ class Screen:
         """What happened, with the time of day."""
         self.plain(f"{self.painted(local_time(), DIM)}  {self.painted(text, colour)}")
 
-    def child(self, line: str) -> None:
-        """A line that the server has written."""
+    def child(self, line: str, left_out: int = 0) -> None:
+        """A line that the server has written, and how many before it nobody has looked at."""
+        self._flood.left_out += left_out
         shown, untold = self._flood.lets_pass()
         if untold:
             self.plain(self.painted(f"  │ … {untold} lines left out", DIM))
@@ -83,34 +87,87 @@ class Screen:
 
 
 @contextlib.contextmanager
-def single_keys(on_key: Callable[[str], None], watch: Callable[[int, Callable[[], None]], None]) -> Iterator[bool]:
+def single_keys(on_key: Callable[[str], None], loop: asyncio.AbstractEventLoop) -> Iterator[bool]:
     """While the block runs each key is handed on as it is pressed; false where there is no terminal to press one at.
 
-    ``watch`` calls back whenever the descriptor can be read. Ctrl-C stays a signal, and the terminal echoes nothing.
+    Ctrl-C stays a signal, and the terminal echoes nothing.
     """
     try:
-        import termios  # noqa: PLC0415 - not on every platform
-        import tty  # noqa: PLC0415
-
-        descriptor = sys.stdin.fileno()
-        is_terminal = sys.stdin.isatty() and sys.stdout.isatty() and os.tcgetpgrp(descriptor) == os.getpgrp()
-    except (ImportError, OSError, ValueError, AttributeError):
+        is_terminal = sys.stdin.isatty() and sys.stdout.isatty() and _has_terminal(sys.stdin.fileno())
+    except (OSError, ValueError, AttributeError):
         is_terminal = False
     if not is_terminal:
         yield False
         return
-    before = termios.tcgetattr(descriptor)
-
-    def read() -> None:
-        for key in os.read(descriptor, 64).decode(errors="ignore"):
-            on_key(key)
-
+    keys = _Keys(on_key, loop, sys.stdin.fileno())
     try:
-        tty.setcbreak(descriptor)
-        after = termios.tcgetattr(descriptor)
-        after[1] |= termios.OPOST
-        termios.tcsetattr(descriptor, termios.TCSANOW, after)
-        watch(descriptor, read)
+        keys.take()
         yield True
     finally:
-        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+        keys.give_back()
+
+
+class _Keys:
+    """A terminal from which keys are read while it is ours.
+
+    Behind Ctrl-Z it is the shell's, until `fg`: the kernel stops whoever reads from it or sets it up in the background.
+    """
+
+    def __init__(self, on_key: Callable[[str], None], loop: asyncio.AbstractEventLoop, descriptor: int) -> None:
+        import termios  # noqa: PLC0415 - not on every platform
+
+        self._on_key = on_key
+        self._loop = loop
+        self._descriptor = descriptor
+        self._before = termios.tcgetattr(descriptor)
+        self._looking: asyncio.TimerHandle | None = None
+        loop.add_signal_handler(signal.SIGCONT, self.take)
+
+    def take(self) -> None:
+        """Set it up, as no shell has left it, and wait for keys; in the background look again later."""
+        import termios  # noqa: PLC0415 - see above
+        import tty  # noqa: PLC0415
+
+        self._let_go()
+        with contextlib.suppress(OSError, termios.error):  # where it has gone
+            if not _has_terminal(self._descriptor):
+                self._looking = self._loop.call_later(LOOK_EVERY_S, self.take)
+                return
+            tty.setcbreak(self._descriptor)
+            modes = termios.tcgetattr(self._descriptor)
+            modes[1] |= termios.OPOST
+            termios.tcsetattr(self._descriptor, termios.TCSANOW, modes)
+            self._loop.add_reader(self._descriptor, self._read)
+
+    def _read(self) -> None:
+        try:
+            if not _has_terminal(self._descriptor):
+                self.take()
+                return
+            keys = os.read(self._descriptor, 64)
+        except OSError:
+            keys = b""
+        if not keys:
+            self._let_go()
+        for key in keys.decode(errors="ignore"):
+            self._on_key(key)
+
+    def _let_go(self) -> None:
+        self._loop.remove_reader(self._descriptor)
+        if self._looking is not None:
+            self._looking.cancel()
+
+    def give_back(self) -> None:
+        """As it was."""
+        import termios  # noqa: PLC0415 - see above
+
+        self._loop.remove_signal_handler(signal.SIGCONT)
+        self._let_go()
+        with contextlib.suppress(OSError, termios.error):
+            if _has_terminal(self._descriptor):
+                termios.tcsetattr(self._descriptor, termios.TCSADRAIN, self._before)
+
+
+def _has_terminal(descriptor: int) -> bool:
+    """Whether we are in its foreground. Raises OSError where it is none, or has gone."""
+    return os.tcgetpgrp(descriptor) == os.getpgrp()

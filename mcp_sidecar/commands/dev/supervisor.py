@@ -113,6 +113,7 @@ class Supervisor:
         self._current: Server | None = None
         self._lists: Mapping[str, Items] | None = None
         self._starting: asyncio.Task[None] | None = None
+        self._stopping: asyncio.Task[None] | None = None
         self._given_up: Counter[str] = Counter()
         self._waiting: Changed | None = None
         self._events: asyncio.Queue[Changed | Exited | Stop] = asyncio.Queue()
@@ -157,8 +158,13 @@ class Supervisor:
                 async for changed in files.changes(paths, wanted, polls=polls):
                     names = files.told(changed, root)
                     self._events.put_nowait(Changed(f"{names} changed", names))
-            except OSError as error:
-                self._screen.say(f"files: {error.strerror or error}: looking at them again and again instead", YELLOW)
+            except (
+                OSError,
+                RuntimeError,
+                ExceptionGroup,
+            ) as error:  # of watchfiles where it polls: the latter
+                reason = getattr(error, "strerror", None) or error
+                self._screen.say(f"files: {reason}: looking at them again and again instead", YELLOW)
         self._screen.say("files cannot be watched here: press r to restart", YELLOW)
 
     # -- starting ---------------------------------------------------------------------------------------------------------
@@ -285,7 +291,7 @@ class Supervisor:
             self._do(leave(up, self._plan.path))
             server.exited.add_done_callback(lambda done: self._events.put_nowait(Exited(server, done.result())))
             if former is not None:
-                self._do(self._let_go(former, pool))
+                self._do(self._let_go(former, pool, DRAIN_S))
 
     async def _tell_up(self, cause: str, up: Up, seconds: float, healed: int) -> None:
         """The lists are asked for behind the heals: some servers load half of themselves before they say them."""
@@ -317,23 +323,19 @@ class Supervisor:
         self._lists = {**(before or {}), **lists}
         return counted(lists) if before is None else difference(before, lists)
 
-    async def _let_go(self, server: Server, pool: Pool | None) -> None:
-        """Let the calls on a former server end, then the server."""
+    async def _let_go(self, server: Server, pool: Pool | None, drain_s: float) -> None:
+        """Let the calls on a former server end, then the server: at SIGTERM many end with all that is under way."""
         if pool is not None:
-            await self._upstream.retire(pool, DRAIN_S)
+            await self._upstream.retire(pool, drain_s)
         await server.end()
 
     async def _stop_current(self) -> None:
-        """The port is needed: calls wait from now on, and those under way have a moment to end."""
+        """The port is needed: calls wait from now on, and those under way have a moment to end, whoever saves again."""
         former, self._current = self._current, None
-        if former is None:
-            return
-        pool = self._sessions.leave()
-        try:
-            if pool is not None:  # before SIGTERM, at which many servers end with all that is under way
-                await self._upstream.retire(pool, DRAIN_FIXED_S)
-        finally:
-            await former.end()
+        if former is not None:
+            self._stopping = self._do(self._let_go(former, self._sessions.leave(), DRAIN_FIXED_S))
+        if self._stopping is not None:
+            await asyncio.shield(self._stopping)
 
     async def _not_up(self, cause: str, server: Server) -> None:
         status = server.exited.result()
@@ -341,8 +343,9 @@ class Supervisor:
         if not last_words and status == 0:
             last_words = "it ended at once, without a word"
         self._not_started(cause, last_words, status)
+        left = [child.shown(orphan) for orphan in server.orphans]
         await server.end()
-        left = child.kill_orphans(self._known())
+        left += child.kill_orphans(self._known())
         if left:
             self._screen.say(f"it has put itself into the background and was ended there: {', '.join(left)}", YELLOW)
             self._screen.plain("          run it in the foreground")
@@ -389,10 +392,11 @@ class Supervisor:
         """The processes that are ours on purpose."""
         return {self._guard.pid, *(server.pid for server in child.RUNNING)}
 
-    def _do(self, work: Coroutine[None, None, None]) -> None:
+    def _do(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
+        return task
 
     async def _end_all(self) -> None:
         if self._starting is not None:

@@ -101,11 +101,13 @@ async def developing(
     command: tuple[str, ...] = PYTHON,
     admin: str = "off",
     at_terminal: bool = False,
+    shell: tuple[str, ...] = (),
     **environment: str,
 ) -> AsyncIterator[DevProcess]:
-    """Run ``dev`` in the folder, on a free port; with a terminal of its own, or with none."""
+    """Run ``dev`` in the folder, on a free port; with a terminal of its own, below a ``shell`` or not, or with none."""
     process = await asyncio.create_subprocess_exec(
         *((sys.executable, "-c", AT_TERMINAL) if at_terminal else ()),
+        *shell,
         *(sys.executable, "-m", "mcp_sidecar", "dev", "--listen", "0", "--admin", admin, *options, "--", *command),
         cwd=folder,
         stdin=asyncio.subprocess.PIPE,

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from mcp_sidecar.commands.dev.child import RUNNING, Guard, Server, start
 from tests.commands.dev.running import DevProcess, Folder, developing, gone, is_running
 from tests.support.client import McpClient
 from tests.support.ports import free_port
@@ -37,6 +38,25 @@ os._exit(3)"""
 GOES_ITS_OWN_WAY = """\
 import functools, subprocess
 subprocess.Popen = functools.partial(subprocess.Popen, start_new_session=True)"""
+HAS_JOBS = """\
+import os, pathlib, signal, subprocess, sys, termios, time
+signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+modes = termios.tcgetattr(0)
+job = subprocess.Popen(sys.argv[1:], process_group=0)
+os.tcsetpgrp(0, job.pid)
+os.waitpid(job.pid, os.WUNTRACED)
+os.tcsetpgrp(0, os.getpgrp())
+termios.tcsetattr(0, termios.TCSADRAIN, modes)
+os.kill(job.pid, signal.SIGCONT)
+print("shell: bg", flush=True)
+while not pathlib.Path("fg").exists():
+    time.sleep(0.01)
+typed = input()
+os.tcsetpgrp(0, job.pid)
+while termios.tcgetattr(0)[3] & termios.ICANON:
+    time.sleep(0.01)
+print("shell: fg, read", typed, flush=True)
+sys.exit(job.wait())"""
 IGNORES_SIGTERM = """\
 import signal
 really, signal.signal = signal.signal, lambda *_: None
@@ -207,6 +227,27 @@ async def test_a_server_with_a_port_of_its_own_is_stopped_first(folder: Folder) 
         assert (await client.tool("echo")).text not in (before, "")
 
 
+@pytest.mark.parametrize("status", [200, 400])
+async def test_another_port_of_the_server_is_not_taken_for_the_endpoint(folder: Folder, status: int) -> None:
+    """A debugger's (`node --inspect` answers 400) or one for metrics is there first, and answers what is no MCP."""
+    folder.does(
+        "import pathlib, threading, time\n"
+        "from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer\n"
+        "ASKED = threading.Event()\n"
+        "class Other(BaseHTTPRequestHandler):\n"
+        "    def do_POST(self):\n"
+        f"        self.send_response({status})\n"
+        "        self.end_headers()\n"
+        "        self.wfile.write(b'WebSockets request was expected')\n"
+        "        ASKED.set()\n"
+        "threading.Thread(target=ThreadingHTTPServer(('127.0.0.1', 0), Other).serve_forever, daemon=True).start()\n"
+        "ASKED.wait()"
+    )
+    async with developing(folder.path) as dev:
+        assert await dev.line("up in") == await dev.line("small up in .* 1 tool")
+        assert not any("listens on" in line for line in dev.lines)
+
+
 async def test_the_upstream_may_be_said(folder: Folder) -> None:
     """With ``--upstream`` the server's port is the one in the URL, and nothing is looked for."""
     port = free_port()
@@ -235,6 +276,29 @@ async def test_calls_under_way_end_on_a_server_that_is_stopped_first(folder: Fol
         assert (await slow).text.startswith("slow of")
         await telling
         assert (await client.tool("echo")).text.startswith("echo of")
+
+
+async def test_a_save_while_a_server_is_stopped_first_cuts_no_call(folder: Folder) -> None:
+    """An editor that saves several files, or a formatter behind it: the call that has begun before the first save is answered."""
+    port = free_port()
+    folder.has_tools("echo", "slow")
+    waits = "Path('begun').touch()\n                while not Path('go').exists(): time.sleep(0.01)"
+    text = folder.server.read_text(encoding="utf-8").replace("time.sleep(SLOW_S)", waits)
+    folder.server.write_text(text, encoding="utf-8")
+    async with (
+        developing(folder.path, "--upstream", f"http://127.0.0.1:{port}/mcp", PORT=str(port)) as dev,
+        McpClient(await dev.url()) as client,
+    ):
+        await dev.line("up in")
+        await client.initialize()
+        telling, slow = asyncio.create_task(saved(dev)), asyncio.create_task(client.tool("slow"))
+        await eventually((folder.path / "begun").exists)
+        for number in range(4):
+            (folder.path / f"file{number}.py").write_text("", encoding="utf-8")
+            await asyncio.sleep(0.15)  # nothing tells that one was seen; those that come at once are one
+        (folder.path / "go").touch()
+        assert (await slow).text.startswith("slow of")
+        await telling
 
 
 async def test_a_port_in_the_command_is_filled_in(folder: Folder) -> None:
@@ -282,6 +346,31 @@ async def test_keys_do_what_they_say(folder: Folder) -> None:
         dev.press("q")
         assert await dev.exit_status() == 0
         assert not any(line.startswith("x") for line in dev.lines)  # nothing is echoed
+
+
+async def test_it_goes_on_in_the_background(folder: Folder) -> None:
+    """Behind Ctrl-Z and `bg` what is typed is the shell's and stops nobody; behind `fg` keys do what they say again."""
+    shell = (sys.executable, "-c", HAS_JOBS)
+    async with (
+        developing(folder.path, at_terminal=True, shell=shell, NO_COLOR="1") as dev,
+        McpClient(await dev.url()) as client,
+    ):
+        await dev.line("up in")
+        await client.initialize()
+        dev.press("\x1a")
+        await dev.line("shell: bg")
+        dev.press("typed\n")
+        await dev.line("typed")  # echoed, and waits to be read
+        for _ in range(20):
+            assert (await client.call("ping")).status == 200
+        (folder.path / "fg").touch()
+        await dev.line("shell: fg, read typed")
+        telling = asyncio.create_task(saved(dev, "restart → up in"))
+        await asyncio.sleep(0)
+        dev.press("r")
+        await telling
+        dev.press("q")
+        assert await dev.exit_status() == 0
 
 
 # -- bad input --------------------------------------------------------------------------------------------------------
@@ -479,6 +568,77 @@ async def test_a_broken_save_ends_nothing_of_the_last_good_server(folder: Folder
         await telling
         assert is_running(child)
     await gone(child)
+
+
+async def test_the_developers_browser_goes_on(folder: Folder) -> None:
+    """Neither a save that does not start nor the end takes what the key `o` has opened for a server's child."""
+    browser, pid_file = folder.path / "browser", folder.path / "browser.pid"
+    browser.write_text(f"#!/bin/sh\necho $$ > {pid_file}\nexec sleep 600\n", encoding="utf-8")
+    browser.chmod(0o755)
+    async with developing(folder.path, at_terminal=True, admin="127.0.0.1:0", BROWSER=f"{browser} %s &") as dev:
+        await dev.line("up in")
+        dev.press("o")
+        await eventually(lambda: pid_file.exists() and pid_file.read_text(encoding="utf-8").strip() != "")
+        pid = pid_in(pid_file)
+        try:
+            telling = asyncio.create_task(saved(dev, "the last good server"))
+            await asyncio.sleep(0)
+            folder.is_broken()
+            await telling
+            telling = asyncio.create_task(saved(dev))
+            await asyncio.sleep(0)
+            folder.has_tools("echo")
+            await telling
+            dev.press("q")
+            assert await dev.exit_status() == 0
+            assert is_running(pid) and not any("background" in line for line in dev.lines)
+        finally:
+            os.kill(pid, signal.SIGKILL)
+
+
+async def test_what_a_former_server_has_left_behind_ends_with_it(folder: Folder) -> None:
+    """Not only at the end: a helper without a parent is told by its environment, and what the next server has left is not meant."""
+    leaves_a_helper = (
+        "import subprocess, sys\n"
+        "helper = [sys.executable, '-c', 'import time; time.sleep(600)']\n"
+        "code = f'import subprocess; print(subprocess.Popen({helper}, start_new_session=True, stdout=2).pid)'\n"
+        "with open(NAME, 'w') as file:\n    subprocess.run([sys.executable, '-c', code], stdout=file)"
+    )
+    folder.does(leaves_a_helper.replace("NAME", "'first'"))
+    async with developing(folder.path) as dev:
+        await dev.line("up in")
+        first = pid_in(folder.path / "first")
+        assert is_running(first)
+        telling = asyncio.create_task(saved(dev))
+        await asyncio.sleep(0)
+        folder.does(leaves_a_helper.replace("NAME", "'second'"))
+        await telling
+        second = pid_in(folder.path / "second")
+        await gone(first)
+        telling = asyncio.create_task(saved(dev, "the last good server"))
+        await asyncio.sleep(0)
+        folder.is_broken()
+        await telling
+        telling = asyncio.create_task(saved(dev, "the last good server"))
+        await asyncio.sleep(0)
+        folder.server.write_text("broken again(:", encoding="utf-8")
+        await telling
+        assert is_running(second)
+    await gone(second)
+
+
+async def test_a_start_that_is_cancelled_leaves_nothing_in_care() -> None:
+    """At whatever step: a group that is gone may be somebody else's by the time at which the guard ends what is left."""
+    for steps in range(8):
+        async with Guard() as guard:
+            starting = asyncio.create_task(start(["sleep", "600"], os.environ, guard, print))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            starting.cancel()
+            (server,) = await asyncio.gather(starting, return_exceptions=True)
+            if isinstance(server, Server):
+                await server.end()
+            assert not RUNNING
 
 
 async def test_a_save_during_a_start_begins_anew(folder: Folder) -> None:

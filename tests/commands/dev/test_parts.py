@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from watchfiles import Change
+from watchfiles import Change, awatch
 
 from mcp_sidecar.commands.dev import patient, ports
 from mcp_sidecar.commands.dev.calls import LEFT, answer_in, client_of, problem_in, title_of
-from mcp_sidecar.commands.dev.child import MAX_LINE_BYTES, Lines
+from mcp_sidecar.commands.dev.child import MAX_LINE_BYTES, MAX_LINES_AT_ONCE, Lines
 from mcp_sidecar.commands.dev.clients import snippets
-from mcp_sidecar.commands.dev.files import told, watched
+from mcp_sidecar.commands.dev.files import changes, told, watched
 from mcp_sidecar.commands.dev.lists import counted, difference, items_of
 from mcp_sidecar.commands.dev.ports import filled_in
 from mcp_sidecar.commands.dev.screen import MAX_LINES_PER_SECOND, Flood
 from mcp_sidecar.commands.dev.supervisor import LONGEST_START_S, cause_in
 from mcp_sidecar.settings import load
 from mcp_sidecar.wire.jsonrpc import parse
+from tests.support.waiting import HANG_S
+
+NOBODY = 65534
 
 # -- files ------------------------------------------------------------------------------------------------------------
 
@@ -69,6 +78,58 @@ def test_a_path_that_is_not_there_is_a_mistake(tmp_path: Path) -> None:
     watched(tmp_path, ["*.none"], [])
     with pytest.raises(FileNotFoundError):
         watched(tmp_path, ["none.py"], [])
+
+
+@contextlib.contextmanager
+def as_an_ordinary_user(folder: Path) -> Iterator[None]:
+    """Permissions count for the block, also where the tests are run by root."""
+    if os.geteuid() != 0:
+        yield
+        return
+    for place in (folder, *folder.rglob("*")):
+        os.chown(place, NOBODY, NOBODY)
+    os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere folders are not watched one by one")
+async def test_a_folder_that_may_not_be_read_hides_no_other() -> None:
+    """Such as a database's, beside the sources or among them; and folders that come later are watched, too."""
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        for folder in ("a", "b", "c", "d"):
+            (root / folder / "inner").mkdir(parents=True)
+            (root / folder / "data").mkdir(mode=0)
+        paths, wanted = watched(root, (), ())
+        seen: set[Path] = set()
+
+        async def watch() -> None:
+            async for batch in changes(paths, wanted):
+                seen.update(batch)
+
+        async def save(place: Path) -> None:
+            """Again and again until it is seen: nobody tells from when on it would be."""
+            async with asyncio.timeout(HANG_S):
+                while place not in seen and not watching.done():
+                    place.write_text(place.name + str(len(seen)), encoding="utf-8")  # noqa: ASYNC240 - small
+                    await asyncio.sleep(0.05)
+
+        async for _ in awatch(root, yield_on_timeout=True, rust_timeout=1):
+            break  # so that all is loaded that an ordinary user may not load
+        with as_an_ordinary_user(root):
+            watching = asyncio.create_task(watch())
+            try:
+                for folder in ("", "a", "b/inner", "c/inner", "d"):
+                    await save(root / folder / "one.py")
+                (root / "b" / "new").mkdir()
+                await save(root / "b" / "new" / "one.py")
+            finally:
+                watching.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await watching
 
 
 def test_changes_are_told_in_a_few_words(tmp_path: Path) -> None:
@@ -186,6 +247,15 @@ def test_a_line_without_end_is_cut_off_once() -> None:
     lines = Lines()
     fed = [line for _ in range(9) for line in lines.feed(b"x" * MAX_LINE_BYTES)]
     assert [line[-2:] for line in fed] == [" …"] and lines.feed(b"\nnext\n") == ["next"]
+
+
+def test_of_a_flood_only_so_much_is_looked_at() -> None:
+    """The first lines and the last ones of what comes at once; the others are counted."""
+    lines = Lines()
+    whole = lines.feed(b"".join(b"%d\n" % number for number in range(10_000)))
+    assert whole == [str(number) for number in (*range(MAX_LINES_AT_ONCE), *range(10_000 - MAX_LINES_AT_ONCE, 10_000))]
+    assert lines.left_out == 10_000 - len(whole)
+    assert lines.feed(b"one\ntwo") == ["one"]
 
 
 def test_a_flood_is_counted() -> None:
