@@ -82,6 +82,10 @@ class UnhurriedLoop(asyncio.SelectorEventLoop):
         future.add_done_callback(self._thread_ended)
         return future
 
+    async def shutdown_default_executor(self, timeout: float | None = None) -> None:
+        """Threads are waited for without a limit: the one that waits for them is none of ours to be counted (Python 3.12)."""
+        await super().shutdown_default_executor()
+
     def _thread_ended(self, _: object) -> None:
         self._own_selector.busy_threads -= 1
 
