@@ -19,6 +19,8 @@ REAL_TIME: Final = {
     "interop/servers/python_server.py": "a tool that takes its time, in a server that is a process of its own",
     "test_standard_streams.py": "looks again and again at a process that can announce nothing: its streams are closed",
     "commands/dev/small_server.py": "a tool that takes its time, in a server that is a process of its own",
+    "commands/dev/test_dev.py": "saves one file after the other: nothing tells that a watcher has seen one",
+    "commands/dev/test_parts.py": "saves again and again until a watcher, which announces nothing, sees it",
     "redis/test_transport.py": "looks again and again for the replica that another process has promoted",
     "edge/echo.py": "gives a server of the tests the clock that it times slow clients by; nobody asserts it",
     "sessions/stores/test_by_url.py": "gives a store its clocks; nobody asserts them",

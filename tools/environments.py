@@ -35,7 +35,7 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 VENVS: Final = ROOT / ".venvs"
 PROJECT: Final = ROOT / "pyproject.toml"
 PIP_LOCK: Final = ROOT / "tools" / "requirements" / "pip.txt"
-INSTALL_TIMEOUT_S: Final = 900
+INSTALL_TIMEOUT_S: Final = 1800
 AT_A_TIME: Final = 3
 
 # Never that of an environment: it may be the one that is made anew, and would take its own Python away.

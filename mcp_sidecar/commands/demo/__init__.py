@@ -16,7 +16,7 @@ from mcp_sidecar.commands.demo.report import Style, introduction, own_server, pr
 from mcp_sidecar.commands.demo.story import Story, tell
 from mcp_sidecar.commands.processes import ChildFailed, SidecarCommand, sidecar_command
 
-WHOLE_DEMO_TIMEOUT_S: Final = 90.0
+WHOLE_DEMO_TIMEOUT_S: Final = 300.0
 EXIT_INTERRUPTED: Final = 130
 ENDING_SIGNALS: Final = ("SIGTERM", "SIGHUP")
 

@@ -17,7 +17,7 @@ from mcp_sidecar.commands.processes import CartServer, ChildFailed, Front, Sidec
 
 BEFORE_RESTART: Final = ("apples", "figs")
 AFTER_RESTART: Final = ("pears", "plums")
-HEAL_LINE_TIMEOUT_S: Final = 2.0
+HEAL_LINE_TIMEOUT_S: Final = 5.0
 
 Say = Callable[[str], None]
 Restart = Callable[[], Awaitable[None]]
