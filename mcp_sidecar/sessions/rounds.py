@@ -19,8 +19,8 @@ FLUSH_AFTER_S: Final = 0.2
 TOUCH_INTERVAL_S: Final = 10.0
 CANCEL_AGAIN_S: Final = 0.1
 
-LAST_TRIES_S: Final = 1.0
-"""So long a process that stops tries to write what nobody else knows."""
+LAST_TRIES: Final = 5
+"""So often a process that stops tries to write what nobody else knows, without getting on."""
 
 SLOWEST_PACE_S: Final = 1.0
 """Between tries while the store is away or cannot write."""
@@ -62,16 +62,15 @@ class Rounds:
                 task.cancel()
             _, running = await asyncio.wait(running, timeout=CANCEL_AGAIN_S)
         if self.keeper.outlives_process:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LAST_TRIES_S):
-                    await self._write_all()
+            await self._write_all()
         await self.keeper.store.close()
 
     async def _write_all(self) -> None:
-        while True:
-            await self.keeper.touch()
-            if await self.keeper.flush():
-                return
+        await self.keeper.touch()
+        tries_left, unsaved = LAST_TRIES, self.keeper.unsaved
+        while not await self.keeper.flush() and tries_left:
+            tries_left = LAST_TRIES if self.keeper.unsaved < unsaved else tries_left - 1
+            unsaved = self.keeper.unsaved
             await asyncio.sleep(FLUSH_AFTER_S)
 
     def read_keys_again(self) -> bool:

@@ -42,12 +42,14 @@ class Watched:
     is_away: bool = False
     loses_reply: bool = False
     gate: asyncio.Event | None = None
+    takes_s: float = 0.0
     asked: list[str] = field(default_factory=list)
 
     async def _called(self, name: str) -> None:
         self.asked.append(name)
         if self.gate is not None:
             await self.gate.wait()
+        await asyncio.sleep(self.takes_s)
         if self.is_away:
             raise StoreAway("away")
 
@@ -586,6 +588,16 @@ class TestSaving:
         scene._places.remove(place)  # its store is closed
         other = await scene.place()
         assert [await other.load(session.client_id, ALICE) for session in sessions] == [None] * 3
+
+    async def test_a_slow_store_at_the_end(self, scene: Scene) -> None:
+        """However many there are to be written, all are, as long as it gets on."""
+        place = await scene.place()
+        sessions = [place.table.open(ClientSessionId(f"{n}"), ALICE, HANDSHAKE) for n in range(30)]
+        place.store.takes_s = 0.2
+        await Rounds(place.keeper, Principals((), b"secret")).stop()
+        scene._places.remove(place)  # its store is closed
+        other = await scene.place()
+        assert [await other.load(session.client_id, ALICE) for session in sessions] == [None] * 30
 
     async def test_a_store_that_hangs(self, scene: Scene) -> None:
         """It costs its time-out, and the session goes on from memory."""
