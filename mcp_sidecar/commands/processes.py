@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Self, TypeVar
 
-READY_TIMEOUT_S: Final = 20.0
+READY_TIMEOUT_S: Final = 120.0
 STOP_TIMEOUT_S: Final = 5.0
 SHOWN_LINES: Final = 20
 # What a user has exported for the sidecar or for a server of their own would make this another demo.
