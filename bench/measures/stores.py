@@ -9,7 +9,6 @@ import base64
 import os
 import secrets
 import shutil
-from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -96,22 +95,21 @@ def _rows(rig: Rig, plan: Plan, contender: Contender, stores: Mapping[str, Mappi
             for one in seen.values():
                 _call(rig, plan, one)
                 _open(rig, one)
-    figures: dict[str, dict[str, float | None]] = defaultdict(dict)
-    for name, one in seen.items():
-        figures[name] = {"cpu_us": median(one.call_us), "opening_us": median(one.opening_us)}
-    memory = figures[MEMORY]
+    figures = {name: (median(one.call_us), median(one.opening_us)) for name, one in seen.items()}
+    memory_call_us, memory_opening_us = figures[MEMORY]
     return [
         Row(
             STORES,
             name,
             contender.name,
             {
-                **of_one,
-                "to_memory": ratio(of_one["cpu_us"], memory["cpu_us"]),
-                "opening_to_memory": ratio(of_one["opening_us"], memory["opening_us"]),
+                "cpu_us": call_us,
+                "opening_us": opening_us,
+                "to_memory": ratio(call_us, memory_call_us),
+                "opening_to_memory": ratio(opening_us, memory_opening_us),
             },
         )
-        for name, of_one in figures.items()
+        for name, (call_us, opening_us) in figures.items()
     ]
 
 

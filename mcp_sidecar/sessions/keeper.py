@@ -357,9 +357,7 @@ class Keeper:
         if standing == ABSENT:  # the store was emptied
             return None
         is_newcomer = saved is None or saved.stored.tag != session.record.tag
-        if (
-            standing.data is None and standing.writer
-        ):  # it was idle, as far as the store knows: its client may still come
+        if standing.data is None and standing.writer:  # idle, as far as the store knows: its client may still come
             return Saving.TAKEN if is_newcomer else None
         if standing.data is None:
             return None if is_newcomer else Saving.ENDED  # an id that was ended is opened anew

@@ -158,11 +158,7 @@ class Supervisor:
                 async for changed in files.changes(paths, wanted, polls=polls):
                     names = files.told(changed, root)
                     self._events.put_nowait(Changed(f"{names} changed", names))
-            except (
-                OSError,
-                RuntimeError,
-                ExceptionGroup,
-            ) as error:  # of watchfiles where it polls: the latter
+            except (OSError, RuntimeError, ExceptionGroup) as error:  # watchfiles raises the latter two where it polls
                 reason = getattr(error, "strerror", None) or error
                 self._screen.say(f"files: {reason}: looking at them again and again instead", YELLOW)
         self._screen.say("files cannot be watched here: press r to restart", YELLOW)
