@@ -14,9 +14,9 @@ from contextlib import asynccontextmanager, suppress
 import aiohttp
 import pytest
 
+from mcp_sidecar.commands.dev.ports import free_port
 from tests.support.client import McpClient
 from tests.support.fake_upstream import FakeUpstream
-from tests.support.ports import free_port
 from tests.support.waiting import HANG_S
 
 COMMAND = f"exec {sys.executable} -m mcp_sidecar"

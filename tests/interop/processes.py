@@ -19,8 +19,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mcp_sidecar.commands.dev.ports import free_port
 from tests.interop.catalogue import ROOT, ServerSpec
-from tests.support.ports import free_port
 
 START_TIMEOUT_S = 120.0
 POLL_INTERVAL_S = 0.02

@@ -9,9 +9,9 @@ from typing import Final
 
 import pytest
 
+from mcp_sidecar.commands.dev.ports import free_port
 from mcp_sidecar.sessions.stores.keys import new_key
 from tests.interop.processes import StoreOptions, Watched
-from tests.support.ports import free_port
 from tests.support.redis_server import NEEDS_REDIS, PROGRAM
 
 STORES: Final = (pytest.param("sqlite"), pytest.param("redis", marks=NEEDS_REDIS), pytest.param("sealed"))

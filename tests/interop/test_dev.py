@@ -18,11 +18,11 @@ from pathlib import Path
 
 import pytest
 
+from mcp_sidecar.commands.dev.ports import free_port
 from tests.interop.catalogue import CLIENTS, GO_BUILDS, NODE_MODULES, RUST_BUILDS, VENVS, ClientSpec, ToolCall, missing
 from tests.interop.drivers import Answer, Connection, Driver
 from tests.interop.lab import DIRECT
 from tests.interop.processes import Watched, until
-from tests.support.ports import free_port
 
 pytestmark = [pytest.mark.interop, pytest.mark.skipif(DIRECT, reason="without the sidecar no client survives an edit")]
 

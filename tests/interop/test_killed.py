@@ -21,6 +21,7 @@ from typing import Final
 
 import pytest
 
+from mcp_sidecar.commands.dev.ports import free_port
 from tests.interop.catalogue import CLIENTS, GO_CLIENT, RUST_CLIENT, ClientSpec, ToolCall
 from tests.interop.door import Door
 from tests.interop.drivers import Answer, Connection, Driver
@@ -28,7 +29,6 @@ from tests.interop.lab import DIRECT
 from tests.interop.processes import Server, Sidecar, StoreOptions, until
 from tests.interop.stores import STORES, store
 from tests.interop.test_whole_session import WHOLE
-from tests.support.ports import free_port
 
 CALL_TIMEOUT_S: Final = 15.0
 WITHIN_S: Final = 30.0

@@ -21,10 +21,10 @@ from typing import Any
 
 import pytest
 
+from mcp_sidecar.commands.dev.ports import free_port
 from tests.interop.catalogue import MARKERS, SERVERS, VENVS, ServerSpec
 from tests.interop.processes import Server, Watched, until
 from tests.interop.test_oauth import SERVER as BEHIND_OAUTH
-from tests.support.ports import free_port
 
 pytestmark = pytest.mark.interop
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from mcp_sidecar.commands.dev.ports import free_port
 from mcp_sidecar.sessions.stores.redis import RedisStore
 from mcp_sidecar.sessions.stores.store import Entry, Key, StoreAway, StoreUnusable
 from tests.support.certificates import make_certificate
-from tests.support.ports import free_port
 from tests.support.redis_server import NEEDS_REDIS, PROGRAM, RedisServer, redis_server
 from tests.support.waiting import HANG_S
 

@@ -13,7 +13,7 @@ from typing import Final
 import pytest
 from redis import asyncio as redis
 
-from tests.support.ports import free_port
+from mcp_sidecar.commands.dev.ports import free_port
 
 PROGRAM: Final = shutil.which("redis-server") or shutil.which("valkey-server")
 NEEDS_REDIS: Final = pytest.mark.skipif(

@@ -7,14 +7,15 @@ import os
 import re
 import signal
 import sys
+from collections.abc import Coroutine
 from pathlib import Path
 
 import pytest
 
 from mcp_sidecar.commands.dev.child import RUNNING, Guard, Server, start
+from mcp_sidecar.commands.dev.ports import free_port
 from tests.commands.dev.running import DevProcess, Folder, developing, gone, is_running
 from tests.support.client import McpClient
-from tests.support.ports import free_port
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
@@ -79,9 +80,9 @@ def pid_in(path: Path) -> int:
     return int(path.read_text(encoding="utf-8"))
 
 
-async def saved(dev: DevProcess, expected: str = "→ up in") -> str:
+def saved(dev: DevProcess, expected: str = "→ up in") -> Coroutine[None, None, str]:
     """The line about the save that comes next; to be asked for before saving."""
-    return await dev.line(expected, behind=len(dev.lines))
+    return dev.line(expected, behind=len(dev.lines))
 
 
 # -- a save -----------------------------------------------------------------------------------------------------------
@@ -96,13 +97,13 @@ async def test_a_save_brings_a_new_tool_and_loses_nobody(folder: Folder) -> None
         assert await tools_of(client) == ["echo"]
         before = (await client.tool("echo")).text
         async with await client.get_stream() as stream:
-            telling = asyncio.create_task(saved(dev))
-            await asyncio.sleep(0)
+            telling = saved(dev)
             folder.has_tools("echo", "add")
-            assert "server.py changed" in await telling
+            told = await telling
+            assert "server.py changed" in told
             heard = await stream.next_message()
             assert heard is not None and heard["method"] == "notifications/tools/list_changed"
-        assert "1 session healed" in await telling
+        assert "1 session healed" in told
         assert await dev.line(r"tools: \+add\(text\)")
         assert await tools_of(client) == ["echo", "add"]
         after = (await client.tool("echo")).text
@@ -114,8 +115,7 @@ async def test_a_server_is_up_before_it_has_said_its_lists(folder: Folder) -> No
     """Some load half of themselves for that: the line does not wait, and what has changed is told when it is known."""
     async with developing(folder.path) as dev:
         await dev.line("up in .* 1 tool")
-        telling = asyncio.create_task(saved(dev))
-        await asyncio.sleep(0)
+        telling = saved(dev)
         folder.has_tools("echo", "add", lists_gate="said")
         assert "tools:" not in await telling
         (folder.path / "said").touch()
@@ -128,13 +128,11 @@ async def test_a_save_while_a_server_takes_over_leaves_no_former_one(folder: Fol
     async with developing(folder.path) as dev:
         await dev.line("up in")
         first = pid_in(folder.path / "pid")
-        telling = asyncio.create_task(saved(dev))
-        await asyncio.sleep(0)
+        telling = saved(dev)
         folder.has_tools("echo", lists_gate="never", does=WRITES_ITS_PID)
         await telling
         second = pid_in(folder.path / "pid")
-        telling = asyncio.create_task(saved(dev, r"tools: \+add"))
-        await asyncio.sleep(0)
+        telling = saved(dev, r"tools: \+add")
         folder.has_tools("echo", "add")
         await telling
         await gone(first, second)
@@ -155,8 +153,7 @@ async def test_calls_go_on_while_saves_come(folder: Folder) -> None:
         calling = asyncio.create_task(call())
         for number in range(4):
             broken = number % 2 == 1
-            telling = asyncio.create_task(saved(dev, "does not start" if broken else "→ up in"))
-            await asyncio.sleep(0)
+            telling = saved(dev, "does not start" if broken else "→ up in")
             folder.is_broken() if broken else folder.has_tools("echo", f"t{number}")
             await telling
         is_over = True
@@ -169,13 +166,11 @@ async def test_a_broken_save_is_told_and_the_last_good_server_goes_on(folder: Fo
     async with developing(folder.path) as dev, McpClient(await dev.url()) as client:
         await client.initialize()
         before = (await client.tool("echo")).text
-        telling = asyncio.create_task(saved(dev, "does not start"))
-        await asyncio.sleep(0)
+        telling = saved(dev, "does not start")
         folder.is_broken()
         assert "(exit status 1): SyntaxError: invalid syntax" in await telling
         assert (await client.tool("echo")).text == before
-        telling = asyncio.create_task(saved(dev))
-        await asyncio.sleep(0)
+        telling = saved(dev)
         folder.has_tools("echo")
         await telling
         assert (await client.tool("echo")).text != before
@@ -213,15 +208,13 @@ async def test_a_server_with_a_port_of_its_own_is_stopped_first(folder: Folder) 
         await dev.line("up in")
         await client.initialize()
         before = (await client.tool("echo")).text
-        telling = asyncio.create_task(saved(dev, "does not start"))
-        await asyncio.sleep(0)
+        telling = saved(dev, "does not start")
         folder.is_broken()
         await telling
         refused = await client.tool("echo")
         assert (refused.status, refused.error["data"]) == (200, {"reason": "server_failed_to_start"})
         assert "SyntaxError" in refused.error["message"]
-        telling = asyncio.create_task(saved(dev))
-        await asyncio.sleep(0)
+        telling = saved(dev)
         folder.does(f"import os; os.environ['PORT'] = '{port}'")
         await telling
         assert (await client.tool("echo")).text not in (before, "")
@@ -270,7 +263,7 @@ async def test_calls_under_way_end_on_a_server_that_is_stopped_first(folder: Fol
     ):
         await dev.line("up in")
         await client.initialize()
-        telling, slow = asyncio.create_task(saved(dev)), asyncio.create_task(client.tool("slow"))
+        telling, slow = saved(dev), asyncio.create_task(client.tool("slow"))
         await dev.line("serving")
         folder.has_tools("echo")
         assert (await slow).text.startswith("slow of")
@@ -291,7 +284,7 @@ async def test_a_save_while_a_server_is_stopped_first_cuts_no_call(folder: Folde
     ):
         await dev.line("up in")
         await client.initialize()
-        telling, slow = asyncio.create_task(saved(dev)), asyncio.create_task(client.tool("slow"))
+        telling, slow = saved(dev), asyncio.create_task(client.tool("slow"))
         await eventually((folder.path / "begun").exists)
         for number in range(4):
             (folder.path / f"file{number}.py").write_text("", encoding="utf-8")
@@ -323,8 +316,7 @@ async def test_files_of_no_interest_restart_nothing(folder: Folder) -> None:
         await dev.line("up in")
         for name in ("data.db", "made_up.py", "notes.txt"):
             (folder.path / name).write_text("1", encoding="utf-8")
-        telling = asyncio.create_task(saved(dev))
-        await asyncio.sleep(0)
+        telling = saved(dev)
         (folder.path / "prompt.txt").write_text("1", encoding="utf-8")
         assert "prompt.txt changed" in await telling
 
@@ -335,8 +327,7 @@ async def test_keys_do_what_they_say(folder: Folder) -> None:
         await dev.line("keys .*r restart · c how clients connect · o status page · q quit")
         url = await dev.url()
         await dev.line("up in")
-        telling = asyncio.create_task(saved(dev, "restart → up in"))
-        await asyncio.sleep(0)
+        telling = saved(dev, "restart → up in")
         dev.press("xr")
         await telling
         dev.press("c")
@@ -365,8 +356,7 @@ async def test_it_goes_on_in_the_background(folder: Folder) -> None:
             assert (await client.call("ping")).status == 200
         (folder.path / "fg").touch()
         await dev.line("shell: fg, read typed")
-        telling = asyncio.create_task(saved(dev, "restart → up in"))
-        await asyncio.sleep(0)
+        telling = saved(dev, "restart → up in")
         dev.press("r")
         await telling
         dev.press("q")
@@ -396,13 +386,11 @@ async def test_a_server_that_ends_is_told_and_waits_for_a_save(folder: Folder) -
     folder.does(WRITES_ITS_PID)
     async with developing(folder.path) as dev, McpClient(await dev.url()) as client:
         await client.initialize()
-        telling = asyncio.create_task(saved(dev, "has ended"))
-        await asyncio.sleep(0)
+        telling = saved(dev, "has ended")
         os.kill(pid_in(folder.path / "pid"), signal.SIGKILL)
         assert "exit status 137" in await telling
         assert (await client.tool("echo")).error["data"] == {"reason": "server_failed_to_start"}
-        telling = asyncio.create_task(saved(dev))
-        await asyncio.sleep(0)
+        telling = saved(dev)
         folder.has_tools("echo")
         await telling
         assert (await client.tool("echo")).text.startswith("echo of")
@@ -437,8 +425,7 @@ async def test_a_thousand_saves_are_one(folder: Folder) -> None:
     """A branch that is checked out restarts the server a few times at most, and the last one counts."""
     async with developing(folder.path) as dev:
         await dev.line("up in")
-        telling = asyncio.create_task(saved(dev, r"more changed → up in"))
-        await asyncio.sleep(0)
+        telling = saved(dev, r"more changed → up in")
         for number in range(1_000):
             (folder.path / f"module_{number}.py").write_text("", encoding="utf-8")
         await telling
@@ -453,8 +440,7 @@ async def test_a_server_that_never_listens_is_told(folder: Folder) -> None:
         await dev.line(r"no answer to initialize on port \d+ for 30 s; it listens nowhere \(still waiting\)")
         refused = await client.call("initialize", {}, id=1, bare=True)
         assert (refused.status, refused.error["data"]) == (503, {"reason": "server_failed_to_start"})
-        telling = asyncio.create_task(saved(dev))
-        await asyncio.sleep(0)
+        telling = saved(dev)
         folder.has_tools("echo")
         await telling
         assert (await client.initialize()).status == 200
@@ -471,8 +457,7 @@ async def test_a_save_is_seen_among_fifty_thousand_files(folder: Folder) -> None
     async with developing(folder.path) as dev:
         await dev.line("up in")
         for name in (folder.server, folder.path / "part_499" / "m99.py"):
-            telling = asyncio.create_task(saved(dev, f"{name.relative_to(folder.path)} changed → up in"))
-            await asyncio.sleep(0)
+            telling = saved(dev, f"{name.relative_to(folder.path)} changed → up in")
             name.write_text(name.read_text(encoding="utf-8") + "\n", encoding="utf-8")
             await telling
 
@@ -484,8 +469,7 @@ async def test_a_server_that_writes_a_source_as_it_starts_comes_up(folder: Folde
         await dev.line(r"made\.py changes while the server starts.*--ignore made\.py")
         await dev.line("up in")
         await client.initialize()
-        telling = asyncio.create_task(saved(dev, r"tools: \+add\(text\)"))
-        await asyncio.sleep(0)
+        telling = saved(dev, r"tools: \+add\(text\)")
         folder.has_tools("echo", "add")
         await telling
 
@@ -495,8 +479,7 @@ async def test_a_clock_that_jumps_changes_nothing(folder: Folder) -> None:
     async with developing(folder.path) as dev:
         await dev.line("up in")
         for moment in (86_400.0, 4_000_000_000.0):
-            telling = asyncio.create_task(saved(dev))
-            await asyncio.sleep(0)
+            telling = saved(dev)
             draft = folder.path / "draft"
             draft.write_text(folder.server.read_text(encoding="utf-8") + "\n", encoding="utf-8")
             os.utime(draft, (moment, moment))
@@ -558,12 +541,10 @@ async def test_a_broken_save_ends_nothing_of_the_last_good_server(folder: Folder
     async with developing(folder.path) as dev, McpClient(await dev.url()) as client:
         await dev.line("up in")
         await client.initialize()
-        child, telling = pid_in(folder.path / "child"), asyncio.create_task(saved(dev, "the last good server"))
-        await asyncio.sleep(0)
+        child, telling = pid_in(folder.path / "child"), saved(dev, "the last good server")
         folder.is_broken()
         await telling
-        telling = asyncio.create_task(saved(dev, "the last good server"))
-        await asyncio.sleep(0)
+        telling = saved(dev, "the last good server")
         folder.server.write_text("broken again(:", encoding="utf-8")
         await telling
         assert is_running(child)
@@ -581,12 +562,10 @@ async def test_the_developers_browser_goes_on(folder: Folder) -> None:
         await eventually(lambda: pid_file.exists() and pid_file.read_text(encoding="utf-8").strip() != "")
         pid = pid_in(pid_file)
         try:
-            telling = asyncio.create_task(saved(dev, "the last good server"))
-            await asyncio.sleep(0)
+            telling = saved(dev, "the last good server")
             folder.is_broken()
             await telling
-            telling = asyncio.create_task(saved(dev))
-            await asyncio.sleep(0)
+            telling = saved(dev)
             folder.has_tools("echo")
             await telling
             dev.press("q")
@@ -609,18 +588,15 @@ async def test_what_a_former_server_has_left_behind_ends_with_it(folder: Folder)
         await dev.line("up in")
         first = pid_in(folder.path / "first")
         assert is_running(first)
-        telling = asyncio.create_task(saved(dev))
-        await asyncio.sleep(0)
+        telling = saved(dev)
         folder.does(leaves_a_helper.replace("NAME", "'second'"))
         await telling
         second = pid_in(folder.path / "second")
         await gone(first)
-        telling = asyncio.create_task(saved(dev, "the last good server"))
-        await asyncio.sleep(0)
+        telling = saved(dev, "the last good server")
         folder.is_broken()
         await telling
-        telling = asyncio.create_task(saved(dev, "the last good server"))
-        await asyncio.sleep(0)
+        telling = saved(dev, "the last good server")
         folder.server.write_text("broken again(:", encoding="utf-8")
         await telling
         assert is_running(second)
