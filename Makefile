@@ -32,16 +32,16 @@ demo:  ## kill and restart a server under a client, without the sidecar and with
 	@$(DEMO)/bin/python -m mcp_sidecar demo
 
 # Two processes that share nothing cost less than two that are handed one test after the other.
-check: lint types  ## for daily work: lint, types, and the tests of the core and the proxy, in about a minute
+check: lint types  ## for daily work: lint, types, and the tests of the core and the proxy, within a minute
 	@$(MAKE) --no-print-directory -j 2 check-core check-proxy
 
 DAILY := $(BIN)/python -m pytest -q --hypothesis-profile quick -m "$(NOT_ALONE) and not long"
 
 check-core:  ## the first half of the tests of check, which sets up
-	@$(DAILY) tests/test_architecture.py tests/wire tests/verdicts tests/healing tests/waiting tests/downstream tests/streams tests/upstream $(PYTEST_ARGS)
+	@$(DAILY) tests/test_architecture.py tests/wire tests/verdicts tests/healing tests/waiting tests/downstream tests/streams tests/upstream tests/fastpath tests/sessions/stores $(PYTEST_ARGS)
 
 check-proxy:  ## the other half
-	@$(DAILY) tests/endpoint tests/fastpath tests/sessions $(PYTEST_ARGS)
+	@$(DAILY) tests/endpoint tests/sessions --ignore tests/sessions/stores $(PYTEST_ARGS)
 
 # 5 is pytest's status for "nothing to run".
 test: setup  ## every test that needs only Python and Node

@@ -363,6 +363,7 @@ async def test_a_body_in_single_bytes_is_read() -> None:
         writer.close()
 
 
+@pytest.mark.long
 async def test_memory_does_not_grow_with_bad_requests() -> None:
     """A hundred oversized bodies and heads leave nothing behind and never lie in memory as a whole."""
     large = raw_post(1, b"x" * 3_000_000).replace(b"localhost:1", b"localhost")

@@ -55,6 +55,7 @@ async def test_the_answer_is_the_upstreams() -> None:
         assert json.loads(body)["id"] == 7
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("asked_bytes", "answered_bytes", "copies"),
     [
@@ -78,6 +79,7 @@ async def test_bodies_are_not_copied_over_and_over(asked_bytes: int, answered_by
     assert peak < copies * max(asked_bytes, answered_bytes) + 64 * KIB
 
 
+@pytest.mark.long
 def test_an_idle_session_is_small() -> None:
     """Sessions of the same client and server share what they said of themselves; the rest is below 2 KiB."""
     store = SessionTable(

@@ -549,6 +549,7 @@ async def test_an_offer_to_upgrade_is_declined(protocol: str, method: str, body:
         writer.close()
 
 
+@pytest.mark.long
 async def test_a_slow_reader_slows_the_upstream_down() -> None:
     """What the client does not take is not read from the upstream: memory does not grow with the answer."""
     chunk, count = b"x" * 65536, 1000

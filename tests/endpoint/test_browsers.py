@@ -30,6 +30,7 @@ def answer(head: str = "", body: bytes = b"{}") -> bytes:
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("origin", [PAGE, "http://localhost:9999"])
 async def test_our_own_answers_are_readable_for_whom_the_upstream_s_are(origin: str) -> None:
     """In an outage the page learns why; another origin is told nothing that the upstream did not tell it."""
@@ -69,6 +70,7 @@ async def test_a_preflight_waits_as_its_request_would() -> None:
         assert (await asking).status == 405  # what this upstream says to OPTIONS
 
 
+@pytest.mark.long
 async def test_a_preflight_does_not_wait_for_ever() -> None:
     """No longer than its request would, and what it gets then can be read."""
     async with connected(healing__hold_timeout=1) as (upstream, sidecar, _):

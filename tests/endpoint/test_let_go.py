@@ -157,6 +157,7 @@ async def test_nothing_is_left_of_a_client_that_left(method: str) -> None:
         await goes_down_to(before)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("no_collector")
 async def test_nothing_is_left_of_what_was_held() -> None:
     """A call that waited for the upstream goes with its answer, whether the upstream has come back or not."""
@@ -175,6 +176,7 @@ async def test_nothing_is_left_of_what_was_held() -> None:
         await goes_down_to(before)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("no_collector")
 async def test_nothing_is_left_of_a_heal() -> None:
     """A call that met a loss, was healed and sent again goes with its answer, and the heal with it."""
@@ -194,6 +196,7 @@ async def detached(upstream: FakeUpstream) -> None:
     await eventually(lambda: not any(session.get_streams_open for session in upstream.sessions.values()))
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("no_collector")
 async def test_nothing_is_left_of_a_stream_that_was_open() -> None:
     """A listening stream goes with its client, also one that was attached again meanwhile."""

@@ -85,6 +85,7 @@ async def test_a_held_call_is_told_apart() -> None:
         assert [held.seconds > 0 for held in sidecar.of(RequestHeld)] == [True]
 
 
+@pytest.mark.long
 async def test_calls_that_fail_after_the_hold_are_unavailable() -> None:
     """Though their status is 200: ten of ten."""
     async with connected(healing__hold_timeout=1) as (upstream, sidecar, client):
@@ -165,6 +166,7 @@ async def test_an_idle_sidecar_notices_that_its_upstream_has_gone() -> None:
         assert upstream.connections == connections
 
 
+@pytest.mark.long
 async def test_the_status_page_tells_what_happened() -> None:
     """Up or away, heals and holds, and the calls by outcome; no id is in it."""
     async with connected(healing__hold_timeout=1) as (upstream, sidecar, client):

@@ -249,6 +249,7 @@ async def test_a_tool_that_only_reads_is_sent_again_to_whom_the_server_has_said_
         assert len(upstream.ledger.executions("charge")) == 1
 
 
+@pytest.mark.long
 async def test_discover_is_held_as_a_call_is() -> None:
     """A 503 makes clients fall back to sessions for as long as they are connected."""
     async with (

@@ -690,6 +690,7 @@ def peer_of(connection: object) -> object:
     return connection.transport.get_extra_info("peername") if connection.transport is not None else None
 
 
+@pytest.mark.long
 async def test_a_client_that_does_not_read_costs_no_memory() -> None:
     """While it has not taken an answer, no other is begun for it."""
     body = b'{"jsonrpc":"2.0","id":7,"result":{"text":"%b"}}' % (b"x" * 50_000)

@@ -130,6 +130,7 @@ def express(way: Through, *, remembers: bool = True) -> Express:
     return made
 
 
+@pytest.mark.long
 async def test_what_is_made_of_a_head_is_what_reading_it_makes() -> None:
     """Of thousands of heads, plain ones and odd ones, whatever of their kind was seen before."""
     async with through() as way:

@@ -50,6 +50,7 @@ def outcomes(sidecar: WatchedSidecar) -> list[HealOutcome]:
 # -- once per loss ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 async def test_many_waiting_requests_cost_one_heal() -> None:
     """Twenty calls that meet one loss: one initialize, one loss told, twenty replays."""
     async with connected() as (upstream, sidecar, client):
@@ -525,6 +526,7 @@ async def test_a_ping_that_breaks_leaves_a_harmless_request_waiting(ping: Fault)
         assert "tools" in (await call).result
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("ping", PINGS)
 async def test_a_ping_that_breaks_does_not_show_that_a_tool_did_not_run(ping: Fault) -> None:
     """A tool may answer 404 itself, after it ran: asked again, that passes; where nobody answers, it is unknown."""

@@ -247,6 +247,7 @@ async def test_a_healed_session_whose_id_is_minted_again_is_healed_again(countin
         assert "id-minted-anew" in [fact.signature for fact in sidecar.of(HealEnded)]
 
 
+@pytest.mark.long
 async def test_a_displaced_session_lets_go_of_the_open_stream(counting: pytest.MonkeyPatch) -> None:
     """A stream that was attached under an id just before it became known as another's carries nothing of that one's."""
     async with alice_and_bob() as (upstream, _, old, new):

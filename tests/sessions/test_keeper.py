@@ -688,6 +688,7 @@ async def test_only_hashes_and_no_credentials_are_keys(scene: Scene) -> None:
 class TestInventedIds:
     """Ids that nobody knows load the store no more than it can bear, however many they are."""
 
+    @pytest.mark.long
     async def test_they_are_bounded_in_sum(self, scene: Scene) -> None:
         """Beyond that an id is neither unknown nor known: whoever asks waits for a turn, and turns come one by one."""
         place = await scene.place()
@@ -716,6 +717,7 @@ class TestInventedIds:
         await one.table.refresh(session, even_if_fresh=True)
         assert one.store.asked[-1] == "get"
 
+    @pytest.mark.long
     async def test_many_who_wait_for_one_look_up(self, scene: Scene) -> None:
         """It counts once."""
         place = await scene.place()

@@ -259,6 +259,7 @@ async def test_a_cancellation_of_another_generations_id_goes_nowhere() -> None:
 # -- too many ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 async def test_no_server_can_ask_without_end() -> None:
     """What is remembered is bounded; every question still reaches the client."""
     count = 3 * MAX_QUESTIONS

@@ -289,6 +289,7 @@ async def test_a_stream_survives_an_outage_without_loss() -> None:
         assert sidecar.of(HealEnded) == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("page", [IngressPage(503), IngressPage(502, html=False), RoutePage()], ids=str)
 async def test_an_ingress_page_is_an_outage(page: IngressPage | RoutePage) -> None:
     """The stream is answered and attached when the page is gone."""
@@ -303,6 +304,7 @@ async def test_an_ingress_page_is_an_outage(page: IngressPage | RoutePage) -> No
         assert sidecar.of(HealEnded) == []
 
 
+@pytest.mark.long
 async def test_a_reset_before_the_head_is_tried_again() -> None:
     """A GET has no effects."""
     async with scene() as (upstream, _, client):
@@ -333,6 +335,7 @@ def _has_gets(count: int, ledger: Ledger) -> bool:
     return ledger.count("GET") == count
 
 
+@pytest.mark.long
 async def test_a_server_that_ends_its_streams_is_not_asked_in_a_loop() -> None:
     """A stream that ended as soon as it began is attached again after a pause, or after the server's ``retry``."""
     async with scene() as (upstream, _, client), await client.get_stream():
@@ -409,6 +412,7 @@ async def test_an_answer_that_is_no_stream_passes() -> None:
             assert (answer.status, answer.body, answer.content_type) == (200, b"<p>hello", "text/html")
 
 
+@pytest.mark.long
 async def test_a_stream_whose_heal_stalls_does_not_hurry() -> None:
     """It waits without a request's place, and the upstream is asked again at the pace of a route, not in a loop."""
     async with (

@@ -196,6 +196,7 @@ async def test_an_unknown_event_of_an_earlier_server_is_a_new_beginning() -> Non
         assert upstream.ledger.arrived(http_method="GET")[-1].header("last-event-id") is None
 
 
+@pytest.mark.long
 async def test_what_is_remembered_of_streams_is_bounded() -> None:
     """Per session: the oldest are forgotten first, and answered calls leave nothing."""
     async with scene({"event_store": True}) as (upstream, sidecar, client):

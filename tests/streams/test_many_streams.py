@@ -124,6 +124,7 @@ async def test_streams_of_a_server_that_keeps_sessions_come_back_few_at_a_time()
             stream.close()
 
 
+@pytest.mark.long
 async def test_a_call_overtakes_the_heals_of_idle_streams() -> None:
     """With one heal at a time and many idle streams in the queue, a call is next; its own stream's heal is taken over."""
     async with (
@@ -142,6 +143,7 @@ async def test_a_call_overtakes_the_heals_of_idle_streams() -> None:
         assert len(upstream.ledger.initializes) == 40
 
 
+@pytest.mark.long
 async def test_idle_streams_take_no_place_of_a_waiting_call() -> None:
     """However many wait for their heals, a call is held as long as there is room for calls."""
     async with (

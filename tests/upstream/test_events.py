@@ -45,6 +45,7 @@ async def turns_between(chunk: bytes) -> tuple[list[int], list[int], bytes]:
     return sizes, seen, passed + splitter.pending
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "event", [b"a\n\n", b"data:\n\n", b"id: 1\r\n\r\n", b"data: {}\n: c\n\n", b": c\n\ndata: x\n\n"]
 )

@@ -29,6 +29,7 @@ async def _say_it(upstream: FakeUpstream, sidecar: WatchedSidecar, client: McpCl
     upstream.slow_gate.clear()
 
 
+@pytest.mark.long
 async def test_it_is_said_once_until_somebody_is_answered() -> None:
     """One line however many calls wait and however long, and another one in the next outage."""
     async with connected(answers=Answers.JSON, upstream__first_byte_hint=HINT_S) as (upstream, sidecar, client):

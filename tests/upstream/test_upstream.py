@@ -27,6 +27,7 @@ async def pieces(*parts: bytes) -> AsyncIterator[bytes]:
         yield part
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 async def test_a_connect_that_fails_leaves_no_error_behind(host: str) -> None:
     """Nor whoever called: Python 3.13.0 links the frame that an error came through to all that were waiting for it."""
@@ -336,6 +337,7 @@ async def test_a_body_is_framed_as_it_comes(
         assert server.connections == 1
 
 
+@pytest.mark.long
 async def test_a_slow_upstream_slows_the_body_down() -> None:
     """Of an endless body no more is taken than the sockets hold, while the upstream does not read."""
     taken = 0
@@ -412,6 +414,7 @@ async def test_silence_counts_from_the_end_of_the_body() -> None:
         assert await whole(await upstream.send("POST", "/mcp", [], slow())) == b"ok"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("is_streamed", [False, True])
 async def test_an_upstream_that_takes_nothing_of_a_body_is_silent(is_streamed: bool) -> None:
     """It is as stuck as one that says nothing, however much of the body is still to be sent."""
@@ -425,6 +428,7 @@ async def test_an_upstream_that_takes_nothing_of_a_body_is_silent(is_streamed: b
         assert await fault_of(lambda: upstream.send("POST", "/mcp", [], sent)) is Fault.STALLED
 
 
+@pytest.mark.long
 async def test_an_upstream_that_takes_a_little_of_a_body_is_not_silent() -> None:
     """As long as something of it goes; the time without any begins anew with each part."""
     size, part = 32 * 1024 * 1024, 4 * 1024 * 1024
@@ -441,6 +445,7 @@ async def test_an_upstream_that_takes_a_little_of_a_body_is_not_silent() -> None
         assert await whole(await upstream.send("POST", "/mcp", [], bytes(size))) == b"ok"
 
 
+@pytest.mark.long
 async def test_a_slow_reader_is_not_the_upstreams_silence() -> None:
     """Reading stops at a bound while nobody takes what came, and the time that passes is not counted."""
     size = 16 * 1024 * 1024

@@ -8,6 +8,8 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import pytest
+
 from mcp_sidecar.facts import Fact, UpstreamBack, UpstreamLost
 from mcp_sidecar.healing.principal import ANONYMOUS
 from mcp_sidecar.healing.session import ClientSessionId
@@ -64,6 +66,7 @@ def waiting(up_at: float) -> Waiting:
     return Waiting(server, facts, holding, holding.availability)
 
 
+@pytest.mark.long
 def test_one_prober_tries_for_a_thousand() -> None:
     """Connects are counted per upstream, not per held request; the first success releases all."""
 

@@ -405,6 +405,7 @@ async def test_a_route_that_is_away_is_waited_for(page: RoutePage) -> None:
         assert len(upstream.sessions) == 1
 
 
+@pytest.mark.long
 async def test_a_route_that_comes_back_is_seen_soon() -> None:
     """However often a held request asked in vain, it is healed and answered within a pause of the server's return."""
     async with connected() as (upstream, sidecar, client):
@@ -420,6 +421,7 @@ async def test_a_route_that_comes_back_is_seen_soon() -> None:
         assert len(sidecar.of(HealEnded)) == 1
 
 
+@pytest.mark.long
 async def test_one_scout_tries_the_route() -> None:
     """Fifty requests wait behind an ingress page; after the first round one of them asks, at the prober's pace."""
     async with connected(healing__hold_timeout=0.6) as (upstream, _, client):
@@ -436,6 +438,7 @@ async def planted_again(planted: Planted) -> None:
     await eventually(lambda: planted.hits > before + 3)
 
 
+@pytest.mark.long
 async def test_another_scout_takes_over() -> None:
     """The scout's client leaves: the others are not forgotten."""
     async with connected() as (upstream, _, client):
@@ -483,6 +486,7 @@ async def test_a_404_without_a_session_does_not_show_that_nothing_ran() -> None:
 OUTAGES = 30
 
 
+@pytest.mark.long
 async def test_a_held_call_is_answered_soon_after_the_upstream_accepts() -> None:
     """Over thirty outages with a restart: the sidecar waits no longer than its pace and the spread of heals, together 100 ms."""
     waits: list[float] = []

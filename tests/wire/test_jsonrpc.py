@@ -214,6 +214,7 @@ class TestUnread:
         assert (found.kind, found.is_unread) == (kind, False)
         assert dump(found.value) == body
 
+    @pytest.mark.long
     @pytest.mark.parametrize("member", [b"0", b"{}", b"[]", b'{"method":"a"}'], ids=bytes.decode)
     def test_a_long_batch_is_not_looked_at_member_by_member(self, member: bytes) -> None:
         """Of 1 MiB of members none is worth more than what the parser does with it."""

@@ -101,6 +101,7 @@ class TestAuto:
         assert not store.outlives_process
         assert str(store).startswith("memory: (") and "of this user alone" in str(store)
 
+    @pytest.mark.long
     async def test_a_file_that_cannot_be_read(self, tmp_path: Path) -> None:
         """On some network file systems every lock fails: nobody is told then that a store that never was there is away."""
         folder = tmp_path / "state"
