@@ -254,6 +254,8 @@ def test_nobody_is_killed_within_the_drain(where: str, timeout: int) -> None:
         (("upstream.url=http://x", "settings.listen.drain_timeout=300"), "set drain.timeout"),
         (("upstream.url=http://x", "settings.listen.drain_delay=9"), "set drain.delay"),
         (("upstream.url=http://x", "drain.timeout=5m"), "drain.timeout is a number of seconds"),
+        (("upstream.url=http://x", "drain.delay=null"), "drain.delay is a number of seconds"),
+        (("server.image=x", "server.stopAfter=20s"), "server.stopAfter is a number of seconds"),
     ],
 )
 def test_the_chart_says_what_is_wrong(values: tuple[str, ...], complaint: str) -> None:

@@ -1,8 +1,10 @@
 """What a store costs the sidecar: a plain call and the opening of a session, beside ``memory:`` in the same rounds.
 
-What Redis itself uses is not counted: that is another machine's. The differences are of a few hundredths, and whoever shares
-the machine changes what a call costs by half from one second to the next, but only ever adds to it: a figure is the least of
-many slices of a second, of which every store has one before any has its next.
+What Redis itself uses is not counted: that is another machine's.
+
+The differences are of a few hundredths, and whoever shares the machine changes what a call costs by half from one second to
+the next. So all stores are called at the same time, on the one core: what disturbs one disturbs all, and a turn's ratios hold
+whatever the turn's speed was. Openings, which come one after the other, are told by the least of many turns.
 """
 
 from __future__ import annotations
@@ -11,7 +13,8 @@ import base64
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,14 +28,14 @@ from bench.plan import STORES, Plan
 from bench.processes import NotStarted
 from bench.results import Results, Row
 from bench.rig import SESSIONS_OF_LOAD, Rig, Target
-from bench.sampling import Watch
-from bench.statistics import ratio
+from bench.statistics import median, ratio
 
 MEMORY: Final = "memory:"
-CONNECTIONS: Final = 16
+CONNECTIONS: Final = 4
+TURNS_OF_A_ROUND: Final = 4
 WARM_UP_CALLS: Final = 50
-SLICE_S: Final = 1
-OPENED: Final = 500
+TURN_S: Final = 3
+OPENED: Final = 250
 KEY: Final = base64.urlsafe_b64encode(secrets.token_bytes(64)).decode().rstrip("=")
 
 
@@ -93,27 +96,26 @@ def _rows(rig: Rig, plan: Plan, contender: Contender, stores: Mapping[str, Mappi
             name: _ready(rig, stack.enter_context(rig.target(_with(contender, name, settings), rig.fast_url)))
             for name, settings in stores.items()
         }
-        slices = round(plan.rounds * plan.load_s / SLICE_S)
-        rig.say(f"stores: {slices} slices of each")
-        for _ in range(slices):
-            for one in seen.values():
-                _call(rig, one)
-                _open(rig, one)
-    figures = {name: (min(one.call_us), min(one.opening_us)) for name, one in seen.items()}
-    memory_call_us, memory_opening_us = figures[MEMORY]
+        for number in range(plan.rounds):
+            rig.say(f"stores: round {number + 1} of {plan.rounds}")
+            for _ in range(TURNS_OF_A_ROUND):
+                _call(seen.values())
+                for one in seen.values():
+                    _open(rig, one)
+    memory = seen[MEMORY]
     return [
         Row(
             STORES,
             name,
             contender.name,
             {
-                "cpu_us": call_us,
-                "opening_us": opening_us,
-                "to_memory": ratio(call_us, memory_call_us),
-                "opening_to_memory": ratio(opening_us, memory_opening_us),
+                "cpu_us": median(one.call_us),
+                "opening_us": min(one.opening_us),
+                "to_memory": median(ratio(*turn) for turn in zip(one.call_us, memory.call_us, strict=True)),
+                "opening_to_memory": ratio(min(one.opening_us), min(memory.opening_us)),
             },
         )
-        for name, (call_us, opening_us) in figures.items()
+        for name, one in seen.items()
     ]
 
 
@@ -129,10 +131,12 @@ def _ready(rig: Rig, target: Target) -> _Seen:
     return _Seen(target, calls)
 
 
-def _call(rig: Rig, one: _Seen) -> None:
-    with Watch(one.target.pids(), rig.cores) as watch:
-        load = wrk.run(one.target.url, one.calls, CONNECTIONS, SLICE_S)
-    one.call_us.append(watch.used.cpu.total_s / max(1, load.requests) * 1e6)
+def _call(stores: Collection[_Seen]) -> None:
+    before = [procfs.cpu_time(one.target.pids()) for one in stores]
+    with ThreadPoolExecutor(len(stores)) as at_once:
+        loads = list(at_once.map(lambda one: wrk.run(one.target.url, one.calls, CONNECTIONS, TURN_S), stores))
+    for one, load, then in zip(stores, loads, before, strict=True):
+        one.call_us.append((procfs.cpu_time(one.target.pids()) - then).total_s / max(1, load.requests) * 1e6)
 
 
 def _open(rig: Rig, one: _Seen) -> None:

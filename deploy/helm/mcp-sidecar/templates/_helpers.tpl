@@ -16,15 +16,23 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 {{- end }}
 
+{{/* A number of seconds, or the complaint that it is none. */}}
+{{- define "mcp-sidecar.seconds" -}}
+{{- $name := index . 0 }}{{- $seconds := index . 1 }}
+{{- if not (regexMatch "^[0-9]+$" (toString $seconds)) }}{{ fail (printf "%s is a number of seconds, not %v" $name $seconds) }}{{ end }}
+{{- $seconds }}
+{{- end }}
+
 {{/* The drain in seconds: the pod must not end before it. */}}
 {{- define "mcp-sidecar.drain" -}}
-{{- range $name, $seconds := .Values.drain }}
-{{- if not (regexMatch "^[0-9]+$" (toString $seconds)) }}{{ fail (printf "drain.%s is a number of seconds, not %v" $name $seconds) }}{{ end }}
+{{- range $name := list "delay" "timeout" }}
 {{- if hasKey ($.Values.settings.listen | default dict) (printf "drain_%s" $name) }}
 {{- fail (printf "set drain.%s in place of settings.listen.drain_%s: the pod has to know of it" $name $name) }}
 {{- end }}
 {{- end }}
-{{- add (int .Values.drain.delay) (int .Values.drain.timeout) }}
+{{- $delay := include "mcp-sidecar.seconds" (list "drain.delay" .Values.drain.delay) }}
+{{- $timeout := include "mcp-sidecar.seconds" (list "drain.timeout" .Values.drain.timeout) }}
+{{- add (int $delay) (int $timeout) }}
 {{- end }}
 
 {{- define "mcp-sidecar.container" -}}
