@@ -54,7 +54,7 @@ margin-bottom:.8rem}
 .big{font-size:1.5rem;font-weight:600}table{border-collapse:collapse;width:100%}
 td,th{text-align:left;padding:.15rem .5rem .15rem 0;
 vertical-align:top;overflow-wrap:anywhere}th{color:var(--dim);font-weight:600}td.n,th.n{text-align:right;white-space:nowrap}
-time{white-space:nowrap}svg{width:100%;height:8rem;display:block;border-bottom:1px solid var(--line)}
+time,td.t{white-space:nowrap}svg{width:100%;height:8rem;display:block;border-bottom:1px solid var(--line)}
 rect.ok,i.ok{fill:var(--ok);background:var(--ok)}rect.saved,i.saved{fill:var(--saved);background:var(--saved)}
 rect.bad,i.bad{fill:var(--bad);background:var(--bad)}rect.other,i.other{fill:var(--other);background:var(--other)}
 i{display:inline-block;width:.7rem;height:.7rem;border-radius:.15rem;margin-right:.4rem}pre{overflow:auto;margin:.5rem 0 0}
@@ -209,7 +209,7 @@ def _events(events: tuple[Event, ...]) -> str:
     if not events:
         return '<p class="dim">Nothing that anybody would have noticed.</p>'
     rows = "".join(
-        f'<tr><td><i class="{"bad" if event.is_bad else "saved"}"></i>{_clock(event.at)}</td>'
+        f'<tr><td class="t"><i class="{"bad" if event.is_bad else "saved"}"></i>{_clock(event.at)}</td>'
         f"<td>{escape(event.text)}</td></tr>"
         for event in events
     )
