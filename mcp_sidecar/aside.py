@@ -22,8 +22,8 @@ def made_aside(make: Callable[[], Made]) -> Made:
         reading, writing = os.pipe()
     except OSError:
         return make()
-    with open(reading, "rb") as pipe:
-        with open(writing, "wb") as answer:
+    with os.fdopen(reading, "rb") as pipe:
+        with os.fdopen(writing, "wb") as answer:
             child = _fork()
             if child == 0:
                 _answer_and_end(make, answer)

@@ -118,11 +118,11 @@ class SidecarConfig:
     listen: ListenConfig
     limits: Limits
     sessions: SessionLimits
-    has_chosen_max_sessions: bool
     store: StoreConfig
     policy: Policy
-    admin_address: tuple[str, int] | None
-    admin_token_file: str | None
-    log_format: str | None
-    log_level: str
-    shown: str
+    admin_address: tuple[str, int] | None = None
+    admin_token_file: str | None = None
+    log_format: str | None = None
+    log_level: str = "info"
+    has_chosen_max_sessions: bool = False
+    shown: str = ""
