@@ -1,7 +1,4 @@
-"""Something made in a process of its own, which ends with it: no library that was loaded for it stays.
-
-Python cannot let go of what it has imported. What the settings are read with is a fifth of what a proxy would keep.
-"""
+"""Something made in a process of its own, so that no library that was loaded for it stays (docs/decisions/0016)."""
 
 from __future__ import annotations
 

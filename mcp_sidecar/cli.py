@@ -218,6 +218,7 @@ def _serve(arguments: Namespace) -> int:
         loaded = load_settings(given_settings(arguments))
         return None if loaded is None else (loaded.config, loaded.warnings)
 
+    # Who called us with arguments of its own may have threads, which a fork does not take along.
     found = made_aside(read) if arguments.is_whole_process else read()
     if found is None:
         return MISTAKE
