@@ -1,7 +1,7 @@
 """The composition root: build the services, listen, drain, stop.
 
-Admin starts first and stops last, so that readiness tells the truth throughout. Nothing below this module has seen the
-settings; they arrive there as small frozen values. The process around it is ``process``'s business.
+Admin starts first and stops last, so that readiness tells the truth throughout. Nothing here has seen the settings;
+they arrive as small frozen values. The process around it is ``process``'s business.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from mcp_sidecar import __version__
-from mcp_sidecar.config import ListenConfig, SessionLimits, StoreConfig, UpstreamConfig
+from mcp_sidecar.config import ListenConfig, SessionLimits, SidecarConfig, StoreConfig, UpstreamConfig
 from mcp_sidecar.downstream.common import Patience
 from mcp_sidecar.downstream.keepalive import Keepalive
 from mcp_sidecar.downstream.server import Server
@@ -50,8 +50,6 @@ from mcp_sidecar.sessions.stores.keys import BadKeys, KeyRing
 from mcp_sidecar.sessions.stores.store import StoreUnusable, Times
 from mcp_sidecar.sessions.table import SessionTable
 from mcp_sidecar.sessions.view import SessionsView
-from mcp_sidecar.settings import Settings
-from mcp_sidecar.settings.toml import effective
 from mcp_sidecar.token_file import TokenFile
 from mcp_sidecar.upstream.upstream import Upstream
 from mcp_sidecar.verdicts.signatures import TABLE
@@ -81,7 +79,7 @@ class Sidecar:
 
     def __init__(
         self,
-        settings: Settings,
+        config: SidecarConfig,
         clock: Callable[[], float] = time.monotonic,
         *,
         watch: Watch | None = None,
@@ -92,23 +90,23 @@ class Sidecar:
         ``watch``: it runs for a developer, who is shown what passes, and whose clients are promised to hear of changes.
         ``calls``: those that the status page shows the developer.
         """
-        self._settings = settings
+        self._config = config
         self._watch = watch
-        self._listen = settings.listen_config()
+        self._listen = config.listen
         self.is_accepting = False
         self._metrics = Metrics(
-            signatures=[row.name for row in (*settings.policy().signatures, *TABLE)], rpc_methods=RPC_METHODS
+            signatures=[row.name for row in (*config.policy.signatures, *TABLE)], rpc_methods=RPC_METHODS
         )
         try:
-            self.services = build_services(settings, self._emit, clock, promises_lists=watch is not None)
+            self.services = build_services(config, self._emit, clock, promises_lists=watch is not None)
         except StoreUnusable as error:
             raise CannotStart(f"sessions.store: {error}") from None
         services = self.services
         self.sessions = SessionsView(services.sessions.table, services.holds, clock)
         self._keepalive = Keepalive(self._listen.comment_interval_s, self.services.clock)
-        self._ingress = Router(self.services, self._keepalive, self._listen, settings.upstream_config())
+        self._ingress = Router(self.services, self._keepalive, self._listen, config.upstream)
         self._ingress.watch = watch
-        self._traces = exporters.traces_for(os.environ, __version__, settings.upstream_config().origin)
+        self._traces = exporters.traces_for(os.environ, __version__, config.upstream.origin)
         self._ingress.tracer = self._traces
         self._server = self._new_server()
         self._tls: ServerTls | None = None
@@ -116,7 +114,7 @@ class Sidecar:
         self._admin = Admin(
             self._metrics,
             self,
-            Access(_token_file(settings)),
+            Access(_token_file(config)),
             allowed_hosts=self._listen.allowed_hosts,
             calls=calls,
         )
@@ -139,7 +137,7 @@ class Sidecar:
             version=__version__, mode=self.services.policy.mode.value, store=self.store.partition(":")[0]
         )
         await self.services.upstream.open()
-        admin = self._settings.admin_address
+        admin = self._config.admin_address
         if admin is not None:
             self.starting = f"admin.address {_shown(*admin)}"
             self.admin_address = _shown(*await self._admin.start(*admin))
@@ -172,7 +170,7 @@ class Sidecar:
     async def _drain(self) -> None:
         self.is_accepting = False
         self._server.announce_end()
-        if is_loopback(urlsplit(self._settings.upstream_config().origin).hostname or ""):
+        if is_loopback(urlsplit(self._config.upstream.origin).hostname or ""):
             self.services.holds.expect_no_return()
         if self._listen.drain_delay_s:
             await asyncio.sleep(self._listen.drain_delay_s)
@@ -227,7 +225,7 @@ class Sidecar:
         self._read_keys_again()
         if self._tls is not None:
             _read_again("listen.tls_certificate", self._tls.read_again)
-        if self._settings.upstream_config().ca_file is not None:
+        if self._config.upstream.ca_file is not None:
             _read_again("upstream.ca_file", self.services.upstream.reload)
 
     @property
@@ -245,7 +243,7 @@ class Sidecar:
         near = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared with, not bound
         scheme = "http" if self._tls is None else "https"
         origin = self._listen.public_url or f"{scheme}://{_shown(near, port)}"
-        return origin + self._settings.upstream_config().endpoint
+        return origin + self._config.upstream.endpoint
 
     def _emit(self, fact: Fact) -> None:
         self._metrics.record(fact)
@@ -267,7 +265,7 @@ class Sidecar:
     async def _look_for_silence(self) -> None:
         """Say that the upstream takes calls and answers none."""
         upstream, availability = self.services.upstream, self.services.holds.availability
-        hint_s = self._settings.upstream_config().first_byte_hint_s
+        hint_s = self._config.upstream.first_byte_hint_s
         watch = FirstByteWatch(hint_s, lambda: upstream.unanswered_s, availability.since_worked_s, self._emit)
         while hint_s:
             await asyncio.sleep(watch.interval_s)
@@ -283,7 +281,7 @@ class Sidecar:
 
     def settings(self) -> str:
         """The settings in effect, secrets masked."""
-        return effective(self._settings)
+        return self._config.shown
 
     def _now(self) -> Now:
         services = self.services
@@ -334,13 +332,13 @@ class Sidecar:
 
 
 def build_services(
-    settings: Settings, emit: Emit, clock: Callable[[], float], *, promises_lists: bool = False
+    config: SidecarConfig, emit: Emit, clock: Callable[[], float], *, promises_lists: bool = False
 ) -> Services:
     """Put together what every exchange works with. Needs a running event loop."""
-    policy, limits = replace(settings.policy(), promises_lists=promises_lists), settings.limits_config()
-    streams, keeper = OpenStreams(), _keeper(settings, emit, clock)
+    policy, limits = replace(config.policy, promises_lists=promises_lists), config.limits
+    streams, keeper = OpenStreams(), _keeper(config, emit, clock)
     table = SessionTable(
-        settings.session_limits(),
+        config.sessions,
         emit,
         salt=secrets.token_bytes(16),
         clock=clock,
@@ -353,7 +351,7 @@ def build_services(
     def note_connect(connected: bool, why: str) -> None:
         holds.availability.note(connected, why)
 
-    upstream = Upstream(settings.upstream_config(), limits, note_connect)
+    upstream = Upstream(config.upstream, limits, note_connect)
     holds = Holds(
         max_requests=policy.max_held_requests,
         max_bytes=policy.max_held_bytes,
@@ -394,21 +392,20 @@ def _read_again(key: str, read: Callable[[], None]) -> None:
         logs.log().info("tls_files_read", key=key)
 
 
-def _keeper(settings: Settings, emit: Emit, clock: Callable[[], float]) -> Keeper:
-    limits, times, upstream = settings.session_limits(), Times(time.time, clock), settings.upstream_config()
-    config = settings.store_config()
-    if config.instance == "auto":
-        config = replace(config, instance=_instance(upstream))
-    ring = key_ring(config)
-    plain = store_at(config, limits, times, ring, _warn_of_store)
-    store = StoreGuard(plain, timeout_s=config.timeout_s, clock=clock, emit=emit)
+def _keeper(config: SidecarConfig, emit: Emit, clock: Callable[[], float]) -> Keeper:
+    limits, times, kept = config.sessions, Times(time.time, clock), config.store
+    if kept.instance == "auto":
+        kept = replace(kept, instance=_instance(config.upstream))
+    ring = key_ring(kept)
+    plain = store_at(kept, limits, times, ring, _warn_of_store)
+    store = StoreGuard(plain, timeout_s=kept.timeout_s, clock=clock, emit=emit)
     return Keeper(
         store,
         limits,
-        instance=config.instance,
-        namespace=config.namespace,
+        instance=kept.instance,
+        namespace=kept.namespace,
         times=times,
-        tokens=_tokens(config, limits, ring),
+        tokens=_tokens(kept, limits, ring),
         ring=ring,
     )
 
@@ -422,8 +419,8 @@ def _tokens(config: StoreConfig, limits: SessionLimits, ring: KeyRing | None) ->
     return Tokens(ring, instance=config.instance, namespace=config.namespace, lifetime_s=limits.max_lifetime_s)
 
 
-def _token_file(settings: Settings) -> TokenFile | None:
-    path = settings.admin.token_file
+def _token_file(config: SidecarConfig) -> TokenFile | None:
+    path = config.admin_token_file
     return TokenFile(path) if path is not None else None
 
 
@@ -433,8 +430,8 @@ def _warn_of_store(detail: str) -> None:
 
 def _instance(upstream: UpstreamConfig) -> str:
     """Which upstream this is, to all who share a store: on loopback another on each host."""
-    url = f"{upstream.origin}{upstream.endpoint}"
-    return f"{socket.gethostname()} {url}" if is_loopback(urlsplit(upstream.origin).hostname or "") else url
+    is_here = is_loopback(urlsplit(upstream.origin).hostname or "")
+    return f"{socket.gethostname()} {upstream.url}" if is_here else upstream.url
 
 
 def _new_tag() -> str:

@@ -16,9 +16,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
 from mcp_sidecar import __version__
+from mcp_sidecar.aside import made_aside
 from mcp_sidecar.ops import standard_streams
 
 if TYPE_CHECKING:
+    from mcp_sidecar.config import SidecarConfig
     from mcp_sidecar.settings import Loaded
 
 PROGRAM = "mcp-sidecar"
@@ -90,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line (by default the process's) and return the exit status."""
     standard_streams.repair()
     try:
-        return _run(sys.argv[1:] if argv is None else list(argv))
+        return _run(sys.argv[1:] if argv is None else list(argv), is_whole_process=argv is None)
     except SystemExit as leaving:  # argparse leaves by itself after --help, --version and its own mistakes
         return leaving.code if isinstance(leaving.code, int) else 0
     except KeyboardInterrupt:
@@ -99,11 +101,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         standard_streams.flush()
 
 
-def _run(words: list[str]) -> int:
+def _run(words: list[str], *, is_whole_process: bool) -> int:
     if words[:1] and words[0] in ("--version", "--help", "-h"):
         whole_parser().parse_args(words[:1])
     command, rest = command_in(words)
-    return command.run(parse(command, rest))
+    arguments = parse(command, rest)
+    arguments.is_whole_process = is_whole_process
+    return command.run(arguments)
 
 
 def command_in(words: Sequence[str]) -> tuple[Command, list[str]]:
@@ -210,27 +214,31 @@ def _serving(parser: ArgumentParser) -> None:
 
 
 def _serve(arguments: Namespace) -> int:
-    loaded = load_settings(given_settings(arguments))
-    if loaded is None:
+    def read() -> tuple[SidecarConfig, tuple[str, ...]] | None:
+        loaded = load_settings(given_settings(arguments))
+        return None if loaded is None else (loaded.config, loaded.warnings)
+
+    # Who called us with arguments of its own may have threads, which a fork does not take along.
+    found = made_aside(read) if arguments.is_whole_process else read()
+    if found is None:
         return MISTAKE
     from mcp_sidecar import process
     from mcp_sidecar.ops import logs
 
-    logs.configure(loaded.settings.log_format, loaded.settings.log_level, colours=not os.environ.get("NO_COLOR"))
-    for warning in loaded.warnings:
+    config, warnings = found
+    logs.configure(config.log_format, config.log_level, colours=not os.environ.get("NO_COLOR"))
+    for warning in warnings:
         logs.log().warning("setting_ignored", detail=warning)
-    return process.run(loaded.settings)
+    return process.run(config)
 
 
 def _check_config(arguments: Namespace) -> int:
-    from mcp_sidecar.settings import effective
-
     loaded = load_settings(given_settings(arguments))
     if loaded is None:
         return MISTAKE
     for warning in loaded.warnings:
         complain(f"warning: {warning}")
-    return _written(effective(loaded.settings), CHECK_CONFIG)
+    return _written(loaded.config.shown, CHECK_CONFIG)
 
 
 def _asking(parser: ArgumentParser) -> None:

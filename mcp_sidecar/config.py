@@ -1,8 +1,10 @@
-"""Where the sidecar listens, what it stands in front of, and its limits, as values that ``settings`` makes."""
+"""What the operator decided, as values that ``settings`` makes: they need no library, and pass from process to process."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+
+from mcp_sidecar.healing.policy import Policy
 
 MIB = 1024 * 1024
 
@@ -41,6 +43,11 @@ class UpstreamConfig:
     keep_alive_s: float = KEEP_ALIVE_S
     host_header: str = "auto"
     affinity_cookies: tuple[str, ...] = AFFINITY_COOKIES
+
+    @property
+    def url(self) -> str:
+        """Of the MCP endpoint."""
+        return self.origin + self.endpoint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,3 +105,24 @@ class StoreConfig:
     key_file: str | None = None
     key: str | None = field(default=None, repr=False)
     state_folder: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SidecarConfig:
+    """All of it. ``admin_address`` is ``None`` where that listener is off, ``log_format`` where the terminal decides.
+
+    ``has_chosen_max_sessions``: somebody asked for so many sessions. ``shown`` is the settings as TOML, secrets masked.
+    """
+
+    upstream: UpstreamConfig
+    listen: ListenConfig
+    limits: Limits
+    sessions: SessionLimits
+    store: StoreConfig
+    policy: Policy
+    admin_address: tuple[str, int] | None = None
+    admin_token_file: str | None = None
+    log_format: str | None = None
+    log_level: str = "info"
+    has_chosen_max_sessions: bool = False
+    shown: str = ""

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 from mcp_sidecar import __version__
 from mcp_sidecar.app import CannotStart, Sidecar
+from mcp_sidecar.config import SidecarConfig
 from mcp_sidecar.ops import logs
-from mcp_sidecar.settings import Settings
 
 COULD_NOT_START = 1
 M_MMAP_THRESHOLD, MAPPED_FROM_BYTES = -3, 128 * 1024
@@ -33,14 +33,14 @@ LAST_LINES_S = 1.0
 """How long the end waits for a log that is read slowly."""
 
 
-def run(settings: Settings) -> int:
+def run(config: SidecarConfig) -> int:
     """Serve until SIGTERM or SIGINT; the exit status. 1 if an address cannot be listened on."""
     _ignore_hangups()
     _collect_rarely()
     _return_memory()
     try:
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            return runner.run(_serve(settings))
+            return runner.run(_serve(config))
     finally:
         logs.close(LAST_LINES_S)
 
@@ -80,10 +80,10 @@ def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return factory
 
 
-async def _serve(settings: Settings) -> int:
+async def _serve(config: SidecarConfig) -> int:
     descriptors = DescriptorLimit(raise_descriptor_limit())
     try:
-        sidecar = Sidecar(settings)
+        sidecar = Sidecar(config)
     except CannotStart as error:
         logs.say(str(error))
         return COULD_NOT_START
@@ -95,10 +95,10 @@ async def _serve(settings: Settings) -> int:
     except CannotStart as error:
         return await _give_up(sidecar, str(error))
     _on_hangup(sidecar.read_files_again)
-    _tell_start(sidecar, settings)
+    _tell_start(sidecar, config)
     looking_up = asyncio.create_task(_look_for_upstream(sidecar))
-    if settings.has_chosen_max_sessions:
-        descriptors.compare(settings.session_limits().max_sessions)
+    if config.has_chosen_max_sessions:
+        descriptors.compare(config.sessions.max_sessions)
     looking = asyncio.create_task(_look_at(descriptors, sidecar))
     await first.wait()
     looking.cancel()
@@ -114,10 +114,9 @@ async def _give_up(sidecar: Sidecar, reason: str) -> int:
     return COULD_NOT_START
 
 
-def _tell_start(sidecar: Sidecar, settings: Settings) -> None:
+def _tell_start(sidecar: Sidecar, config: SidecarConfig) -> None:
     """Say what to do next: the URL that clients are given stands first."""
-    config, mode, admin = settings.upstream_config(), settings.policy().mode.value, sidecar.admin_address
-    upstream = f"{config.origin}{config.endpoint}"
+    upstream, mode, admin = config.upstream.url, config.policy.mode.value, sidecar.admin_address
     if not logs.is_console():
         logs.log().info(
             "listening",

@@ -64,7 +64,7 @@ AIOHTTP: Final = ("aiohttp", "multidict", "yarl")
 LAYERS: Final = (
     Layer(modules=WIRE, libraries=("msgspec",), banned=IMPURE),
     Layer(modules=FACTS, banned=IMPURE),
-    Layer(modules=CONFIG, banned=IMPURE),
+    Layer(modules=CONFIG, parts=(f"{HEALING}.policy",), banned=IMPURE),
     Layer(modules=SPANS, parts=(WIRE,), banned=IMPURE),
     Layer(modules=VERDICTS, parts=(WIRE,), banned=IMPURE),
     Layer(modules=HEALING, parts=(WIRE, VERDICTS, FACTS), banned=IMPURE),
@@ -110,6 +110,7 @@ LAYERS: Final = (
     Layer(modules=f"{OPS}.traces", parts=(WIRE, HEALING, FACTS, SPANS, f"{OPS}.logs"), libraries=("opentelemetry",)),
     Layer(modules=f"{OPS}.exporters", parts=(f"{OPS}.logs", f"{OPS}.traces"), libraries=("opentelemetry",)),
     Layer(modules=TOKEN_FILE),
+    Layer(modules="mcp_sidecar.aside"),
     Layer(modules=f"{OPS}.access", parts=(TOKEN_FILE,)),
     Layer(modules=f"{OPS}.status", parts=(FACTS,)),
     Layer(modules=f"{OPS}.page", parts=(FACTS, f"{OPS}.status")),
@@ -126,20 +127,19 @@ LAYERS: Final = (
         modules="mcp_sidecar.app",
         parts=(
             *("mcp_sidecar.__version__", WIRE, VERDICTS, HEALING, WAITING, UPSTREAM, DOWNSTREAM, SESSIONS, STREAMS),
-            *(ENDPOINT, FASTPATH, OPS, SETTINGS, FACTS, CONFIG, TOKEN_FILE),
+            *(ENDPOINT, FASTPATH, OPS, FACTS, CONFIG, TOKEN_FILE),
         ),
-        libraries=("aiohttp",),
     ),
     Layer(
         modules="mcp_sidecar.process",
-        parts=("mcp_sidecar.app", "mcp_sidecar.__version__", f"{OPS}.logs", SETTINGS),
+        parts=("mcp_sidecar.app", "mcp_sidecar.__version__", f"{OPS}.logs", CONFIG),
         libraries=("uvloop",),
     ),
     Layer(
         modules="mcp_sidecar.cli",
         parts=(
-            *("mcp_sidecar.__version__", SETTINGS, f"{OPS}.logs", f"{OPS}.standard_streams"),
-            *("mcp_sidecar.process", "mcp_sidecar.commands"),
+            *("mcp_sidecar.__version__", SETTINGS, CONFIG, f"{OPS}.logs", f"{OPS}.standard_streams"),
+            *("mcp_sidecar.aside", "mcp_sidecar.process", "mcp_sidecar.commands"),
         ),
         libraries=("shtab",),
     ),

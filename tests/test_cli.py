@@ -16,7 +16,7 @@ import pytest
 
 from mcp_sidecar import __version__
 from mcp_sidecar.cli import COMMANDS, SHELLS, Command, main, options_of
-from mcp_sidecar.settings import Settings
+from mcp_sidecar.config import SidecarConfig
 
 UPSTREAM = ("--upstream", "http://127.0.0.1:9000/mcp")
 
@@ -29,12 +29,12 @@ def _bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def served(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
+def served(monkeypatch: pytest.MonkeyPatch) -> list[SidecarConfig]:
     """Stands in for the process: what it was asked to run. It exits with 7."""
-    asked: list[Settings] = []
+    asked: list[SidecarConfig] = []
 
-    def run(settings: Settings) -> int:
-        asked.append(settings)
+    def run(config: SidecarConfig) -> int:
+        asked.append(config)
         return 7
 
     _stand_in(monkeypatch, "process", run)
@@ -60,27 +60,26 @@ def _stand_in(monkeypatch: pytest.MonkeyPatch, name: str, run: Callable[..., int
         pytest.param(("http://127.0.0.1:9000/mcp", *UPSTREAM), id="url-twice"),
     ],
 )
-def test_serving_is_what_it_does_by_default(served: list[Settings], argv: tuple[str, ...]) -> None:
+def test_serving_is_what_it_does_by_default(served: list[SidecarConfig], argv: tuple[str, ...]) -> None:
     """Without a command it serves, and the sidecar's exit status is the process's."""
     assert main(argv) == 7
-    assert [settings.upstream_config().origin for settings in served] == ["http://127.0.0.1:9000"]
+    assert [config.upstream.origin for config in served] == ["http://127.0.0.1:9000"]
 
 
-def test_every_option_reaches_its_key(served: list[Settings], tmp_path: Path) -> None:
+def test_every_option_reaches_its_key(served: list[SidecarConfig], tmp_path: Path) -> None:
     """Each option of the contract sets the key that the contract names."""
-    config = tmp_path / "c.toml"
-    config.write_text("[healing]\nhold_timeout = 3")
+    file = tmp_path / "c.toml"
+    file.write_text("[healing]\nhold_timeout = 3")
     line = "--listen [::1]:0 --admin off --mode observe --store memory: --log-format json --log-level error --config"
-    assert main((*UPSTREAM, *line.split(), str(config))) == 7
-    [settings] = served
-    listen = settings.listen_config()
-    assert (listen.host, listen.port, settings.admin_address) == ("::1", 0, None)
-    assert (settings.policy().mode, settings.policy().hold_timeout_s) == ("observe", 3)
-    assert (settings.log_format, settings.log_level, settings.sessions.store) == ("json", "error", "memory:")
+    assert main((*UPSTREAM, *line.split(), str(file))) == 7
+    [config] = served
+    assert (config.listen.host, config.listen.port, config.admin_address) == ("::1", 0, None)
+    assert (config.policy.mode, config.policy.hold_timeout_s) == ("observe", 3)
+    assert (config.log_format, config.log_level, config.store.url) == ("json", "error", "memory:")
 
 
 def test_unknown_variables_become_log_lines(
-    served: list[Settings], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    served: list[SidecarConfig], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A warning of ``serve`` is a line of the log, so that a JSON log stays JSON."""
     monkeypatch.setenv("MCP_SIDECAR_FOO", "1")
@@ -119,7 +118,7 @@ def test_unknown_variables_become_log_lines(
 )  # fmt: skip
 @pytest.mark.parametrize("command", [(), ("check-config",)], ids=["serve", "check-config"])
 def test_mistakes_are_lines_on_stderr(
-    served: list[Settings],
+    served: list[SidecarConfig],
     capsys: pytest.CaptureFixture[str],
     command: tuple[str, ...],
     argv: tuple[str, ...],
@@ -179,7 +178,7 @@ def test_check_config_prints_what_is_in_effect(
     assert printed.err == "warning: MCP_SIDECAR_FOO: unknown environment variable\n"
 
 
-def test_check_config_starts_nothing(served: list[Settings]) -> None:
+def test_check_config_starts_nothing(served: list[SidecarConfig]) -> None:
     """Validating does not even load the proxy."""
     assert main(("check-config", *UPSTREAM)) == 0
     assert served == []
@@ -304,8 +303,12 @@ def test_the_version_loads_nothing_of_the_proxy() -> None:
 
 
 def test_the_proxy_loads_what_its_store_needs_and_no_more() -> None:
-    """Redis' client and the ciphers are six MiB each, in every process that has the extras and does not use them."""
-    unused = "{'redis', 'cryptography', 'shtab', 'multiprocessing'}"
+    """Redis' client and the ciphers are six MiB each, what reads the settings is twelve; a sidecar keeps none of it."""
+    of_stores, of_settings = (
+        ("redis", "cryptography", "sqlite3"),
+        ("pydantic", "pydantic_settings", "tomllib", "difflib"),
+    )
+    unused = {*of_stores, *of_settings, "opentelemetry", "shtab", "multiprocessing"}
     code = f"import sys; import mcp_sidecar.process; sys.exit(len({unused} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode == 0
 

@@ -48,6 +48,15 @@ async def fetch(url: str) -> tuple[int, str]:
 # -- starting ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="nobody tells here what a process has loaded")
+async def test_what_reads_the_settings_is_gone_by_then() -> None:
+    """A process that listens holds neither pydantic nor what other stores need, whatever is installed."""
+    async with FakeUpstream() as upstream, serving(upstream, "--store", "memory:") as (process, _, _):
+        loaded = await asyncio.to_thread(Path(f"/proc/{process.id}/maps").read_text)
+    assert "libc" in loaded
+    assert [name for name in ("pydantic_core", "_sqlite3", "cryptography") if f"/{name}" in loaded] == []
+
+
 async def test_it_tells_where_it_listens() -> None:
     """Port 0 picks a free one; the line `listening` on stderr names both addresses, and they work by then."""
     async with (

@@ -9,8 +9,10 @@ from typing import Annotated
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
+from mcp_sidecar.config import SidecarConfig
 from mcp_sidecar.settings import sources
 from mcp_sidecar.settings.settings import Misfit, Settings
+from mcp_sidecar.settings.toml import effective
 from mcp_sidecar.settings.values import shown
 
 KEYS: sources.Keys = {
@@ -51,6 +53,25 @@ class Loaded:
 
     settings: Settings
     warnings: tuple[str, ...]
+
+    @property
+    def config(self) -> SidecarConfig:
+        """What the sidecar is handed: the settings themselves stay here."""
+        settings = self.settings
+        return SidecarConfig(
+            upstream=settings.upstream_config(),
+            listen=settings.listen_config(),
+            limits=settings.limits_config(),
+            sessions=settings.session_limits(),
+            has_chosen_max_sessions=settings.has_chosen_max_sessions,
+            store=settings.store_config(),
+            policy=settings.policy(),
+            admin_address=settings.admin_address,
+            admin_token_file=settings.admin.token_file,
+            log_format=settings.log_format,
+            log_level=settings.log_level,
+            shown=effective(settings),
+        )
 
 
 def load(options: Mapping[str, Sequence[str]], environment: Mapping[str, str]) -> Loaded:

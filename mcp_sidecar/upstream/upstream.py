@@ -53,7 +53,7 @@ class Upstream:
     @property
     def url(self) -> str:
         """Of its endpoint, where it was last said to be."""
-        return f"{self._config.origin}{self._config.endpoint}"
+        return self._config.url
 
     async def open(self) -> None:
         """Make the connection pool."""

@@ -53,12 +53,12 @@ class Watched:
 
     def __init__(self, upstream: FakeUpstream) -> None:
         self.watcher = Watcher()
-        settings = load({"upstream": [upstream.url], "listen": ["127.0.0.1:0"], "admin": ["off"]}, {}).settings
+        config = load({"upstream": [upstream.url], "listen": ["127.0.0.1:0"], "admin": ["off"]}, {}).config
         self.later_s = 0.0
         loop = asyncio.get_running_loop()
-        self.sidecar = Sidecar(settings, lambda: loop.time() + self.later_s, watch=self.watcher)
+        self.sidecar = Sidecar(config, lambda: loop.time() + self.later_s, watch=self.watcher)
         self.sessions = self.watcher.sessions = Sessions(self.sidecar.services)
-        self.config = settings.upstream_config()
+        self.config = config.upstream
 
     @property
     def url(self) -> str:

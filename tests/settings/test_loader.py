@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -159,6 +160,9 @@ def test_every_key_is_handed_down(toml: Path) -> None:
     )
     assert made.session_limits() == SessionLimits(idle_ttl_s=1, max_lifetime_s=2, max_sessions=3)
     assert (made.admin_address, made.log_format, made.log_level) == (None, "json", "warning")
+    config = load({"config": [str(toml)]}, {}).config
+    assert config.policy == policy and config.upstream == made.upstream_config() and "up.example:444" in config.shown
+    assert pickle.loads(pickle.dumps(config)) == config, "it comes from another process"  # noqa: S301 - made here
 
 
 @pytest.mark.parametrize("key", [f"{section}.{key}" for section, keys in KEYS.items() for key in sorted(keys)])

@@ -73,7 +73,7 @@ class Listened(Through):
 async def sidecar_in_memory() -> AsyncIterator[Sidecar]:
     """One that nobody is connected to yet."""
     options = {"upstream": ["http://127.0.0.1:9/mcp"], "listen": ["127.0.0.1:0"], "admin": ["off"]}
-    sidecar = Sidecar(load(options, {}).settings)
+    sidecar = Sidecar(load(options, {}).config)
     await sidecar.start()
     try:
         yield sidecar

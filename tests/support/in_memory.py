@@ -176,7 +176,7 @@ def answered(body: bytes, content_type: str = "application/json") -> bytes:
 async def through(**variables: str) -> AsyncIterator[Through]:
     """A sidecar in memory whose client has a session; other settings by their variables, without ``MCP_SIDECAR_``."""
     options = {"upstream": ["http://127.0.0.1:9/mcp"], "listen": ["127.0.0.1:0"], "admin": ["off"]}
-    sidecar = Sidecar(load(options, {f"MCP_SIDECAR_{name}": value for name, value in variables.items()}).settings)
+    sidecar = Sidecar(load(options, {f"MCP_SIDECAR_{name}": value for name, value in variables.items()}).config)
     await sidecar.start()
     try:
         way = Through(sidecar)

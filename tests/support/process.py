@@ -39,6 +39,10 @@ class SidecarProcess:
         self._pulse.fire()
 
     @property
+    def id(self) -> int:
+        return self._process.pid
+
+    @property
     def stderr(self) -> str:
         return self._written.decode()
 

@@ -49,7 +49,7 @@ async def running_sidecar(upstream_url: str, **settings: object) -> AsyncIterato
         options["listen"] = ["127.0.0.1:0"]
     if "admin" not in settings:
         options["admin"] = ["off"]
-    sidecar = WatchedSidecar(load(options, environ).settings, asyncio.get_running_loop().time)
+    sidecar = WatchedSidecar(load(options, environ).config, asyncio.get_running_loop().time)
     await sidecar.start()
     try:
         yield sidecar

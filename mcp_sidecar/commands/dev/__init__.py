@@ -13,6 +13,7 @@ import signal
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from mcp_sidecar.commands.dev.kept import KeptCalls
 from mcp_sidecar.commands.dev.screen import BOLD, DIM, RED, Screen, single_keys
 from mcp_sidecar.commands.dev.supervisor import LONGEST_START_S, Plan, Supervisor
 from mcp_sidecar.commands.dev.takeover import Sessions
+from mcp_sidecar.config import SidecarConfig
 from mcp_sidecar.ops import logs
 from mcp_sidecar.ops.console import duration
 from mcp_sidecar.settings import Loaded, Settings
@@ -61,12 +63,12 @@ def run(arguments: Namespace, load: Callable[[Mapping[str, Sequence[str]]], Load
     )
     if loaded is None:
         return MISTAKE
-    config = loaded.settings.upstream_config()
+    upstream = loaded.settings.upstream_config()
     plan = Plan(
         command=command,
         root=Path.cwd(),
-        path=config.endpoint,
-        fixed=config.origin if arguments.upstream else None,
+        path=upstream.endpoint,
+        fixed=upstream.origin if arguments.upstream else None,
         watch=tuple(arguments.watch),
         ignore=tuple(arguments.ignore),
         once=arguments.once,
@@ -76,7 +78,7 @@ def run(arguments: Namespace, load: Callable[[Mapping[str, Sequence[str]]], Load
     except OSError as error:
         sys.stderr.write(f"dev: --watch {error.filename}: {error.strerror}\n")
         return MISTAKE
-    return _run_to_end(plan, patient(loaded.settings))
+    return _run_to_end(plan, replace(loaded, settings=patient(loaded.settings)).config)
 
 
 def patient(settings: Settings) -> Settings:
@@ -86,17 +88,17 @@ def patient(settings: Settings) -> Settings:
     return settings.model_copy(update={"healing": settings.healing.model_copy(update=missing)})
 
 
-def _run_to_end(plan: Plan, settings: Settings) -> int:
-    logs.configure("console", settings.log_level, colours=False)
+def _run_to_end(plan: Plan, config: SidecarConfig) -> int:
+    logs.configure("console", config.log_level, colours=False)
     try:
         # The loop of the standard library: uvloop forks this whole process for each server, which takes 40 ms and more.
         with asyncio.Runner() as runner:
-            return runner.run(_run(plan, settings))
+            return runner.run(_run(plan, config))
     finally:
         logs.close(LAST_LINES_S)
 
 
-async def _run(plan: Plan, settings: Settings) -> int:
+async def _run(plan: Plan, config: SidecarConfig) -> int:
     clock = asyncio.get_running_loop().time
     screen = Screen.of_process(clock)
     try:
@@ -107,7 +109,7 @@ async def _run(plan: Plan, settings: Settings) -> int:
             kept.keep(message, call, answer)
 
         watch = CallLog(clock, ended, screen.say)
-        sidecar = Sidecar(settings, watch=watch, calls=kept)
+        sidecar = Sidecar(config, watch=watch, calls=kept)
         sessions = Sessions(sidecar.services)
         watch.note = sessions.note
         sessions.leave()
@@ -119,9 +121,7 @@ async def _run(plan: Plan, settings: Settings) -> int:
         kept.url = sidecar.client_url
         try:
             async with Guard() as guard:
-                supervisor = Supervisor(
-                    plan, sessions, sidecar.services.upstream, settings.upstream_config(), guard, screen
-                )
+                supervisor = Supervisor(plan, sessions, sidecar.services.upstream, config.upstream, guard, screen)
                 return await _supervise(supervisor, sidecar, plan, guard, screen)
         finally:
             await _stop(sidecar)

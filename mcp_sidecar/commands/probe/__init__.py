@@ -18,8 +18,9 @@ from mcp_sidecar.commands.probe.findings import Outcome, report_on
 from mcp_sidecar.commands.probe.questions import Questions
 from mcp_sidecar.commands.probe.report import as_json, may_colour, text
 from mcp_sidecar.commands.probe.restart import Restarted, restart
+from mcp_sidecar.config import SidecarConfig
 from mcp_sidecar.ops import logs
-from mcp_sidecar.settings import Loaded, Settings
+from mcp_sidecar.settings import Loaded
 from mcp_sidecar.wire.headers import Pair
 
 COULD_NOT_RUN, MISTAKE = 1, 2
@@ -42,7 +43,7 @@ def run(arguments: Namespace, load: Callable[[Mapping[str, Sequence[str]]], Load
         return MISTAKE
     logs.configure("console", "error", colours=False)
     try:
-        return asyncio.run(_run(arguments, loaded.settings, headers))
+        return asyncio.run(_run(arguments, loaded.config, headers))
     except OSError as error:
         return _complain(f"{error.filename or 'probe'}: {error.strerror or error}", COULD_NOT_RUN)
     finally:
@@ -60,10 +61,9 @@ def _headers(given: Sequence[str]) -> list[Pair] | None:
     return pairs
 
 
-async def _run(arguments: Namespace, settings: Settings, headers: list[Pair]) -> int:
-    config = settings.upstream_config()
+async def _run(arguments: Namespace, config: SidecarConfig, headers: list[Pair]) -> int:
     is_shown = sys.stderr.isatty() and not arguments.json
-    seen = await Questions(f"{config.origin}{config.endpoint}", headers).ask_all(
+    seen = await Questions(config.upstream.url, headers).ask_all(
         lambda about: _progress(f"asking: {about}") if is_shown else None
     )
     _progress("") if is_shown else None
@@ -71,7 +71,7 @@ async def _run(arguments: Namespace, settings: Settings, headers: list[Pair]) ->
     restarted: Restarted | None = None
     if arguments.restart and report.outcome is not Outcome.NO_MCP_SERVER:
         tell = _ignore if arguments.json else _step
-        restarted = await restart(settings, arguments.restart, headers, tell)
+        restarted = await restart(config, arguments.restart, headers, tell)
     if arguments.capture:
         _write(Path(arguments.capture), list(entries(seen)))
     if arguments.json:

@@ -19,8 +19,8 @@ from mcp_sidecar.commands.mcp_client import (
     initialize,
     request,
 )
+from mcp_sidecar.config import SidecarConfig
 from mcp_sidecar.ops.console import duration
-from mcp_sidecar.settings import Settings
 from mcp_sidecar.wire.headers import Pair
 
 COMMAND_TIMEOUT_S = 120.0
@@ -74,7 +74,7 @@ class _Watching(Sidecar):
             self.tell(line)
 
 
-async def restart(settings: Settings, command: str, headers: Sequence[Pair], tell: Tell) -> Restarted:
+async def restart(config: SidecarConfig, command: str, headers: Sequence[Pair], tell: Tell) -> Restarted:
     """Open a session, run the command, and call again. ``tell`` hears each step at once."""
     steps: list[str] = []
 
@@ -82,7 +82,7 @@ async def restart(settings: Settings, command: str, headers: Sequence[Pair], tel
         steps.append(line)
         tell(line)
 
-    sidecar = _Watching(settings)
+    sidecar = _Watching(config)
     sidecar.tell = step
     await sidecar.start()
     try:

@@ -1,20 +1,21 @@
 """Which store a URL names.
 
-The rule of this file: what needs a library of an extra is imported where it is asked for. Each costs a process six MiB.
+The rule of this file: a store is imported where it is asked for. SQLite costs a process a MiB, a library of an extra six.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from mcp_sidecar.config import SessionLimits, StoreConfig
-from mcp_sidecar.sessions.stores.automatic import AutomaticStore
 from mcp_sidecar.sessions.stores.keys import BadKeys, KeyRing
 from mcp_sidecar.sessions.stores.memory import MemoryStore
-from mcp_sidecar.sessions.stores.sqlite import SqliteStore
 from mcp_sidecar.sessions.stores.store import Store, StoreUnusable, Times
+
+if TYPE_CHECKING:
+    from mcp_sidecar.sessions.stores.sqlite import SqliteStore
 
 REDIS_SCHEMES: Final = ("redis:", "rediss:", "redis+unix:", "redis+sentinel:")
 
@@ -51,11 +52,15 @@ def store_at(
 def _plain(config: StoreConfig, limits: SessionLimits, times: Times, ring: KeyRing | None, warn: Warn) -> Store:
 
     def sqlite(path: Path) -> SqliteStore:
+        from mcp_sidecar.sessions.stores.sqlite import SqliteStore
+
         return SqliteStore(path, times=times, max_entries=limits.max_sessions, ended_ttl_s=limits.max_lifetime_s)
 
     scheme, colon, rest = config.url.partition(":")
     match scheme.lower() + colon:
         case "auto":
+            from mcp_sidecar.sessions.stores.automatic import AutomaticStore
+
             return AutomaticStore(config, sqlite)
         case scheme if scheme in REDIS_SCHEMES and rest.startswith("//"):
             from mcp_sidecar.sessions.stores.redis import RedisStore

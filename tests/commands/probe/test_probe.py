@@ -17,7 +17,8 @@ from mcp_sidecar.commands.probe.findings import Level, Outcome, Report, judged, 
 from mcp_sidecar.commands.probe.questions import Answered, Questions, Seen, Sender, made_up
 from mcp_sidecar.commands.probe.report import as_json, text
 from mcp_sidecar.commands.probe.restart import restart
-from mcp_sidecar.settings import Settings, load
+from mcp_sidecar.config import SidecarConfig
+from mcp_sidecar.settings import load
 from mcp_sidecar.verdicts.classify import Verdict
 from tests.support import corpus
 from tests.support.behaviour import Answers, SessionMode
@@ -313,9 +314,9 @@ async def test_lines_fit_the_terminal(width: int) -> None:
 # -- a restart ----------------------------------------------------------------------------------------------------------
 
 
-def sidecar_settings(server: FakeUpstream) -> Settings:
+def sidecar_config(server: FakeUpstream) -> SidecarConfig:
     """Of a sidecar in front of it."""
-    return load({"upstream": [server.url], "listen": ["127.0.0.1:0"], "admin": ["off"]}, {}).settings
+    return load({"upstream": [server.url], "listen": ["127.0.0.1:0"], "admin": ["off"]}, {}).config
 
 
 async def test_a_restart_is_shown_step_by_step() -> None:
@@ -328,7 +329,7 @@ async def test_a_restart_is_shown_step_by_step() -> None:
             if line.startswith("session open"):
                 server.forget()
 
-        restarted = await restart(sidecar_settings(server), "true", [], tell)
+        restarted = await restart(sidecar_config(server), "true", [], tell)
     assert restarted.is_whole and list(restarted.steps) == steps
     shown = "\n".join(steps)
     for words in (
@@ -344,7 +345,7 @@ async def test_a_command_that_restarts_nothing_is_no_heal() -> None:
     """The call succeeds, and no loss is told."""
     steps: list[str] = []
     async with FakeUpstream() as server:
-        assert (await restart(sidecar_settings(server), "exit 3", [], steps.append)).is_whole
+        assert (await restart(sidecar_config(server), "exit 3", [], steps.append)).is_whole
     assert "exit status 3" in "\n".join(steps) and "forgotten" not in "\n".join(steps)
 
 
