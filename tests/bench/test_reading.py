@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import platform
+import sys
+from pathlib import Path
 from typing import Final
 
 import pytest
 
-from bench import nginx, work, wrk
+from bench import interpreter, nginx, work, wrk
 from bench.contenders import listening_address
 from bench.http1 import Message, Reader
 from bench.procfs import CpuTime, parse_cores, parse_cpu_time, parse_parent, parse_status_kib
@@ -158,6 +161,36 @@ def test_calls_look_like_those_of_clients() -> None:
     assert message.headers[b"x-request-id"] == b"17"
     assert 250 <= message.size <= 350
     assert 550 <= len(work.answer(17)) <= 700
+
+
+@pytest.mark.parametrize(
+    ("variables", "pgo", "lto"),
+    [
+        pytest.param(
+            {"CONFIG_ARGS": "'--prefix=/a b' '--enable-optimizations' '--with-lto=thin'", "PGO_PROF_USE_FLAG": "-f"},
+            "yes",
+            "yes",
+            id="both",
+        ),
+        pytest.param({"CONFIG_ARGS": "'--enable-optimizations'", "PGO_PROF_USE_FLAG": "-f"}, "yes", "no", id="one"),
+        pytest.param({"CONFIG_ARGS": "", "PGO_PROF_USE_FLAG": "-fprofile-use"}, "no", "no", id="as it comes"),
+        pytest.param({"CONFIG_ARGS": "'--with-lto=no'", "PGO_PROF_USE_FLAG": ""}, "not known", "no", id="refused"),
+        pytest.param(
+            {"CONFIG_ARGS": "'--enable-shared'", "PGO_PROF_USE_FLAG": ""}, "not known", "not known", id="cleaned"
+        ),
+        pytest.param({}, "not known", "not known", id="not CPython"),
+    ],
+)
+def test_what_a_build_says_of_itself(variables: dict[str, object], pgo: str, lto: str) -> None:
+    """A missing option means no, unless the flags of the build have been taken out: Debian optimises without options."""
+    assert interpreter.built(variables) == {"PGO": pgo, "LTO": lto}
+
+
+def test_a_python_is_asked_how_it_was_built(tmp_path: Path) -> None:
+    """By a process of its own; what is no Python is told."""
+    assert interpreter.description(sys.executable)["python"] == platform.python_version()
+    with pytest.raises(interpreter.NotMade, match="no-python"):
+        interpreter.description(tmp_path / "no-python")
 
 
 @pytest.mark.parametrize(
