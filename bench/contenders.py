@@ -59,8 +59,10 @@ class Contender:
     """The Python that runs it, if one does."""
     lock: Path | None = None
     """What it needs of packages to be run by another."""
-    answers_as: tuple[str, ...] = ("json", "sse", "sse-pieces")
-    """Kinds of answer that it can be asked for; an MCP proxy chooses by itself."""
+    asked: tuple[str, ...] = tuple(work.ASKED)
+    """Kinds of request that it can be given; an MCP proxy chooses by itself how it answers."""
+    heals: bool = False
+    """Whether a session that the upstream has lost goes on."""
     max_sessions: int = UNLIMITED
     """Beyond it the machine suffers, not the contender: it starts a process per session."""
     environ: Mapping[str, str] = field(default_factory=dict)
@@ -192,6 +194,7 @@ def sidecar(checkout: Path = ROOT, name: str = SIDECAR) -> Contender:
         start=_start_sidecar,
         python=OWN,
         lock=checkout / "requirements.txt",
+        heals=True,
         environ=LARGE_BODIES,
         checkout=checkout,
     )
@@ -226,7 +229,7 @@ ALL: Final = (
         start=_start_fastmcp,
         python=FASTMCP.program("python"),
         lock=LOCKS / "fastmcp.txt",
-        answers_as=("json",),
+        asked=(work.JSON,),
     ),
     Contender(
         name=FASTMCP_KEPT,
@@ -235,7 +238,7 @@ ALL: Final = (
         start=_start_fastmcp,
         python=FASTMCP.program("python"),
         lock=LOCKS / "fastmcp.txt",
-        answers_as=("json",),
+        asked=(work.JSON,),
     ),
     Contender(
         name="mcp-proxy",
@@ -244,7 +247,7 @@ ALL: Final = (
         start=_start_mcp_proxy,
         python=MCP_PROXY.program("python"),
         lock=LOCKS / "mcp-proxy.txt",
-        answers_as=("json",),
+        asked=(work.JSON,),
     ),
     Contender(
         name="supergateway",
@@ -252,7 +255,7 @@ ALL: Final = (
         form="stateful: HTTP in front, a stdio echo per session behind",
         start=_start_supergateway,
         needs=("node", SUPERGATEWAY.program("supergateway")),
-        answers_as=("json",),
+        asked=(work.JSON,),
         max_sessions=16,
     ),
 )
