@@ -36,7 +36,9 @@ def parser() -> argparse.ArgumentParser:
         one.add_argument("--measures", metavar="NAMES", help=f"some of {', '.join(MEASURES)}, comma-separated")
         one.add_argument("--rounds", type=int, help="more for a quieter median")
         one.add_argument("--against", metavar="FOLDER", type=Path, help="another checkout's sidecar in the same rounds")
-        one.add_argument("--python", metavar="PROGRAM", help="another Python for all contenders that need one")
+        one.add_argument(
+            "--python", metavar="PROGRAM", type=_program, help="another Python for all contenders that need one"
+        )
         one.add_argument("--out", type=Path, help="where to keep the figures, instead of .cache/bench")
     showing = commands.add_parser("report", help="the tables of a run as Markdown")
     showing.add_argument("file", type=Path)
@@ -90,12 +92,16 @@ def _chosen(options: argparse.Namespace) -> tuple[Plan, list[Contender]]:
     return plan, [contender for contender in chosen if not contender.missing]
 
 
-def _on(contender: Contender, program: str) -> Contender | None:
-    found = shutil.which(program)
+def _program(name: str) -> Path:
+    found = shutil.which(name)
     if found is None:
-        raise NotMade(f"{program}: not found")
+        raise argparse.ArgumentTypeError(f"{name} not found")
+    return Path(found).absolute()
+
+
+def _on(contender: Contender, python: Path) -> Contender | None:
     try:
-        return contender.on(Path(found).absolute())
+        return contender.on(python)
     except NotMade as trouble:
         if contender.kind is not Kind.MCP_PROXY:
             raise

@@ -176,6 +176,13 @@ def test_a_report_is_printed_from_a_file(tmp_path: Path, capsys: pytest.CaptureF
     assert capsys.readouterr().out == report.render(RUN, as_markdown=True)
 
 
+def test_a_python_that_is_not_there_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit status 2, before anything is started."""
+    with pytest.raises(SystemExit, match="2"):
+        command_line.main(["quick", "--python", "no-such-python"])
+    assert "no-such-python not found" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("descriptors", "counts"),
     [
