@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -171,12 +172,15 @@ def request(method: str, host: str, body: bytes = b"", session: str | None = Non
 def call_request(host: str, sessions: Sequence[str], kind: str, number: int, unique: str = UNIQUE) -> bytes:
     """Return the ``number``-th request of a kind in ``ASKED``, one session after the other, for any upstream of the bench."""
     asked, turn = ASKED[kind], number // len(sessions)
-    session, body = sessions[number % len(sessions)], _of_size(asked, LEAST_ID + turn % IDS)
+    session, body = sessions[number % len(sessions)], _of_size(kind, LEAST_ID + turn % IDS)
     headers = {KIND_HEADER: asked.tool, **(changing(unique) if asked.headers_change else {})}
     return request("POST", host, body, session, **{name.replace("-", "_"): value for name, value in headers.items()})
 
 
-def _of_size(asked: Asked, id: int) -> bytes:
+@functools.cache
+def _of_size(kind: str, id: int) -> bytes:
+    asked = ASKED[kind]
+
     def body(more: str) -> bytes:
         return list_tools(id, more) if asked.method == "tools/list" else call(asked.tool, id, more)
 
