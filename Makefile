@@ -74,7 +74,7 @@ types: setup  ## mypy --strict
 cover: setup  ## line and branch coverage, without the interop suite
 	$(BIN)/python -m pytest -m "$(NOT_ALONE)" --cov --cov-report=term-missing $(PYTEST_ARGS)
 
-bench: setup  ## what the sidecar costs beside nginx, in about three minutes; needs bench-setup once
+bench: setup  ## what the sidecar costs beside nginx, in less than five minutes; needs bench-setup once
 	$(BIN)/python -m bench quick $(BENCH_ARGS)
 
 bench-full: setup  ## the same at length, with the MCP proxies of today beside it

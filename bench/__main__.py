@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from bench import contenders, environments, machine, report, results
-from bench.contenders import Contender
+from bench import contenders, environments, interpreter, machine, report, results
+from bench.contenders import Contender, Kind
+from bench.interpreter import NotMade
 from bench.measures import MEASURES
 from bench.plan import FULL, QUICK, Plan
 from bench.results import Results
@@ -34,6 +36,9 @@ def parser() -> argparse.ArgumentParser:
         one.add_argument("--measures", metavar="NAMES", help=f"some of {', '.join(MEASURES)}, comma-separated")
         one.add_argument("--rounds", type=int, help="more for a quieter median")
         one.add_argument("--against", metavar="FOLDER", type=Path, help="another checkout's sidecar in the same rounds")
+        one.add_argument(
+            "--python", metavar="PROGRAM", type=_program, help="another Python for all contenders that need one"
+        )
         one.add_argument("--out", type=Path, help="where to keep the figures, instead of .cache/bench")
     showing = commands.add_parser("report", help="the tables of a run as Markdown")
     showing.add_argument("file", type=Path)
@@ -58,12 +63,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     try:
         plan, chosen = _chosen(options)
-    except ValueError as trouble:
+        built = interpreter.description(options.python or sys.executable)
+    except (ValueError, NotMade) as trouble:
         say(str(trouble))
         return 2
     # What was started is stopped on the way out, however that is asked for.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    run(plan, chosen, options.out)
+    run(plan, chosen, built, options.out)
     return 0
 
 
@@ -78,10 +84,29 @@ def _chosen(options: argparse.Namespace) -> tuple[Plan, list[Contender]]:
     chosen = [known[name] for name in names]
     if options.against:
         chosen.append(contenders.sidecar(options.against.resolve(), f"{contenders.SIDECAR} of {options.against.name}"))
+    if options.python:
+        chosen = [one for contender in chosen if (one := _on(contender, options.python))]
     for contender in chosen:
         if contender.missing:
             say(f"{contender.name} is left out: {', '.join(contender.missing)} not found (`make bench-setup`)")
     return plan, [contender for contender in chosen if not contender.missing]
+
+
+def _program(name: str) -> Path:
+    found = shutil.which(name)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{name} not found")
+    return Path(found).absolute()
+
+
+def _on(contender: Contender, python: Path) -> Contender | None:
+    try:
+        return contender.on(python)
+    except NotMade as trouble:
+        if contender.kind is not Kind.MCP_PROXY:
+            raise
+        say(f"{contender.name} is left out: {trouble}")
+        return None
 
 
 def _names(given: str, known: Iterable[str]) -> tuple[str, ...]:
@@ -97,12 +122,12 @@ def _names(given: str, known: Iterable[str]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def run(plan: Plan, chosen: Sequence[Contender], out: Path | None) -> None:
+def run(plan: Plan, chosen: Sequence[Contender], built: Mapping[str, str], out: Path | None) -> None:
     """Measure, keep the figures, print the tables."""
     stamp = time.strftime("%Y-%m-%dT%H-%M-%S")
     file = out or KEPT / f"{stamp}-{plan.name}.json"
     found = Results(
-        {"run": plan.name, "at": stamp, **machine.description()},
+        {"run": plan.name, "at": stamp, **machine.description(), **built},
         {contender.name: {"kind": contender.kind.value, "form": contender.form} for contender in chosen},
     )
     with tempfile.TemporaryDirectory(prefix="mcp-sidecar-bench-") as name, Rig(Path(name), chosen, say) as rig:

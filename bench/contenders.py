@@ -9,17 +9,19 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 from typing import Final
 
-from bench import nginx, processes, work
+from bench import interpreter, nginx, processes, work
 from bench.environments import FASTMCP, MCP_PROXY, ROOT, SUPERGATEWAY
 from bench.machine import Cores, on_core
 from bench.processes import Running
 
 UNLIMITED: Final = 10**9
+OWN: Final = Path(sys.executable)
+LOCKS: Final = Path(__file__).parent.resolve() / "requirements"
 
 
 class Kind(Enum):
@@ -53,8 +55,14 @@ class Contender:
     start: Start
     needs: tuple[Path | str, ...] = ()
     """Files or commands without which it is left out."""
-    answers_as: tuple[str, ...] = ("json", "sse", "sse-pieces")
-    """Kinds of answer that it can be asked for; an MCP proxy chooses by itself."""
+    python: Path | None = None
+    """The Python that runs it, if one does."""
+    lock: Path | None = None
+    """What it needs of packages to be run by another."""
+    asked: tuple[str, ...] = tuple(work.ASKED)
+    """Kinds of request that it can be given; an MCP proxy chooses by itself how it answers."""
+    heals: bool = False
+    """Whether a session that the upstream has lost goes on."""
     max_sessions: int = UNLIMITED
     """Beyond it the machine suffers, not the contender: it starts a process per session."""
     environ: Mapping[str, str] = field(default_factory=dict)
@@ -63,7 +71,11 @@ class Contender:
     @property
     def missing(self) -> list[str]:
         """What it needs and this machine has not."""
-        return [str(need) for need in self.needs if not _is_there(need)]
+        return [str(need) for need in (*self.needs, self.python) if need is not None and not _is_there(need)]
+
+    def on(self, python: Path) -> Contender:
+        """Return the same run by another Python; raise ``NotMade`` if its packages cannot be installed for that."""
+        return self if self.lock is None else replace(self, python=interpreter.environment(python, self.lock))
 
     def begin(self, place: Place, upstream_url: str) -> Running:
         """Start it on the proxy's core."""
@@ -93,13 +105,15 @@ def _begin(contender: Contender, place: Place, command: list[str], port: int) ->
 
 def _start_sidecar(contender: Contender, place: Place, upstream_url: str) -> Running:
     log = place.folder / "log"
+    # Its sessions are kept in a file, as by default, but not in that of whoever measures.
+    environ = {**os.environ, "XDG_STATE_HOME": str(place.folder), **contender.environ}
     options = ["--upstream", upstream_url, "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]
     running = processes.start(
-        [sys.executable, "-m", "mcp_sidecar", *options],
+        [str(contender.python), "-m", "mcp_sidecar", *options],
         "",
         log,
         cwd=contender.checkout,
-        environ={**os.environ, **contender.environ},
+        environ=environ,
         accepting=lambda: bool(listening_address(log.read_text(errors="replace"))),
     )
     running.url = f"http://{listening_address(log.read_text(errors='replace'))}{work.ENDPOINT}"
@@ -131,14 +145,14 @@ def nginx_command(config: Path) -> list[str]:
 def _start_plain(contender: Contender, place: Place, upstream_url: str) -> Running:
     port = processes.free_port()
     origin = upstream_url.removesuffix(work.ENDPOINT)
-    return _begin(contender, place, [sys.executable, "-m", "bench.plain_proxy", origin, str(port)], port)
+    return _begin(contender, place, [str(contender.python), "-m", "bench.plain_proxy", origin, str(port)], port)
 
 
 def _start_fastmcp(contender: Contender, place: Place, upstream_url: str) -> Running:
     port = processes.free_port()
     script = Path(__file__).with_name("fastmcp_proxy.py")
     kept = ["kept"] if contender.name == FASTMCP_KEPT else []
-    return _begin(contender, place, [str(FASTMCP.program("python")), str(script), upstream_url, str(port), *kept], port)
+    return _begin(contender, place, [str(contender.python), str(script), upstream_url, str(port), *kept], port)
 
 
 def _echo(place: Place) -> list[str]:
@@ -147,9 +161,11 @@ def _echo(place: Place) -> list[str]:
 
 def _start_mcp_proxy(contender: Contender, place: Place, upstream_url: str) -> Running:
     del upstream_url
+    assert contender.python is not None
     port = processes.free_port()
+    program = contender.python.with_name("mcp-proxy")
     options = ["--port", str(port), "--log-level", "WARNING", "--pass-environment", "--"]
-    return _begin(contender, place, [str(MCP_PROXY.program("mcp-proxy")), *options, *_echo(place)], port)
+    return _begin(contender, place, [str(program), *options, *_echo(place)], port)
 
 
 def _start_supergateway(contender: Contender, place: Place, upstream_url: str) -> Running:
@@ -174,8 +190,11 @@ def sidecar(checkout: Path = ROOT, name: str = SIDECAR) -> Contender:
     return Contender(
         name=name,
         kind=Kind.PROXY,
-        form="mode heal, metrics on, default logging",
+        form="mode heal, metrics on, default logging, sessions kept in a file",
         start=_start_sidecar,
+        python=OWN,
+        lock=checkout / "requirements.txt",
+        heals=True,
         environ=LARGE_BODIES,
         checkout=checkout,
     )
@@ -200,30 +219,35 @@ ALL: Final = (
         kind=Kind.PROXY,
         form="Application and ClientSession, a few lines, no connection limit",
         start=_start_plain,
+        python=OWN,
+        lock=ROOT / "requirements.txt",
     ),
     Contender(
         name="fastmcp",
         kind=Kind.MCP_PROXY,
         form="create_proxy(url): a new upstream session for every call",
         start=_start_fastmcp,
-        needs=(FASTMCP.program("python"),),
-        answers_as=("json",),
+        python=FASTMCP.program("python"),
+        lock=LOCKS / "fastmcp.txt",
+        asked=(work.JSON,),
     ),
     Contender(
         name=FASTMCP_KEPT,
         kind=Kind.MCP_PROXY,
         form="create_proxy(connected client): all clients share one upstream session",
         start=_start_fastmcp,
-        needs=(FASTMCP.program("python"),),
-        answers_as=("json",),
+        python=FASTMCP.program("python"),
+        lock=LOCKS / "fastmcp.txt",
+        asked=(work.JSON,),
     ),
     Contender(
         name="mcp-proxy",
         kind=Kind.MCP_PROXY,
         form="HTTP in front, one stdio echo behind",
         start=_start_mcp_proxy,
-        needs=(MCP_PROXY.program("mcp-proxy"),),
-        answers_as=("json",),
+        python=MCP_PROXY.program("python"),
+        lock=LOCKS / "mcp-proxy.txt",
+        asked=(work.JSON,),
     ),
     Contender(
         name="supergateway",
@@ -231,7 +255,7 @@ ALL: Final = (
         form="stateful: HTTP in front, a stdio echo per session behind",
         start=_start_supergateway,
         needs=("node", SUPERGATEWAY.program("supergateway")),
-        answers_as=("json",),
+        asked=(work.JSON,),
         max_sessions=16,
     ),
 )

@@ -12,7 +12,17 @@ from typing import Final
 
 from tools.environments import ROOT, VENVS, Environment, install, install_debian, npm, python
 
-__all__ = ["DEBIAN_PACKAGES", "FASTMCP", "MCP_PROXY", "ROOT", "SUPERGATEWAY", "TOOLS", "missing_programs", "set_up"]
+__all__ = [
+    "DEBIAN_PACKAGES",
+    "FASTMCP",
+    "MCP_PROXY",
+    "ROOT",
+    "SUPERGATEWAY",
+    "TOOLS",
+    "VENVS",
+    "missing_programs",
+    "set_up",
+]
 
 HERE: Final = Path(__file__).resolve().parent
 DEBIAN_PACKAGES: Final = {"nginx": "nginx-light", "wrk": "wrk"}

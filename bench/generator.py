@@ -6,6 +6,7 @@ A process of its own, ``python -m bench.generator``, asked over stdin (see ``ben
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import re
 import time
@@ -18,7 +19,7 @@ from bench.statistics import percentile
 
 ANSWER_TIMEOUT_S: Final = 20.0
 OPENING_AT_ONCE: Final = 50
-RESULT: Final = work.TEXT[:60].encode()
+FIRST_UNIQUE: Final = time.time_ns() % 2**47
 EVENT_END: Final = re.compile(rb"\r?\n\r?\n")
 
 
@@ -145,7 +146,7 @@ class Wrong(Exception):
     """An answer that is not the one to this request."""
 
 
-def check(answer: Message, text: bytes = RESULT) -> None:
+def check(answer: Message, text: bytes = work.ASKED[work.JSON].brings) -> None:
     """Raise ``Wrong`` if a call did not bring this text."""
     if answer.status != 200 or text not in answer.body:
         raise Wrong(f"{answer.status} {bytes(answer.body[:300])!r}")
@@ -158,6 +159,15 @@ class Generator:
         self._listeners: list[Listener] = []
         self._waiting: list[asyncio.Task[tuple[float, bool]]] = []
         self._waiting_pool: Pool | None = None
+        self._unique = itertools.count(FIRST_UNIQUE)
+
+    async def _call(self, pool: Pool, sessions: list[str], kind: str, number: int) -> float:
+        """Send the ``number``-th call and look at its answer; return the duration in microseconds."""
+        unique = f"{next(self._unique):012x}"
+        request = work.call_request(pool.host, sessions, kind, number, unique)
+        begin = time.monotonic_ns()
+        check(await pool.send(request), work.ASKED[kind].brings)
+        return (time.monotonic_ns() - begin) / 1000
 
     async def sessions(self, *, url: str, count: int, at_once: int = 16) -> dict[str, Any]:
         """Initialize sessions, as a client does; answer with their ids."""
@@ -173,18 +183,13 @@ class Generator:
             pool.close()
         return {"sessions": ids}
 
-    async def calls(self, *, url: str, sessions: list[str], tool: str, count: int) -> dict[str, Any]:
+    async def calls(self, *, url: str, sessions: list[str], kind: str, count: int) -> dict[str, Any]:
         """Call one after the other; every answer has to be a result. Answer with the durations in microseconds."""
-        pool, durations = Pool(url), []
+        pool = Pool(url)
         try:
-            for number in range(count):
-                request = work.call_request(pool.host, sessions[number % len(sessions)], tool, number + 1)
-                begin = time.monotonic_ns()
-                check(await pool.send(request))
-                durations.append((time.monotonic_ns() - begin) / 1000)
+            return {"durations_us": [await self._call(pool, sessions, kind, number) for number in range(count)]}
         finally:
             pool.close()
-        return {"durations_us": durations}
 
     async def load(self, *, url: str, sessions: list[str], count: int, at_once: int) -> dict[str, Any]:
         """Call as fast as so many connections do, each answer looked at."""
@@ -192,8 +197,7 @@ class Generator:
 
         async def some(place: int) -> None:
             for number in range(place, count, at_once):
-                session = sessions[number % len(sessions)]
-                check(await pool.send(work.call_request(pool.host, session, "json", number + 1)))
+                await self._call(pool, sessions, work.JSON, number)
 
         begin = time.monotonic()
         try:
@@ -202,7 +206,7 @@ class Generator:
             pool.close()
         return {"seconds": time.monotonic() - begin}
 
-    async def rate(self, *, url: str, sessions: list[str], tool: str, rate: float, seconds: float) -> dict[str, Any]:
+    async def rate(self, *, url: str, sessions: list[str], kind: str, rate: float, seconds: float) -> dict[str, Any]:
         """Call at a rate whatever the answers do; an idle connection is taken, or one more opened."""
         pool = Pool(url)
         durations: list[float] = []
@@ -210,14 +214,10 @@ class Generator:
 
         async def one(number: int) -> None:
             nonlocal errors
-            request = work.call_request(pool.host, sessions[number % len(sessions)], tool, number + 1)
-            begin = time.monotonic_ns()
             try:
-                check(await pool.send(request))
+                durations.append(await self._call(pool, sessions, kind, number))
             except (Wrong, OSError, TimeoutError):
                 errors += 1
-            else:
-                durations.append((time.monotonic_ns() - begin) / 1000)
 
         loop = asyncio.get_running_loop()
         begin, tasks = loop.time(), []
@@ -228,6 +228,7 @@ class Generator:
         pool.close()
         return {
             "count": len(durations),
+            "seconds": loop.time() - begin,
             "errors": errors,
             "p50_us": percentile(durations, 0.5),
             "p99_us": percentile(durations, 0.99),
@@ -300,9 +301,9 @@ class Generator:
         pool = self._waiting_pool = Pool(url)
         clients = [await pool.open() for _ in sessions]
 
-        async def one(client: Client, session: str, number: int) -> tuple[float, bool]:
+        async def one(client: Client, session: str) -> tuple[float, bool]:
             try:
-                answer = await client.send(work.call_request(pool.host, session, "json", number))
+                answer = await client.send(work.call_request(pool.host, [session], work.JSON, 0))
                 check(answer)
             except (Wrong, OSError):
                 return time.monotonic(), False
@@ -310,7 +311,7 @@ class Generator:
 
         loop = asyncio.get_running_loop()
         pairs = zip(clients, sessions, strict=True)
-        self._waiting = [loop.create_task(one(*pair, number)) for number, pair in enumerate(pairs, 1)]
+        self._waiting = [loop.create_task(one(*pair)) for pair in pairs]
         await asyncio.sleep(0)
         return {}
 

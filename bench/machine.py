@@ -54,7 +54,6 @@ def description() -> dict[str, str | int]:
         "cpu": _cpu_model(),
         "cores": os.cpu_count() or 0,
         "kernel": platform.release(),
-        "python": platform.python_version(),
         "descriptors": resource.getrlimit(resource.RLIMIT_NOFILE)[1],
     }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import getpass
 import os
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from bench import work
@@ -47,19 +47,25 @@ http {{
 PROXY: Final = """
         location / { proxy_pass http://behind; }
 """
-# Its answers carry the id that the request has in a header, since nginx does not read bodies; what has no such header
-# (a session's first requests, proxies that do not pass headers on) is for the upstream that does. The filter has nothing
-# to replace: it makes the stream's length unknown, as that of a stream is.
+# The id in its answers is the request's length, since nginx does not read bodies (work.LEAST_ID); what has no header that
+# says the kind (a session's first requests, proxies that do not pass headers on) is for the upstream that does. The filter
+# has nothing to replace: it makes the stream's length unknown, as that of a stream is.
 UPSTREAM: Final = """
         location = {endpoint} {{
             if ($http_{kind} = "json") {{ rewrite ^ /answer-json last; }}
             if ($http_{kind} = "sse") {{ rewrite ^ /answer-sse last; }}
+            if ($http_{kind} = "list") {{ rewrite ^ /answer-list last; }}
             proxy_pass http://behind;
         }}
         location = /answer-json {{
             internal;
             default_type application/json;
             return 200 '{json}';
+        }}
+        location = /answer-list {{
+            internal;
+            default_type application/json;
+            return 200 '{tools}';
         }}
         location = /answer-sse {{
             internal;
@@ -78,13 +84,17 @@ def proxy(folder: str, port: int, upstream_url: str, descriptors: int) -> str:
 
 def upstream(folder: str, port: int, scripted_url: str, descriptors: int) -> str:
     """Return the configuration of the fast upstream, with the scripted one behind it."""
-    id = f"$http_{work.ID_HEADER.lower().replace('-', '_')}"
     locations = UPSTREAM.format(
         endpoint=work.ENDPOINT,
         kind=work.KIND_HEADER.lower().replace("-", "_"),
-        json=work.answer("#").decode().replace('"#"', id),
+        json=_answer(work.result(work.TEXT)),
+        tools=_answer(work.tools()),
     )
     return _config(folder, port, scripted_url, descriptors, locations)
+
+
+def _answer(result: dict[str, Any]) -> str:
+    return work.response("#", result).decode().replace('"#"', "$content_length")
 
 
 def _config(folder: str, port: int, behind_url: str, descriptors: int, locations: str) -> str:

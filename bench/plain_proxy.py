@@ -20,6 +20,8 @@ def make_app(origin: str) -> web.Application:
 
     async def forward(request: web.Request) -> web.StreamResponse:
         headers = [pair for pair in request.headers.items() if pair[0].lower() not in PER_HOP]
+        if request.content_length is not None:
+            headers.append(("Content-Length", str(request.content_length)))  # else it would be sent in chunks
         data = request.content if request.body_exists else None
         session: ClientSession = request.app["session"]
         async with session.request(request.method, origin + request.path_qs, headers=headers, data=data) as answer:

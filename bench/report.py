@@ -12,10 +12,17 @@ from typing import Final
 from bench.contenders import DIRECT, NGINX, Kind
 from bench.plan import BODIES, CROWDS, EVENTS, HEALS, LATENCY, SESSIONS, STORES, STREAMS, THROUGHPUT
 from bench.results import Results, Row
-from bench.statistics import difference, ratio
+from bench.statistics import difference, noise, ratio
 from bench.targets import verdicts
 
 NOTHING: Final = "–"
+NOISE: Final = (
+    "± is the noise: half the distance between the largest and the least of the rounds, in percent of the median."
+)
+
+
+def _no_noise(_: Results, __: Row) -> float | None:
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,30 +33,42 @@ class Cell:
     value: Callable[[Results, Row], float | None]
     digits: int = 0
     suffix: str = ""
+    noise: Callable[[Results, Row], float | None] = _no_noise
+    """In percent."""
 
     def text(self, results: Results, row: Row) -> str:
         """Return the figure as it is shown."""
         value = self.value(results, row)
-        return NOTHING if value is None else f"{value:,.{self.digits}f}{self.suffix}"
+        if value is None:
+            return NOTHING
+        spread = self.noise(results, row)
+        return f"{value:,.{self.digits}f}{self.suffix}" + ("" if spread is None else f" ±{spread:.0f}%")
 
 
-def figure(title: str, name: str, digits: int = 0, scale: float = 1.0) -> Cell:
-    """Show a figure, divided by ``scale``."""
+def figure(title: str, name: str, digits: int = 0, scale: float = 1.0, suffix: str = "") -> Cell:
+    """Show a figure, divided by ``scale``, and its noise."""
 
     def value(_: Results, row: Row) -> float | None:
         found = row.figures.get(name)
         return None if found is None else found / scale
 
-    return Cell(title, value, digits)
+    return Cell(title, value, digits, suffix, lambda _, row: noise(row.rounds.get(name, ())))
 
 
 def to_nginx(title: str, name: str, digits: int = 1) -> Cell:
-    """Show how many times nginx's figure this is."""
+    """Show how many times nginx's figure this is; the noise is that of the ratios of each round."""
 
     def value(results: Results, row: Row) -> float | None:
         return ratio(row.figures.get(name), results.figure(row.measure, row.case, NGINX, name))
 
-    return Cell(title, value, digits, "×")
+    def spread(results: Results, row: Row) -> float | None:
+        nginx = results.row(row.measure, row.case, NGINX)
+        own, its = row.rounds.get(name, ()), nginx.rounds.get(name, ()) if nginx is not None else ()
+        if row.contender == NGINX or len(own) != len(its):
+            return None
+        return noise(ratio(*pair) for pair in zip(own, its, strict=True))
+
+    return Cell(title, value, digits, "×", spread)
 
 
 def to_best_mcp_proxy(title: str, name: str, best: Callable[[Iterable[float]], float]) -> Cell:
@@ -102,7 +121,7 @@ class Table:
 
 TABLES: Final[dict[str, Table]] = {
     THROUGHPUT: Table(
-        "Closed loop: calls per second, and CPU of the proxy per call (µs)",
+        "Calls per second, at the limit unless a rate is named, and CPU of the proxy per call (µs)",
         (
             figure("calls/s", "per_second"),
             to_nginx("to nginx", "per_second", 2),
@@ -111,6 +130,7 @@ TABLES: Final[dict[str, Table]] = {
             figure("user", "user_us", 1),
             figure("system", "system_us", 1),
             to_nginx("CPU to nginx", "cpu_us"),
+            figure("CPU to plain JSON", "to_plain", 2, suffix="×"),
             to_best_mcp_proxy("CPU to best MCP proxy", "cpu_us", min),
             figure("p50 µs", "p50_us"),
             figure("p99 µs", "p99_us"),
@@ -164,6 +184,7 @@ TABLES: Final[dict[str, Table]] = {
             figure("ms", "ms", 1),
             to_nginx("to nginx", "ms"),
             figure("CPU ms", "cpu_ms", 1),
+            to_nginx("CPU to nginx", "cpu_ms"),
             figure("peak growth MiB", "peak_growth_mib", 2),
         ),
     ),
@@ -172,8 +193,8 @@ TABLES: Final[dict[str, Table]] = {
         (
             figure("CPU ms", "cpu_ms", 1),
             to_nginx("to nginx", "cpu_ms"),
-            Cell("to json.loads", lambda _, row: row.figures.get("to_loads"), 1, "×"),
-            Cell("per byte, to fewer", lambda _, row: row.figures.get("to_fewer"), 2, "×"),
+            figure("to json.loads", "to_loads", 1, suffix="×"),
+            figure("per byte, to fewer", "to_fewer", 2, suffix="×"),
             figure("longest ping ms", "longest_ping_us", 1, 1000),
         ),
     ),
@@ -188,16 +209,17 @@ TABLES: Final[dict[str, Table]] = {
             figure("requests per heal", "requests_per_heal", 1),
             figure("CPU µs per request", "cpu_us", 1),
             figure("plain call's CPU µs", "plain_cpu_us", 1),
-            Cell("to plain", lambda _, row: row.figures.get("to_plain"), 1, "×"),
+            figure("to plain", "to_plain", 1, suffix="×"),
         ),
     ),
     STORES: Table(
-        "With each store: CPU of the sidecar for a plain call and for the opening of a session (µs)",
+        "With each store: CPU of the sidecar for a plain call and to open a session (µs), and memory of an idle stream",
         (
             figure("call", "cpu_us", 1),
-            Cell("to memory:", lambda _, row: row.figures.get("to_memory"), 2, "×"),
+            figure("to memory:", "to_memory", 2, suffix="×"),
             figure("opening", "opening_us", 1),
-            Cell("to memory:", lambda _, row: row.figures.get("opening_to_memory"), 2, "×"),
+            figure("to memory:", "opening_to_memory", 2, suffix="×"),
+            figure("KiB of an idle stream", "stream_kib", 1),
         ),
     ),
 }
@@ -208,6 +230,7 @@ def render(results: Results, *, as_markdown: bool = False) -> str:
     heading = "### {}" if as_markdown else "{}"
     draw = _markdown if as_markdown else _plain
     parts = [" · ".join(f"{name} {value}" for name, value in results.about.items())]
+    parts += [NOISE] if any(row.rounds for row in results.rows) else []
     for measure, table in TABLES.items():
         rows = [row for row in results.rows if row.measure == measure]
         if rows:

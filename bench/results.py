@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from bench.statistics import median
 
 Figures = Mapping[str, float | None]
 
@@ -20,6 +22,22 @@ class Row:
     contender: str
     figures: Figures
     notes: tuple[str, ...] = ()
+    rounds: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
+    """What each round gave, of those figures that are medians of them."""
+
+
+def of_rounds(
+    measure: str,
+    case: str,
+    contender: str,
+    rounds: Sequence[Figures],
+    notes: Iterable[str] = (),
+    **others: float | None,
+) -> Row:
+    """Return the row of the medians of what rounds gave, and of ``others`` that were measured once."""
+    each = {name: [figures.get(name) for figures in rounds] for name in (rounds[0] if rounds else ())}
+    figures = {name: median(values) for name, values in each.items()}
+    return Row(measure, case, contender, {**figures, **others}, tuple(notes), each)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +49,17 @@ class Results:
     """Name to kind and form."""
     rows: list[Row] = field(default_factory=list)
 
-    def figure(self, measure: str, case: str, contender: str, name: str) -> float | None:
-        """Return one figure, None where there is none."""
+    def row(self, measure: str, case: str, contender: str) -> Row | None:
+        """Return one row, None where there is none."""
         for row in self.rows:
             if (row.measure, row.case, row.contender) == (measure, case, contender):
-                return row.figures.get(name)
+                return row
         return None
+
+    def figure(self, measure: str, case: str, contender: str, name: str) -> float | None:
+        """Return one figure, None where there is none."""
+        row = self.row(measure, case, contender)
+        return None if row is None else row.figures.get(name)
 
     def of_kind(self, kind: str) -> list[str]:
         """Return the names of the contenders of a kind."""

@@ -128,11 +128,18 @@ class Rig:
         found: list[str] = answer["sessions"]
         return found
 
-    def call(self, target: Target, sessions: Sequence[str], tool: str = "json", count: int = 1) -> list[float]:
+    def call(self, target: Target, sessions: Sequence[str], kind: str = work.JSON, count: int = 1) -> list[float]:
         """Call one after the other; return the durations in microseconds. Raises ``NoAnswer`` if one brings no result."""
-        answer = self.generator.ask("calls", url=target.url, sessions=list(sessions), tool=tool, count=count)
+        answer = self.generator.ask("calls", url=target.url, sessions=list(sessions), kind=kind, count=count)
         durations: list[float] = answer["durations_us"]
         return durations
+
+    def rate(
+        self, target: Target, sessions: Sequence[str], kind: str, per_second: float, seconds: float
+    ) -> dict[str, Any]:
+        """Call at a rate; return what the generator saw. Raises ``NoAnswer`` if it is not done in time."""
+        what = {"sessions": list(sessions), "kind": kind, "rate": per_second, "seconds": seconds}
+        return self.generator.ask("rate", url=target.url, timeout_s=seconds + 90, **what)
 
     def ask_upstream(self, do: str, **arguments: Any) -> dict[str, Any]:
         """Ask the scripted upstream."""

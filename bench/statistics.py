@@ -21,6 +21,15 @@ def median(values: Iterable[float | None]) -> float | None:
     return percentile([value for value in values if value is not None], 0.5)
 
 
+def noise(values: Iterable[float | None]) -> float | None:
+    """Return half the distance between the largest and the least, in percent of the median; None for less than two."""
+    measured = [value for value in values if value is not None]
+    middle = median(measured)
+    if len(measured) < 2 or not middle:
+        return None
+    return (max(measured) - min(measured)) / 2 / middle * 100
+
+
 def ratio(value: float | None, reference: float | None) -> float | None:
     """Return how many times the reference this is; None where either is missing or the reference is nothing."""
     if value is None or not reference:

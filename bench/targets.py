@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from bench import work
 from bench.contenders import DIRECT, NGINX, SIDECAR, Kind
-from bench.plan import BODIES, CROWDS, HEALS, LATENCY, SESSIONS, STORES, STREAMS, THROUGHPUT
+from bench.plan import BODIES, CROWDS, EVENTS, HEALS, LATENCY, SESSIONS, STORES, STREAMS, THROUGHPUT
 from bench.results import Results, Row
 from bench.statistics import difference, ratio
 
@@ -87,18 +88,26 @@ def _every(_: str) -> bool:
     return True
 
 
+def _at_many(*kinds: str) -> Callable[[str], bool]:
+    """Requests of these kinds over 16 or 64 connections."""
+    names = {f"{work.ASKED[kind].label}, {connections} connections" for kind in kinds for connections in (16, 64)}
+    return names.__contains__
+
+
 BOUNDS: Final = (
-    Bound(THROUGHPUT, lambda case: " 1 " not in case, "CPU per call, to nginx", _of_nginx("cpu_us"), 6),
+    Bound(THROUGHPUT, _at_many(work.JSON), "CPU per call, to nginx", _of_nginx("cpu_us"), 2.5),
+    Bound(THROUGHPUT, _at_many(work.SSE, work.SSE_IN_PIECES), "CPU per call, to nginx", _of_nginx("cpu_us"), 3),
+    Bound(THROUGHPUT, _at_many(work.CHANGING), "CPU per call, to plain JSON", _figure("to_plain"), 1.2),
     Bound(
         THROUGHPUT,
         lambda case: " 16 " in case,
         "calls per second, to the best MCP proxy",
         _of_best_mcp_proxy,
-        10,
+        20,
         is_upper=False,
     ),
     Bound(LATENCY, lambda case: case.startswith("50 "), "added p50, to nginx", _added_of_nginx, 2),
-    Bound(STREAMS, lambda case: case == "5,000 streams", "memory of an idle stream", _figure("kib_each"), 20, " KiB"),
+    Bound(STREAMS, lambda case: case == "5,000 streams", "memory of an idle stream", _figure("kib_each"), 8, " KiB"),
     Bound(STREAMS, lambda case: "restart" in case, "peak memory", _figure("peak_mib"), 1024, " MiB"),
     Bound(
         STREAMS,
@@ -131,6 +140,8 @@ BOUNDS: Final = (
         _figure("opening_to_memory"),
         2,
     ),
+    Bound(EVENTS, lambda case: case.startswith("1 stream,"), "CPU per event, to nginx", _of_nginx("cpu_us"), 2),
+    Bound(EVENTS, lambda case: case.startswith("100 streams,"), "CPU per event, to nginx", _of_nginx("cpu_us"), 1.5),
     Bound(BODIES, _every, "growth at the peak", _figure("peak_growth_mib"), 2, " MiB"),
     Bound(CROWDS, _every, "CPU, to json.loads", _figure("to_loads"), 3),
     Bound(CROWDS, _every, "CPU per byte, to that of a quarter", _figure("to_fewer"), 1.25),
@@ -140,9 +151,10 @@ BOUNDS: Final = (
         lambda case: case.startswith("held"),
         "answered after the upstream accepts, p50",
         _figure("p50_us", 1000),
-        20,
+        5,
         " ms",
     ),
+    Bound(HEALS, lambda case: "lost" in case, "call that is healed, p50", _figure("p50_us", 1000), 1.3, " ms"),
     Bound(HEALS, lambda case: "waiting" in case, "CPU per request of a heal, to a plain call", _figure("to_plain"), 3),
     Bound(
         HEALS, lambda case: "waiting" in case, "calls answered with a result", _figure("good"), 1000, "", is_upper=False

@@ -140,12 +140,12 @@ class Connection(Reader):
         elif method == "initialize":
             session = uuid.uuid4().hex.encode()
             self._server.sessions.add(session)
-            self._write(200, JSON, _rpc(rpc["id"], work.SERVER), b"Mcp-Session-Id: " + session + b"\r\n")
+            self._write(200, JSON, work.response(rpc["id"], work.SERVER), b"Mcp-Session-Id: " + session + b"\r\n")
         elif method == "tools/call":
             tool = rpc["params"]["name"]
             ANSWERS.get(tool, Connection.answer_json)(self, rpc["id"], message)
         else:
-            self._write(200, JSON, _rpc(rpc["id"], work.tools() if method == "tools/list" else {}))
+            self._write(200, JSON, work.response(rpc["id"], work.tools() if method == "tools/list" else {}))
 
     def answer_json(self, id: int, message: Message) -> None:
         """Answer with about 600 bytes."""
@@ -167,6 +167,21 @@ class Connection(Reader):
         def go_on() -> None:
             self.chunk(b"event: message\r\ndata: " + work.answer(id) + b"\r\n\r\n")
             loop.call_soon(self.chunk, b"")
+
+        self._begin_chunks(EVENTS)
+        loop.call_soon(go_on)
+
+    def answer_ten_events(self, id: int, message: Message) -> None:
+        """Answer with nine events of progress and the response, head, events and end each in a packet of its own."""
+        del message
+        loop = asyncio.get_running_loop()
+        events = [*(work.progress(id, done) for done in range(1, 10)), work.answer(id)]
+        chunks = iter([*(b"event: message\r\ndata: " + event + b"\r\n\r\n" for event in events), b""])
+
+        def go_on() -> None:
+            if (chunk := next(chunks, None)) is not None:
+                self.chunk(chunk)
+                loop.call_soon(go_on)
 
         self._begin_chunks(EVENTS)
         loop.call_soon(go_on)
@@ -248,16 +263,13 @@ class Connection(Reader):
 ANSWERS: Final[dict[str, Callable[[Connection, int, Message], None]]] = {
     "sse": Connection.answer_sse,
     "sse-pieces": Connection.answer_sse_in_pieces,
+    "ten-events": Connection.answer_ten_events,
     "upload": Connection.answer_upload,
     "download-json": Connection.answer_download_json,
     "download-sse": Connection.answer_download_sse,
     "tiny-events": Connection.answer_tiny_events,
     "more-tiny-events": partial(Connection.answer_tiny_events, pieces=4),
 }
-
-
-def _rpc(id: object, result: dict[str, Any]) -> bytes:
-    return json.dumps({"jsonrpc": "2.0", "id": id, "result": result}).encode()
 
 
 async def main() -> None:

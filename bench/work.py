@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 PROTOCOL: Final = "2025-06-18"
@@ -11,8 +14,47 @@ TEXT: Final = ("The quick brown fox jumps over the lazy dog. " * 12).strip()
 """What a call brings back: with it an answer has about 600 bytes."""
 
 KIND_HEADER: Final = "X-Bench-Kind"
-ID_HEADER: Final = "X-Request-Id"
 """For the upstream that cannot read bodies. Proxies that do not pass headers on are given the one that can."""
+IDS: Final = 64
+"""An id comes again in its session only after so many others, so that none is in use twice."""
+LEAST_ID: Final = 304
+"""A call has as many bytes as its id says: so the upstream that cannot read bodies knows the id by ``Content-Length``, and no
+header has to change from call to call that a client's would not."""
+UNIQUE: Final = "############"
+"""Stands for twelve hexadecimal digits that no other request has."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One kind of request: what it is called in the tables, what it asks for, and what its answer must hold."""
+
+    label: str
+    tool: str
+    method: str = "tools/call"
+    brings: bytes = TEXT[:60].encode()
+    headers_change: bool = False
+    """Whether each has an id of its own, and a place in a trace of its own, as behind an ingress."""
+    is_after_heal: bool = False
+    """Whether its session was lost and healed before."""
+
+
+JSON: Final = "json"
+SSE: Final = "sse"
+SSE_IN_PIECES: Final = "sse-pieces"
+CHANGING: Final = "json-changing"
+LIST: Final = "list"
+TEN_EVENTS: Final = "ten-events"
+HEALED: Final = "json-healed"
+ASKED: Final = {
+    JSON: Asked("JSON", "json"),
+    SSE: Asked("SSE", "sse"),
+    SSE_IN_PIECES: Asked("SSE in three packets", "sse-pieces"),
+    CHANGING: Asked("JSON under changing headers", "json", headers_change=True),
+    LIST: Asked("list of tools", "list", "tools/list", b'"inputSchema"'),
+    TEN_EVENTS: Asked("SSE of ten events", "ten-events"),
+    HEALED: Asked("JSON after a heal", "after-heal", is_after_heal=True),
+}
+"""By the names that plans give them. After a heal ids may have to be written anew: only who reads bodies can answer then."""
 
 INITIALIZE: Final[dict[str, Any]] = {
     "jsonrpc": "2.0",
@@ -45,6 +87,7 @@ TOOL_NAMES: Final = (
     "download-sse",
     "tiny-events",
     "more-tiny-events",
+    "ten-events",
 )
 
 
@@ -58,10 +101,19 @@ def tools() -> dict[str, Any]:
     }
 
 
-def call(tool: str, id: int) -> bytes:
-    """Return the body of a ``tools/call``, about 300 bytes."""
-    params = {"name": tool, "arguments": ARGUMENTS, "_meta": {"progressToken": id}}
-    return json.dumps({"jsonrpc": "2.0", "id": id, "method": "tools/call", "params": params}).encode()
+def call(tool: str, id: int, more: str = "") -> bytes:
+    """Return the body of a ``tools/call``, about 300 bytes and ``more``."""
+    arguments = {**ARGUMENTS, "query": f"{ARGUMENTS['query']}{more}"}
+    return _message(id, "tools/call", {"name": tool, "arguments": arguments, "_meta": {"progressToken": id}})
+
+
+def list_tools(id: int, more: str = "") -> bytes:
+    """Return the body of a ``tools/list``."""
+    return _message(id, "tools/list", {"_meta": {"progressToken": id, "bench/more": more}})
+
+
+def _message(id: int, method: str, params: dict[str, Any]) -> bytes:
+    return json.dumps({"jsonrpc": "2.0", "id": id, "method": method, "params": params}).encode()
 
 
 def ping(id: int) -> bytes:
@@ -87,7 +139,18 @@ def result(text: str) -> dict[str, Any]:
 
 def answer(id: object, text: str = TEXT) -> bytes:
     """Return the JSON-RPC response to a call."""
-    return json.dumps({"jsonrpc": "2.0", "id": id, "result": result(text)}).encode()
+    return response(id, result(text))
+
+
+def response(id: object, result: dict[str, Any]) -> bytes:
+    """Return a JSON-RPC response."""
+    return json.dumps({"jsonrpc": "2.0", "id": id, "result": result}).encode()
+
+
+def progress(token: int, done: int) -> bytes:
+    """Return a notification of progress."""
+    params = {"progressToken": token, "progress": done, "total": 10, "message": TEXT[:100]}
+    return json.dumps({"jsonrpc": "2.0", "method": "notifications/progress", "params": params}).encode()
 
 
 def request(method: str, host: str, body: bytes = b"", session: str | None = None, **headers: str) -> bytes:
@@ -106,12 +169,27 @@ def request(method: str, host: str, body: bytes = b"", session: str | None = Non
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
-def call_request(host: str, session: str, tool: str, id: int) -> bytes:
-    """Return a call as any upstream of the bench understands it."""
-    return request(
-        "POST",
-        host,
-        call(tool, id),
-        session,
-        **{KIND_HEADER.replace("-", "_"): tool, ID_HEADER.replace("-", "_"): str(id)},
-    )
+def call_request(host: str, sessions: Sequence[str], kind: str, number: int, unique: str = UNIQUE) -> bytes:
+    """Return the ``number``-th request of a kind in ``ASKED``, one session after the other, for any upstream of the bench."""
+    asked, turn = ASKED[kind], number // len(sessions)
+    session, body = sessions[number % len(sessions)], _of_size(kind, LEAST_ID + turn % IDS)
+    headers = {KIND_HEADER: asked.tool, **(changing(unique) if asked.headers_change else {})}
+    return request("POST", host, body, session, **{name.replace("-", "_"): value for name, value in headers.items()})
+
+
+@functools.cache
+def _of_size(kind: str, id: int) -> bytes:
+    asked = ASKED[kind]
+
+    def body(more: str) -> bytes:
+        return list_tools(id, more) if asked.method == "tools/list" else call(asked.tool, id, more)
+
+    return body("." * (id - len(body(""))))
+
+
+def changing(unique: str) -> dict[str, str]:
+    """Return the headers that an ingress and a tracer add, made of twelve hexadecimal digits."""
+    return {
+        "X-Request-Id": f"7d9f2c51-0c3e-4b6a-8f1d-{unique}",
+        "traceparent": f"00-5be1a6f09c3d47728e14{unique}-d20b{unique}-01",
+    }

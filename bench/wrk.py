@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,8 +13,8 @@ from typing import Final
 from bench import work
 
 SCRIPT: Final = Path(__file__).with_name("wrk.lua")
-CALLS: Final = 2048
-"""An id comes again only after so many other calls, so that none is in use twice."""
+FIRST_UNIQUE: Final = 2**47
+"""Below it the numbers begin that make requests unique: no two rounds begin with the same."""
 MARK: Final = "bench "
 
 
@@ -33,18 +34,18 @@ class Load:
         return self.requests / self.seconds if self.seconds else 0.0
 
 
-def write_calls(file: Path, host: str, sessions: Sequence[str], tool: str) -> None:
+def write_calls(file: Path, host: str, sessions: Sequence[str], kind: str) -> None:
     """Write the calls that wrk shall send, each with its length before it in eight characters."""
     with file.open("wb") as out:
-        for number in range(1, CALLS + 1):
-            call = work.call_request(host, sessions[number % len(sessions)], tool, number)
+        for number in range(len(sessions) * work.IDS):
+            call = work.call_request(host, sessions, kind, number)
             out.write(b"%8d" % len(call) + call)
 
 
 def run(url: str, calls: Path, connections: int, seconds: float) -> Load:
     """Run one round; raises ``CalledProcessError`` if wrk cannot connect at all."""
     command = ["wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--timeout", "10s"]
-    command += ["-s", str(SCRIPT), url, "--", str(calls)]
+    command += ["-s", str(SCRIPT), url, "--", str(calls), work.UNIQUE, str(secrets.randbelow(FIRST_UNIQUE))]
     done = subprocess.run(  # noqa: S603 - our own options
         command, check=True, capture_output=True, text=True, timeout=seconds + 30
     )

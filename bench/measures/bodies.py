@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Final
 
 from bench import procfs
 from bench.contenders import Kind
 from bench.lines import NoAnswer
 from bench.plan import BODIES, Plan
-from bench.results import Results, Row
+from bench.results import Figures, Results, Row, of_rounds
 from bench.rig import Rig, Target
-from bench.statistics import median
 
 SIZE: Final = 20 * 2**20
 CASES: Final = {
@@ -21,33 +21,48 @@ CASES: Final = {
 WARM_UP_CALLS: Final = 50
 
 
+@dataclass(slots=True)
+class _Ready:
+    """A target that is warm, and what its transfers took."""
+
+    target: Target
+    session: str
+    before_kib: int
+    rounds: list[Figures] = field(default_factory=list)
+
+
 def measure(rig: Rig, plan: Plan, results: Results) -> None:
     """A fresh process per case, warm from calls only: memory that an earlier case took would hide what this one needs."""
     for tool, case in CASES.items():
         rig.say(f"bodies: {case}")
         with rig.targets(rig.scripted_url, Kind.NONE, Kind.PROXY) as targets:
-            for target in targets:
-                try:
-                    results.rows.append(_row(rig, target, tool, plan.transfers))
-                except NoAnswer as trouble:
-                    rig.say(f"bodies: {case}: {target.name}: {trouble}")
+            ready = {target.name: _ready(rig, target) for target in targets}
+            for _ in range(plan.transfers):
+                for name, one in list(ready.items()):
+                    try:
+                        one.rounds.append(_transfer(rig, one, tool))
+                    except NoAnswer as trouble:
+                        rig.say(f"bodies: {case}: {name}: {trouble}")
+                        del ready[name]
+            results.rows.extend(_row(case, one) for one in ready.values())
 
 
-def _row(rig: Rig, target: Target, tool: str, transfers: int) -> Row:
+def _ready(rig: Rig, target: Target) -> _Ready:
     sessions = rig.sessions(target, 1)
     rig.call(target, sessions, count=WARM_UP_CALLS)
-    pids = target.pids()
-    procfs.forget_peak(pids)
-    before_kib = rig.memory_kib(target)
-    seconds, cpu_s = [], []
-    for _ in range(transfers):
-        cpu_before_s = procfs.run_time_s(pids)
-        size = SIZE if tool == "upload" else 0
-        answer = rig.generator.ask("transfer", url=target.url, session=sessions[0], tool=tool, upload_bytes=size)
-        seconds.append(answer["seconds"])
-        cpu_s.append(procfs.run_time_s(pids) - cpu_before_s)
-    figures: dict[str, float | None] = {"ms": (median(seconds) or 0) * 1000}
-    if target.running is not None:
-        figures["peak_growth_mib"] = (procfs.memory_kib(pids, "VmHWM") - before_kib) / 1024
-        figures["cpu_ms"] = (median(cpu_s) or 0) * 1000
-    return Row(BODIES, CASES[tool], target.name, figures)
+    procfs.forget_peak(target.pids())
+    return _Ready(target, sessions[0], rig.memory_kib(target))
+
+
+def _transfer(rig: Rig, one: _Ready, tool: str) -> Figures:
+    pids, size = one.target.pids(), SIZE if tool == "upload" else 0
+    before_s = procfs.run_time_s(pids)
+    answer = rig.generator.ask("transfer", url=one.target.url, session=one.session, tool=tool, upload_bytes=size)
+    spent_s = procfs.run_time_s(pids) - before_s
+    return {"ms": answer["seconds"] * 1000} | ({"cpu_ms": spent_s * 1000} if pids else {})
+
+
+def _row(case: str, one: _Ready) -> Row:
+    pids = one.target.pids()
+    growth_mib = (procfs.memory_kib(pids, "VmHWM") - one.before_kib) / 1024 if pids else None
+    return of_rounds(BODIES, case, one.target.name, one.rounds, peak_growth_mib=growth_mib)

@@ -10,7 +10,7 @@ from bench import procfs, work
 from bench.contenders import Kind
 from bench.lines import NoAnswer
 from bench.plan import CROWDS, Plan
-from bench.results import Results, Row
+from bench.results import Results, Row, of_rounds
 from bench.rig import Rig, Target
 from bench.statistics import median
 
@@ -49,18 +49,19 @@ def _loads_ms(times: int) -> float:
 def _rows(rig: Rig, target: Target, times: int, loads_ms: float) -> list[Row]:
     sessions = rig.sessions(target, 2)
     rig.call(target, sessions, count=WARM_UP_CALLS)
-    figures = {case: _figures(rig, target, sessions, tool, times) for case, tool in TOOLS.items()}
-    figures[ZEROS]["to_loads"] = figures[ZEROS]["cpu_ms"] / loads_ms
-    figures[MORE_EVENTS]["to_fewer"] = figures[MORE_EVENTS]["cpu_ms"] / figures[EVENTS]["cpu_ms"] / TIMES
-    return [Row(CROWDS, case, target.name, dict(found)) for case, found in figures.items()]
+    rounds = {case: [_round(rig, target, sessions, tool) for _ in range(times)] for case, tool in TOOLS.items()}
+    for one in rounds[ZEROS]:
+        one["to_loads"] = one["cpu_ms"] / loads_ms
+    for fewer, more in zip(rounds[EVENTS], rounds[MORE_EVENTS], strict=True):
+        more["to_fewer"] = more["cpu_ms"] / fewer["cpu_ms"] / TIMES
+    return [
+        of_rounds(CROWDS, case, target.name, found, longest_ping_us=max(one["ping_us"] for one in found))
+        for case, found in rounds.items()
+    ]
 
 
-def _figures(rig: Rig, target: Target, sessions: list[str], tool: str, times: int) -> dict[str, float]:
-    pids, cpu_s, waits_us = target.pids(), [], []
-    one, other = sessions
-    for _ in range(times):
-        before_s = procfs.run_time_s(pids)
-        answer = rig.generator.ask("crowd", url=target.url, session=one, other=other, tool=tool)
-        cpu_s.append(procfs.run_time_s(pids) - before_s)
-        waits_us.append(answer["longest_ping_us"])
-    return {"cpu_ms": (median(cpu_s) or 0) * 1000, "longest_ping_us": max(waits_us)}
+def _round(rig: Rig, target: Target, sessions: list[str], tool: str) -> dict[str, float]:
+    pids, (one, other) = target.pids(), sessions
+    before_s = procfs.run_time_s(pids)
+    answer = rig.generator.ask("crowd", url=target.url, session=one, other=other, tool=tool)
+    return {"cpu_ms": (procfs.run_time_s(pids) - before_s) * 1000, "ping_us": answer["longest_ping_us"]}

@@ -10,7 +10,7 @@ from bench import procfs
 from bench.lines import NoAnswer
 from bench.plan import HEALS, Plan
 from bench.processes import NotStarted
-from bench.results import Results, Row
+from bench.results import Results, Row, of_rounds
 from bench.rig import Rig, Target
 from bench.statistics import median, percentile, ratio
 
@@ -22,7 +22,7 @@ PLAIN_CALLS: Final = 4000
 def measure(rig: Rig, plan: Plan, results: Results) -> None:
     """Fresh sidecars; the upstream is the one that can be told to forget and to go away."""
     for contender in rig.contenders:
-        if contender.name.startswith("sidecar"):
+        if contender.heals:
             try:
                 with rig.target(contender, rig.scripted_url) as target:
                     rig.call(target, rig.sessions(target, 1), count=WARM_UP_CALLS)
@@ -34,14 +34,17 @@ def measure(rig: Rig, plan: Plan, results: Results) -> None:
 
 
 def _one(rig: Rig, target: Target, plan: Plan) -> Row:
-    rig.say(f"heals: one session, {plan.heals} times")
-    plain, healed = [], []
-    for session in rig.sessions(target, plan.heals):
-        plain += rig.call(target, [session], count=3)[1:]
-        rig.ask_upstream("forget")
-        healed += rig.call(target, [session])
-    figures = {"plain_us": median(plain), "p50_us": median(healed), "p99_us": percentile(healed, 0.99)}
-    return Row(HEALS, "one session is lost", target.name, figures)
+    rig.say(f"heals: one session, {plan.rounds} times {plan.heals}")
+    rounds, every = [], []
+    for _ in range(plan.rounds):
+        plain, healed = [], []
+        for session in rig.sessions(target, plan.heals):
+            plain += rig.call(target, [session], count=3)[1:]
+            rig.ask_upstream("forget")
+            healed += rig.call(target, [session])
+        rounds.append({"plain_us": median(plain), "p50_us": median(healed)})
+        every += healed
+    return of_rounds(HEALS, "one session is lost", target.name, rounds, p99_us=percentile(every, 0.99))
 
 
 def _outages(rig: Rig, target: Target, plan: Plan) -> Iterator[Row]:
@@ -59,8 +62,8 @@ def _outages(rig: Rig, target: Target, plan: Plan) -> Iterator[Row]:
         notes = (
             () if len(delays) == plan.outages_of_each else (f"{plan.outages_of_each - len(delays)} without a result",)
         )
-        figures = {"p50_us": median(delays), "p99_us": percentile(delays, 0.99)}
-        yield Row(HEALS, f"held call, outage of {seconds} s", target.name, figures, notes)
+        case, rounds = f"held call, outage of {seconds} s", [{"p50_us": delay} for delay in delays]
+        yield of_rounds(HEALS, case, target.name, rounds, notes, p99_us=percentile(delays, 0.99))
 
 
 def _storm(rig: Rig, target: Target, plan: Plan) -> Row:

@@ -6,11 +6,11 @@ import math
 from collections import defaultdict
 from typing import Final
 
-from bench import sampling
+from bench import sampling, work
 from bench.contenders import Kind
 from bench.lines import NoAnswer
 from bench.plan import LATENCY, Plan
-from bench.results import Results, Row
+from bench.results import Results, Row, of_rounds
 from bench.rig import SESSIONS_OF_LOAD, Rig, Target
 from bench.sampling import Used, Watch
 from bench.statistics import median, ratio
@@ -54,15 +54,7 @@ def measure(rig: Rig, plan: Plan, results: Results) -> None:
 def _run(rig: Rig, target: Target, sessions: list[str], rate: int, seconds: float, seen: _Seen) -> None:
     try:
         with Watch(target.pids(), rig.cores) as watch:
-            answer = rig.generator.ask(
-                "rate",
-                url=target.url,
-                sessions=sessions,
-                tool="json",
-                rate=rate,
-                seconds=seconds,
-                timeout_s=seconds + 90,
-            )
+            answer = rig.rate(target, sessions, work.JSON, rate, seconds)
     except NoAnswer as trouble:
         rig.say(f"latency: {target.name}: {trouble}")
     else:
@@ -70,14 +62,15 @@ def _run(rig: Rig, target: Target, sessions: list[str], rate: int, seconds: floa
 
 
 def _row(rate: int, name: str, rounds: list[tuple[dict[str, float], Used]]) -> Row:
-    figures = {
-        "p50_us": median(answer["p50_us"] for answer, _ in rounds),
-        "p99_us": median(answer["p99_us"] for answer, _ in rounds),
-    }
-    if any(used.run_time_s for _, used in rounds):
-        # A few milliseconds of CPU: the ticks of utime and stime would be too coarse.
-        figures["cpu_us"] = median(ratio(used.run_time_s * 1e6, answer["count"]) for answer, used in rounds)
     notes = sampling.told(used.flags() if used.run_time_s else () for _, used in rounds)
     if errors := sum(answer["errors"] for answer, _ in rounds):
         notes += (f"{errors:.0f} errors",)
-    return Row(LATENCY, case_name(rate), name, figures, notes)
+    return of_rounds(LATENCY, case_name(rate), name, [_figures(*one) for one in rounds], notes)
+
+
+def _figures(answer: dict[str, float], used: Used) -> dict[str, float | None]:
+    found: dict[str, float | None] = {name: answer[name] for name in ("p50_us", "p99_us")}
+    if used.run_time_s:
+        # A few milliseconds of CPU: the ticks of utime and stime would be too coarse.
+        found["cpu_us"] = ratio(used.run_time_s * 1e6, answer["count"])
+    return found

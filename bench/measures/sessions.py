@@ -23,9 +23,8 @@ def case_name(count: int) -> str:
 def measure(rig: Rig, plan: Plan, results: Results) -> None:
     """Only those that keep sessions: nginx and the plain proxy know none."""
     for contender in rig.contenders:
-        is_sidecar = contender.name.startswith("sidecar")
-        if is_sidecar or contender.kind is Kind.MCP_PROXY:
-            count = plan.sessions if is_sidecar else plan.mcp_proxy_sessions
+        if contender.heals or contender.kind is Kind.MCP_PROXY:
+            count = plan.sessions if contender.heals else plan.mcp_proxy_sessions
             try:
                 with rig.target(contender, rig.scripted_url) as target:
                     results.rows.append(_row(rig, target, min(count, contender.max_sessions)))

@@ -1,4 +1,4 @@
-"""What a store costs the sidecar: a plain call and the opening of a session, beside ``memory:`` in the same rounds.
+"""What a store costs the sidecar: a plain call, the opening of a session, and what an idle stream takes, beside ``memory:``.
 
 What Redis itself uses is not counted: that is another machine's.
 
@@ -24,15 +24,16 @@ from bench import processes, procfs, work, wrk
 from bench.contenders import Contender
 from bench.environments import ROOT
 from bench.lines import NoAnswer
-from bench.plan import STORES, Plan
+from bench.measures.streams import opened
+from bench.plan import STORES, Plan, possible_streams
 from bench.processes import NotStarted
-from bench.results import Results, Row
+from bench.results import Results, Row, of_rounds
 from bench.rig import SESSIONS_OF_LOAD, Rig, Target
-from bench.statistics import median, ratio
+from bench.statistics import ratio
 
 MEMORY: Final = "memory:"
 CONNECTIONS: Final = 4
-TURNS_OF_A_ROUND: Final = 4
+TURNS_OF_A_ROUND: Final = 2
 WARM_UP_CALLS: Final = 50
 TURN_S: Final = 3
 OPENED: Final = 250
@@ -50,7 +51,7 @@ class _Seen:
 def measure(rig: Rig, plan: Plan, results: Results) -> None:
     """A row per store, for every sidecar."""
     for contender in rig.contenders:
-        if contender.name.startswith("sidecar"):
+        if contender.heals:
             try:
                 with _redis(rig) as redis:
                     results.rows.extend(_rows(rig, plan, contender, _stores(rig, redis)))
@@ -104,19 +105,32 @@ def _rows(rig: Rig, plan: Plan, contender: Contender, stores: Mapping[str, Mappi
                     _open(rig, one)
     memory = seen[MEMORY]
     return [
-        Row(
+        of_rounds(
             STORES,
             name,
             contender.name,
-            {
-                "cpu_us": median(one.call_us),
-                "opening_us": min(one.opening_us),
-                "to_memory": median(ratio(*turn) for turn in zip(one.call_us, memory.call_us, strict=True)),
-                "opening_to_memory": ratio(min(one.opening_us), min(memory.opening_us)),
-            },
+            [
+                {"cpu_us": own, "to_memory": ratio(own, its)}
+                for own, its in zip(one.call_us, memory.call_us, strict=True)
+            ],
+            opening_us=min(one.opening_us),
+            opening_to_memory=ratio(min(one.opening_us), min(memory.opening_us)),
+            stream_kib=_stream_kib(rig, plan, _with(contender, name, stores[name])),
         )
         for name, one in seen.items()
     ]
+
+
+def _stream_kib(rig: Rig, plan: Plan, contender: Contender) -> float | None:
+    """Memory of an idle stream, of a fresh process."""
+    if not plan.streams_of_each_store:
+        return None
+    with rig.target(contender, rig.scripted_url) as target:
+        try:
+            (row,) = opened(rig, target, possible_streams((plan.streams_of_each_store,), rig.descriptors))
+        finally:
+            rig.generator.ask("close_streams")
+    return row.figures["kib_each"]
 
 
 def _with(contender: Contender, store: str, settings: Mapping[str, str]) -> Contender:
@@ -127,7 +141,7 @@ def _ready(rig: Rig, target: Target) -> _Seen:
     sessions = rig.sessions(target, SESSIONS_OF_LOAD)
     rig.call(target, sessions, count=WARM_UP_CALLS)
     calls = rig.folder / f"calls-{target.name.replace(' ', '-').rstrip(':')}"
-    wrk.write_calls(calls, target.url.removeprefix("http://").removesuffix(work.ENDPOINT), sessions, "json")
+    wrk.write_calls(calls, target.url.removeprefix("http://").removesuffix(work.ENDPOINT), sessions, work.JSON)
     return _Seen(target, calls)
 
 

@@ -6,7 +6,7 @@ import time
 from typing import Final
 
 from bench import procfs
-from bench.contenders import SIDECAR, Contender, Kind
+from bench.contenders import Contender, Kind
 from bench.lines import NoAnswer
 from bench.plan import STREAMS, Plan, possible_streams
 from bench.processes import NotStarted
@@ -29,7 +29,10 @@ def measure(rig: Rig, plan: Plan, results: Results) -> None:
         if contender.kind is not Kind.NONE:
             try:
                 with rig.target(contender, rig.scripted_url) as target:
-                    results.rows.extend(_open(rig, target, _counts(rig, plan, contender), plan))
+                    if counts := _counts(rig, plan, contender):
+                        results.rows.extend(opened(rig, target, counts))
+                    if counts and plan.restarts_under_streams and contender.heals:
+                        results.rows.append(_restart(rig, target, WARM_UP + counts[-1]))
             except (NoAnswer, NotStarted) as trouble:
                 rig.say(f"streams: {contender.name}: {trouble}")
             finally:
@@ -41,18 +44,17 @@ def _counts(rig: Rig, plan: Plan, contender: Contender) -> tuple[int, ...]:
     return tuple(count for count in possible_streams(wanted, rig.descriptors) if count <= contender.max_sessions)
 
 
-def _open(rig: Rig, target: Target, counts: tuple[int, ...], plan: Plan) -> list[Row]:
-    if not counts:
-        return []
+def opened(rig: Rig, target: Target, counts: tuple[int, ...]) -> list[Row]:
+    """Open streams and leave them open, one count after the other; a row for each."""
     rig.say(f"streams: {target.name}, up to {counts[-1]:,}")
     sessions = rig.sessions(target, WARM_UP + counts[-1])
     rig.call(target, sessions[:WARM_UP], count=WARM_UP * 5)
     rig.generator.ask("listen", url=target.url, sessions=sessions[:WARM_UP])
-    before_kib, opened, rows = rig.memory_kib(target), 0, []
+    before_kib, already, rows = rig.memory_kib(target), 0, []
     for count in counts:
-        some = sessions[WARM_UP + opened : WARM_UP + count]
+        some = sessions[WARM_UP + already : WARM_UP + count]
         began = rig.generator.ask("listen", url=target.url, sessions=some, timeout_s=300)["began"]
-        opened = count
+        already = count
         total_kib = rig.memory_kib(target)
         figures = {
             "kib_each": (total_kib - before_kib) / count,
@@ -61,8 +63,6 @@ def _open(rig: Rig, target: Target, counts: tuple[int, ...], plan: Plan) -> list
         }
         notes = () if began == len(some) else (f"{len(some) - began} did not open",)
         rows.append(Row(STREAMS, case_name(count), target.name, figures, notes))
-    if plan.restarts_under_streams and target.name.startswith(SIDECAR):
-        rows.append(_restart(rig, target, WARM_UP + opened))
     return rows
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import platform
+import sys
+from pathlib import Path
 from typing import Final
 
 import pytest
 
-from bench import nginx, work, wrk
+from bench import interpreter, nginx, work, wrk
 from bench.contenders import listening_address
 from bench.http1 import Message, Reader
 from bench.procfs import CpuTime, parse_cores, parse_cpu_time, parse_parent, parse_status_kib
@@ -149,15 +153,81 @@ def test_large_bodies_are_counted_and_not_kept() -> None:
 
 def test_calls_look_like_those_of_clients() -> None:
     """About 300 bytes with the headers of a session, and an answer of about 600."""
-    request = work.call_request("127.0.0.1:1", "the-session", "json", 17)
-    reader = Recorder(is_client=False)
-    reader.data_received(request)
-    message = reader.messages[0]
+    message = read(work.call_request("127.0.0.1:1", ["the-session"], work.JSON, 17))
     assert message.method == b"POST"
     assert message.headers[b"mcp-session-id"] == b"the-session"
-    assert message.headers[b"x-request-id"] == b"17"
-    assert 250 <= message.size <= 350
+    assert 250 <= message.size <= 370
     assert 550 <= len(work.answer(17)) <= 700
+
+
+def read(request: bytes) -> Message:
+    reader = Recorder(is_client=False)
+    reader.data_received(request)
+    return reader.messages[0]
+
+
+@pytest.mark.parametrize("kind", work.ASKED)
+def test_a_request_has_as_many_bytes_as_its_id_says(kind: str) -> None:
+    """An upstream that cannot read bodies answers with the length: that is the id of every kind of request."""
+    messages = [read(work.call_request("127.0.0.1:1", ["a", "b"], kind, number)) for number in range(2 * work.IDS)]
+    bodies = [json.loads(message.body) for message in messages]
+    assert [message.size for message in messages] == [body["id"] for body in bodies]
+    assert {body["method"] for body in bodies} == {work.ASKED[kind].method}
+    used = [(message.headers[b"mcp-session-id"], body["id"]) for message, body in zip(messages, bodies, strict=True)]
+    assert len(set(used)) == len(used)
+
+
+def test_headers_change_only_where_the_kind_says_so() -> None:
+    """Otherwise two requests of a session differ in nothing but body and length; an ingress's differ in every request."""
+
+    def differing(kind: str) -> set[bytes]:
+        first, other = (
+            read(work.call_request("127.0.0.1:1", ["a"], kind, number, f"{number:012x}")).headers for number in (0, 1)
+        )
+        return {name for name in first | other if first.get(name) != other.get(name)}
+
+    assert differing(work.JSON) == {b"content-length"}
+    assert differing(work.CHANGING) == {b"content-length", b"x-request-id", b"traceparent"}
+
+
+def test_wrk_is_told_where_a_request_is_unique(tmp_path: Path) -> None:
+    """The length that stands before a record holds with the mark and with the digits in its place."""
+    wrk.write_calls(tmp_path / "calls", "127.0.0.1:1", ["a"], work.CHANGING)
+    content = (tmp_path / "calls").read_bytes()
+    first = content[8 : 8 + int(content[:8])]
+    assert first == work.call_request("127.0.0.1:1", ["a"], work.CHANGING, 0)
+    assert first.count(work.UNIQUE.encode()) == 3
+    assert len(work.UNIQUE) == len(f"{2**48 - 1:012x}")
+
+
+@pytest.mark.parametrize(
+    ("variables", "pgo", "lto"),
+    [
+        pytest.param(
+            {"CONFIG_ARGS": "'--prefix=/a b' '--enable-optimizations' '--with-lto=thin'", "PGO_PROF_USE_FLAG": "-f"},
+            "yes",
+            "yes",
+            id="both",
+        ),
+        pytest.param({"CONFIG_ARGS": "'--enable-optimizations'", "PGO_PROF_USE_FLAG": "-f"}, "yes", "no", id="one"),
+        pytest.param({"CONFIG_ARGS": "", "PGO_PROF_USE_FLAG": "-fprofile-use"}, "no", "no", id="as it comes"),
+        pytest.param({"CONFIG_ARGS": "'--with-lto=no'", "PGO_PROF_USE_FLAG": ""}, "not known", "no", id="refused"),
+        pytest.param(
+            {"CONFIG_ARGS": "'--enable-shared'", "PGO_PROF_USE_FLAG": ""}, "not known", "not known", id="cleaned"
+        ),
+        pytest.param({}, "not known", "not known", id="not CPython"),
+    ],
+)
+def test_what_a_build_says_of_itself(variables: dict[str, object], pgo: str, lto: str) -> None:
+    """A missing option means no, unless the flags of the build have been taken out: Debian optimises without options."""
+    assert interpreter.built(variables) == {"PGO": pgo, "LTO": lto}
+
+
+def test_a_python_is_asked_how_it_was_built(tmp_path: Path) -> None:
+    """By a process of its own; what is no Python is told."""
+    assert interpreter.description(sys.executable)["python"] == platform.python_version()
+    with pytest.raises(interpreter.NotMade, match="no-python"):
+        interpreter.description(tmp_path / "no-python")
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ from bench import __main__ as command_line
 from bench import report, results, targets
 from bench.plan import STREAMS, THROUGHPUT, possible_streams
 from bench.procfs import CpuTime
-from bench.results import Results, Row
+from bench.results import Results, Row, of_rounds
 from bench.sampling import DISTURBED, OTHER_IS_LIMIT, Used, told
-from bench.statistics import difference, median, percentile, ratio
+from bench.statistics import difference, median, noise, percentile, ratio
 
 CASE = "JSON, 16 connections"
 
@@ -37,7 +37,7 @@ def throughput(name: str, per_second: float, cpu_us: float | None, *notes: str) 
 RUN = a_run(
     throughput("direct", 150_000, None),
     throughput("nginx", 60_000, 10, f"{OTHER_IS_LIMIT} (1 of 3 rounds)"),
-    throughput("sidecar", 15_000, 45),
+    throughput("sidecar", 25_000, 24),
     throughput("fastmcp", 30, 30_000),
     throughput("mcp-proxy", 1_000, 900),
 )
@@ -88,6 +88,28 @@ def test_rounds_that_say_little_are_flagged(round_: Used, flags: tuple[str, ...]
     assert round_.flags() == flags
 
 
+def test_noise_is_half_the_distance_in_percent_of_the_median() -> None:
+    """One round has none, and what was not measured in a round does not count."""
+    assert noise([90, 100, 110]) == pytest.approx(10)
+    assert noise([None, 100, 120]) == pytest.approx(100 / 11)
+    assert noise([100]) is None
+    assert noise([]) is None
+
+
+def test_a_figure_is_shown_with_the_noise_of_its_rounds() -> None:
+    """A ratio's noise is that of the ratios of each round: what disturbed both in the same round is not noise of it."""
+    rounds = {"nginx": (10.0, 20.0, 15.0), "sidecar": (20.0, 40.0, 30.0)}
+    rows = [
+        of_rounds(THROUGHPUT, CASE, name, [{"cpu_us": each, "per_second": 1000.0} for each in values])
+        for name, values in rounds.items()
+    ]
+    text = report.render(a_run(*rows), as_markdown=True)
+    assert cells(text, "sidecar")[2:] == ["1,000 ±0%", "1.00× ±0%", "30.0 ±33%", "2.0× ±0%"]
+    assert cells(text, "nginx")[2:] == ["1,000 ±0%", "1.00×", "15.0 ±33%", "1.0×"]
+    assert report.NOISE in text
+    assert report.NOISE not in report.render(RUN)
+
+
 def test_flags_are_counted_over_rounds() -> None:
     """One flagged round of many is another thing than all of them."""
     assert told([(DISTURBED,), (), (DISTURBED,)]) == (f"{DISTURBED} (2 of 3 rounds)",)
@@ -102,7 +124,7 @@ def cells(text: str, name: str) -> list[str]:
 def test_the_table_gives_ratios_to_nginx_and_to_the_best_mcp_proxy() -> None:
     """Most calls per second and least CPU are each the best; a contender compares with itself as 1."""
     text = report.render(RUN, as_markdown=True)
-    assert cells(text, "sidecar") == [CASE, "sidecar", "15,000", "0.25×", "15.00×", "45.0", "4.5×", "0.05×"]
+    assert cells(text, "sidecar") == [CASE, "sidecar", "25,000", "0.42×", "25.00×", "24.0", "2.4×", "0.03×"]
     assert cells(text, "nginx") == [CASE, "nginx*", "60,000", "1.00×", "60.00×", "10.0", "1.0×", "0.01×"]
     assert cells(text, "direct")[5:] == ["–", "–", "–"]
 
@@ -136,14 +158,15 @@ def test_bounds_are_judged_by_what_the_run_has() -> None:
 
 def test_only_the_cases_of_a_bound_are_held_against_it() -> None:
     """The bound on streams is on 5,000 of them."""
-    rows = [Row(STREAMS, f"{count:,} streams", "sidecar", {"kib_each": 21.0}) for count in (1000, 5000)]
+    rows = [Row(STREAMS, f"{count:,} streams", "sidecar", {"kib_each": 9.0}) for count in (1000, 5000)]
     assert [verdict.claim for verdict in targets.verdicts(a_run(*rows))] == ["memory of an idle stream: 5,000 streams"]
 
 
 def test_results_survive_their_file(tmp_path: Path) -> None:
     """A report can be made of a run of another day."""
-    RUN.write(tmp_path / "folder" / "run.json")
-    assert report.render(results.read(tmp_path / "folder" / "run.json")) == report.render(RUN)
+    run = a_run(*RUN.rows, of_rounds(STREAMS, "5,000 streams", "sidecar", [{"kib_each": 7.0}, {"kib_each": 8.0}]))
+    run.write(tmp_path / "folder" / "run.json")
+    assert report.render(results.read(tmp_path / "folder" / "run.json")) == report.render(run)
 
 
 def test_a_report_is_printed_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -151,6 +174,13 @@ def test_a_report_is_printed_from_a_file(tmp_path: Path, capsys: pytest.CaptureF
     RUN.write(tmp_path / "run.json")
     assert command_line.main(["report", str(tmp_path / "run.json")]) == 0
     assert capsys.readouterr().out == report.render(RUN, as_markdown=True)
+
+
+def test_a_python_that_is_not_there_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit status 2, before anything is started."""
+    with pytest.raises(SystemExit, match="2"):
+        command_line.main(["quick", "--python", "no-such-python"])
+    assert "no-such-python not found" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
