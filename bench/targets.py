@@ -142,7 +142,9 @@ BOUNDS: Final = (
     ),
     Bound(EVENTS, lambda case: case.startswith("1 stream,"), "CPU per event, to nginx", _of_nginx("cpu_us"), 2),
     Bound(EVENTS, lambda case: case.startswith("100 streams,"), "CPU per event, to nginx", _of_nginx("cpu_us"), 1.5),
-    Bound(BODIES, _every, "growth at the peak", _figure("peak_growth_mib"), 2, " MiB"),
+    Bound(BODIES, lambda case: "down" in case, "growth at the peak", _figure("peak_growth_mib"), 2, " MiB"),
+    # Held whole, so that it can be sent again, and once more on its way to the upstream.
+    Bound(BODIES, lambda case: "up" in case, "growth at the peak", _figure("peak_growth_mib"), 48, " MiB"),
     Bound(CROWDS, _every, "CPU, to json.loads", _figure("to_loads"), 3),
     Bound(CROWDS, _every, "CPU per byte, to that of a quarter", _figure("to_fewer"), 1.25),
     Bound(CROWDS, _every, "another client's longest ping", _figure("longest_ping_us", 1000), 50, " ms"),
