@@ -20,6 +20,8 @@ MAX_LOOKED_AT_BYTES = 1024 * 1024
 MAX_TEXT = 120
 LEFT = "the client left"
 
+CONNECTS = frozenset({"initialize", "server/discover"})
+META_CLIENT_INFO = "io.modelcontextprotocol/clientInfo"
 NAMED_BY = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}
 """What is shown when it ends, and the parameter that says what was asked for. Lists, pings and notifications are no news."""
 
@@ -77,8 +79,9 @@ def title_of(message: Message) -> str | None:
 
 
 def client_of(message: Message) -> str:
-    """The client's name and version, of an `initialize`."""
-    info = message.params.get("clientInfo")
+    """The client's name and version, of what it connects with; since 2026-07-28 they stand in `_meta`."""
+    meta = message.params.get("_meta")
+    info = message.params.get("clientInfo", meta.get(META_CLIENT_INFO) if isinstance(meta, dict) else None)
     info = info if isinstance(info, dict) else {}
     return (
         _short(" ".join(str(info[key]) for key in ("name", "version") if isinstance(info.get(key), str))) or "a client"
@@ -106,7 +109,7 @@ class CallLog:
         if isinstance(fact, HealEnded) and fact.outcome is not HealOutcome.HEALED:
             self._say(f"session {fact.session} not healed: {fact.reason}")
 
-    async def post(self, call: Call, message: Message, responder: Responder, work: Awaitable[None]) -> None:
+    async def post(self, call: Call | None, message: Message, responder: Responder, work: Awaitable[None]) -> None:
         """See ``Watch``."""
         seen = bytearray()
         title = title_of(message)
@@ -118,10 +121,11 @@ class CallLog:
             await work
             is_over = True
         finally:
-            self.note(call)
+            if call is not None:
+                self.note(call)
             if title is not None:
                 answer = answer_in(bytes(seen), message.id)
                 problem = problem_in(responder.status, answer, is_whole=is_over)
                 self._ended(message, Ended(title, self._clock() - started, problem), answer)
-            elif message.method == "initialize" and responder.status == 200:
+            elif message.method in CONNECTS and responder.status == 200:
                 self._say(f"{client_of(message)} connected")

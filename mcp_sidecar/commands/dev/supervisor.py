@@ -45,7 +45,7 @@ LONGEST_START_S = DRAIN_FIXED_S + child.STOP_PATIENCE_S + SILENT_AFTER_S
 """How long a call may have to wait until a server answers, or is told to be none."""
 LISTS_PATIENCE_S = 0.025
 """How long the line that says that a server is up waits for what changed in its lists; later that is a line of its own."""
-ENDS_SOON_S, SLOW_TO_END = 1.0, "the server takes its time to end; Ctrl-C again ends it at once"
+ENDS_SOON_S, SLOW_TO_END = 2.0, "the server takes its time to end; Ctrl-C again ends it at once"
 TOLD_LINES = 8
 CALM = {"PYTHONUNBUFFERED": "1", "FASTMCP_SHOW_SERVER_BANNER": "false", "FASTMCP_CHECK_FOR_UPDATES": "off"}
 """Lines that come as they are written, and not twenty of them for a banner at every save; what the developer sets counts."""
@@ -233,10 +233,11 @@ class Supervisor:
         command = list(self._plan.command)
         return command if port is None else ports.filled_in(command, port)
 
-    @staticmethod
-    def _environment(port: int | None) -> dict[str, str]:
+    def _environment(self, port: int | None) -> dict[str, str]:
         given = {} if port is None else dict.fromkeys(ports.VARIABLES, str(port))
-        return {**CALM, **os.environ, **given}
+        columns = self._screen.columns()
+        fits = {} if columns is None else {"COLUMNS": str(columns)}
+        return {**CALM, **fits, **os.environ, **given}
 
     async def _wait(self, server: Server, port: int | None) -> Up | None:
         """Until it is up; ``None`` where it has ended before."""

@@ -45,8 +45,10 @@ class Handler(BaseHTTPRequestHandler):
 
     @property
     def is_known(self) -> bool:
-        """Whether the session is one of this process."""
-        return self.headers.get("Mcp-Session-Id") in SESSIONS
+        """Whether the session is one of this process, or none is needed."""
+        return (
+            self.headers.get("Mcp-Session-Id") in SESSIONS or self.headers.get("MCP-Protocol-Version") == "2026-07-28"
+        )
 
     def lost(self) -> None:
         """As the Python SDK says it."""

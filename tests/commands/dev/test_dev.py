@@ -14,6 +14,8 @@ import pytest
 
 from mcp_sidecar.commands.dev.child import RUNNING, Guard, Server, start
 from mcp_sidecar.commands.dev.ports import free_port
+from mcp_sidecar.commands.mcp_client import McpClient as SidecarClient
+from mcp_sidecar.commands.mcp_client import request
 from tests.commands.dev.running import DevProcess, Folder, developing, gone, is_running
 from tests.support.client import McpClient
 from tests.support.waiting import eventually
@@ -136,6 +138,21 @@ async def test_a_save_while_a_server_takes_over_leaves_no_former_one(folder: Fol
         folder.has_tools("echo", "add")
         await telling
         await gone(first, second)
+
+
+async def test_a_client_without_sessions_is_shown_as_any_other(folder: Folder) -> None:
+    """2026-07-28 knows no `initialize`: the client is named in its `server/discover`, and its calls are told as they end."""
+    version, info = "io.modelcontextprotocol/protocolVersion", "io.modelcontextprotocol/clientInfo"
+    meta = {version: "2026-07-28", info: {"name": "modern", "version": "4"}}
+    async with developing(folder.path) as dev:
+        url = await dev.url()
+        await dev.line("up in")
+        async with SidecarClient(url) as client:
+            for method, params in (("server/discover", {}), ("tools/call", {"name": "echo", "arguments": {}})):
+                said = await client.post(request(method, params | {"_meta": meta}), None, "2026-07-28")
+                assert said.status == 200
+        await dev.line("modern 4 connected")
+        await dev.line("echo .* ok")
 
 
 async def test_calls_go_on_while_saves_come(folder: Folder) -> None:
@@ -307,6 +324,16 @@ async def test_a_server_says_what_matters_at_every_save(folder: Folder) -> None:
         await dev.line("│ false 1")
     async with developing(folder.path, FASTMCP_SHOW_SERVER_BANNER="true") as dev:
         await dev.line("│ true 1")
+
+
+async def test_a_servers_lines_fit_beside_what_stands_before_them(folder: Folder) -> None:
+    """FastMCP's log and its tracebacks are drawn as wide as COLUMNS says, else for 80; without a terminal nobody says it."""
+    folder.does("import os; print('columns', os.environ.get('COLUMNS'))")
+    wide = ("sh", "-c", 'unset COLUMNS; stty cols 100; exec "$@"', "sh")
+    async with developing(folder.path, at_terminal=True, shell=wide, NO_COLOR="1") as dev:
+        await dev.line("columns 96$")
+    async with developing(folder.path, shell=("env", "-u", "COLUMNS")) as dev:
+        await dev.line("columns None$")
 
 
 async def test_files_of_no_interest_restart_nothing(folder: Folder) -> None:
