@@ -63,7 +63,7 @@ def _headers(given: Sequence[str]) -> list[Pair] | None:
 async def _run(arguments: Namespace, settings: Settings, headers: list[Pair]) -> int:
     config = settings.upstream_config()
     is_shown = sys.stderr.isatty() and not arguments.json
-    seen = await Questions(f"{config.origin}{config.endpoint}", headers).ask_all(
+    seen = await Questions(f"{config.origin}{config.endpoint}", headers, ca_file=config.ca_file).ask_all(
         lambda about: _progress(f"asking: {about}") if is_shown else None
     )
     _progress("") if is_shown else None

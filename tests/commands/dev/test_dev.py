@@ -332,7 +332,8 @@ async def test_a_servers_lines_fit_beside_what_stands_before_them(folder: Folder
     wide = ("sh", "-c", 'unset COLUMNS; stty cols 100; exec "$@"', "sh")
     async with developing(folder.path, at_terminal=True, shell=wide, NO_COLOR="1") as dev:
         await dev.line("columns 96$")
-    async with developing(folder.path, shell=("env", "-u", "COLUMNS")) as dev:
+    none = ("env", "-u", "COLUMNS")
+    async with developing(folder.path, shell=none) as dev:
         await dev.line("columns None$")
 
 
