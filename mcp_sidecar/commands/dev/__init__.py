@@ -7,6 +7,7 @@ The sidecar runs in this process, before a server that is another one after each
 from __future__ import annotations
 
 import asyncio
+import errno
 import shlex
 import signal
 import sys
@@ -22,7 +23,8 @@ from mcp_sidecar.commands.dev.calls import CallLog, Ended
 from mcp_sidecar.commands.dev.child import Guard, Hurry
 from mcp_sidecar.commands.dev.clients import snippets
 from mcp_sidecar.commands.dev.kept import KeptCalls
-from mcp_sidecar.commands.dev.screen import BOLD, DIM, RED, Screen, single_keys
+from mcp_sidecar.commands.dev.reloaders import reloader_in
+from mcp_sidecar.commands.dev.screen import BOLD, DIM, RED, YELLOW, Screen, single_keys
 from mcp_sidecar.commands.dev.supervisor import LONGEST_START_S, Plan, Supervisor
 from mcp_sidecar.commands.dev.takeover import Sessions
 from mcp_sidecar.ops import logs
@@ -115,7 +117,9 @@ async def _run(plan: Plan, settings: Settings) -> int:
         try:
             await sidecar.start()
         except OSError as error:
-            screen.say(f"{sidecar.starting}: {error.strerror or error}", RED)
+            screen.say(sidecar.cannot_listen(error), RED)
+            if error.errno == errno.EADDRINUSE:
+                screen.plain("          --listen 0 takes a free port, and --admin off needs none")
             return COULD_NOT_RUN
         kept.url = sidecar.client_url
         try:
@@ -182,6 +186,10 @@ def _tell_start(screen: Screen, sidecar: Sidecar, plan: Plan, status_page: str, 
     screen.plain(f"  status       {status_page or 'off'}")
     if are_keys:
         screen.plain(screen.painted("  keys         r restart · c how clients connect · o status page · q quit", DIM))
+    reloader = reloader_in(plan.command)
+    if reloader is not None:
+        screen.say(f"{reloader} restarts the server by itself: leave it out, dev does so", YELLOW)
+        screen.plain("          as it is, a save that does not start takes the last good server, too, and calls hang")
 
 
 def _tell_call(screen: Screen, ended: Ended) -> None:

@@ -209,6 +209,9 @@ class Supervisor:
         began = clock()
         if self._fixed is not None:
             await self._stop_current()
+            if await ports.is_in_use(self._fixed):
+                words = f"{self._fixed} is in use by what dev has not started: until that ends, calls go there"
+                self._screen.say(words, YELLOW)
         if self._current is None:
             self._sessions.hope()
         port = ports.free_port() if self._fixed is None else None

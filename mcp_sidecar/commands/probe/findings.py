@@ -24,7 +24,7 @@ from mcp_sidecar.wire.revisions import FIRST_SESSIONLESS
 
 ADVICE: Final = {
     "no connection": "start the server, or look at host and port",
-    "its certificate is not trusted": "name its authority's certificate in MCP_SIDECAR_UPSTREAM__CA_FILE (`upstream.ca_file`)",
+    "its certificate is not trusted": "name its authority's in MCP_SIDECAR_UPSTREAM__CA_FILE (`upstream.ca_file`)",
     "the TLS handshake failed": "does it speak TLS on this port? else the URL begins with http://",
 }
 """What to do about a server that does not answer, by the reason."""

@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 import signal
+import socket
 import sys
 from collections.abc import Coroutine
 from pathlib import Path
@@ -270,6 +271,24 @@ async def test_the_upstream_may_be_said(folder: Folder) -> None:
         assert (await client.tool("echo")).text.startswith("echo of")
 
 
+async def test_somebody_elses_server_on_the_port_is_told(folder: Folder) -> None:
+    """A server that an earlier run has left answers for the new one, which cannot have the port: old code, and no word of it."""
+    port = free_port()
+    with socket.create_server(("127.0.0.1", port)):
+        async with developing(folder.path, "--upstream", f"http://127.0.0.1:{port}/mcp", PORT=str(port)) as dev:
+            await dev.line(f"http://127.0.0.1:{port} is in use by what dev has not started")
+
+
+async def test_a_port_that_is_taken_is_told(folder: Folder) -> None:
+    """In one line, with what to do."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        async with developing(folder.path, admin=address) as dev:
+            assert await dev.exit_status() == 1
+        assert dev.lines[0].lower() == f"admin.address {address}: address already in use"
+        assert "--listen 0" in dev.lines[1]
+
+
 async def test_calls_under_way_end_on_a_server_that_is_stopped_first(folder: Folder) -> None:
     """A call that has begun before a save is answered, also where SIGTERM ends the server at once; what comes behind it waits."""
     port = free_port()
@@ -324,6 +343,12 @@ async def test_a_server_says_what_matters_at_every_save(folder: Folder) -> None:
         await dev.line("│ false 1")
     async with developing(folder.path, FASTMCP_SHOW_SERVER_BANNER="true") as dev:
         await dev.line("│ true 1")
+
+
+async def test_a_reloader_in_the_command_is_told(folder: Folder) -> None:
+    """At once, since what it does to calls is seen at a broken save only."""
+    async with developing(folder.path, command=(sys.executable, "server.py", "--reload")) as dev:
+        await dev.line("--reload restarts the server by itself: leave it out")
 
 
 async def test_a_servers_lines_fit_beside_what_stands_before_them(folder: Folder) -> None:
