@@ -58,6 +58,12 @@ def problem_in(status: int, answer: dict[str, Any] | None, *, is_whole: bool = T
     return ""
 
 
+def refusal_in(body: bytes) -> str:
+    """The message of the JSON-RPC error in an answer, to whomever it is addressed; empty where there is none."""
+    errors = (message.get("error") for message in Said(200, (), body).messages)
+    return next((_short(str(error.get("message", ""))) for error in errors if isinstance(error, dict)), "")
+
+
 def _text_in(result: dict[str, Any]) -> str:
     content = result.get("content")
     blocks = content if isinstance(content, list) else []
@@ -113,7 +119,8 @@ class CallLog:
         """See ``Watch``."""
         seen = bytearray()
         title = title_of(message)
-        if title is not None:
+        connects = message.method in CONNECTS
+        if title is not None or connects:
             responder.tap = lambda data: seen.extend(data[: MAX_LOOKED_AT_BYTES - len(seen)])
         started = self._clock()
         is_over = False
@@ -127,5 +134,16 @@ class CallLog:
                 answer = answer_in(bytes(seen), message.id)
                 problem = problem_in(responder.status, answer, is_whole=is_over)
                 self._ended(message, Ended(title, self._clock() - started, problem), answer)
-            elif message.method in CONNECTS and responder.status == 200:
-                self._say(f"{client_of(message)} connected")
+            elif connects:
+                self._tell_connect(client_of(message), message, responder.status, bytes(seen))
+
+    def _tell_connect(self, client: str, message: Message, status: int, body: bytes) -> None:
+        if 200 <= status < 300:
+            self._say(f"{client} connected")
+        elif message.method == "initialize" and status >= 400:  # without it `server/discover` is only asked for
+            words = refusal_in(body)
+            self._say(" ".join(filter(None, (f"{client} could not connect: HTTP {status}", words))))
+            if "already initialized" in words.lower():
+                self._say(
+                    "the server takes one client in its life, and dev was it: give each session a transport of its own"
+                )

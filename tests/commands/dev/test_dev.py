@@ -156,6 +156,17 @@ async def test_a_client_without_sessions_is_shown_as_any_other(folder: Folder) -
         await dev.line("echo .* ok")
 
 
+async def test_a_client_that_cannot_connect_is_told(folder: Folder) -> None:
+    """With the server's own words; one that has one transport for its whole life has had its only `initialize` of `dev`."""
+    text = folder.server.read_text(encoding="utf-8")
+    folder.server.write_text(text.replace("ONE_CLIENT = False", "ONE_CLIENT = True"), encoding="utf-8")
+    async with developing(folder.path) as dev, McpClient(await dev.url()) as client:
+        await dev.line("up in")
+        assert (await client.initialize()).status == 400
+        await dev.line("could not connect: HTTP 400 Invalid Request: Server already initialized")
+        await dev.line("a transport of its own")
+
+
 async def test_calls_go_on_while_saves_come(folder: Folder) -> None:
     """Every other save is broken: no call fails, and the session stays the same."""
     async with developing(folder.path) as dev, McpClient(await dev.url()) as client:

@@ -48,7 +48,7 @@ def running_in(folder: Path) -> list[int]:
 
 def _folder_of(process: psutil.Process) -> str:
     try:
-        return process.cwd()
+        return str(process.cwd())
     except psutil.Error:
         return ""
 
