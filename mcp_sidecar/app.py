@@ -152,6 +152,10 @@ class Sidecar:
         self._lookouts = [asyncio.create_task(self._look_out()), asyncio.create_task(self._look_for_silence())]
         self.is_accepting = True
 
+    def cannot_listen(self, error: OSError) -> str:
+        """Why ``start`` failed, for whoever chose the address; asyncio says the address once more, ahead of the reason."""
+        return f"{self.starting}: {(error.strerror or str(error)).rpartition(': ')[2]}"
+
     def begin_drain(self) -> None:
         """Drain, once, and go on running."""
         if self._draining is None:

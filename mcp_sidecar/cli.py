@@ -39,19 +39,23 @@ SETTINGS = (
     ("log-format", "FORMAT", "console or json (default: console on a terminal, else json)"),
     ("log-level", "LEVEL", "debug, info (default), warning or error"),
 )
-_SETTINGS_EPILOG = (
-    "Every option is also a variable, such as MCP_SIDECAR_UPSTREAM; config.example.toml lists all settings."
-)
+_SETTINGS_EPILOG = """\
+Every option is also a variable, such as MCP_SIDECAR_UPSTREAM;
+config.example.toml lists all settings."""
 _DEV_EPILOG = f"""\
 {PROGRAM} dev -- python server.py
 
-The server gets a free port in PORT (FASTMCP_PORT, UVICORN_PORT), and in place of {{port}} in its command. On every save a
-new one is started beside it and takes its place when it answers; a server with a port of its own is found, and is stopped
-before the next one starts."""
-_PROBE_EPILOG = "It calls no tool. Exit status 0: healable; 3: not, or not to be told; 4: no MCP server."
+The server gets a free port in PORT (FASTMCP_PORT, UVICORN_PORT), and in place
+of {{port}} in its command. On every save a new one is started beside it and
+takes its place when it answers; a server with a port of its own is found, and
+is stopped before the next one starts."""
+_PROBE_EPILOG = """\
+It calls no tool. Exit status 0: healable; 3: not, or not to be told;
+4: no MCP server."""
 _EPILOG = f"""\
-`{PROGRAM} http://127.0.0.1:9000/mcp` is all that is needed to stand in front of a server.
-`{PROGRAM} COMMAND --help` tells the options of a command; without a command it is `{SERVE}`."""
+`{PROGRAM} http://127.0.0.1:9000/mcp` is all that is needed to stand
+in front of a server. `{PROGRAM} COMMAND --help` tells the options of a
+command; without a command it is `{SERVE}`."""
 
 
 class _Parser(ArgumentParser):

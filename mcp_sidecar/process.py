@@ -91,7 +91,7 @@ async def _serve(config: SidecarConfig) -> int:
     try:
         await sidecar.start()
     except OSError as error:
-        return await _give_up(sidecar, f"{sidecar.starting}: {error.strerror or error}")
+        return await _give_up(sidecar, sidecar.cannot_listen(error))
     except CannotStart as error:
         return await _give_up(sidecar, str(error))
     _on_hangup(sidecar.read_files_again)

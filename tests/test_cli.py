@@ -280,6 +280,14 @@ def test_every_command_has_a_help_of_its_own(capsys: pytest.CaptureFixture[str],
     assert all(option in text for option in options_of(command))
 
 
+def test_help_fits_a_narrow_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What argparse does not wrap is written so that no line is cut in the middle of a word."""
+    monkeypatch.setenv("COLUMNS", "80")
+    for words in ((), *((command.name,) for command in COMMANDS)):
+        assert main((*words, "--help")) == 0
+        assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+
+
 def test_help_of_serve_names_the_settings(capsys: pytest.CaptureFixture[str]) -> None:
     """The options of the contract are all there."""
     assert main(("serve", "--help")) == 0

@@ -48,7 +48,10 @@ SHORT_VARIABLES: Final = frozenset(
 )
 # Options of other programs that documents may name.
 FOREIGN_OPTIONS: Final = frozenset(
-    {"--locked", "--no-deps", "--no-healthcheck", "--require-hashes", "--set", "--strict"}
+    {
+        *("--locked", "--no-deps", "--no-healthcheck", "--require-hashes", "--set", "--strict"),
+        *("--reload", "--timeout-graceful-shutdown"),
+    }
 )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -91,17 +92,22 @@ INITIALIZED = {"jsonrpc": "2.0", "method": "notifications/initialized"}
 class McpClient:
     """Asks one server. Use as an async context manager."""
 
-    def __init__(self, url: str, headers: Iterable[Pair] = (), *, timeout_s: float = 10.0) -> None:
-        """``headers`` go with every request; ``timeout_s`` is for a whole answer."""
+    def __init__(
+        self, url: str, headers: Iterable[Pair] = (), *, timeout_s: float = 10.0, ca_file: str | None = None
+    ) -> None:
+        """``headers`` go with every request; ``timeout_s`` is for a whole answer; ``ca_file`` is whom to trust."""
         self.url = url
         self._headers = tuple(headers)
         self._timeout_s = timeout_s
+        self._ca_file = ca_file
         self._http: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
         """Nothing is connected before it is needed."""
         # Proxies of the environment are not meant: this is about the very server.
+        trusted = ssl.create_default_context(cafile=self._ca_file) if self._ca_file is not None else True
         self._http = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(ssl=trusted),
             trust_env=False,
             auto_decompress=True,
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -157,8 +163,10 @@ class McpClient:
             raise NoAnswer("the TLS handshake failed") from None
         except aiohttp.ClientConnectorDNSError:
             raise NoAnswer("its name is not known") from None
-        except (aiohttp.ClientConnectorError, aiohttp.ClientOSError):
+        except aiohttp.ClientConnectorError:
             raise NoAnswer("no connection") from None
+        except aiohttp.ClientOSError:
+            raise NoAnswer("the connection was reset") from None
         except (aiohttp.ClientError, ValueError):
             raise NoAnswer("the answer broke off, or is no HTTP") from None
 

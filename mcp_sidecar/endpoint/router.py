@@ -80,8 +80,8 @@ class Watch(Protocol):
     def heard(self, fact: Fact) -> None:
         """Something happened."""
 
-    async def post(self, call: Call, message: Message, responder: Responder, work: Awaitable[None]) -> None:
-        """Do the work of one POST, and look at it."""
+    async def post(self, call: Call | None, message: Message, responder: Responder, work: Awaitable[None]) -> None:
+        """Do the work of one POST, and look at it; there is no ``call`` where it knows no sessions."""
 
 
 class Router:
@@ -323,7 +323,8 @@ class Router:
         if is_sessionless_request(message.meta_protocol_version, message.method, version):
             asks = partial(self.services.sessions.identity_of, incoming.fields, incoming.target.partition("?")[2])
             incoming.way = passing = self._passing(incoming)
-            await passing.sessionless(message, body, asks)
+            work = passing.sessionless(message, body, asks)
+            await (self.watch.post(None, message, incoming.responder, work) if self.watch else work)
         else:
             await self._session_post(incoming, message, body, is_encoded=is_encoded)
 

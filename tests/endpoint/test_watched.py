@@ -37,10 +37,10 @@ class Watcher:
     def heard(self, fact: Fact) -> None:
         self.facts.append(fact)
 
-    async def post(self, call: Call, message: Message, responder: Responder, work: Awaitable[None]) -> None:
+    async def post(self, call: Call | None, message: Message, responder: Responder, work: Awaitable[None]) -> None:
         responder.tap = self.bodies.append
         await work
-        assert self.sessions is not None
+        assert self.sessions is not None and call is not None
         self.sessions.note(call)
 
     def healed(self) -> int:

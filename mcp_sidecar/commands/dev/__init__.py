@@ -7,7 +7,7 @@ The sidecar runs in this process, before a server that is another one after each
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import errno
 import shlex
 import signal
 import sys
@@ -21,10 +21,11 @@ from mcp_sidecar import __version__
 from mcp_sidecar.app import Sidecar
 from mcp_sidecar.commands.dev import files
 from mcp_sidecar.commands.dev.calls import CallLog, Ended
-from mcp_sidecar.commands.dev.child import Guard
+from mcp_sidecar.commands.dev.child import Guard, Hurry
 from mcp_sidecar.commands.dev.clients import snippets
 from mcp_sidecar.commands.dev.kept import KeptCalls
-from mcp_sidecar.commands.dev.screen import BOLD, DIM, RED, Screen, single_keys
+from mcp_sidecar.commands.dev.reloaders import reloader_in
+from mcp_sidecar.commands.dev.screen import BOLD, DIM, RED, YELLOW, Screen, single_keys
 from mcp_sidecar.commands.dev.supervisor import LONGEST_START_S, Plan, Supervisor
 from mcp_sidecar.commands.dev.takeover import Sessions
 from mcp_sidecar.config import SidecarConfig
@@ -39,7 +40,8 @@ NOWHERE = "http://127.0.0.1:1"
 DRAIN_S = 2.0
 LAST_LINES_S = 1.0
 SPARE_S = 5.0
-STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
+STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+"""The first ends everything in its order, a second one at once."""
 
 
 def run(arguments: Namespace, load: Callable[[Mapping[str, Sequence[str]]], Loaded | None]) -> int:
@@ -101,6 +103,7 @@ def _run_to_end(plan: Plan, config: SidecarConfig) -> int:
 async def _run(plan: Plan, config: SidecarConfig) -> int:
     clock = asyncio.get_running_loop().time
     screen = Screen.of_process(clock)
+    hurry = Hurry()
     try:
         kept = KeptCalls(clock)
 
@@ -116,24 +119,34 @@ async def _run(plan: Plan, config: SidecarConfig) -> int:
         try:
             await sidecar.start()
         except OSError as error:
-            screen.say(f"{sidecar.starting}: {error.strerror or error}", RED)
+            screen.say(sidecar.cannot_listen(error), RED)
+            if error.errno == errno.EADDRINUSE:
+                screen.plain("          --listen 0 takes a free port, and --admin off needs none")
             return COULD_NOT_RUN
         kept.url = sidecar.client_url
         try:
-            async with Guard() as guard:
+            async with Guard(hurry) as guard:
                 supervisor = Supervisor(plan, sessions, sidecar.services.upstream, config.upstream, guard, screen)
-                return await _supervise(supervisor, sidecar, plan, guard, screen)
+                status = await _supervise(supervisor, sidecar, plan, guard, screen)
         finally:
-            await _stop(sidecar)
+            await _stop(sidecar, hurry)
+        return 128 + hurry.number if hurry.number else status
     finally:
+        _signals_end_it()
         screen.close(LAST_LINES_S)
 
 
 async def _supervise(supervisor: Supervisor, sidecar: Sidecar, plan: Plan, guard: Guard, screen: Screen) -> int:
     loop = asyncio.get_running_loop()
-    for name in STOP_SIGNALS:
-        with contextlib.suppress(AttributeError, NotImplementedError):
-            loop.add_signal_handler(getattr(signal, name), supervisor.stop)
+
+    def on_signal(number: int) -> None:
+        if supervisor.is_ending:
+            guard.hurry.begin(number)
+        else:
+            supervisor.stop()
+
+    for each in STOP_SIGNALS:
+        signal.signal(each, lambda number, _: loop.call_soon_threadsafe(on_signal, number))
     status_page = f"http://{sidecar.admin_address}/" if sidecar.admin_address else ""
     keys: dict[str, Callable[[], None]] = {
         "r": supervisor.restart,
@@ -150,10 +163,18 @@ async def _supervise(supervisor: Supervisor, sidecar: Sidecar, plan: Plan, guard
         return await supervisor.run()
 
 
-async def _stop(sidecar: Sidecar) -> None:
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(DRAIN_S):
-            await sidecar.drain()
+def _signals_end_it() -> None:
+    """Nothing is left that one would cut short but the last lines, and a `KeyboardInterrupt` would be a traceback."""
+    for each in STOP_SIGNALS:
+        signal.signal(each, signal.SIG_DFL)
+
+
+async def _stop(sidecar: Sidecar, hurry: Hurry) -> None:
+    drain, cut = asyncio.create_task(sidecar.drain()), asyncio.create_task(hurry.begun.wait())
+    await asyncio.wait({drain, cut}, timeout=DRAIN_S, return_when=asyncio.FIRST_COMPLETED)
+    for task in (drain, cut):
+        task.cancel()
+    await asyncio.gather(drain, cut, return_exceptions=True)
     await sidecar.stop()
 
 
@@ -165,6 +186,10 @@ def _tell_start(screen: Screen, sidecar: Sidecar, plan: Plan, status_page: str, 
     screen.plain(f"  status       {status_page or 'off'}")
     if are_keys:
         screen.plain(screen.painted("  keys         r restart · c how clients connect · o status page · q quit", DIM))
+    reloader = reloader_in(plan.command)
+    if reloader is not None:
+        screen.say(f"{reloader} restarts the server by itself: leave it out, dev does so", YELLOW)
+        screen.plain("          as it is, a save that does not start takes the last good server, too, and calls hang")
 
 
 def _tell_call(screen: Screen, ended: Ended) -> None:

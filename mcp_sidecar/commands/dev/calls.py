@@ -20,6 +20,8 @@ MAX_LOOKED_AT_BYTES = 1024 * 1024
 MAX_TEXT = 120
 LEFT = "the client left"
 
+CONNECTS = frozenset({"initialize", "server/discover"})
+META_CLIENT_INFO = "io.modelcontextprotocol/clientInfo"
 NAMED_BY = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}
 """What is shown when it ends, and the parameter that says what was asked for. Lists, pings and notifications are no news."""
 
@@ -56,6 +58,12 @@ def problem_in(status: int, answer: dict[str, Any] | None, *, is_whole: bool = T
     return ""
 
 
+def refusal_in(body: bytes) -> str:
+    """The message of the JSON-RPC error in an answer, to whomever it is addressed; empty where there is none."""
+    errors = (message.get("error") for message in Said(200, (), body).messages)
+    return next((_short(str(error.get("message", ""))) for error in errors if isinstance(error, dict)), "")
+
+
 def _text_in(result: dict[str, Any]) -> str:
     content = result.get("content")
     blocks = content if isinstance(content, list) else []
@@ -77,8 +85,9 @@ def title_of(message: Message) -> str | None:
 
 
 def client_of(message: Message) -> str:
-    """The client's name and version, of an `initialize`."""
-    info = message.params.get("clientInfo")
+    """The client's name and version, of what it connects with; since 2026-07-28 they stand in `_meta`."""
+    meta = message.params.get("_meta")
+    info = message.params.get("clientInfo", meta.get(META_CLIENT_INFO) if isinstance(meta, dict) else None)
     info = info if isinstance(info, dict) else {}
     return (
         _short(" ".join(str(info[key]) for key in ("name", "version") if isinstance(info.get(key), str))) or "a client"
@@ -106,11 +115,12 @@ class CallLog:
         if isinstance(fact, HealEnded) and fact.outcome is not HealOutcome.HEALED:
             self._say(f"session {fact.session} not healed: {fact.reason}")
 
-    async def post(self, call: Call, message: Message, responder: Responder, work: Awaitable[None]) -> None:
+    async def post(self, call: Call | None, message: Message, responder: Responder, work: Awaitable[None]) -> None:
         """See ``Watch``."""
         seen = bytearray()
         title = title_of(message)
-        if title is not None:
+        connects = message.method in CONNECTS
+        if title is not None or connects:
             responder.tap = lambda data: seen.extend(data[: MAX_LOOKED_AT_BYTES - len(seen)])
         started = self._clock()
         is_over = False
@@ -118,10 +128,22 @@ class CallLog:
             await work
             is_over = True
         finally:
-            self.note(call)
+            if call is not None:
+                self.note(call)
             if title is not None:
                 answer = answer_in(bytes(seen), message.id)
                 problem = problem_in(responder.status, answer, is_whole=is_over)
                 self._ended(message, Ended(title, self._clock() - started, problem), answer)
-            elif message.method == "initialize" and responder.status == 200:
-                self._say(f"{client_of(message)} connected")
+            elif connects:
+                self._tell_connect(client_of(message), message, responder.status, bytes(seen))
+
+    def _tell_connect(self, client: str, message: Message, status: int, body: bytes) -> None:
+        if 200 <= status < 300:
+            self._say(f"{client} connected")
+        elif message.method == "initialize" and status >= 400:  # without it `server/discover` is only asked for
+            words = refusal_in(body)
+            self._say(" ".join(filter(None, (f"{client} could not connect: HTTP {status}", words))))
+            if "already initialized" in words.lower():
+                self._say(
+                    "the server takes one client in its life, and dev was it: give each session a transport of its own"
+                )

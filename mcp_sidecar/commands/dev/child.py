@@ -75,11 +75,26 @@ def _text(line: bytes) -> str:
     return text + " …" if len(line) > MAX_LINE_BYTES else text
 
 
+class Hurry:
+    """Whether nothing is given time to end any more, and the number of the signal that said so; 0 before."""
+
+    def __init__(self) -> None:
+        """There is none yet."""
+        self.begun = asyncio.Event()
+        self.number = 0
+
+    def begin(self, number: int) -> None:
+        """From now on."""
+        self.number = self.number or number
+        self.begun.set()
+
+
 class Guard:
     """The process that ends groups where the sidecar cannot. Use as an async context manager."""
 
-    def __init__(self) -> None:
-        """Nothing is guarded yet."""
+    def __init__(self, hurry: Hurry | None = None) -> None:
+        """Nothing is guarded yet. ``hurry`` counts for whatever is taken into its care."""
+        self.hurry = hurry or Hurry()
         self._process: asyncio.subprocess.Process | None = None
 
     async def __aenter__(self) -> Self:
@@ -202,12 +217,12 @@ class Server(asyncio.SubprocessProtocol):
             os.killpg(self.pid, number)
 
     async def end(self) -> None:
-        """SIGTERM to all of its family, SIGKILL to what is left of it after five seconds; returns when nothing is left."""
+        """SIGTERM to all of its family, SIGKILL to what is left after five seconds, or in a hurry; then nothing is left."""
         self._find_strays()
         try:
             self._tell_all(signal.SIGTERM)
             async with asyncio.timeout(STOP_PATIENCE_S):
-                while self._is_left():  # noqa: ASYNC110 - nobody tells of a group
+                while self._is_left() and not self._guard.hurry.number:  # noqa: ASYNC110 - nobody tells of a group
                     await asyncio.sleep(LOOK_EVERY_S)
         except TimeoutError:
             pass

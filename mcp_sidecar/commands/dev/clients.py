@@ -24,7 +24,8 @@ def snippets(url: str, name: str) -> str:
             "Python",
             "  from mcp import ClientSession",
             "  from mcp.client.streamable_http import streamable_http_client",
-            f'  async with streamable_http_client("{url}") as (read, write, _), ClientSession(read, write) as session:',
-            "      await session.initialize()",
+            f'  async with streamable_http_client("{url}") as streams:',
+            "      async with ClientSession(*streams[:2]) as session:",
+            "          await session.initialize()",
         )
     )

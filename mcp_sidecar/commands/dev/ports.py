@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import random
 import socket
 from typing import Final
+from urllib.parse import urlsplit
 
 import psutil
 
@@ -13,6 +15,8 @@ LOOPBACK: Final = "127.0.0.1"
 _ANY: Final = {"0.0.0.0": LOOPBACK, "::": "[::1]", "::ffff:0.0.0.0": LOOPBACK}  # noqa: S104 - compared with
 
 TRIES: Final = 100
+CONNECT_PATIENCE_S: Final = 1.0
+PORT_OF: Final = {"http": 80, "https": 443}
 
 VARIABLES: Final = ("PORT", "FASTMCP_PORT", "UVICORN_PORT")
 """Who reads which: most of the world; FastMCP; the command line of uvicorn."""
@@ -58,6 +62,17 @@ def _host(address: str) -> str:
     if address in _ANY:
         return _ANY[address]
     return f"[{address}]" if ":" in address else address
+
+
+async def is_in_use(origin: str) -> bool:
+    """Whether somebody accepts connections there."""
+    place = urlsplit(origin)
+    with contextlib.suppress(OSError, TimeoutError):
+        async with asyncio.timeout(CONNECT_PATIENCE_S):
+            _, writer = await asyncio.open_connection(place.hostname, place.port or PORT_OF[place.scheme])
+        writer.close()
+        return True
+    return False
 
 
 def filled_in(command: list[str], port: int) -> list[str]:

@@ -19,6 +19,8 @@ from mcp_sidecar.ops.log_writer import LogWriter
 
 MAX_LINES_PER_SECOND = 200
 LOOK_EVERY_S = 0.5
+MARGIN = "  │"
+"""What stands before a line of the server, and a space."""
 RED, GREEN, YELLOW, DIM, BOLD = "31", "32", "33", "2", "1"
 
 
@@ -73,9 +75,18 @@ class Screen:
         self._flood.left_out += left_out
         shown, untold = self._flood.lets_pass()
         if untold:
-            self.plain(self.painted(f"  │ … {untold} lines left out", DIM))
+            self.plain(self.painted(f"{MARGIN} … {untold} lines left out", DIM))
         if shown:
-            self.plain(f"{self.painted('  │', DIM)} {line}")
+            self.plain(f"{self.painted(MARGIN, DIM)} {line}")
+
+    @staticmethod
+    def columns() -> int | None:
+        """How wide a line of the server may be; ``None`` where there is no terminal, or nobody knows how wide it is."""
+        try:
+            whole = os.get_terminal_size(sys.stdout.fileno()).columns
+        except (OSError, ValueError):
+            return None
+        return max(whole - len(MARGIN) - 1, 1) if whole else None
 
     def painted(self, text: str, colour: str) -> str:
         """With the colour around it, where there are colours."""

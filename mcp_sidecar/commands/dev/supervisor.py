@@ -45,6 +45,7 @@ LONGEST_START_S = DRAIN_FIXED_S + child.STOP_PATIENCE_S + SILENT_AFTER_S
 """How long a call may have to wait until a server answers, or is told to be none."""
 LISTS_PATIENCE_S = 0.025
 """How long the line that says that a server is up waits for what changed in its lists; later that is a line of its own."""
+ENDS_SOON_S, SLOW_TO_END = 2.0, "the server takes its time to end; Ctrl-C again ends it at once"
 TOLD_LINES = 8
 CALM = {"PYTHONUNBUFFERED": "1", "FASTMCP_SHOW_SERVER_BANNER": "false", "FASTMCP_CHECK_FOR_UPDATES": "off"}
 """Lines that come as they are written, and not twenty of them for a banner at every save; what the developer sets counts."""
@@ -118,6 +119,7 @@ class Supervisor:
         self._waiting: Changed | None = None
         self._events: asyncio.Queue[Changed | Exited | Stop] = asyncio.Queue()
         self._background: set[asyncio.Task[None]] = set()
+        self.is_ending = False
 
     # -- what others tell -------------------------------------------------------------------------------------------------
 
@@ -127,6 +129,7 @@ class Supervisor:
 
     def stop(self, status: int = 0) -> None:
         """End everything."""
+        self.is_ending = True
         self._events.put_nowait(Stop(status))
 
     async def run(self) -> int:
@@ -144,9 +147,11 @@ class Supervisor:
                     case Stop(status):
                         return status
         finally:
+            telling = asyncio.get_running_loop().call_later(ENDS_SOON_S, self._screen.say, SLOW_TO_END, DIM)
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
             await self._end_all()
+            telling.cancel()
 
     # -- files ------------------------------------------------------------------------------------------------------------
 
@@ -204,6 +209,9 @@ class Supervisor:
         began = clock()
         if self._fixed is not None:
             await self._stop_current()
+            if await ports.is_in_use(self._fixed):
+                words = f"{self._fixed} is in use by what dev has not started: until that ends, calls go there"
+                self._screen.say(words, YELLOW)
         if self._current is None:
             self._sessions.hope()
         port = ports.free_port() if self._fixed is None else None
@@ -228,10 +236,11 @@ class Supervisor:
         command = list(self._plan.command)
         return command if port is None else ports.filled_in(command, port)
 
-    @staticmethod
-    def _environment(port: int | None) -> dict[str, str]:
+    def _environment(self, port: int | None) -> dict[str, str]:
         given = {} if port is None else dict.fromkeys(ports.VARIABLES, str(port))
-        return {**CALM, **os.environ, **given}
+        columns = self._screen.columns()
+        fits = {} if columns is None else {"COLUMNS": str(columns)}
+        return {**CALM, **fits, **os.environ, **given}
 
     async def _wait(self, server: Server, port: int | None) -> Up | None:
         """Until it is up; ``None`` where it has ended before."""

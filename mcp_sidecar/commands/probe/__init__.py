@@ -63,7 +63,7 @@ def _headers(given: Sequence[str]) -> list[Pair] | None:
 
 async def _run(arguments: Namespace, config: SidecarConfig, headers: list[Pair]) -> int:
     is_shown = sys.stderr.isatty() and not arguments.json
-    seen = await Questions(config.upstream.url, headers).ask_all(
+    seen = await Questions(config.upstream.url, headers, ca_file=config.upstream.ca_file).ask_all(
         lambda about: _progress(f"asking: {about}") if is_shown else None
     )
     _progress("") if is_shown else None

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final
+from urllib.parse import urljoin
 
 from mcp_sidecar.commands.mcp_client import REQUEST_ID, Said
 from mcp_sidecar.commands.probe.questions import PINGS_ON_NEW_CONNECTIONS, Answered, Seen
@@ -21,18 +22,26 @@ from mcp_sidecar.verdicts.words import said_in
 from mcp_sidecar.wire.cookies import is_named
 from mcp_sidecar.wire.revisions import FIRST_SESSIONLESS
 
+ADVICE: Final = {
+    "no connection": "start the server, or look at host and port",
+    "its certificate is not trusted": "name its authority's in MCP_SIDECAR_UPSTREAM__CA_FILE (`upstream.ca_file`)",
+    "the TLS handshake failed": "does it speak TLS on this port? else the URL begins with http://",
+}
+"""What to do about a server that does not answer, by the reason."""
+
 
 class Outcome(Enum):
     """What `probe` found. The value is how it is said in JSON, ``exit_status`` what the process ends with."""
 
     HEALABLE = "healable"
     NOT_HEALABLE = "not_healable"
+    UNKNOWN = "unknown"
     NO_MCP_SERVER = "no_mcp_server"
 
     @property
     def exit_status(self) -> int:
         """0, 3 or 4."""
-        return {"healable": 0, "not_healable": 3, "no_mcp_server": 4}[self.value]
+        return {"healable": 0, "not_healable": 3, "unknown": 3, "no_mcp_server": 4}[self.value]
 
 
 class Level(Enum):
@@ -114,7 +123,7 @@ def _nothing_there(seen: Seen) -> Report | None:
     answered = seen.answers["initialize"]
     if answered.said is not None:
         return None
-    advice = "start the server, or look at host and port" if answered.why == "no connection" else ""
+    advice = ADVICE.get(answered.why, "")
     finding = Finding("server", f"nobody answers at {seen.url}: {answered.why}", Level.BAD, advice)
     return Report(Outcome.NO_MCP_SERVER, f"nobody answers ({answered.why})", (finding,))
 
@@ -123,12 +132,13 @@ def _elsewhere(seen: Seen) -> Report | None:
     said = seen.said("initialize")
     if said is None or not 300 <= said.status < 400:
         return None
-    to = said.header("Location") or "nowhere"
+    location = said.header("Location")
+    to = urljoin(seen.url, location) if location else "nowhere"
     text = (
         f"a POST is redirected to {to} ({said.status}); the sidecar passes redirects on, and most clients do not follow"
     )
     advice = f"probe and use that URL: {to}"
-    return Report(Outcome.NOT_HEALABLE, f"redirects to {to}", (Finding("redirect", text, Level.BAD, advice),))
+    return Report(Outcome.UNKNOWN, f"it redirects to {to}", (Finding("redirect", text, Level.BAD, advice),))
 
 
 def _needs_credentials(seen: Seen) -> Report | None:
@@ -141,7 +151,8 @@ def _needs_credentials(seen: Seen) -> Report | None:
     advice = "probe again with --header 'Authorization: Bearer …' to see what it says to sessions"
     if seen.has_credentials:
         text, advice = f"it answers {status} to the credential that was given", "give another one with --header"
-    return Report(Outcome.NOT_HEALABLE, "behind a login: cannot be told without a credential", (
+    lacks = "the credential is refused" if seen.has_credentials else "it is behind a login"
+    return Report(Outcome.UNKNOWN, lacks, (
         Finding("credentials", text, Level.BAD, advice),
     ))  # fmt: skip
 
@@ -170,7 +181,7 @@ def _no_mcp(seen: Seen) -> Report | None:
     older = seen.said("plain-get")
     advice = ""
     if spoken:
-        kind = "an MCP server that refuses the handshake"
+        kind = "a JSON-RPC server that refuses the handshake"
     elif judgement is not None and judgement.verdict is Verdict.UNAVAILABLE:
         kind, advice = "a gateway without its server", "start the server, and probe again"
     elif older is not None and older.status == 200 and older.media_type == "text/event-stream":

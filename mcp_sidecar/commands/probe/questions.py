@@ -146,9 +146,10 @@ def _same_in_all(ids: Sequence[str]) -> str:
 class Questions:
     """Asks one server."""
 
-    def __init__(self, url: str, headers: Sequence[Pair] = ()) -> None:
-        """``headers`` go with every request, such as a credential."""
+    def __init__(self, url: str, headers: Sequence[Pair] = (), *, ca_file: str | None = None) -> None:
+        """``headers`` go with every request, such as a credential; ``ca_file`` is trusted in place of the system's."""
         self.url = url
+        self._ca_file = ca_file
         self._headers = tuple(headers)
         self._answers: dict[str, Answered] = {}
         self._chance = random.Random()
@@ -170,7 +171,7 @@ class Questions:
     @asynccontextmanager
     async def _client(self, *headers: Pair, instead: bool = False) -> AsyncIterator[McpClient]:
         sent = headers if instead else (*self._headers, *headers)
-        async with McpClient(self.url, sent, timeout_s=TIMEOUT_S) as client:
+        async with McpClient(self.url, sent, timeout_s=TIMEOUT_S, ca_file=self._ca_file) as client:
             yield client
 
     async def _ask(
@@ -197,9 +198,8 @@ class Questions:
         if 300 <= seen.status("initialize") < 400:
             return
         parts = urlsplit(self.url)
-        async with McpClient(
-            f"{parts.scheme}://{parts.netloc}/.well-known/oauth-protected-resource{parts.path}"
-        ) as other:
+        metadata = f"{parts.scheme}://{parts.netloc}/.well-known/oauth-protected-resource{parts.path}"
+        async with McpClient(metadata, ca_file=self._ca_file) as other:
             await self._ask("oauth", other.ask("GET", ()), http="GET")
         await self._ask("plain-get", client.ask("GET", ()), http="GET")
 

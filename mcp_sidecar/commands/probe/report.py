@@ -15,6 +15,7 @@ from mcp_sidecar.commands.probe.restart import Restarted
 TITLES = {
     Outcome.HEALABLE: "healable",
     Outcome.NOT_HEALABLE: "not healable",
+    Outcome.UNKNOWN: "not to be told yet",
     Outcome.NO_MCP_SERVER: "no MCP server",
 }
 TOPIC_WIDTH = 18

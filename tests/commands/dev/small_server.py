@@ -1,7 +1,7 @@
 """An MCP server for the tests of `dev`, as a developer's file: `python small_server.py`, on the port in ``PORT``.
 
 The standard library only, so that it starts fast. It forgets its sessions with its process, speaks on a listening stream, and has
-the tools in ``TOOLS``; the tests copy it and edit that line. The tool ``slow`` takes its time. Its lists wait for the file that
+the tools in ``TOOLS``; the tests copy it and edit that line. With ``ONE_CLIENT`` it has one transport for its whole life. The tool ``slow`` takes its time. Its lists wait for the file that
 ``LISTS_GATE`` names, if any.
 """
 
@@ -18,9 +18,11 @@ from pathlib import Path
 TOOLS = ["echo"]
 PORT = int(os.environ.get("PORT", "0"))
 PROMISES = False
+ONE_CLIENT = False
 SLOW_S = 0.7
 LISTS_GATE = ""
 SESSIONS: set[str] = set()
+HAD: list[str] = []
 ENDED = threading.Event()
 
 
@@ -45,8 +47,10 @@ class Handler(BaseHTTPRequestHandler):
 
     @property
     def is_known(self) -> bool:
-        """Whether the session is one of this process."""
-        return self.headers.get("Mcp-Session-Id") in SESSIONS
+        """Whether the session is one of this process, or none is needed."""
+        return (
+            self.headers.get("Mcp-Session-Id") in SESSIONS or self.headers.get("MCP-Protocol-Version") == "2026-07-28"
+        )
 
     def lost(self) -> None:
         """As the Python SDK says it."""
@@ -58,8 +62,12 @@ class Handler(BaseHTTPRequestHandler):
         message = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         method, key = message.get("method"), message.get("id")
         if method == "initialize":
+            if ONE_CLIENT and HAD:
+                error = {"code": -32600, "message": "Invalid Request: Server already initialized"}
+                return self.answer(400, {"jsonrpc": "2.0", "id": None, "error": error})
             session = uuid.uuid4().hex
             SESSIONS.add(session)
+            HAD.append(session)
             result = {
                 "protocolVersion": message["params"]["protocolVersion"],
                 "capabilities": {"tools": {"listChanged": PROMISES}},

@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 import signal
+import socket
 import sys
 from collections.abc import Coroutine
 from pathlib import Path
@@ -14,6 +15,8 @@ import pytest
 
 from mcp_sidecar.commands.dev.child import RUNNING, Guard, Server, start
 from mcp_sidecar.commands.dev.ports import free_port
+from mcp_sidecar.commands.mcp_client import McpClient as SidecarClient
+from mcp_sidecar.commands.mcp_client import request
 from tests.commands.dev.running import DevProcess, Folder, developing, gone, is_running
 from tests.support.client import McpClient
 from tests.support.waiting import eventually
@@ -138,6 +141,32 @@ async def test_a_save_while_a_server_takes_over_leaves_no_former_one(folder: Fol
         await gone(first, second)
 
 
+async def test_a_client_without_sessions_is_shown_as_any_other(folder: Folder) -> None:
+    """2026-07-28 knows no `initialize`: the client is named in its `server/discover`, and its calls are told as they end."""
+    version, info = "io.modelcontextprotocol/protocolVersion", "io.modelcontextprotocol/clientInfo"
+    meta = {version: "2026-07-28", info: {"name": "modern", "version": "4"}}
+    async with developing(folder.path) as dev:
+        url = await dev.url()
+        await dev.line("up in")
+        async with SidecarClient(url) as client:
+            for method, params in (("server/discover", {}), ("tools/call", {"name": "echo", "arguments": {}})):
+                said = await client.post(request(method, params | {"_meta": meta}), None, "2026-07-28")
+                assert said.status == 200
+        await dev.line("modern 4 connected")
+        await dev.line("echo .* ok")
+
+
+async def test_a_client_that_cannot_connect_is_told(folder: Folder) -> None:
+    """With the server's own words; one that has one transport for its whole life has had its only `initialize` of `dev`."""
+    text = folder.server.read_text(encoding="utf-8")
+    folder.server.write_text(text.replace("ONE_CLIENT = False", "ONE_CLIENT = True"), encoding="utf-8")
+    async with developing(folder.path) as dev, McpClient(await dev.url()) as client:
+        await dev.line("up in")
+        assert (await client.initialize()).status == 400
+        await dev.line("could not connect: HTTP 400 Invalid Request: Server already initialized")
+        await dev.line("a transport of its own")
+
+
 async def test_calls_go_on_while_saves_come(folder: Folder) -> None:
     """Every other save is broken: no call fails, and the session stays the same."""
     async with developing(folder.path) as dev, McpClient(await dev.url()) as client:
@@ -253,6 +282,24 @@ async def test_the_upstream_may_be_said(folder: Folder) -> None:
         assert (await client.tool("echo")).text.startswith("echo of")
 
 
+async def test_somebody_elses_server_on_the_port_is_told(folder: Folder) -> None:
+    """A server that an earlier run has left answers for the new one, which cannot have the port: old code, and no word of it."""
+    port = free_port()
+    with socket.create_server(("127.0.0.1", port)):
+        async with developing(folder.path, "--upstream", f"http://127.0.0.1:{port}/mcp", PORT=str(port)) as dev:
+            await dev.line(f"http://127.0.0.1:{port} is in use by what dev has not started")
+
+
+async def test_a_port_that_is_taken_is_told(folder: Folder) -> None:
+    """In one line, with what to do."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        async with developing(folder.path, admin=address) as dev:
+            assert await dev.exit_status() == 1
+        assert dev.lines[0].lower() == f"admin.address {address}: address already in use"
+        assert "--listen 0" in dev.lines[1]
+
+
 async def test_calls_under_way_end_on_a_server_that_is_stopped_first(folder: Folder) -> None:
     """A call that has begun before a save is answered, also where SIGTERM ends the server at once; what comes behind it waits."""
     port = free_port()
@@ -307,6 +354,23 @@ async def test_a_server_says_what_matters_at_every_save(folder: Folder) -> None:
         await dev.line("│ false 1")
     async with developing(folder.path, FASTMCP_SHOW_SERVER_BANNER="true") as dev:
         await dev.line("│ true 1")
+
+
+async def test_a_reloader_in_the_command_is_told(folder: Folder) -> None:
+    """At once, since what it does to calls is seen at a broken save only."""
+    async with developing(folder.path, command=(sys.executable, "server.py", "--reload")) as dev:
+        await dev.line("--reload restarts the server by itself: leave it out")
+
+
+async def test_a_servers_lines_fit_beside_what_stands_before_them(folder: Folder) -> None:
+    """FastMCP's log and its tracebacks are drawn as wide as COLUMNS says, else for 80; without a terminal nobody says it."""
+    folder.does("import os; print('columns', os.environ.get('COLUMNS'))")
+    wide = ("sh", "-c", 'unset COLUMNS; stty cols 100; exec "$@"', "sh")
+    async with developing(folder.path, at_terminal=True, shell=wide, NO_COLOR="1") as dev:
+        await dev.line("columns 96$")
+    none = ("env", "-u", "COLUMNS")
+    async with developing(folder.path, shell=none) as dev:
+        await dev.line("columns None$")
 
 
 async def test_files_of_no_interest_restart_nothing(folder: Folder) -> None:

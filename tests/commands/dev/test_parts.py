@@ -22,6 +22,7 @@ from mcp_sidecar.commands.dev.clients import snippets
 from mcp_sidecar.commands.dev.files import changes, told, watched
 from mcp_sidecar.commands.dev.lists import counted, difference, items_of
 from mcp_sidecar.commands.dev.ports import filled_in
+from mcp_sidecar.commands.dev.reloaders import reloader_in
 from mcp_sidecar.commands.dev.screen import MAX_LINES_PER_SECOND, Flood
 from mcp_sidecar.commands.dev.supervisor import LONGEST_START_S, cause_in
 from mcp_sidecar.settings import load
@@ -266,6 +267,25 @@ def test_a_flood_is_counted() -> None:
     assert passed.count(True) == MAX_LINES_PER_SECOND
     now = 1.5
     assert flood.lets_pass() == (True, 5)
+
+
+@pytest.mark.parametrize(
+    ("command", "reloader"),
+    [
+        ("python server.py", None),
+        ("uvicorn app:app --reload", "--reload"),
+        ("python -m uvicorn app:app --reload-dir src", None),
+        ("node --watch=src server.js", "--watch"),
+        ("npx nodemon server.js", "nodemon"),
+        ("/opt/bin/watchexec -- python server.py", "watchexec"),
+        ("npx tsx watch server.ts", "tsx watch"),
+        ("npx tsx watch.ts", None),
+        ("cargo run", None),
+    ],
+)
+def test_a_command_that_reloads_is_told_by_its_words(command: str, reloader: str | None) -> None:
+    """Two that restart one server get in each other's way; what only sounds like it is no reloader."""
+    assert reloader_in(command.split()) == reloader
 
 
 def test_the_port_is_filled_in() -> None:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 import re
-from collections.abc import Callable
+import socket
+import ssl
+import struct
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +28,7 @@ from mcp_sidecar.settings import load
 from mcp_sidecar.verdicts.classify import Verdict
 from tests.support import corpus
 from tests.support.behaviour import Answers, SessionMode
+from tests.support.certificates import make_certificate
 from tests.support.dialects import DIALECTS
 from tests.support.fake_upstream import FakeUpstream
 from tests.support.sidecar import running_sidecar
@@ -95,9 +102,11 @@ async def test_a_server_that_wants_a_login_is_not_judged() -> None:
     """Without a credential nobody can tell; with it everything can be told."""
     async with FakeUpstream(authorization=frozenset({"Bearer right"})) as server:
         _, report = await probed(server.url)
-        assert (report.outcome, "login" in report.summary) == (Outcome.NOT_HEALABLE, True)
+        assert (report.outcome, "login" in report.summary) == (Outcome.UNKNOWN, True)
         seen, report = await probed(server.url, Authorization="Bearer right")
         assert report.outcome is Outcome.HEALABLE
+        _, refused_one = await probed(server.url, Authorization="Bearer wrong")
+        assert refused_one.summary == "the credential is refused"
         assert "a wrong token gets 401" in said_of(report, "credentials")
         assert "right" not in as_json(seen, report, None).replace("right token", "")
 
@@ -108,6 +117,39 @@ async def test_nobody_there_is_told() -> None:
         url = server.url
     _, report = await probed(url)
     assert (report.outcome.exit_status, report.summary) == (4, "nobody answers (no connection)")
+
+
+@asynccontextmanager
+async def ending_all(tls: ssl.SSLContext | None, *, at_once: bool) -> AsyncIterator[str]:
+    """The origin of a server that takes connections, reads a little, and ends them."""
+
+    async def end(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(10)
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", at_once, 0))
+        writer.close()
+
+    async with await asyncio.start_server(end, "127.0.0.1", 0, ssl=tls) as server:
+        yield f"{'http' if tls is None else 'https'}://127.0.0.1:{server.sockets[0].getsockname()[1]}/mcp"
+
+
+async def test_a_reset_is_not_a_server_that_is_away() -> None:
+    """Somebody is there: whoever starts the server again would look in the wrong place."""
+    async with ending_all(None, at_once=True) as url:
+        _, report = await probed(url)
+    assert (report.outcome.exit_status, report.summary) == (4, "nobody answers (the connection was reset)")
+
+
+async def test_a_certificate_of_ones_own_is_trusted_where_it_is_named(tmp_path: Path) -> None:
+    """As the sidecar trusts it, by ``upstream.ca_file``; else the advice names the setting."""
+    certificate, key = make_certificate(tmp_path)
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(certificate, key)
+    async with ending_all(tls, at_once=False) as url:
+        _, report = await probed(url)
+        assert report.summary == "nobody answers (its certificate is not trusted)"
+        assert "upstream.ca_file" in report.findings[0].advice
+        seen = await Questions(url, ca_file=str(certificate)).ask_all(lambda _: None)
+    assert "certificate" not in report_on(seen).summary
 
 
 async def test_a_sidecar_in_front_is_told() -> None:
@@ -212,6 +254,7 @@ def test_several_servers_behind_one_address_are_told() -> None:
     [
         (Said(200, (("Content-Type", "text/html"),), b"<html>"), 4, "no MCP endpoint"),
         (Said(308, (("Location", "https://x/mcp"),)), 3, "redirects to https://x/mcp"),
+        (Said(307, (("Location", "/v2/mcp"),)), 3, "redirects to http://127.0.0.1:9000/v2/mcp"),
         (refused(400, "Unsupported protocol version"), 4, "refuses the handshake"),
         (Said(502, (("Content-Type", "text/html"),), b"<html>"), 4, "a gateway without its server"),
     ],
