@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final, TypeVar
 
 from mcp_sidecar.facts import Emit, StoreAsked, StoreBack, StoreLost
-from mcp_sidecar.sessions.stores.store import Claim, Entry, Key, Lease, Store, StoreAway, StoreUnwritable, Touch
+from mcp_sidecar.sessions.stores.store import Claim, Entry, Key, Lease, Store, StoreAway, StoreUnwritable, Touch, Turn
 
 T = TypeVar("T")
 
@@ -109,7 +109,7 @@ class StoreGuard:
         """Whose the upstream id is."""
         return await self._ask("holder", lambda: self._store.holder(claim))
 
-    async def lease(self, lease: Lease, *, ttl_s: float) -> bool:
+    async def lease(self, lease: Lease, *, ttl_s: float) -> Turn:
         """Whose turn it is."""
         return await self._ask("lease", lambda: self._store.lease(lease, ttl_s=ttl_s))
 

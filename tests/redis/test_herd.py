@@ -1,4 +1,4 @@
-"""Everything restarted at once: every session is healed once, and the store is asked for each once, or twice where a heal queues."""
+"""Everything restarted at once: every session is healed once, and the store is asked for each record once."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ async def test_all_are_healed(kind: str, tmp_path: Path) -> None:
                     return (await client.tool("charge", amount=number)).text
 
             told = await asyncio.gather(*map(call, range(SESSIONS)))
-            assert told == [f"charged {number}" for number in range(SESSIONS)]
+            unexpected = {number: text for number, text in enumerate(told) if text != f"charged {number}"}
+            assert not unexpected  # two lists of thousands are not to be compared by pytest: that takes it hours
             asked = Counter(fact.operation for fact in sidecar.of(StoreAsked))
-            assert asked["holder"] == SESSIONS
-            assert SESSIONS <= asked["get"] <= 2 * SESSIONS  # once more where the heal had to queue
+            assert asked["get"] == asked["holder"] == asked["lease"] == SESSIONS
             assert Counter(fact.outcome for fact in sidecar.of(HealEnded)) == {HealOutcome.HEALED: SESSIONS}
             assert sidecar.of(SidecarFault) == []
         assert len(upstream.ledger.initializes) == len(upstream.sessions) == SESSIONS

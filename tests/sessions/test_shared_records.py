@@ -191,7 +191,6 @@ class SharedRecords(RuleBasedStateMachine):
         session.fire(Event.LOSS_SEEN)
         generation = session.generation
         self.run(place.table.take_turn(session))
-        self.run(place.table.refresh(session, even_if_fresh=True))
         if session.is_ended or session.generation > generation:
             _stop_healing(session)
             return
