@@ -76,6 +76,8 @@ class Watched:
     async def end(self, key: Key, *, ttl_s: float) -> None:
         await self._called("end")
         await self.store.end(key, ttl_s=ttl_s)
+        if self.loses_reply:
+            raise StoreAway("the reply is lost")
 
     async def touch(self, touches: Sequence[Touch]) -> Sequence[Key]:
         await self._called("touch")
@@ -282,6 +284,21 @@ class TestLoading:
         await other.opened()
         scene.clock.now += MISS_REMEMBERED_S
         assert await one.load(SID, ALICE) is None
+
+    async def test_a_lost_reply_to_an_end(self, scene: Scene) -> None:
+        """It is over for everybody, and written again until the store says so."""
+        place = await scene.place()
+        session = await place.opened()
+        place.table.end(session, SessionEnd.TERMINATED)
+        place.store.loses_reply = True
+        await place.table.settle_end(session)
+        assert place.keeper.unsaved == 1
+        assert await (await scene.place()).load(SID, ALICE) is Missing.ENDED
+        place.store.loses_reply = False
+        await place.keeper.back()
+        assert await place.keeper.flush()
+        assert place.keeper.unsaved == 0
+        assert await (await scene.place()).load(SID, ALICE) is Missing.ENDED
 
     async def test_a_store_that_is_away(self, scene: Scene) -> None:
         """That is no answer: the session may well be known."""
@@ -557,6 +574,21 @@ class TestSaving:
         assert await place.table.save(session) is Saving.DONE
         found = await (await scene.place()).loaded()
         assert (found.upstream_id, found.client_state.subscriptions) == ("mine", ("a",))
+
+    async def test_a_lost_reply_to_an_end(self, scene: Scene) -> None:
+        """It is over for everybody, and written again until the store says so."""
+        place = await scene.place()
+        session = await place.opened()
+        place.table.end(session, SessionEnd.TERMINATED)
+        place.store.loses_reply = True
+        await place.table.settle_end(session)
+        assert place.keeper.unsaved == 1
+        assert await (await scene.place()).load(SID, ALICE) is Missing.ENDED
+        place.store.loses_reply = False
+        await place.keeper.back()
+        assert await place.keeper.flush()
+        assert place.keeper.unsaved == 0
+        assert await (await scene.place()).load(SID, ALICE) is Missing.ENDED
 
     async def test_a_store_that_is_away(self, scene: Scene) -> None:
         """Nothing is lost: records and ends are written when it is back."""
