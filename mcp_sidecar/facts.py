@@ -328,9 +328,9 @@ class StoreWritesRefused:
 
 @dataclass(frozen=True, slots=True)
 class StoreWritesTaken:
-    """It takes what is written again, after ``refused_seconds``."""
+    """It takes what is written again, after so many seconds."""
 
-    refused_seconds: float
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -112,7 +112,7 @@ class HealAttempt:
         """Whether another process has healed the session at this upstream, or ended it; one that is at it is waited for."""
         table, session, pauses = self._tools.table, self._session, Pauses()
         go_on_at = self._tools.clock() + LEASE_S
-        while not (self._is_past() or await table.take_turn(session)) and self._tools.clock() < go_on_at:
+        while not (self._is_past() or await table.take_turn(session)) and self._tools.clock() < go_on_at:  # noqa: ASYNC110
             await asyncio.sleep(pauses.next_s())
         return self._is_past()
 

@@ -238,9 +238,7 @@ class Holds:
             return held.released
         return Waited.BACK if delay_s < left_s else Waited.EXPIRED
 
-    async def _until_woken(
-        self, held: HeldRequest, seconds: float, awaited: asyncio.Future[T] | None = None
-    ) -> None:
+    async def _until_woken(self, held: HeldRequest, seconds: float, awaited: asyncio.Future[T] | None = None) -> None:
         """As ``asyncio.wait`` for the first of them, at a fraction of its price: every held request comes by here."""
         if held.released is not None:
             return

@@ -30,7 +30,8 @@ class Slots:
         """``places``: how many may work at a time. Who takes longer than ``patience_s`` loses the place, and works on."""
         self._free = places
         self._patience_s = patience_s
-        self._urgent: OrderedDict[SlotRequest, None] = OrderedDict()  # whose first a plain one seeks among all that have left
+        # A plain dict seeks its first item among all that have left.
+        self._urgent: OrderedDict[SlotRequest, None] = OrderedDict()
         self._idle: OrderedDict[SlotRequest, None] = OrderedDict()
 
     @asynccontextmanager

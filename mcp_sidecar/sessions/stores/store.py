@@ -77,7 +77,7 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What came of asking for a lease: whether it is one's own, and the revision of the entry that stands there (``ABSENT``: 0).
+    """What came of asking for a lease: whether it is one's own, and the revision of the entry that stands there, or 0.
 
     So nobody has to read a record again of which nothing has changed.
     """
