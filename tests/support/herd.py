@@ -65,10 +65,11 @@ async def _called(sidecar: WatchedSidecar, names: list[ClientSessionId]) -> list
 def _assert_counts(sidecar: WatchedSidecar) -> None:
     questions = sidecar.of(StoreAsked)
     asked = Counter(fact.operation for fact in questions)
-    assert {name: asked[name] for name in ("get", "holder", "lease", "put", "give_back")} == dict.fromkeys(
-        ("get", "holder", "lease", "put", "give_back"), SESSIONS
-    )
+    ends = Counter(f"{fact.outcome.value}: {fact.reason}" for fact in sidecar.of(HealEnded))
+    told = f"{asked} {ends}"
+    for operation in ("get", "holder", "lease", "put", "give_back"):
+        assert asked[operation] == SESSIONS, told
     steps = {"lease": 1, "give_back": -1}  # the first and the last thing that a heal asks for
     assert max(accumulate(steps.get(fact.operation, 0) for fact in questions)) <= HEALS_AT_A_TIME
-    assert Counter(fact.outcome for fact in sidecar.of(HealEnded)) == {HealOutcome.HEALED: SESSIONS}
+    assert ends == {f"{HealOutcome.HEALED.value}: healed": SESSIONS}
     assert (sidecar.of(SidecarFault), sidecar.of(StoreLost)) == ([], [])
