@@ -320,6 +320,20 @@ class StoreBack:
 
 
 @dataclass(frozen=True, slots=True)
+class StoreWritesRefused:
+    """The store of sessions can be read, and takes nothing: what there is to write waits. ``reason`` is a fixed phrase."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoreWritesTaken:
+    """It takes what is written again, after so many seconds."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class SessionAdopted:
     """A session that another process has opened, or this upstream instance has never seen, goes on here.
 
@@ -407,6 +421,8 @@ Fact = (
     | StoreAsked
     | StoreLost
     | StoreBack
+    | StoreWritesRefused
+    | StoreWritesTaken
     | SessionAdopted
     | SessionIdRejected
     | SessionNotSealed

@@ -73,6 +73,8 @@ LINES: Mapping[type[facts.Fact], Line] = {
     facts.StoreAsked: Line("store_asked", logging.DEBUG),
     facts.StoreLost: Line("session_store_lost", logging.WARNING),
     facts.StoreBack: Line("session_store_back", logging.INFO),
+    facts.StoreWritesRefused: Line("session_store_unwritable", logging.WARNING),
+    facts.StoreWritesTaken: Line("session_store_writable", logging.INFO),
     facts.SessionAdopted: Line("session_adopted", logging.INFO),
     facts.SessionIdRejected: Line("session_id_rejected", logging.INFO, throttled=True),
     facts.SessionNotSealed: Line("session_not_sealed", logging.WARNING, throttled=True),

@@ -110,14 +110,10 @@ class HealAttempt:
 
     async def _is_settled_elsewhere(self) -> bool:
         """Whether another process has healed the session at this upstream, or ended it; one that is at it is waited for."""
-        table, session, pauses, is_met = self._tools.table, self._session, Pauses(), False
+        table, session, pauses = self._tools.table, self._session, Pauses()
         go_on_at = self._tools.clock() + LEASE_S
-        while not (self._is_past() or await table.take_turn(session)) and self._tools.clock() < go_on_at:
-            is_met = True
+        while not (self._is_past() or await table.take_turn(session)) and self._tools.clock() < go_on_at:  # noqa: ASYNC110
             await asyncio.sleep(pauses.next_s())
-            await table.refresh(session, even_if_fresh=True)
-        if not self._is_past():
-            await table.refresh(session, even_if_fresh=is_met)
         return self._is_past()
 
     def _is_past(self) -> bool:

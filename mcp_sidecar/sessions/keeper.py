@@ -31,6 +31,7 @@ from mcp_sidecar.sessions.stores.store import (
     Lease,
     StoreAway,
     StoreUnusable,
+    StoreUnwritable,
     Times,
     Touch,
 )
@@ -50,9 +51,6 @@ NOWHERE = ""
 LEASE_S = 5.0
 """How long a heal keeps other processes from healing the same session at the same upstream. Most heals take less, and so long
 a client may wait where the process was killed."""
-
-FRESH_S = 1.0
-"""What was read or written so lately is not read again before a heal."""
 
 TOUCH_AFTER = 0.01
 """Of the time that a session may be idle: so much of it may pass before the store is told that it is in use."""
@@ -224,13 +222,23 @@ class Keeper:
         return record if is_own else record.not_at(self.instance)
 
     async def take_turn(self, session: Session) -> bool:
-        """Before a heal: whether no other process is at it just now. Saves work only; the compare-and-set decides."""
+        """Before a heal: whether no other process is at it just now; what others have written meanwhile is taken in.
+
+        Saves work only; the compare-and-set decides.
+        """
         if not self.has_keys:
             return True
         try:
-            return await self.store.lease(self._lease(session), ttl_s=LEASE_S)
+            turn = await self.store.lease(self._lease(session), ttl_s=LEASE_S)
+        except StoreUnwritable:
+            await self._refresh(session)
+            return True
         except StoreAway:
             return True
+        saved = self._saved.get(session)
+        if saved is not None and turn.revision > saved.stored.revision:
+            await self._refresh(session)
+        return turn.is_own
 
     async def give_turn_back(self, session: Session) -> None:
         """The heal is over."""
@@ -242,11 +250,8 @@ class Keeper:
         key = self.key(session.client_id, session.principal)
         return Lease(key, self._hash(self.instance.encode(), b"instance"), self._writer)
 
-    async def refresh(self, session: Session, *, even_if_fresh: bool = False) -> None:
-        """Before a heal: take in what another process has written meanwhile; nothing where the store is away."""
-        saved = self._saved.get(session)
-        if saved is None or not self.has_keys or (self._clock() - saved.at < FRESH_S and not even_if_fresh):
-            return
+    async def _refresh(self, session: Session) -> None:
+        """Take in what another process has written meanwhile; nothing where the store is away."""
         key = self.key(session.client_id, session.principal)
         try:
             standing = (await self._look_ups.entries(key.session)).get(key.principal, ABSENT)

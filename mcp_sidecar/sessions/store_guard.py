@@ -11,13 +11,16 @@ import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final, TypeVar
 
-from mcp_sidecar.facts import Emit, StoreAsked, StoreBack, StoreLost
-from mcp_sidecar.sessions.stores.store import Claim, Entry, Key, Lease, Store, StoreAway, StoreUnwritable, Touch
+from mcp_sidecar.facts import Emit, StoreAsked, StoreBack, StoreLost, StoreWritesRefused, StoreWritesTaken
+from mcp_sidecar.sessions.stores.store import Claim, Entry, Key, Lease, Store, StoreAway, StoreUnwritable, Touch, Turn
 
 T = TypeVar("T")
 
 QUICKEST_PACE_S: Final = 0.010
 SLOWEST_PACE_S: Final = 1.0
+_WRITES: Final = frozenset({"put", "end", "touch", "probe"})
+"""What only a store that takes something can do; whether the other questions write is the store's business."""
+
 _PROBE: Final = Key(b"probe", b"probe")
 _PROBE_TTL_S: Final = 1.0
 _TOO_SLOW: Final = "it did not answer in time"
@@ -35,6 +38,7 @@ class StoreGuard:
         self.on_back: Callable[[], None] = lambda: None
         self._away_since: float | None = None
         self._unusable_since: float | None = None
+        self._unwritable_since: float | None = None
         self._is_closed = False
         self._back: asyncio.Future[None] | None = None
         self._probing: asyncio.Task[None] | None = None
@@ -109,7 +113,7 @@ class StoreGuard:
         """Whose the upstream id is."""
         return await self._ask("holder", lambda: self._store.holder(claim))
 
-    async def lease(self, lease: Lease, *, ttl_s: float) -> bool:
+    async def lease(self, lease: Lease, *, ttl_s: float) -> Turn:
         """Whose turn it is."""
         return await self._ask("lease", lambda: self._store.lease(lease, ttl_s=ttl_s))
 
@@ -141,7 +145,8 @@ class StoreGuard:
             async with asyncio.timeout(self._timeout_s):
                 answer = await work()
             failed = False
-        except StoreUnwritable:
+        except StoreUnwritable as unwritable:
+            self._note_unwritable(str(unwritable))
             raise
         except StoreAway as away:
             self._note_away(str(away))
@@ -151,7 +156,19 @@ class StoreGuard:
             raise StoreAway(_TOO_SLOW) from None
         finally:
             self._emit(StoreAsked(operation, self._clock() - started, failed))
+        if operation in _WRITES:
+            self._note_writable()
         return answer
+
+    def _note_unwritable(self, reason: str) -> None:
+        if self._unwritable_since is None:
+            self._unwritable_since = self._clock()
+            self._emit(StoreWritesRefused(reason))
+
+    def _note_writable(self) -> None:
+        if self._unwritable_since is not None:
+            self._emit(StoreWritesTaken(self._clock() - self._unwritable_since))
+            self._unwritable_since = None
 
     def _note_away(self, reason: str) -> None:
         if self._away_since is None:

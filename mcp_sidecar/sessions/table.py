@@ -248,12 +248,11 @@ class SessionTable:
         """Have the store know what the session knows; waits for it no longer than a store may take."""
         return await self._keeper.save(session)
 
-    async def refresh(self, session: Session, *, even_if_fresh: bool = False) -> None:
-        """Before a heal: have the session know whether another process has healed it here meanwhile, or ended it."""
-        await self._keeper.refresh(session, even_if_fresh=even_if_fresh)
-
     async def take_turn(self, session: Session) -> bool:
-        """Before a heal: whether no other process is healing it at this very instance; else none does for a while."""
+        """Before a heal: whether no other process is healing it at this very instance; else none does for a while.
+
+        The session knows from then on whether another process has healed it here meanwhile, or ended it.
+        """
         return await self._keeper.take_turn(session)
 
     async def give_turn_back(self, session: Session) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from mcp_sidecar.facts import Emit, HoldOverflowed, RequestHeld
 from mcp_sidecar.waiting.availability import Availability, Route
@@ -59,7 +59,7 @@ class HeldRequest:
     turn: SlotRequest | None = None
     waited_s: float = 0.0
 
-    def wake(self, _: object = None) -> None:
+    def wake(self) -> None:
         """Let it look at what has become of what it waits for."""
         if self.woken is not None and not self.woken.done():
             self.woken.set_result(None)
@@ -85,6 +85,7 @@ class Holds:
         self._held: set[HeldRequest] = set()
         self._by_request: dict[CancelKey, HeldRequest] = {}
         self._by_owner: dict[Hashable, set[HeldRequest]] = {}
+        self._waiting_for: dict[asyncio.Future[Any], dict[HeldRequest, None]] = {}
         self._streams = 0
         self._bytes = 0
         self._draining = False
@@ -237,8 +238,7 @@ class Holds:
             return held.released
         return Waited.BACK if delay_s < left_s else Waited.EXPIRED
 
-    @staticmethod
-    async def _until_woken(held: HeldRequest, seconds: float, awaited: asyncio.Future[T] | None = None) -> None:
+    async def _until_woken(self, held: HeldRequest, seconds: float, awaited: asyncio.Future[T] | None = None) -> None:
         """As ``asyncio.wait`` for the first of them, at a fraction of its price: every held request comes by here."""
         if held.released is not None:
             return
@@ -249,14 +249,34 @@ class Holds:
         held.woken = loop.create_future()
         timer = loop.call_later(seconds, held.wake)
         if awaited is not None:
-            awaited.add_done_callback(held.wake)
+            self._wait_with_others(held, awaited)
         try:
             await held.woken
         finally:
             held.woken = None
             timer.cancel()
             if awaited is not None:
-                awaited.remove_done_callback(held.wake)
+                self._wait_no_more(held, awaited)
+
+    def _wait_with_others(self, held: HeldRequest, awaited: asyncio.Future[T]) -> None:
+        """One callback for all who wait for one future, which removes one by looking at all that it has."""
+        others = self._waiting_for.get(awaited)
+        if others is None:
+            others = self._waiting_for[awaited] = {}
+            awaited.add_done_callback(self._wake_all)
+        others[held] = None
+
+    def _wait_no_more(self, held: HeldRequest, awaited: asyncio.Future[T]) -> None:
+        others = self._waiting_for.get(awaited)
+        if others is not None:
+            others.pop(held, None)
+            if not others:
+                del self._waiting_for[awaited]
+                awaited.remove_done_callback(self._wake_all)
+
+    def _wake_all(self, awaited: asyncio.Future[Any]) -> None:
+        for held in self._waiting_for.pop(awaited, ()):
+            held.wake()
 
     def _left_s(self, held: HeldRequest) -> float:
         assert held.deadline is not None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import OrderedDict
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
@@ -29,8 +30,9 @@ class Slots:
         """``places``: how many may work at a time. Who takes longer than ``patience_s`` loses the place, and works on."""
         self._free = places
         self._patience_s = patience_s
-        self._urgent: dict[SlotRequest, None] = {}
-        self._idle: dict[SlotRequest, None] = {}
+        # A plain dict seeks its first item among all that have left.
+        self._urgent: OrderedDict[SlotRequest, None] = OrderedDict()
+        self._idle: OrderedDict[SlotRequest, None] = OrderedDict()
 
     @asynccontextmanager
     async def place(self, turn: SlotRequest) -> AsyncIterator[bool]:
@@ -97,14 +99,13 @@ class Slots:
         if self._patience_s is not None:
             turn.overdue = asyncio.get_running_loop().call_later(self._patience_s, self.give_back, turn)
 
-    def _queue_of(self, turn: SlotRequest) -> dict[SlotRequest, None]:
+    def _queue_of(self, turn: SlotRequest) -> OrderedDict[SlotRequest, None]:
         return self._urgent if turn.is_urgent else self._idle
 
     def _next(self) -> SlotRequest | None:
         for queue in (self._urgent, self._idle):
             while queue:
-                turn = next(iter(queue))
-                del queue[turn]
+                turn, _ = queue.popitem(last=False)
                 if turn.granted is not None and not turn.granted.done():  # else it is about to leave
                     turn.granted.set_result(None)
                     return turn

@@ -12,7 +12,16 @@ from typing import Any
 import pytest
 
 from mcp_sidecar.app import CannotStart
-from mcp_sidecar.facts import HealEnded, SessionAdopted, SessionLost, SidecarFault, StoreAsked, StoreBack, StoreLost
+from mcp_sidecar.facts import (
+    HealEnded,
+    SessionAdopted,
+    SessionLost,
+    SidecarFault,
+    StoreAsked,
+    StoreBack,
+    StoreLost,
+    StoreWritesRefused,
+)
 from mcp_sidecar.healing.record import Instance
 from mcp_sidecar.healing.session import UpstreamSessionId
 from mcp_sidecar.sessions.stores.keys import new_key
@@ -317,6 +326,7 @@ class TestRedisAway:
                 await asyncio.wait({asyncio.ensure_future(keeper.store.back())}, timeout=0.05)
             assert keeper.unsaved == 1
             assert (len(sidecar.of(StoreLost)), sidecar.of(StoreBack)) == (losses, [])
+            assert len(sidecar.of(StoreWritesRefused)) == 1 - losses
             await server.say(*taking)
             await eventually(lambda: keeper.store.is_up)
             await keeper.flush()

@@ -23,6 +23,7 @@ from mcp_sidecar.sessions.stores.store import (
     StoreUnusable,
     StoreUnwritable,
     Touch,
+    Turn,
 )
 from tests.support.redis_server import NEEDS_REDIS, RedisServer, redis_server
 from tests.support.waiting import HANG_S, eventually
@@ -144,22 +145,32 @@ class TestPromises:
         """One writer has it, for one session, principal and instance, until it gives it back; nobody gives back another's."""
         mine, others = Lease(ALICE, b"here", b"me"), Lease(ALICE, b"here", b"other")
         async with opened(server.url) as store:
-            assert await store.lease(mine, ttl_s=100)
-            assert not await store.lease(others, ttl_s=100)
-            assert await store.lease(mine, ttl_s=100)
+            assert (await store.lease(mine, ttl_s=100)).is_own
+            assert not (await store.lease(others, ttl_s=100)).is_own
+            assert (await store.lease(mine, ttl_s=100)).is_own
             for free in (
                 Lease(BOB, b"here", b"other"),
                 Lease(OTHER, b"here", b"other"),
                 Lease(ALICE, b"there", b"other"),
             ):
-                assert await store.lease(free, ttl_s=100)
+                assert (await store.lease(free, ttl_s=100)).is_own
             await store.give_back(others)
-            assert not await store.lease(others, ttl_s=100)
+            assert not (await store.lease(others, ttl_s=100)).is_own
             await store.give_back(mine)
-            assert await store.lease(others, ttl_s=0.001)
+            assert (await store.lease(others, ttl_s=0.001)).is_own
             async with asyncio.timeout(HANG_S):
-                while not await store.lease(mine, ttl_s=100):
+                while not (await store.lease(mine, ttl_s=100)).is_own:
                     pass
+
+    async def test_whoever_asks_for_a_lease_hears_of_the_record(self, server: RedisServer) -> None:
+        """Its revision, whosever turn it is: what is unchanged need not be read again."""
+        mine, others = Lease(ALICE, b"here", b"me"), Lease(ALICE, b"here", b"other")
+        async with opened(server.url) as store:
+            assert await store.lease(mine, ttl_s=100) == Turn(is_own=True, revision=0)
+            await store.put(ALICE, entry(1), expected=0, ttl_s=100)
+            assert await store.lease(mine, ttl_s=100) == Turn(is_own=True, revision=1)
+            await store.end(ALICE, ttl_s=100)
+            assert await store.lease(others, ttl_s=100) == Turn(is_own=False, revision=2)
 
     async def test_secrets(self, server: RedisServer) -> None:
         """The first one stays, for all who share the namespace."""
@@ -311,7 +322,7 @@ class TestTrouble:
             assert await store.put(ALICE, entry(1), expected=0, ttl_s=100, claim=Claim(b"here", b"1")) is None
             assert await store.holder(Claim(b"here", b"1")) == ALICE
             assert await store.touch([Touch(ALICE, 1, 100)]) == []
-            assert await store.lease(lease, ttl_s=100)
+            assert (await store.lease(lease, ttl_s=100)).is_own
             await store.give_back(lease)
             await store.end(ALICE, ttl_s=100)
             assert await store.get(b"session") == {b"alice": Entry(2, b"", None)}

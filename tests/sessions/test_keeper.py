@@ -21,7 +21,7 @@ from mcp_sidecar.sessions.keeper import Keeper, Saving
 from mcp_sidecar.sessions.look_ups import MISS_REMEMBERED_S, MISSES_PER_S, Missing
 from mcp_sidecar.sessions.rounds import Rounds
 from mcp_sidecar.sessions.stores.sqlite import SqliteStore
-from mcp_sidecar.sessions.stores.store import Claim, Entry, Key, Lease, StoreAway, Times, Touch
+from mcp_sidecar.sessions.stores.store import Claim, Entry, Key, Lease, StoreAway, StoreUnwritable, Times, Touch, Turn
 from mcp_sidecar.sessions.table import SessionTable
 from tests.healing import samples
 from tests.support.sessions import HERE, a_record, keeper
@@ -40,6 +40,7 @@ class Watched:
     store: SqliteStore
     outlives_process: bool = True
     is_away: bool = False
+    is_full: bool = False
     loses_reply: bool = False
     gate: asyncio.Event | None = None
     takes_s: float = 0.0
@@ -75,6 +76,8 @@ class Watched:
     async def end(self, key: Key, *, ttl_s: float) -> None:
         await self._called("end")
         await self.store.end(key, ttl_s=ttl_s)
+        if self.loses_reply:
+            raise StoreAway("the reply is lost")
 
     async def touch(self, touches: Sequence[Touch]) -> Sequence[Key]:
         await self._called("touch")
@@ -84,8 +87,10 @@ class Watched:
         await self._called("holder")
         return await self.store.holder(claim)
 
-    async def lease(self, lease: Lease, *, ttl_s: float) -> bool:
+    async def lease(self, lease: Lease, *, ttl_s: float) -> Turn:
         await self._called("lease")
+        if self.is_full:
+            raise StoreUnwritable("full")
         return await self.store.lease(lease, ttl_s=ttl_s)
 
     async def give_back(self, lease: Lease) -> None:
@@ -279,6 +284,21 @@ class TestLoading:
         await other.opened()
         scene.clock.now += MISS_REMEMBERED_S
         assert await one.load(SID, ALICE) is None
+
+    async def test_a_lost_reply_to_an_end(self, scene: Scene) -> None:
+        """It is over for everybody, and written again until the store says so."""
+        place = await scene.place()
+        session = await place.opened()
+        place.table.end(session, SessionEnd.TERMINATED)
+        place.store.loses_reply = True
+        await place.table.settle_end(session)
+        assert place.keeper.unsaved == 1
+        assert await (await scene.place()).load(SID, ALICE) is Missing.ENDED
+        place.store.loses_reply = False
+        await place.keeper.back()
+        assert await place.keeper.flush()
+        assert place.keeper.unsaved == 0
+        assert await (await scene.place()).load(SID, ALICE) is Missing.ENDED
 
     async def test_a_store_that_is_away(self, scene: Scene) -> None:
         """That is no answer: the session may well be known."""
@@ -530,7 +550,7 @@ class TestSaving:
         assert await other.table.save(again) is Saving.DONE
         key = one.keeper.key(SID, ALICE)
         then = (await one.store.get(key.session))[key.principal]
-        await one.table.refresh(session, even_if_fresh=True)
+        assert await one.table.take_turn(session)
         for upstream_id in ("later", "now"):
             healed(session, upstream_id)
             assert await one.table.save(session) is Saving.DONE
@@ -554,6 +574,21 @@ class TestSaving:
         assert await place.table.save(session) is Saving.DONE
         found = await (await scene.place()).loaded()
         assert (found.upstream_id, found.client_state.subscriptions) == ("mine", ("a",))
+
+    async def test_a_lost_reply_to_an_end(self, scene: Scene) -> None:
+        """It is over for everybody, and written again until the store says so."""
+        place = await scene.place()
+        session = await place.opened()
+        place.table.end(session, SessionEnd.TERMINATED)
+        place.store.loses_reply = True
+        await place.table.settle_end(session)
+        assert place.keeper.unsaved == 1
+        assert await (await scene.place()).load(SID, ALICE) is Missing.ENDED
+        place.store.loses_reply = False
+        await place.keeper.back()
+        assert await place.keeper.flush()
+        assert place.keeper.unsaved == 0
+        assert await (await scene.place()).load(SID, ALICE) is Missing.ENDED
 
     async def test_a_store_that_is_away(self, scene: Scene) -> None:
         """Nothing is lost: records and ends are written when it is back."""
@@ -677,6 +712,58 @@ class TestSaving:
         assert place.store.asked == ["put", "touch"]
 
 
+class TestTurns:
+    """Before a heal."""
+
+    async def test_what_is_unchanged_is_not_read_again(self, scene: Scene) -> None:
+        """However long ago it was read: the answer to whose turn it is tells."""
+        one, other = await scene.place(), await scene.place()
+        await one.opened()
+        session = await other.loaded()
+        scene.clock.now += 90
+        assert await other.table.take_turn(session)
+        assert other.store.asked == ["get", "holder", "lease"]
+
+    async def test_what_another_process_has_written_is_taken_in(self, scene: Scene) -> None:
+        """However lately it was read."""
+        one, other = await scene.place(), await scene.place()
+        session = await one.opened()
+        again = await other.loaded()
+        healed(again, "theirs")
+        assert await other.table.save(again) is Saving.DONE
+        assert await one.table.take_turn(session)
+        assert one.store.asked == ["put", "lease", "get", "holder"]
+        assert (session.upstream_id, session.generation) == ("theirs", 2)
+
+    async def test_what_another_process_has_ended(self, scene: Scene) -> None:
+        """There is nothing to heal."""
+        one, other = await scene.place(), await scene.place()
+        session = await one.opened()
+        other.table.end(await other.loaded(), SessionEnd.TERMINATED)
+        await other.keeper.flush()
+        assert await one.table.take_turn(session)
+        assert session.is_ended
+
+    async def test_a_store_that_takes_no_lease_is_read(self, scene: Scene) -> None:
+        """It is full: nobody is told whose turn it is, and others may have healed it before."""
+        one, other = await scene.place(), await scene.place()
+        session = await one.opened()
+        again = await other.loaded()
+        healed(again, "theirs")
+        assert await other.table.save(again) is Saving.DONE
+        one.store.is_full = True
+        assert await one.table.take_turn(session)
+        assert session.upstream_id == "theirs"
+
+    async def test_a_store_that_is_away_is_not_waited_for(self, scene: Scene) -> None:
+        """What is in memory is healed."""
+        place = await scene.place()
+        session = await place.opened()
+        place.store.is_away = True
+        assert await place.table.take_turn(session)
+        assert not session.is_ended
+
+
 async def test_only_hashes_and_no_credentials_are_keys(scene: Scene) -> None:
     """Neither ids nor principals stand in clear where records are found, and the two cannot be taken for each other."""
     place = await scene.place()
@@ -714,8 +801,11 @@ class TestInventedIds:
         for n in range(2 * MISSES_PER_S):
             await one.load(ClientSessionId(f"invented {n}"), ALICE)
         scene.clock.now += 0.5
-        await one.table.refresh(session, even_if_fresh=True)
-        assert one.store.asked[-1] == "get"
+        again = await other.loaded()
+        healed(again, "theirs")
+        assert await other.table.save(again) is Saving.DONE
+        assert await one.table.take_turn(session)
+        assert session.upstream_id == "theirs"
 
     @pytest.mark.long
     async def test_many_who_wait_for_one_look_up(self, scene: Scene) -> None:

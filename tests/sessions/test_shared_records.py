@@ -129,7 +129,7 @@ class SharedRecords(RuleBasedStateMachine):
     def _at(self, number: int, store: Store) -> Place:
         place = self.places[number]
         if not place.keeper.store.is_up:
-            place.store.is_away = False
+            place.store.is_away = place.store.loses_reply = False
             self.run(self._is_back(place))
         place.store.is_away, place.store.loses_reply = store is Store.IS_AWAY, store is Store.LOSES_REPLIES
         return place
@@ -191,7 +191,6 @@ class SharedRecords(RuleBasedStateMachine):
         session.fire(Event.LOSS_SEEN)
         generation = session.generation
         self.run(place.table.take_turn(session))
-        self.run(place.table.refresh(session, even_if_fresh=True))
         if session.is_ended or session.generation > generation:
             _stop_healing(session)
             return

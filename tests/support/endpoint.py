@@ -333,7 +333,7 @@ class Endpoint:
         tool = tool_of(method, params)
         return self.ledger.add_execution(
             Execution(
-                number=len(self.ledger.executions()) + 1,
+                number=self.ledger.ran + 1,
                 process=self.process,
                 name=tool or method,
                 method=method,

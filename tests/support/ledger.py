@@ -90,6 +90,11 @@ class Ledger:
         """Every ``initialize`` that arrived, refused ones included."""
         return self.arrived(rpc_method="initialize")
 
+    @property
+    def ran(self) -> int:
+        """How many executions there are."""
+        return len(self._executions)
+
     def executions(self, name: str | None = None, *, process: int | None = None) -> list[Execution]:
         """What ran, in order; ``name`` is a tool or an RPC method."""
         return [e for e in self._executions if name in (None, e.name, e.method) and process in (None, e.process)]

@@ -21,6 +21,7 @@ from mcp_sidecar.facts import (
     UpstreamBack,
     UpstreamLost,
 )
+from mcp_sidecar.waiting.hold import HeldRequest, Holds, Waited
 from mcp_sidecar.wire.jsonrpc import dump
 from tests.support.behaviour import SessionMode
 from tests.support.client import Answer, McpClient, raw_post
@@ -34,12 +35,45 @@ from tests.support.sidecar import WatchedSidecar, running_sidecar
 from tests.support.unhurried import now
 from tests.support.waiting import eventually
 
-SHORT: dict[str, object] = {"healing__hold_timeout": 0.15, "healing__connect_hold_timeout": 0.15}
+SHORT_S = 0.15
+SHORT: dict[str, object] = {"healing__hold_timeout": SHORT_S, "healing__connect_hold_timeout": SHORT_S}
 
 
 async def held(sidecar: WatchedSidecar, count: int) -> None:
     """Wait until so many requests are held."""
     await eventually(lambda: len(sidecar.services.holds) == count)
+
+
+class _Counting(asyncio.Future[None]):
+    """How often anybody begins or ceases to look at it."""
+
+    looks = 0
+
+    def add_done_callback(self, *arguments: Any, **context: Any) -> None:
+        self.looks += 1
+        super().add_done_callback(*arguments, **context)
+
+    def remove_done_callback(self, *arguments: Any) -> int:
+        self.looks += 1
+        return super().remove_done_callback(*arguments)
+
+
+@pytest.mark.parametrize("comes_back", [True, False])
+async def test_many_who_wait_for_the_same(comes_back: bool) -> None:
+    """Their ends cost as much each as one's: a future removes a callback by going through all that it has."""
+    loop = asyncio.get_running_loop()
+    holds = Holds(max_requests=100, max_bytes=100, can_connect=_never, emit=lambda _: None, clock=loop.time)
+    shared = _Counting()
+    waits = [asyncio.create_task(holds.for_result(HeldRequest(1, SHORT_S), shared)) for _ in range(100)]
+    await eventually(lambda: len(holds) == 100)
+    if comes_back:
+        shared.set_result(None)
+    assert await asyncio.gather(*waits) == [(Waited.BACK if comes_back else Waited.EXPIRED, None)] * 100
+    assert shared.looks <= 2
+
+
+async def _never() -> bool:
+    return False
 
 
 # -- the upstream refuses connections ---------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Final
 
 from mcp_sidecar.sessions.stores.keys import KEY_ID_BYTES, Key, KeyRing
-from mcp_sidecar.sessions.stores.store import Claim, Entry, Lease, Store, StoreUnusable, Touch
+from mcp_sidecar.sessions.stores.store import Claim, Entry, Lease, Store, StoreUnusable, Touch, Turn
 from mcp_sidecar.sessions.stores.store import Key as Place
 
 try:
@@ -80,7 +80,7 @@ class SealingStore:
         """Whose the upstream id is."""
         return await self._store.holder(claim)
 
-    async def lease(self, lease: Lease, *, ttl_s: float) -> bool:
+    async def lease(self, lease: Lease, *, ttl_s: float) -> Turn:
         """Whose turn it is."""
         return await self._store.lease(lease, ttl_s=ttl_s)
 

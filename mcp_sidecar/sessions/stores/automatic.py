@@ -17,7 +17,7 @@ from typing import Final
 from mcp_sidecar.config import StoreConfig
 from mcp_sidecar.sessions.stores.memory import MemoryStore
 from mcp_sidecar.sessions.stores.sqlite import OTHERS_MAY_WRITE, SqliteStore
-from mcp_sidecar.sessions.stores.store import Claim, Entry, Key, Lease, Store, StoreAway, StoreUnusable, Touch
+from mcp_sidecar.sessions.stores.store import Claim, Entry, Key, Lease, Store, StoreAway, StoreUnusable, Touch, Turn
 
 _PLAIN: Final = re.compile(r"[^A-Za-z0-9.]+")
 _SHOWN_CHARS: Final = 60
@@ -89,7 +89,7 @@ class AutomaticStore:
         """Whose the upstream id is."""
         return await self._store.holder(claim)
 
-    async def lease(self, lease: Lease, *, ttl_s: float) -> bool:
+    async def lease(self, lease: Lease, *, ttl_s: float) -> Turn:
         """Whose turn it is."""
         return await self._store.lease(lease, ttl_s=ttl_s)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from mcp_sidecar.sessions.stores.store import Claim, Entry, Key, Lease, Touch
+from mcp_sidecar.sessions.stores.store import Claim, Entry, Key, Lease, Touch, Turn
 
 
 class MemoryStore:
@@ -51,9 +51,9 @@ class MemoryStore:
         """The table knows."""
         return None
 
-    async def lease(self, lease: Lease, *, ttl_s: float) -> bool:
+    async def lease(self, lease: Lease, *, ttl_s: float) -> Turn:
         """Nobody shares it."""
-        return True
+        return Turn(is_own=True, revision=0)
 
     async def give_back(self, lease: Lease) -> None:
         """Nothing to do."""

@@ -24,6 +24,7 @@ from mcp_sidecar.sessions.stores.store import (
     StoreUnusable,
     StoreUnwritable,
     Touch,
+    Turn,
 )
 
 try:
@@ -84,10 +85,10 @@ _TOUCH: Final = (
     + _KEEP
     + "return 1"
 )
-# writer, time to live
+# field; writer, time to live
 _LEASE: Final = (
-    "local v = redis.call('GET', KEYS[1]) if v and v ~= ARGV[1] then return 0 end "
-    "redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2]) return 1"
+    _NOW + _STANDING + "local l = redis.call('GET', KEYS[2]) if l and l ~= ARGV[2] then return {0, revision} end "
+    "redis.call('SET', KEYS[2], ARGV[2], 'PX', ARGV[3]) return {1, revision}"
 )
 # writer
 _GIVE_BACK: Final = "if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end"
@@ -208,10 +209,12 @@ class RedisStore:
         session, _, principal = found.decode().partition(":")
         return Key(bytes.fromhex(session), bytes.fromhex(principal))
 
-    async def lease(self, lease: Lease, *, ttl_s: float) -> bool:
+    async def lease(self, lease: Lease, *, ttl_s: float) -> Turn:
         """Whose turn it is; one's own is one's own again."""
-        place = self._of_lease(lease)
-        return bool(await self._change(lambda: self._lease(keys=[place], args=[lease.writer.hex(), _ms(ttl_s)])))
+        keys = [self._of(lease.key.session), self._of_lease(lease)]
+        arguments: list[Any] = [lease.key.principal.hex(), lease.writer.hex(), _ms(ttl_s)]
+        is_own, revision = await self._change(lambda: self._lease(keys=keys, args=arguments))
+        return Turn(bool(is_own), revision)
 
     async def give_back(self, lease: Lease) -> None:
         """The work is done."""

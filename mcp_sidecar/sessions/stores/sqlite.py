@@ -32,6 +32,7 @@ from mcp_sidecar.sessions.stores.store import (
     StoreUnwritable,
     Times,
     Touch,
+    Turn,
 )
 
 T = TypeVar("T")
@@ -131,9 +132,9 @@ class SqliteStore:
         """Whose the upstream id is."""
         return await self._do(lambda: self._file.holder(claim))
 
-    async def lease(self, lease: Lease, *, ttl_s: float) -> bool:  # noqa: ARG002
+    async def lease(self, lease: Lease, *, ttl_s: float) -> Turn:  # noqa: ARG002
         """Two sidecars of one host rarely heal one session at a time; where they do, one of them has begun in vain."""
-        return True
+        return Turn(is_own=True, revision=await self._do(lambda: self._file.revision(lease.key)))
 
     async def give_back(self, lease: Lease) -> None:
         """Nobody keeps it."""
@@ -290,6 +291,10 @@ class _File:
         with self._writing() as database:
             revision = self._standing(database, key).revision + 1
             self._write(database, key, Entry(revision, b"", None), ttl_s)
+
+    def revision(self, key: Key) -> int:
+        with self._reading() as database:
+            return self._standing(database, key).revision
 
     def _standing(self, database: sqlite3.Connection, key: Key) -> Entry:
         query = "SELECT revision, writer, data, expires FROM records WHERE session = ? AND principal = ?"

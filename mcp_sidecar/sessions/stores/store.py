@@ -76,6 +76,17 @@ class Lease:
 
 
 @dataclass(frozen=True, slots=True)
+class Turn:
+    """What came of asking for a lease: whether it is one's own, and the revision of the entry that stands there, or 0.
+
+    So nobody has to read a record again of which nothing has changed.
+    """
+
+    is_own: bool
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
 class Times:
     """``wall`` gives seconds that all who share a store agree on, ``clock`` monotonic ones."""
 
@@ -119,8 +130,8 @@ class Store(Protocol):
     async def holder(self, claim: Claim) -> Key | None:
         """Which session has claimed an upstream id last."""
 
-    async def lease(self, lease: Lease, *, ttl_s: float) -> bool:
-        """Whether it is this writer's now, until it gives it back and for so long at most.
+    async def lease(self, lease: Lease, *, ttl_s: float) -> Turn:
+        """Whether it is this writer's now, until it gives it back and for so long at most; and what stands there.
 
         It saves work and promises nothing: a store whose writers meet rarely may let everybody have it.
         """

@@ -23,7 +23,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mcp_sidecar.sessions.stores.sqlite import PAUSE_S, SqliteStore
-from mcp_sidecar.sessions.stores.store import ABSENT, Claim, Entry, Key, StoreAway, StoreUnusable, Times, Touch
+from mcp_sidecar.sessions.stores.store import (
+    ABSENT,
+    Claim,
+    Entry,
+    Key,
+    Lease,
+    StoreAway,
+    StoreUnusable,
+    Times,
+    Touch,
+    Turn,
+)
 
 ALICE, BOB = Key(b"session", b"alice"), Key(b"session", b"bob")
 OTHER: Final = Key(b"other", b"alice")
@@ -143,6 +154,16 @@ class TestPromises:
             clock.now += 50
             await store.sweep()
             assert await store.holder(here) is None
+
+    async def test_whoever_asks_for_a_lease_hears_of_the_record(self, path: Path, clock: Clock) -> None:
+        """Everybody may have it; from the revision it is known whether there is anything to read."""
+        lease = Lease(ALICE, b"here", b"me")
+        async with opened(path, clock) as store:
+            assert await store.lease(lease, ttl_s=100) == Turn(is_own=True, revision=0)
+            await store.put(ALICE, entry(1), expected=0, ttl_s=10)
+            assert await store.lease(lease, ttl_s=100) == Turn(is_own=True, revision=1)
+            await store.end(ALICE, ttl_s=10)
+            assert await store.lease(lease, ttl_s=100) == Turn(is_own=True, revision=2)
 
     async def test_secrets(self, path: Path, clock: Clock) -> None:
         """The first one stays, for all who share the file, and outlives them."""

@@ -1,0 +1,51 @@
+"""What is told of a store that can be read and takes nothing."""
+
+from __future__ import annotations
+
+from mcp_sidecar.facts import Fact, StoreAsked, StoreLost, StoreWritesRefused, StoreWritesTaken
+from mcp_sidecar.sessions.store_guard import StoreGuard
+from mcp_sidecar.sessions.stores.memory import MemoryStore
+from mcp_sidecar.sessions.stores.store import Claim, Entry, Key, StoreUnwritable
+from tests.support.waiting import HANG_S
+
+KEY, ENTRY = Key(b"session", b"alice"), Entry(1, b"w", b"data")
+
+
+class _Filling(MemoryStore):
+    """One that somebody asks, on a disk that may be full."""
+
+    outlives_process = True
+    is_full = False
+
+    async def put(
+        self, key: Key, entry: Entry, *, expected: int, ttl_s: float, claim: Claim | None = None
+    ) -> Entry | None:
+        if self.is_full:
+            raise StoreUnwritable("the disk is full")
+        return await super().put(key, entry, expected=expected, ttl_s=ttl_s, claim=claim)
+
+
+async def test_refused_writes_are_told_once_until_one_is_taken() -> None:
+    """However many are refused, and although reading goes on; the next time is another one."""
+    store, told, seconds = _Filling(), list[Fact](), 0.0
+    guard = StoreGuard(store, timeout_s=HANG_S, clock=lambda: seconds, emit=told.append)
+
+    async def written() -> bool:
+        try:
+            return await guard.put(KEY, ENTRY, expected=0, ttl_s=9) is None
+        except StoreUnwritable:
+            return False
+
+    for outage in range(2):
+        store.is_full = True
+        for _ in range(3):
+            assert not await written()
+            assert await guard.get(b"session") == {}
+        seconds += 5
+        store.is_full = False
+        assert await written()
+        assert await written()
+        expected = [StoreWritesRefused("the disk is full"), StoreWritesTaken(5.0)] * (outage + 1)
+        assert [fact for fact in told if not isinstance(fact, StoreAsked)] == expected
+    assert not any(isinstance(fact, StoreLost) for fact in told)
+    assert guard.is_up
