@@ -38,26 +38,26 @@ async def started(
         await process.wait()
 
 
-async def alive(admin: str, timeout_s: float = HANG_S) -> None:
-    """Wait until ``/livez`` answers."""
+async def ready(admin: str, timeout_s: float = HANG_S) -> None:
+    """Wait until ``/readyz`` says that it accepts clients, which it does later than it answers its probes."""
     async with asyncio.timeout(timeout_s), aiohttp.ClientSession() as http:
         while True:
             with suppress(aiohttp.ClientConnectionError):
-                async with http.get(f"{admin}/livez") as answer:
-                    assert answer.status == 200
-                    return
+                async with http.get(f"{admin}/readyz") as answer:
+                    if answer.status == 200:
+                        return
             await asyncio.sleep(0.02)
 
 
 async def heals_and_stops(upstream: FakeUpstream, process: asyncio.subprocess.Process, url: str, admin: str) -> None:
     """The sidecar serves a call across a restart, answers its probe, outlives a hang-up, and stops with status 0."""
-    await alive(admin)
+    await ready(admin)
     async with McpClient(url) as client:
         await client.initialize()
         await upstream.restart()
         assert (await client.tool("charge")).text == "charged 1"
     process.send_signal(signal.SIGHUP)
-    await alive(admin)
+    await ready(admin)
     process.send_signal(signal.SIGTERM)
     async with asyncio.timeout(HANG_S):
         assert await process.wait() == 0
