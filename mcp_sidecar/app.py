@@ -7,6 +7,7 @@ they arrive as small frozen values. The process around it is ``process``'s busin
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import secrets
 import socket
@@ -153,8 +154,10 @@ class Sidecar:
         self.is_accepting = True
 
     def cannot_listen(self, error: OSError) -> str:
-        """Why ``start`` failed, for whoever chose the address; asyncio says the address once more, ahead of the reason."""
-        return f"{self.starting}: {(error.strerror or str(error)).rpartition(': ')[2]}"
+        """Why ``start`` failed, for whoever chose the address; asyncio has words of its own in each version of Python."""
+        number = error.errno or 0
+        why = os.strerror(number) if number in errno.errorcode else error.strerror or str(error)
+        return f"{self.starting}: {why}"
 
     def begin_drain(self) -> None:
         """Drain, once, and go on running."""
