@@ -46,8 +46,9 @@ async def all_are_healed(store: Settings) -> None:
             # Not two lists of thousands, which pytest would compare for hours.
             assert [number for number, text in enumerate(told) if text != f"charged {number}"] == []
             _assert_counts(sidecar)
+            attempts = len(sidecar.of(HealEnded))
         assert len(upstream.ledger.executions("charge")) == SESSIONS
-        assert len(upstream.ledger.initializes) == len(upstream.sessions) == SESSIONS
+        assert SESSIONS <= len(upstream.ledger.initializes) <= attempts
 
 
 async def _called(sidecar: WatchedSidecar, names: list[ClientSessionId]) -> list[str]:
@@ -67,9 +68,13 @@ def _assert_counts(sidecar: WatchedSidecar) -> None:
     asked = Counter(fact.operation for fact in questions)
     ends = Counter(f"{fact.outcome.value}: {fact.reason}" for fact in sidecar.of(HealEnded))
     told = f"{asked} {ends}"
-    for operation in ("get", "holder", "lease", "put", "give_back"):
+    assert ends.pop(f"{HealOutcome.HEALED.value}: healed") == SESSIONS, told
+    # By the real clock a step of a heal can take too long for it on a slow machine: that one is tried again, by its turn.
+    assert all("stalled" in end for end in ends), told
+    for operation in ("get", "holder", "put"):
         assert asked[operation] == SESSIONS, told
+    for operation in ("lease", "give_back"):
+        assert asked[operation] == SESSIONS + ends.total(), told
     steps = {"lease": 1, "give_back": -1}  # the first and the last thing that a heal asks for
     assert max(accumulate(steps.get(fact.operation, 0) for fact in questions)) <= HEALS_AT_A_TIME
-    assert ends == {f"{HealOutcome.HEALED.value}: healed": SESSIONS}
     assert (sidecar.of(SidecarFault), sidecar.of(StoreLost)) == ([], [])

@@ -25,9 +25,9 @@ QUIET_S: Final = 0.003
 connection to the other is something to do."""
 
 
-HELD_BACK_S: Final = 0.5
-"""The same while a connection holds bytes back because its peer's window is full: that is looked at again after 0.2 s, and a
-busy machine takes its time. Whoever does not read for longer does not want to."""
+HELD_BACK_S: Final = 1.5
+"""The same while a connection holds bytes back because its peer's window is full: that is looked at again after 0.2 s, then 0.4,
+and a busy machine takes its time. Whoever does not read for longer does not want to."""
 
 _SIOCOUTQNSD: Final = 0x894B  # Linux's tcp(7): bytes that are written and were never sent
 

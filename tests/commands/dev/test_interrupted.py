@@ -26,9 +26,13 @@ def hook(name, arguments):
         event = ""
         os.kill(os.getpid(), signal.SIGINT)
 sys.addaudithook(hook)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from mcp_sidecar.__main__ import main
 sys.exit(main())"""
-"""The command line, which gets a SIGINT at the first event of the interpreter (PEP 578) whose first argument has that part."""
+"""The command line, which gets a SIGINT at the first event of the interpreter (PEP 578) whose first argument has that part.
+
+A shell has it ignored in what runs in the background, as the tests may.
+"""
 IGNORES_SIGTERM = """\
 import signal
 really, signal.signal = signal.signal, lambda *_: None
