@@ -18,6 +18,9 @@ from mcp_sidecar.app import Sidecar
 from mcp_sidecar.settings import load
 from mcp_sidecar.upstream.connection import Connection
 
+KEPT_S = 3600.0
+"""How long the upstream's connection is kept: there is no other, however long a look at all objects takes in between."""
+
 _LENGTH = re.compile(rb"content-length: (\d+)", re.IGNORECASE)
 
 SESSION = "0123456789abcdef0123456789abcdef"
@@ -96,7 +99,8 @@ class Through:
         self.session_id = SESSION
         pool = sidecar.services.upstream._pool
         assert pool is not None
-        pool._free.append((self._upstream, self._loop.time() + 3600))
+        pool._keep_alive_s = KEPT_S
+        pool._free.append((self._upstream, self._loop.time() + KEPT_S))
 
     def _take(self, data: bytes) -> None:
         """The upstream answers as soon as it has all of a request."""
