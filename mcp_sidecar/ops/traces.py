@@ -33,6 +33,7 @@ from mcp_sidecar.ops import logs
 from mcp_sidecar.wire.faults import Fault
 from mcp_sidecar.wire.headers import Pair
 from mcp_sidecar.wire.jsonrpc import Message
+from mcp_sidecar.wire.origins import DEFAULT_PORTS
 from mcp_sidecar.wire.revisions import PROTOCOL_VERSION_HEADER
 
 T = TypeVar("T")
@@ -128,7 +129,7 @@ class _Upstream:
         self.origin = origin
         self.attributes: Attributes = {
             "server.address": parts.hostname or "",
-            "server.port": parts.port or (443 if parts.scheme == "https" else 80),
+            "server.port": parts.port or DEFAULT_PORTS[parts.scheme],
         }
 
 

@@ -23,6 +23,7 @@ else:
 JsonRpcId = str | int | float | None
 
 META_PROTOCOL_VERSION = "io.modelcontextprotocol/protocolVersion"
+META_CLIENT_INFO = "io.modelcontextprotocol/clientInfo"
 
 MAX_DEPTH = 512
 """Of arrays and objects in each other. What is deeper is not read: writing it anew could exhaust Python's stack."""
@@ -110,9 +111,14 @@ class Message:
         return _string_or_none(self.params.get("cursor"))
 
     @property
+    def meta(self) -> dict[str, Any]:
+        """``_meta`` of the params; empty where there is none."""
+        return _object_or_empty(self.params.get("_meta"))
+
+    @property
     def progress_token(self) -> str | int | None:
         """The token under which a request wants to hear of its progress."""
-        return _token_or_none(_object_or_empty(self.params.get("_meta")).get("progressToken"))
+        return _token_or_none(self.meta.get("progressToken"))
 
     @property
     def reported_token(self) -> str | int | None:

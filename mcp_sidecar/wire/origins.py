@@ -15,7 +15,7 @@ from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 from mcp_sidecar.wire.headers import Pair
 
-_DEFAULT_PORTS = {"http": 80, "https": 443}
+DEFAULT_PORTS = {"http": 80, "https": 443}
 URL_HEADERS = frozenset({"location", "content-location"})
 CHALLENGE = "www-authenticate"
 NAMES_A_URL = URL_HEADERS | {CHALLENGE}
@@ -54,7 +54,7 @@ def canonical(url: str) -> str | None:
         return None
     if not parts.scheme or shown is None:
         return None
-    port = "" if parts.port in (None, _DEFAULT_PORTS.get(parts.scheme)) else f":{parts.port}"
+    port = "" if parts.port in (None, DEFAULT_PORTS.get(parts.scheme)) else f":{parts.port}"
     return f"{parts.scheme}://{shown}{port}"
 
 
@@ -99,7 +99,7 @@ def is_allowed_host(authority: str, own: Iterable[str], listed: Iterable[str]) -
 
 def _has_port(authority: str, wanted: int | None) -> bool:
     port = _port_of(authority)
-    return wanted in (None, port) or (port is None and wanted in _DEFAULT_PORTS.values())
+    return wanted in (None, port) or (port is None and wanted in DEFAULT_PORTS.values())
 
 
 def _port_of(authority: str) -> int | None:
@@ -155,6 +155,6 @@ class Move:
 def _places(origin: str, also: tuple[str, ...]) -> frozenset[str | None]:
     """The origins that are one place, in canonical form: by http and by https, and on the default port of either."""
     authorities = {urlsplit(origin).netloc, *also}
-    port = _DEFAULT_PORTS.get(urlsplit(origin).scheme)
+    port = DEFAULT_PORTS.get(urlsplit(origin).scheme)
     authorities |= {f"{authority}:{port}" for authority in authorities if _port_of(authority) is None}
-    return frozenset(canonical(f"{scheme}://{authority}") for scheme in _DEFAULT_PORTS for authority in authorities)
+    return frozenset(canonical(f"{scheme}://{authority}") for scheme in DEFAULT_PORTS for authority in authorities)

@@ -285,21 +285,6 @@ class TestLoading:
         scene.clock.now += MISS_REMEMBERED_S
         assert await one.load(SID, ALICE) is None
 
-    async def test_a_lost_reply_to_an_end(self, scene: Scene) -> None:
-        """It is over for everybody, and written again until the store says so."""
-        place = await scene.place()
-        session = await place.opened()
-        place.table.end(session, SessionEnd.TERMINATED)
-        place.store.loses_reply = True
-        await place.table.settle_end(session)
-        assert place.keeper.unsaved == 1
-        assert await (await scene.place()).load(SID, ALICE) is Missing.ENDED
-        place.store.loses_reply = False
-        await place.keeper.back()
-        assert await place.keeper.flush()
-        assert place.keeper.unsaved == 0
-        assert await (await scene.place()).load(SID, ALICE) is Missing.ENDED
-
     async def test_a_store_that_is_away(self, scene: Scene) -> None:
         """That is no answer: the session may well be known."""
         place = await scene.place()

@@ -14,14 +14,13 @@ from mcp_sidecar.commands.mcp_client import Said
 from mcp_sidecar.downstream.response import Responder
 from mcp_sidecar.facts import Fact, HealEnded, HealOutcome
 from mcp_sidecar.sessions.call import Call
-from mcp_sidecar.wire.jsonrpc import JsonRpcId, Message
+from mcp_sidecar.wire.jsonrpc import META_CLIENT_INFO, JsonRpcId, Message
 
 MAX_LOOKED_AT_BYTES = 1024 * 1024
 MAX_TEXT = 120
 LEFT = "the client left"
 
 CONNECTS = frozenset({"initialize", "server/discover"})
-META_CLIENT_INFO = "io.modelcontextprotocol/clientInfo"
 NAMED_BY = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}
 """What is shown when it ends, and the parameter that says what was asked for. Lists, pings and notifications are no news."""
 
@@ -86,8 +85,7 @@ def title_of(message: Message) -> str | None:
 
 def client_of(message: Message) -> str:
     """The client's name and version, of what it connects with; since 2026-07-28 they stand in `_meta`."""
-    meta = message.params.get("_meta")
-    info = message.params.get("clientInfo", meta.get(META_CLIENT_INFO) if isinstance(meta, dict) else None)
+    info = message.params.get("clientInfo", message.meta.get(META_CLIENT_INFO))
     info = info if isinstance(info, dict) else {}
     return (
         _short(" ".join(str(info[key]) for key in ("name", "version") if isinstance(info.get(key), str))) or "a client"

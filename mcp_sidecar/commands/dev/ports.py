@@ -11,12 +11,13 @@ from urllib.parse import urlsplit
 
 import psutil
 
+from mcp_sidecar.wire.origins import DEFAULT_PORTS
+
 LOOPBACK: Final = "127.0.0.1"
 _ANY: Final = {"0.0.0.0": LOOPBACK, "::": "[::1]", "::ffff:0.0.0.0": LOOPBACK}  # noqa: S104 - compared with
 
 TRIES: Final = 100
 CONNECT_PATIENCE_S: Final = 1.0
-PORT_OF: Final = {"http": 80, "https": 443}
 
 VARIABLES: Final = ("PORT", "FASTMCP_PORT", "UVICORN_PORT")
 """Who reads which: most of the world; FastMCP; the command line of uvicorn."""
@@ -64,14 +65,21 @@ def _host(address: str) -> str:
     return f"[{address}]" if ":" in address else address
 
 
-async def is_in_use(origin: str) -> bool:
-    """Whether somebody accepts connections there."""
+async def accepts(origin: str) -> bool:
+    """Whether somebody takes connections there; waits as long as a connect takes."""
     place = urlsplit(origin)
-    with contextlib.suppress(OSError, TimeoutError):
-        async with asyncio.timeout(CONNECT_PATIENCE_S):
-            _, writer = await asyncio.open_connection(place.hostname, place.port or PORT_OF[place.scheme])
+    with contextlib.suppress(OSError):
+        _, writer = await asyncio.open_connection(place.hostname, place.port or DEFAULT_PORTS[place.scheme])
         writer.close()
         return True
+    return False
+
+
+async def is_in_use(origin: str) -> bool:
+    """The same, for who would rather not wait: no where it is not known within a second."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(CONNECT_PATIENCE_S):
+            return await accepts(origin)
     return False
 
 

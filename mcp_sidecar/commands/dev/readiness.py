@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from mcp_sidecar.commands.dev import ports
 from mcp_sidecar.commands.dev.lists import LISTS, Items, items_of
 from mcp_sidecar.commands.mcp_client import (
     INITIALIZED,
@@ -76,13 +77,10 @@ async def wait_until_up(candidates: Candidates, path: str) -> Up:
 
 
 async def _try(origin: str, path: str) -> Up | None:
-    host, _, port = origin.removeprefix("http://").removeprefix("https://").rpartition(":")
+    # Cheaper than a request, and it will fail most of the times.
+    if origin.startswith("http://") and not await ports.accepts(origin):
+        return None
     try:
-        if (
-            origin.startswith("http://") and port.isdigit()
-        ):  # cheaper than a request, and it will fail most of the times
-            _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
-            writer.close()
         async with McpClient(f"{origin}{path}", timeout_s=ANSWER_PATIENCE_S) as client:
             said = await client.post(initialize(name="mcp-sidecar-dev"))
             return None if said.status >= 500 else Up(origin, said, _name_in(said))

@@ -17,6 +17,11 @@ from tests.support.waiting import HANG_S, eventually
 
 SMALL_SERVER: Final = Path(__file__).with_name("small_server.py")
 PYTHON: Final = (sys.executable, "server.py")
+IGNORES_SIGTERM: Final = """\
+import signal
+really, signal.signal = signal.signal, lambda *_: None
+really(signal.SIGTERM, signal.SIG_IGN)"""
+"""What a server does that does not end when it is told to."""
 AT_TERMINAL: Final = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))"
 
 

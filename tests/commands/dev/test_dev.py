@@ -17,7 +17,7 @@ from mcp_sidecar.commands.dev.child import RUNNING, Guard, Server, start
 from mcp_sidecar.commands.dev.ports import free_port
 from mcp_sidecar.commands.mcp_client import McpClient as SidecarClient
 from mcp_sidecar.commands.mcp_client import request
-from tests.commands.dev.running import DevProcess, Folder, developing, gone, is_running
+from tests.commands.dev.running import IGNORES_SIGTERM, DevProcess, Folder, developing, gone, is_running
 from tests.support.client import McpClient
 from tests.support.waiting import eventually
 
@@ -61,16 +61,6 @@ while termios.tcgetattr(0)[3] & termios.ICANON:
     time.sleep(0.01)
 print("shell: fg, read", typed, flush=True)
 sys.exit(job.wait())"""
-IGNORES_SIGTERM = """\
-import signal
-really, signal.signal = signal.signal, lambda *_: None
-really(signal.SIGTERM, signal.SIG_IGN)"""
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Folder:
-    """A project with a server that has one tool."""
-    return Folder(tmp_path)
 
 
 async def tools_of(client: McpClient) -> list[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.commands.dev.running import Folder, developing, gone, is_running
+from tests.commands.dev.running import IGNORES_SIGTERM, Folder, developing, gone, is_running
 from tests.support.waiting import HANG_S
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
@@ -33,16 +33,6 @@ sys.exit(main())"""
 
 A shell has it ignored in what runs in the background, as the tests may.
 """
-IGNORES_SIGTERM = """\
-import signal
-really, signal.signal = signal.signal, lambda *_: None
-really(signal.SIGTERM, signal.SIG_IGN)"""
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Folder:
-    """A project with a server that has one tool."""
-    return Folder(tmp_path)
 
 
 def running_in(folder: Path) -> list[int]:
