@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import shlex
-import signal
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +22,7 @@ from mcp_sidecar.commands.dev import files
 from mcp_sidecar.commands.dev.calls import CallLog, Ended
 from mcp_sidecar.commands.dev.child import Guard, Hurry
 from mcp_sidecar.commands.dev.clients import snippets
+from mcp_sidecar.commands.dev.interrupts import StopSignals
 from mcp_sidecar.commands.dev.kept import KeptCalls
 from mcp_sidecar.commands.dev.reloaders import reloader_in
 from mcp_sidecar.commands.dev.screen import BOLD, DIM, RED, YELLOW, Screen, single_keys
@@ -40,8 +40,6 @@ NOWHERE = "http://127.0.0.1:1"
 DRAIN_S = 2.0
 LAST_LINES_S = 1.0
 SPARE_S = 5.0
-STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-"""The first ends everything in its order, a second one at once."""
 
 
 def run(arguments: Namespace, load: Callable[[Mapping[str, Sequence[str]]], Loaded | None]) -> int:
@@ -101,7 +99,8 @@ def _run_to_end(plan: Plan, config: SidecarConfig) -> int:
 
 
 async def _run(plan: Plan, config: SidecarConfig) -> int:
-    clock = asyncio.get_running_loop().time
+    loop = asyncio.get_running_loop()
+    clock, signals = loop.time, StopSignals(loop)
     screen = Screen.of_process(clock)
     hurry = Hurry()
     try:
@@ -127,26 +126,30 @@ async def _run(plan: Plan, config: SidecarConfig) -> int:
         try:
             async with Guard(hurry) as guard:
                 supervisor = Supervisor(plan, sessions, sidecar.services.upstream, config.upstream, guard, screen)
+                signals.call(_stopping(supervisor, hurry, signals))
                 status = await _supervise(supervisor, sidecar, plan, guard, screen)
         finally:
             await _stop(sidecar, hurry)
         return 128 + hurry.number if hurry.number else status
     finally:
-        _signals_end_it()
+        signals.end_at_once()
         screen.close(LAST_LINES_S)
 
 
-async def _supervise(supervisor: Supervisor, sidecar: Sidecar, plan: Plan, guard: Guard, screen: Screen) -> int:
-    loop = asyncio.get_running_loop()
+def _stopping(supervisor: Supervisor, hurry: Hurry, signals: StopSignals) -> Callable[[int], None]:
+    """What the first one does, which is to end everything in its order, and then the second one: at once."""
 
-    def on_signal(number: int) -> None:
+    def stop(number: int) -> None:
         if supervisor.is_ending:
-            guard.hurry.begin(number)
+            hurry.begin(number)
         else:
             supervisor.stop()
+            signals.call(stop)
 
-    for each in STOP_SIGNALS:
-        signal.signal(each, lambda number, _: loop.call_soon_threadsafe(on_signal, number))
+    return stop
+
+
+async def _supervise(supervisor: Supervisor, sidecar: Sidecar, plan: Plan, guard: Guard, screen: Screen) -> int:
     status_page = f"http://{sidecar.admin_address}/" if sidecar.admin_address else ""
     keys: dict[str, Callable[[], None]] = {
         "r": supervisor.restart,
@@ -158,15 +161,9 @@ async def _supervise(supervisor: Supervisor, sidecar: Sidecar, plan: Plan, guard
     def on_key(key: str) -> None:
         keys.get(key, _nothing)()
 
-    with single_keys(on_key, loop) as are_keys:
+    with single_keys(on_key, asyncio.get_running_loop()) as are_keys:
         _tell_start(screen, sidecar, plan, status_page, are_keys=are_keys)
         return await supervisor.run()
-
-
-def _signals_end_it() -> None:
-    """Nothing is left that one would cut short but the last lines, and a `KeyboardInterrupt` would be a traceback."""
-    for each in STOP_SIGNALS:
-        signal.signal(each, signal.SIG_DFL)
 
 
 async def _stop(sidecar: Sidecar, hurry: Hurry) -> None:
