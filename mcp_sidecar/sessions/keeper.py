@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -81,6 +82,21 @@ class _Saved:
     at: float
 
 
+@dataclass(frozen=True, slots=True)
+class _End:
+    """Which sessions of one id are over: those of these tags, and whatever was opened by ``until``, in wall-clock seconds."""
+
+    tags: frozenset[str] = frozenset()
+    until: float = -math.inf
+
+    def means(self, standing: Entry) -> bool:
+        """Whether what stands there is one of them, or is idle and may be; what cannot be read is left alone."""
+        if standing.data is None:
+            return bool(standing.writer)
+        record = _readable(standing.data)
+        return record is not None and (record.tag in self.tags or record.created_at <= self.until)
+
+
 class Keeper:
     """Keeps the records of live sessions in one store."""
 
@@ -119,7 +135,7 @@ class Keeper:
         self._writer = secrets.token_bytes(8)
         self._saved: dict[Session, _Saved] = {}
         self._unsaved: dict[Session, None] = {}
-        self._ends: dict[tuple[ClientSessionId, Principal], None] = {}
+        self._ends: dict[tuple[ClientSessionId, Principal], _End] = {}
         self._look_ups = LookUps(store, times.clock)
 
     async def get_keys(self) -> None:
@@ -397,10 +413,21 @@ class Keeper:
             self._unsaved[session] = None
             self.on_noted()
 
-    def note_ended(self, client_id: ClientSessionId, principal: Principal) -> None:
-        """The session is over: that is remembered with the next ``flush``."""
+    def note_ended(self, session: Session) -> None:
+        """The session is over, and what it stands for: that is remembered with the next ``flush``."""
+        stored = self.stored(session)
+        tags = {session.record.tag, stored.tag if stored is not None else session.record.tag}
+        noted = self._ends.get((session.client_id, session.principal), _End())
+        self._note_end(session.client_id, session.principal, replace(noted, tags=noted.tags | tags))
+
+    def note_ended_unseen(self, client_id: ClientSessionId, principal: Principal) -> None:
+        """The same of whatever was opened under this id so far: it is not known here."""
+        noted = self._ends.get((client_id, principal), _End())
+        self._note_end(client_id, principal, replace(noted, until=self.wall()))
+
+    def _note_end(self, client_id: ClientSessionId, principal: Principal, end: _End) -> None:
         if self.outlives_process:
-            self._ends[client_id, principal] = None
+            self._ends[client_id, principal] = end
             self.on_noted()
 
     async def flush(self) -> bool:
@@ -420,14 +447,27 @@ class Keeper:
 
     async def end(self, client_id: ClientSessionId, principal: Principal) -> bool:
         """Write an end that was noted; false where it stays so."""
-        if (client_id, principal) not in self._ends or not self.has_keys:
+        end = self._ends.get((client_id, principal))
+        if end is None or not self.has_keys:
             return not self.outlives_process
         try:
-            await self.store.end(self.key(client_id, principal), ttl_s=self._limits.max_lifetime_s)
+            is_written = await self._end(self.key(client_id, principal), end)
         except StoreAway:
             return False
-        self._ends.pop((client_id, principal), None)
-        return True
+        if is_written and self._ends.get((client_id, principal)) is end:  # another may have been noted meanwhile
+            del self._ends[client_id, principal]
+        return is_written
+
+    async def _end(self, key: Key, end: _End) -> bool:
+        """Over whatever revision, but of no other session: its id may have been opened anew since an earlier try."""
+        expected = 0
+        for _ in range(MAX_TRIES):
+            ended = Entry(expected + 1, b"", None)
+            standing = await self.store.put(key, ended, expected=expected, ttl_s=self._limits.max_lifetime_s)
+            if standing is None or (standing != ABSENT and not end.means(standing)):
+                return True
+            expected = standing.revision
+        return False
 
     async def touch(self) -> None:
         """Tell the store which sessions are in use, and write those again that it has lost.

@@ -20,7 +20,10 @@ QUICKEST_PACE_S: Final = 0.010
 SLOWEST_PACE_S: Final = 1.0
 
 _PROBE: Final = Key(b"probe", b"probe")
-_PROBE_TTL_S: Final = 1.0
+_PROBED: Final = Entry(1, b"", None)
+_PROBE_TTL_S: Final = 0.001
+"""Less than the pace: of the probe before nothing stands any more, and this one is written."""
+
 _TOO_SLOW: Final = "it did not answer in time"
 
 
@@ -104,11 +107,6 @@ class StoreGuard:
             self._note_written()
         return standing
 
-    async def end(self, key: Key, *, ttl_s: float) -> None:
-        """Remember that it ended."""
-        await self._ask("end", lambda: self._store.end(key, ttl_s=ttl_s))
-        self._note_written()
-
     async def touch(self, touches: Sequence[Touch]) -> Sequence[Key]:
         """Put off that these expire."""
         missed = await self._ask("touch", lambda: self._store.touch(touches))
@@ -184,8 +182,8 @@ class StoreGuard:
     async def _read_and_write(self) -> None:
         """One that answers, but takes nothing any more, such as a replica, must not come and go all the time."""
         await self._store.get(_PROBE.session)
-        await self._store.end(_PROBE, ttl_s=_PROBE_TTL_S)
-        self._note_written()
+        if await self._store.put(_PROBE, _PROBED, expected=0, ttl_s=_PROBE_TTL_S) is None:
+            self._note_written()
 
     async def _probe(self) -> None:
         pace_s = QUICKEST_PACE_S

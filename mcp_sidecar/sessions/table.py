@@ -270,7 +270,7 @@ class SessionTable:
     def end_unseen(self, client_id: ClientSessionId, principal: Principal) -> None:
         """The upstream has ended a session of this id that only the store may know, and cannot be asked for."""
         self._ended.remember(client_id, principal)
-        self._keeper.note_ended(client_id, principal)
+        self._keeper.note_ended_unseen(client_id, principal)
 
     def _settled(self, session: Session, outcome: Saving) -> None:
         """What the store knows of the session by now, since others wrote."""
@@ -489,7 +489,6 @@ class SessionTable:
 
     def _remove(self, session: Session, reason: SessionEnd) -> None:
         del self._by_use[session.client_id, session.principal]
-        self._keeper.forget(session)
         if session.state is not State.HEALING:  # the heal may have been given the very same id, and looks after it
             self.release_upstream_id(session.upstream_id, session)
         holders = self._held_by(session.client_id)
@@ -498,7 +497,8 @@ class SessionTable:
         if self._is_over_for_all(reason):
             self._ended.remember(session.client_id, session.principal)
             if reason is not SessionEnd.REPLACED:
-                self._keeper.note_ended(session.client_id, session.principal)
+                self._keeper.note_ended(session)
+        self._keeper.forget(session)
         self._emit(SessionEnded(session.label, reason))
 
     def _is_over_for_all(self, reason: SessionEnd) -> bool:

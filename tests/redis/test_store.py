@@ -56,6 +56,10 @@ def entry(revision: int, data: bytes | None = b"da:ta\x00\r\n") -> Entry:
     return Entry(revision, b"w", data)
 
 
+def ended(revision: int) -> Entry:
+    return Entry(revision, b"", None)
+
+
 def store_of(url: str, namespace: str = "test", timeout_s: float = HANG_S) -> RedisStore:
     return RedisStore(url, namespace=namespace, timeout_s=timeout_s, claims_ttl_s=1000, warn=lambda _: None)
 
@@ -98,12 +102,13 @@ class TestPromises:
             assert (await asyncio.gather(*tries)).count(None) == 1
 
     async def test_an_end(self, server: RedisServer) -> None:
-        """It counts whatever the revision, and what comes later knows of it."""
+        """It is written as every entry is, and what comes later knows of it."""
         async with opened(server.url) as store:
             await store.put(ALICE, entry(7), expected=0, ttl_s=100)
-            await store.end(ALICE, ttl_s=100)
-            assert await store.get(b"session") == {b"alice": Entry(8, b"", None)}
-            assert await store.put(ALICE, entry(8), expected=7, ttl_s=100) == Entry(8, b"", None)
+            assert await store.put(ALICE, ended(7), expected=6, ttl_s=100) == entry(7)
+            assert await store.put(ALICE, ended(8), expected=7, ttl_s=100) is None
+            assert await store.get(b"session") == {b"alice": ended(8)}
+            assert await store.put(ALICE, entry(8), expected=7, ttl_s=100) == ended(8)
             assert await store.touch([Touch(ALICE, 1, 100)]) == [ALICE]
 
     async def test_what_expires_is_forgotten(self, server: RedisServer) -> None:
@@ -169,7 +174,7 @@ class TestPromises:
             assert await store.lease(mine, ttl_s=100) == Turn(is_own=True, revision=0)
             await store.put(ALICE, entry(1), expected=0, ttl_s=100)
             assert await store.lease(mine, ttl_s=100) == Turn(is_own=True, revision=1)
-            await store.end(ALICE, ttl_s=100)
+            await store.put(ALICE, ended(2), expected=1, ttl_s=100)
             assert await store.lease(others, ttl_s=100) == Turn(is_own=False, revision=2)
 
     async def test_secrets(self, server: RedisServer) -> None:
@@ -185,7 +190,7 @@ class TestPromises:
         """Every key but the secrets has an end."""
         async with opened(server.url) as store:
             await store.put(ALICE, entry(1), expected=0, ttl_s=100, claim=Claim(b"here", b"1"))
-            await store.end(OTHER, ttl_s=100)
+            await store.put(OTHER, ended(1), expected=0, ttl_s=100)
             lease = Lease(ALICE, b"here", b"me")
             await store.lease(lease, ttl_s=100)
             assert await server.say("INFO", "keyspace") is not None
@@ -255,7 +260,7 @@ class TestTrouble:
             with pytest.raises(StoreUnwritable):
                 await store.touch([Touch(ALICE, 1, 200)])
             with pytest.raises(StoreUnwritable):
-                await store.end(ALICE, ttl_s=100)
+                await store.put(ALICE, ended(2), expected=1, ttl_s=100)
             assert await store.get(b"session") == {b"alice": entry(1)}
             await server.say("CONFIG", "SET", "min-replicas-to-write", "0")
             assert await store.put(ALICE, entry(2), expected=1, ttl_s=100) is None
@@ -266,7 +271,7 @@ class TestTrouble:
         async with refusing_scripts(said) as url:
             store = store_of(url)
             with pytest.raises(StoreAway, match="read-only") as caught:
-                await store.end(ALICE, ttl_s=1)
+                await store.put(ALICE, ended(1), expected=0, ttl_s=1)
             assert not isinstance(caught.value, StoreUnwritable)
             await store.close()
 
@@ -324,8 +329,8 @@ class TestTrouble:
             assert await store.touch([Touch(ALICE, 1, 100)]) == []
             assert (await store.lease(lease, ttl_s=100)).is_own
             await store.give_back(lease)
-            await store.end(ALICE, ttl_s=100)
-            assert await store.get(b"session") == {b"alice": Entry(2, b"", None)}
+            await store.put(ALICE, ended(2), expected=1, ttl_s=100)
+            assert await store.get(b"session") == {b"alice": ended(2)}
 
     @pytest.mark.parametrize("url", ["redis+sentinel://", "redis+sentinel://h", "redis://h:port", "redis://h/?no=such"])
     def test_a_url_that_cannot_be(self, url: str) -> None:

@@ -69,15 +69,9 @@ class Watched:
     ) -> Entry | None:
         await self._called("put")
         standing = await self.store.put(key, entry, expected=expected, ttl_s=ttl_s, claim=claim)
-        if self.loses_reply:
+        if self.loses_reply and standing is None:
             raise StoreAway("the reply is lost")
         return standing
-
-    async def end(self, key: Key, *, ttl_s: float) -> None:
-        await self._called("end")
-        await self.store.end(key, ttl_s=ttl_s)
-        if self.loses_reply:
-            raise StoreAway("the reply is lost")
 
     async def touch(self, touches: Sequence[Touch]) -> Sequence[Key]:
         await self._called("touch")
@@ -574,6 +568,106 @@ class TestSaving:
         assert await place.keeper.flush()
         assert place.keeper.unsaved == 0
         assert await (await scene.place()).load(SID, ALICE) is Missing.ENDED
+
+    async def test_an_end_leaves_a_newcomer_alone(self, scene: Scene) -> None:
+        """It is written again after its reply was lost; the id is by then that of a session opened anew elsewhere."""
+        one, other = await scene.place(), await scene.place()
+        one.table.end(await one.opened(), SessionEnd.TERMINATED)
+        one.store.loses_reply = True
+        assert not await one.keeper.flush()
+        one.store.loses_reply = False
+        newcomer = await other.opened()
+        await one.keeper.back()
+        assert await one.keeper.flush()
+        assert one.keeper.unsaved == 0
+        assert (await (await scene.place()).loaded()).record.tag == newcomer.record.tag
+        newcomer.learnt(samples.request("resources/subscribe", uri="a"))
+        assert await other.table.save(newcomer) is Saving.DONE
+
+    async def test_an_end_of_what_was_healed_elsewhere(self, scene: Scene) -> None:
+        """It is the same session, however often others have written it since it was read here."""
+        one, other = await scene.place(), await scene.place()
+        session = await one.opened()
+        again = await other.loaded()
+        for upstream_id in ("then", "now"):
+            healed(again, upstream_id)
+            assert await other.table.save(again) is Saving.DONE
+        one.table.end(session, SessionEnd.TERMINATED)
+        assert await one.keeper.flush()
+        assert await (await scene.place()).load(SID, ALICE) is Missing.ENDED
+
+    async def test_an_end_of_what_the_store_takes_for_idle(self, scene: Scene) -> None:
+        """Its client has ended it: it does not come again."""
+        one, other = await scene.place(), await scene.place()
+        session = await one.opened()
+        scene.clock.now += 60
+        assert one.table.find(SID, ALICE) is session
+        scene.clock.now += 60
+        await other.store.sweep()
+        one.table.end(session, SessionEnd.TERMINATED)
+        assert await one.keeper.flush()
+        assert await other.table.save(other.table.open(SID, ALICE, HANDSHAKE)) is Saving.DONE
+
+    async def test_an_end_of_a_newcomer_whose_record_was_not_written(self, scene: Scene) -> None:
+        """What it was to stand for ends with it: the client has left that one, too."""
+        place = await scene.place()
+        await place.opened()
+        place.table.end(place.table.open(SID, ALICE, HANDSHAKE), SessionEnd.TERMINATED)
+        assert await place.keeper.flush()
+        assert await (await scene.place()).load(SID, ALICE) is Missing.ENDED
+
+    async def test_ends_of_one_id_that_come_together(self, scene: Scene) -> None:
+        """The store was away when both were noted; neither of them is in it any more."""
+        place = await scene.place()
+        session = await place.opened()
+        place.store.is_away = True
+        for _ in range(2):
+            place.table.end(session, SessionEnd.TERMINATED)
+            assert not await place.keeper.flush()
+            session = place.table.open(SID, ALICE, HANDSHAKE)
+        place.table.end(session, SessionEnd.TERMINATED)
+        place.store.is_away = False
+        await place.keeper.back()
+        assert await place.keeper.flush()
+        assert await (await scene.place()).load(SID, ALICE) is Missing.ENDED
+
+    async def test_an_end_while_the_former_one_is_written(self, scene: Scene) -> None:
+        """A session of the same id that ends before the reply to its forerunner's end has come ends as well."""
+        place = await scene.place()
+        place.table.end(await place.opened(), SessionEnd.TERMINATED)
+        gate = place.store.gate = asyncio.Event()
+        flush = asyncio.create_task(place.keeper.flush())
+        await eventually(lambda: place.store.asked.count("put") > 1)
+        place.store.gate = None
+        place.table.end(await place.opened(), SessionEnd.TERMINATED)
+        gate.set()
+        await flush
+        assert await place.keeper.flush()
+        assert await (await scene.place()).load(SID, ALICE) is Missing.ENDED
+
+    @pytest.mark.parametrize("is_later", [False, True], ids=["former", "newcomer"])
+    async def test_an_end_of_what_only_the_store_knows(self, scene: Scene, is_later: bool) -> None:
+        """The upstream has ended it while the store was away: whatever is of that time is over, and what came later is not."""
+        one, other = await scene.place(), await scene.place()
+        if not is_later:
+            await other.opened()
+        scene.clock.now += 1
+        one.table.end_unseen(SID, ALICE)
+        scene.clock.now += 1
+        if is_later:
+            await other.opened()
+        assert await one.keeper.flush()
+        assert await (await scene.place()).load(SID, ALICE) is (None if is_later else Missing.ENDED)
+
+    async def test_an_end_leaves_a_record_of_a_later_version_alone(self, scene: Scene) -> None:
+        """Nobody here can say whose it is."""
+        place = await scene.place()
+        session = await place.opened()
+        key, later = place.keeper.key(SID, ALICE), Entry(2, b"x", b"\x02later")
+        await place.store.put(key, later, expected=1, ttl_s=10)
+        place.table.end(session, SessionEnd.TERMINATED)
+        assert await place.keeper.flush()
+        assert (await place.store.get(key.session))[key.principal] == later
 
     async def test_a_store_that_is_away(self, scene: Scene) -> None:
         """Nothing is lost: records and ends are written when it is back."""

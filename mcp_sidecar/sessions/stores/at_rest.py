@@ -68,10 +68,6 @@ class SealingStore:
         standing = await self._store.put(key, sealed, expected=expected, ttl_s=ttl_s, claim=claim)
         return self._opened(key, standing) if standing is not None else None
 
-    async def end(self, key: Place, *, ttl_s: float) -> None:
-        """Remember that it ended."""
-        await self._store.end(key, ttl_s=ttl_s)
-
     async def touch(self, touches: Sequence[Touch]) -> Sequence[Place]:
         """Put off that these expire."""
         return await self._store.touch(touches)

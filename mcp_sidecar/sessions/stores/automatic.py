@@ -77,10 +77,6 @@ class AutomaticStore:
         """Compare and set."""
         return await self._store.put(key, entry, expected=expected, ttl_s=ttl_s, claim=claim)
 
-    async def end(self, key: Key, *, ttl_s: float) -> None:
-        """Remember that it ended."""
-        await self._store.end(key, ttl_s=ttl_s)
-
     async def touch(self, touches: Sequence[Touch]) -> Sequence[Key]:
         """Put off that these expire."""
         return await self._store.touch(touches)

@@ -40,9 +40,6 @@ class MemoryStore:
         """The table holds it."""
         return None
 
-    async def end(self, key: Key, *, ttl_s: float) -> None:
-        """The table remembers it."""
-
     async def touch(self, touches: Sequence[Touch]) -> Sequence[Key]:
         """Nothing is missed."""
         return ()

@@ -60,7 +60,7 @@ _GET: Final = (
     "if tonumber(e) > now then found[#found + 1] = all[i] found[#found + 1] = all[i + 1] end end "
     "return found"
 )
-# field, expected, revision, writer, time to live, D with the data; claim and its time to live
+# field, expected, revision, writer, time to live, D with the data or E; claim and its time to live
 _PUT: Final = (
     _NOW + _STANDING + "if revision ~= tonumber(ARGV[2]) then return v or '' end "
     "local until_ms = now + tonumber(ARGV[5]) "
@@ -68,12 +68,6 @@ _PUT: Final = (
     "redis.call('HSET', KEYS[1], ARGV[1], head .. ARGV[6]) "
     + _KEEP
     + "if KEYS[2] then redis.call('SET', KEYS[2], ARGV[7], 'PX', ARGV[8]) end return nil"
-)
-# field, time to live
-_END: Final = (
-    _NOW + _STANDING + "local until_ms = now + tonumber(ARGV[2]) "
-    "local head = string.format('%.0f:%.0f', revision + 1, until_ms) "
-    "redis.call('HSET', KEYS[1], ARGV[1], head .. '::E') " + _KEEP
 )
 # field, revision, time to live
 _TOUCH: Final = (
@@ -119,7 +113,7 @@ class RedisStore:
         self._claims_ttl_s = claims_ttl_s
         self._warn = warn
         script = self._client.register_script
-        self._get, self._put, self._end = script(_GET), script(_PUT), script(_END)
+        self._get, self._put = script(_GET), script(_PUT)
         self._touch, self._secret = script(_TOUCH), script(_FIRST)
         self._lease, self._give_back = script(_LEASE), script(_GIVE_BACK)
 
@@ -183,10 +177,6 @@ class RedisStore:
         if standing is None:
             return None
         return _entry(standing) if standing else ABSENT
-
-    async def end(self, key: Key, *, ttl_s: float) -> None:
-        """Remember that it ended."""
-        await self._change(lambda: self._end(keys=[self._of(key.session)], args=[key.principal.hex(), _ms(ttl_s)]))
 
     async def touch(self, touches: Sequence[Touch]) -> Sequence[Key]:
         """Put off the expiry of many in one go."""

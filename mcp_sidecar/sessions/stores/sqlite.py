@@ -120,10 +120,6 @@ class SqliteStore:
         """Compare and set."""
         return await self._do(lambda: self._file.put(key, entry, expected, ttl_s, claim))
 
-    async def end(self, key: Key, *, ttl_s: float) -> None:
-        """Remember that it ended."""
-        await self._do(lambda: self._file.end(key, ttl_s))
-
     async def touch(self, touches: Sequence[Touch]) -> Sequence[Key]:
         """Put off the expiry of many in one transaction."""
         return await self._do(lambda: self._file.touch(touches))
@@ -286,11 +282,6 @@ class _File:
                 row = (claim.instance, claim.upstream_id, key.session, key.principal, until)
                 database.execute("INSERT OR REPLACE INTO claims VALUES (?, ?, ?, ?, ?)", row)
         return None
-
-    def end(self, key: Key, ttl_s: float) -> None:
-        with self._writing() as database:
-            revision = self._standing(database, key).revision + 1
-            self._write(database, key, Entry(revision, b"", None), ttl_s)
 
     def revision(self, key: Key) -> int:
         with self._reading() as database:

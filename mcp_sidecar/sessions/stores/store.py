@@ -121,9 +121,6 @@ class Store(Protocol):
         ``None``: it is written, and the claim with it. Else what stands there, and nothing is claimed.
         """
 
-    async def end(self, key: Key, *, ttl_s: float) -> None:
-        """The session is over, whatever its revision: remember that for ``ttl_s`` seconds, and nothing of it."""
-
     async def touch(self, touches: Sequence[Touch]) -> Sequence[Key]:
         """Put off that these expire. Which of them are not there, or only in an older revision: they are to be written."""
 

@@ -33,7 +33,6 @@ async def test_memory(url: str) -> None:
     assert isinstance(store, MemoryStore) and not store.outlives_process
     await store.open()
     assert await store.put(KEY, Entry(1, b"w", b"data"), expected=0, ttl_s=10) is None
-    await store.end(KEY, ttl_s=10)
     assert await store.touch([Touch(KEY, 1, 10)]) == ()
     assert await store.holder(Claim(b"here", b"1")) is None
     assert await store.secret("index", b"fresh") == b"fresh"

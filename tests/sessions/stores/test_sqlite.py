@@ -78,6 +78,10 @@ def entry(revision: int, data: bytes | None = b"data", writer: bytes = b"w") -> 
     return Entry(revision, writer, data)
 
 
+def ended(revision: int) -> Entry:
+    return Entry(revision, b"", None)
+
+
 class TestPromises:
     """What every store must do."""
 
@@ -96,17 +100,17 @@ class TestPromises:
         async with opened(path, clock) as store:
             await store.put(ALICE, entry(1), expected=0, ttl_s=10)
             await store.put(OTHER, entry(1), expected=0, ttl_s=10)
-            await store.end(BOB, ttl_s=10)
-            assert await store.get(b"session") == {b"alice": entry(1), b"bob": Entry(1, b"", None)}
+            await store.put(BOB, ended(1), expected=0, ttl_s=10)
+            assert await store.get(b"session") == {b"alice": entry(1), b"bob": ended(1)}
             assert await store.get(b"nobody's") == {}
 
     async def test_an_end(self, path: Path, clock: Clock) -> None:
-        """It keeps nothing of the session, outdoes every revision, and can be followed by a new session."""
+        """It keeps nothing of the session, is written as every entry is, and can be followed by a new session."""
         async with opened(path, clock) as store:
             await store.put(ALICE, entry(7), expected=0, ttl_s=10)
-            await store.end(ALICE, ttl_s=10)
-            ended = Entry(8, b"", None)
-            assert await store.put(ALICE, entry(8), expected=7, ttl_s=10) == ended
+            assert await store.put(ALICE, ended(7), expected=6, ttl_s=10) == entry(7)
+            assert await store.put(ALICE, ended(8), expected=7, ttl_s=10) is None
+            assert await store.put(ALICE, entry(8), expected=7, ttl_s=10) == ended(8)
             assert await store.put(ALICE, entry(9), expected=8, ttl_s=10) is None
 
     async def test_what_expires_has_ended(self, path: Path, clock: Clock) -> None:
@@ -126,7 +130,7 @@ class TestPromises:
         """It tells what is missing, is only there in an older revision, or has ended: that is to be written again."""
         async with opened(path, clock) as store:
             await store.put(ALICE, entry(2), expected=0, ttl_s=10)
-            await store.end(BOB, ttl_s=10)
+            await store.put(BOB, ended(1), expected=0, ttl_s=10)
             clock.now += 9
             touches = [
                 Touch(ALICE, 2, 10),
@@ -162,7 +166,7 @@ class TestPromises:
             assert await store.lease(lease, ttl_s=100) == Turn(is_own=True, revision=0)
             await store.put(ALICE, entry(1), expected=0, ttl_s=10)
             assert await store.lease(lease, ttl_s=100) == Turn(is_own=True, revision=1)
-            await store.end(ALICE, ttl_s=10)
+            await store.put(ALICE, ended(2), expected=1, ttl_s=10)
             assert await store.lease(lease, ttl_s=100) == Turn(is_own=True, revision=2)
 
     async def test_secrets(self, path: Path, clock: Clock) -> None:
@@ -343,7 +347,7 @@ class TestTrouble:
                 holder.execute("BEGIN IMMEDIATE")
                 assert await away(store.put(ALICE, entry(2), expected=1, ttl_s=10)) == "another process holds its lock"
                 assert await store.get(b"session") == {b"alice": entry(1)}
-                assert "just now" in await away(store.end(ALICE, ttl_s=10))
+                assert "just now" in await away(store.put(ALICE, ended(2), expected=1, ttl_s=10))
             clock.now += PAUSE_S
             assert await store.put(ALICE, entry(2), expected=1, ttl_s=10) is None
 
