@@ -6,8 +6,6 @@ no 404 of ours, which it would take for the end of it.
 
 from __future__ import annotations
 
-import asyncio
-
 from mcp_sidecar.downstream.keepalive import Keepalive
 from mcp_sidecar.downstream.response import Responder
 from mcp_sidecar.facts import DroppedKind, MessageDropped
@@ -79,6 +77,6 @@ class SessionLookUp:
         responder.may_comment = True
         keepalive.add(responder)
         try:
-            await asyncio.wait({self._services.sessions.table.store_back()})
+            await self._services.holds.without_bound(self._services.sessions.table.store_back())
         finally:
             keepalive.discard(responder)

@@ -8,6 +8,7 @@ When the upstream is back they go on in turns.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -160,9 +161,13 @@ class Holds:
         """Wait as an idle stream does: without a bound, and without taking a request's place."""
         self._streams += 1
         try:
-            await asyncio.wait({self.availability.back()})
+            await self.without_bound(self.availability.back())
         finally:
             self._streams -= 1
+
+    async def without_bound(self, awaited: asyncio.Future[Any]) -> None:
+        """Wait for what thousands may wait for, and take no place: whoever leaves costs as little as one who is alone."""
+        await self._until_woken(HeldRequest(0, math.inf), math.inf, awaited)
 
     def waiting(self) -> int:
         """How many wait for the upstream, streams included."""
@@ -247,14 +252,15 @@ class Holds:
             return
         loop = asyncio.get_running_loop()
         held.woken = loop.create_future()
-        timer = loop.call_later(seconds, held.wake)
+        timer = loop.call_later(seconds, held.wake) if seconds < math.inf else None
         if awaited is not None:
             self._wait_with_others(held, awaited)
         try:
             await held.woken
         finally:
             held.woken = None
-            timer.cancel()
+            if timer is not None:
+                timer.cancel()
             if awaited is not None:
                 self._wait_no_more(held, awaited)
 

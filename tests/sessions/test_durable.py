@@ -492,16 +492,18 @@ class TestStoreAway:
                 assert is_error(await call, 7, "cancelled")
 
     async def test_a_listening_stream(self, tmp_path: Path) -> None:
-        """It is open while the store is away, and ends when it is back: the client comes again."""
+        """It is open while the store is away, and ends when it is back: the client comes again. However many wait as one."""
         async with host(tmp_path) as here:
             async with here.sidecar() as first, here.client(first) as former:
                 await former.initialize()
             async with here.sidecar() as second, here.client(second, former) as client:
                 self.put_away(tmp_path)
-                async with await client.get_stream() as stream:
-                    assert stream.status == 200
+                async with await client.get_stream() as stream, await client.get_stream() as another:
+                    assert (stream.status, another.status) == (200, 200)
+                    assert len(second.services.sessions.table.store_back()._callbacks or ()) == 1
                     self.put_back(tmp_path)
-                    await ends_cleanly(stream)
+                    for each in (stream, another):
+                        await ends_cleanly(each)
                 async with await client.get_stream():
                     await attached(here.upstream)
 

@@ -72,6 +72,40 @@ async def test_many_who_wait_for_the_same(comes_back: bool) -> None:
     assert shared.looks <= 2
 
 
+@pytest.mark.parametrize("comes_back", [True, False])
+async def test_many_streams_that_wait(comes_back: bool) -> None:
+    """The same without a bound: what they wait for knows one of them, however many stay or leave."""
+    loop = asyncio.get_running_loop()
+    holds = Holds(max_requests=1, max_bytes=1, can_connect=_never, emit=lambda _: None, clock=loop.time)
+    shared = _Counting()
+    waits = [asyncio.create_task(holds.without_bound(shared)) for _ in range(100)]
+    await eventually(lambda: len(holds._waiting_for.get(shared, ())) == 100)
+    for leaving in waits[: 50 if comes_back else 100]:
+        leaving.cancel()
+    if comes_back:
+        shared.set_result(None)
+    ends = await asyncio.gather(*waits, return_exceptions=True)
+    assert ends.count(None) == (50 if comes_back else 0)
+    assert shared.looks <= 2
+
+
+async def test_streams_wait_for_the_upstream_as_one() -> None:
+    """However many there are, what tells that it is back has one of them to tell, and all are counted."""
+    loop = asyncio.get_running_loop()
+    holds = Holds(max_requests=1, max_bytes=1, can_connect=_never, emit=lambda _: None, clock=loop.time)
+    streams = [asyncio.create_task(holds.for_stream()) for _ in range(100)]
+    await eventually(lambda: holds.waiting() == 100)
+    assert len(holds.availability.back()._callbacks or ()) == 1
+    for leaving in streams[:99]:
+        leaving.cancel()
+    await asyncio.gather(*streams[:99], return_exceptions=True)
+    assert holds.waiting() == 1
+    holds.availability.note(False)
+    holds.availability.note(True)
+    await streams[99]
+    await holds.availability.stop()
+
+
 async def _never() -> bool:
     return False
 
