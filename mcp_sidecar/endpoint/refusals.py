@@ -58,7 +58,7 @@ _OF: dict[type[Rejection], Refusal] = {
     BadSessionId: _refusal(
         HTTPStatus.BAD_REQUEST,
         INVALID_REQUEST,
-        "Bad Request: Mcp-Session-Id is repeated, too long or not visible ASCII",
+        "Bad Request: Mcp-Session-Id is empty, repeated or not visible ASCII",
     ),
 }
 

@@ -24,7 +24,7 @@ _SESSION_ID = frozenset({"mcp-session-id"})
 
 
 class BadSessionId(Exception):
-    """The session id is too long, not visible ASCII, or there are several."""
+    """The session id is empty, not visible ASCII, or there are several."""
 
 
 @dataclass(slots=True)

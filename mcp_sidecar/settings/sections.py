@@ -276,7 +276,8 @@ class HealingSection(_Section):
         15.0, description="How many seconds a request may wait for the upstream to come back."
     )
     connect_hold_timeout: Seconds = Field(
-        4.0, description="The same for initialize and server/discover: many clients give a connect 5 seconds."
+        4.0,
+        description="The same for initialize: many clients give a connect 5 seconds. server/discover waits hold_timeout.",
     )
     max_held_requests: Count = Field(
         10_000,
@@ -444,5 +445,6 @@ class LogSection(_Section):
         examples=["json"],
     )
     level: Annotated[LogLevel, AnyCase] = Field(
-        LogLevel.INFO, description="debug, info, warning or error. Single requests appear at debug only."
+        LogLevel.INFO,
+        description="debug, info, warning or error. Calls that were simply answered appear at debug only.",
     )

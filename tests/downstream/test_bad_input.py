@@ -293,7 +293,6 @@ async def test_random_bytes_never_do_harm() -> None:
         pytest.param(["Mcp-Session-Id: a\tb"], id="tab"),
         pytest.param(["Mcp-Session-Id: caf\u00e9"], id="not-ascii"),
         pytest.param(["Mcp-Session-Id:"], id="empty"),
-        pytest.param(["Mcp-Session-Id: " + "a" * 4097], id="long"),
         pytest.param(["Mcp-Session-Id: a", "mcp-session-id: b"], id="two"),
         pytest.param(["Mcp-Session-Id: a", "Mcp-Session-Id: a"], id="same-twice"),
     ],
@@ -322,9 +321,9 @@ async def test_a_bad_session_id_is_no_matter_where_none_is_used(body: bytes, kep
     assert passed.request.values("mcp-session-id") == ([b"a b"] if kept else [])
 
 
-async def test_an_id_of_the_greatest_length_passes() -> None:
-    """4,096 visible characters."""
-    session_id = "~" * 4096
+async def test_an_id_may_be_as_long_as_a_header() -> None:
+    """What bounds it is the size of all headers, as for every other one."""
+    session_id = "~" * 60_000
     passed = await pass_through(post(f"Mcp-Session-Id: {session_id}", f"Content-Length: {len(PING)}", body=PING))
     assert passed.request.values("mcp-session-id") == [session_id.encode()]
 

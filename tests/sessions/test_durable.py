@@ -102,6 +102,19 @@ async def test_a_restart(store: Settings, answers: Answers, with_server: bool) -
             assert (await client.tool("charge", amount=2)).text == "charged 2"
 
 
+@WHAT
+async def test_an_id_that_holds_a_whole_session(store: Settings, with_server: bool) -> None:
+    """Servers that keep nothing put all of it into the id, which may be as long as a header."""
+    async with host(store, mint=Mint.TOKEN) as here:
+        async with here.sidecar() as first, here.client(first) as former:
+            await former.initialize()
+        if with_server:
+            await here.upstream.restart()
+        async with here.sidecar() as second, here.client(second, former) as client:
+            assert (await client.tool("charge", amount=1)).text == "charged 1"
+            assert len(here.upstream.ledger.initializes) == 1 + with_server
+
+
 async def test_again_and_again(store: Settings) -> None:
     """What was loaded and healed is written as well: it outlives the next restart, too."""
     async with host(store) as here:

@@ -129,4 +129,5 @@ MINTS: dict[Mint, Callable[[], str]] = {
     Mint.MCP_GO: lambda: f"mcp-session-{uuid.uuid4()}",
     Mint.BASE32: lambda: base64.b32encode(secrets.token_bytes(16)).decode().rstrip("="),
     Mint.BASE64URL: lambda: secrets.token_urlsafe(16),
+    Mint.TOKEN: lambda: secrets.token_urlsafe(6000),
 }

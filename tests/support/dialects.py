@@ -28,6 +28,7 @@ class Mint(StrEnum):
     MCP_GO = "mcp-session-uuid"
     BASE32 = "base32"
     BASE64URL = "base64url"
+    TOKEN = "token"
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from mcp_sidecar.wire.headers import (
     HOP_BY_HOP,
-    MAX_SESSION_ID_BYTES,
     NOT_FOR_UPSTREAM,
     Fields,
     Pair,
@@ -193,7 +192,7 @@ class TestEncodedHead:
 
 
 class TestSessionId:
-    """Visible ASCII, bounded."""
+    """Visible ASCII, of any length that a header can have."""
 
     @pytest.mark.parametrize(
         ("session_id", "valid"),
@@ -201,8 +200,7 @@ class TestSessionId:
             pytest.param("a", True, id="one"),
             pytest.param("!~", True, id="both ends of the range"),
             pytest.param("eyJ.eyJ.sig-_=", True, id="a JWT"),
-            pytest.param("a" * MAX_SESSION_ID_BYTES, True, id="as long as it may be"),
-            pytest.param("a" * (MAX_SESSION_ID_BYTES + 1), False, id="longer"),
+            pytest.param("a" * 1024**2, True, id="as long as a header can be made"),
             pytest.param("", False, id="empty"),
             pytest.param("a b", False, id="a blank"),
             pytest.param("a\tb", False, id="a tab"),
