@@ -18,9 +18,6 @@ T = TypeVar("T")
 
 QUICKEST_PACE_S: Final = 0.010
 SLOWEST_PACE_S: Final = 1.0
-_WRITES: Final = frozenset({"put", "end", "touch", "probe"})
-"""What only a store that takes something can do; whether the other questions write is the store's business."""
-
 _PROBE: Final = Key(b"probe", b"probe")
 _PROBE_TTL_S: Final = 1.0
 _TOO_SLOW: Final = "it did not answer in time"
@@ -99,15 +96,24 @@ class StoreGuard:
         self, key: Key, entry: Entry, *, expected: int, ttl_s: float, claim: Claim | None = None
     ) -> Entry | None:
         """Compare and set."""
-        return await self._ask("put", lambda: self._store.put(key, entry, expected=expected, ttl_s=ttl_s, claim=claim))
+        standing = await self._ask(
+            "put", lambda: self._store.put(key, entry, expected=expected, ttl_s=ttl_s, claim=claim)
+        )
+        if standing is None:
+            self._note_written()
+        return standing
 
     async def end(self, key: Key, *, ttl_s: float) -> None:
         """Remember that it ended."""
         await self._ask("end", lambda: self._store.end(key, ttl_s=ttl_s))
+        self._note_written()
 
     async def touch(self, touches: Sequence[Touch]) -> Sequence[Key]:
         """Put off that these expire."""
-        return await self._ask("touch", lambda: self._store.touch(touches))
+        missed = await self._ask("touch", lambda: self._store.touch(touches))
+        if len(missed) < len(touches):
+            self._note_written()
+        return missed
 
     async def holder(self, claim: Claim) -> Key | None:
         """Whose the upstream id is."""
@@ -156,8 +162,6 @@ class StoreGuard:
             raise StoreAway(_TOO_SLOW) from None
         finally:
             self._emit(StoreAsked(operation, self._clock() - started, failed))
-        if operation in _WRITES:
-            self._note_writable()
         return answer
 
     def _note_unwritable(self, reason: str) -> None:
@@ -165,7 +169,8 @@ class StoreGuard:
             self._unwritable_since = self._clock()
             self._emit(StoreWritesRefused(reason))
 
-    def _note_writable(self) -> None:
+    def _note_written(self) -> None:
+        """It has taken something; an answer alone says nothing, where there was nothing to write."""
         if self._unwritable_since is not None:
             self._emit(StoreWritesTaken(self._clock() - self._unwritable_since))
             self._unwritable_since = None
@@ -180,6 +185,7 @@ class StoreGuard:
         """One that answers, but takes nothing any more, such as a replica, must not come and go all the time."""
         await self._store.get(_PROBE.session)
         await self._store.end(_PROBE, ttl_s=_PROBE_TTL_S)
+        self._note_written()
 
     async def _probe(self) -> None:
         pace_s = QUICKEST_PACE_S
