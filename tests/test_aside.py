@@ -83,3 +83,64 @@ except KeyError as error:
 def test_it_needs_no_other_process(lacks: str) -> None:
     """Where there can be none, it is made here."""
     assert _said(f"{lacks}\nprint(made_aside(os.getpid) == os.getpid())") == "True\n"
+
+
+def test_whoever_ignores_the_ends_of_children_gets_the_value_all_the_same() -> None:
+    """A process inherits that from the one that has started it; there is no exit status then, to anybody."""
+    program = """
+import signal
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+print(made_aside(os.getpid) == os.getpid(), made_aside(lambda: "made"))
+"""
+    assert _said(program) == "False made\n"
+
+
+def test_half_an_answer_counts_for_nothing() -> None:
+    """It may end in the middle of a large one, and nobody may be told how it ended."""
+    program = """
+import signal
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+here = os.getpid()
+
+class Fatal:
+    def __reduce__(self):
+        os._exit(0)
+
+print(made_aside(lambda: [b"." * 1_000_000, Fatal()] if os.getpid() != here else "made here"))
+"""
+    assert _said(program) == "made here\n"
+
+
+def test_whoever_has_threads_makes_it_here() -> None:
+    """One that some tool has begun may hold a lock at the fork, which nobody would ever give back there."""
+    program = """
+import threading
+over = threading.Event()
+thread = threading.Thread(target=over.wait)
+thread.start()
+print(made_aside(os.getpid) == os.getpid())
+over.set()
+thread.join()
+"""
+    assert _said(program) == "True\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of its parent's end")
+def test_nobody_is_left_where_the_process_is_ended_meanwhile() -> None:
+    """Such as one that waits for a file which another program is to write, a pipe with a name."""
+    program = """
+from mcp_sidecar.aside import made_aside
+
+def make():
+    print("waits", flush=True)
+    signal.pause()
+
+made_aside(make)
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", f"import signal\n{program}"], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "waits\n"
+        process.terminate()
+        assert process.stdout.read() == "", "it has ended where nobody holds its output any more"

@@ -194,7 +194,7 @@ class Keeper:
         if missed is not None:
             return missed
         try:
-            entries = await self._look_ups.entries(key.session, may_be_invented=True)
+            entries = await self._look_ups.entries(key.session)
             found = self._picked(entries, key.principal, identity, adopts)
             if isinstance(found, SessionRecord):
                 return await self._as_claimed(client_id, found)
@@ -267,10 +267,13 @@ class Keeper:
         return Lease(key, self._hash(self.instance.encode(), b"instance"), self._writer)
 
     async def _refresh(self, session: Session) -> None:
-        """Take in what another process has written meanwhile; nothing where the store is away."""
+        """Take in what another process has written meanwhile; nothing where the store is away.
+
+        The look-up of somebody else may have been answered before that was written, so that none is waited for.
+        """
         key = self.key(session.client_id, session.principal)
         try:
-            standing = (await self._look_ups.entries(key.session)).get(key.principal, ABSENT)
+            standing = (await self.store.get(key.session)).get(key.principal, ABSENT)
             saved = self._saved.get(session)
             if saved is not None and standing.revision > saved.stored.revision:
                 self._settled(session, await self._take_in(session, saved, standing) or Saving.DONE)

@@ -45,17 +45,17 @@ class LookUps:
         self._under_way: dict[bytes, asyncio.Task[Mapping[bytes, Entry]]] = {}
         self._missed: OrderedDict[Key, tuple[float, Missing]] = OrderedDict()
 
-    async def entries(self, session: bytes, *, may_be_invented: bool = False) -> Mapping[bytes, Entry]:
-        """What stands under this id. Raises ``StoreAway``, also where it is not to be asked for what may be invented."""
+    async def entries(self, session: bytes) -> Mapping[bytes, Entry]:
+        """What stands under this id. Raises ``StoreAway``, also where it is not to be asked: the id may be invented."""
         task = self._under_way.get(session)
         if task is None:
-            task = self._under_way[session] = asyncio.create_task(self._get(session, may_be_invented))
+            task = self._under_way[session] = asyncio.create_task(self._get(session))
             task.add_done_callback(lambda _: self._under_way.pop(session, None))
         return await asyncio.shield(task)  # it goes on although one of those who wait leaves
 
-    async def _get(self, session: bytes, may_be_invented: bool) -> Mapping[bytes, Entry]:
+    async def _get(self, session: bytes) -> Mapping[bytes, Entry]:
         async with self._turns:
-            if may_be_invented and self._misses.wait_s():
+            if self._misses.wait_s():
                 raise StoreAway("too many ids that nobody knows")
             return await self._store.get(session)
 

@@ -169,6 +169,7 @@ class StoreGuard:
             self._emit(StoreWritesRefused(reason))
 
     def _note_written(self) -> None:
+        """It has taken something; an answer alone says nothing, where there was nothing to write."""
         if self._unwritable_since is not None:
             self._emit(StoreWritesTaken(self._clock() - self._unwritable_since))
             self._unwritable_since = None

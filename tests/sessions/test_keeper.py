@@ -43,6 +43,7 @@ class Watched:
     is_full: bool = False
     loses_reply: bool = False
     gate: asyncio.Event | None = None
+    late: asyncio.Event | None = None
     takes_s: float = 0.0
     asked: list[str] = field(default_factory=list)
 
@@ -62,7 +63,11 @@ class Watched:
 
     async def get(self, session: bytes) -> Mapping[bytes, Entry]:
         await self._called("get")
-        return await self.store.get(session)
+        found, late = await self.store.get(session), self.late
+        if late is not None:
+            self.late = None
+            await late.wait()
+        return found
 
     async def put(
         self, key: Key, entry: Entry, *, expected: int, ttl_s: float, claim: Claim | None = None
@@ -813,6 +818,23 @@ class TestTurns:
         assert await one.table.take_turn(session)
         assert one.store.asked == ["put", "lease", "get", "holder"]
         assert (session.upstream_id, session.generation) == ("theirs", 2)
+
+    async def test_an_answer_that_is_older_than_that_is_not_taken_for_it(self, scene: Scene) -> None:
+        """Somebody else's look-up of this id may be under way, and bring what stood there before."""
+        one, other = await scene.place(), await scene.place()
+        session = await one.opened()
+        again = await other.loaded()
+        one.store.late = late = asyncio.Event()
+        look_up = asyncio.create_task(one.load(SID, BOB))
+        await eventually(lambda: one.store.late is None)
+        healed(again, "theirs")
+        assert await other.table.save(again) is Saving.DONE
+        turn = asyncio.create_task(one.table.take_turn(session))
+        await eventually(lambda: turn.done() or one.store.asked[-1] == "lease")
+        late.set()
+        assert await turn
+        await look_up
+        assert session.upstream_id == "theirs"
 
     async def test_what_another_process_has_ended(self, scene: Scene) -> None:
         """There is nothing to heal."""

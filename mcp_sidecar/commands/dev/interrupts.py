@@ -8,7 +8,7 @@ import signal
 from collections.abc import Callable
 from typing import Final
 
-STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+STOP_SIGNALS: Final = ("SIGINT", "SIGTERM", "SIGHUP")
 
 
 class StopSignals:
@@ -21,6 +21,9 @@ class StopSignals:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         """The handlers are as they were."""
         self._loop = loop
+        self._numbers = [
+            number for name in STOP_SIGNALS if (number := getattr(signal, name, None)) and _is_ours(number)
+        ]
         self._call: Callable[[int], None] | None = None
         self._is_over = False
 
@@ -35,7 +38,7 @@ class StopSignals:
         self._take()
 
     def _take(self) -> None:
-        for number in STOP_SIGNALS:
+        for number in self._numbers:
             signal.signal(number, self._on_signal)
 
     def _on_signal(
@@ -46,3 +49,8 @@ class StopSignals:
             end(128 + number)
         elif call is not None:
             self._loop.call_soon_threadsafe(call, number)
+
+
+def _is_ours(number: signal.Signals) -> bool:
+    """Whoever starts it with `nohup` wants it to outlive a terminal. That a shell ignores the others says no such thing."""
+    return number.name != "SIGHUP" or signal.getsignal(number) is not signal.SIG_IGN

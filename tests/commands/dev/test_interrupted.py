@@ -104,3 +104,12 @@ async def test_an_impatient_user_sees_no_traceback(folder: Folder) -> None:
         assert await dev.exit_status() in {130, -signal.SIGINT}  # the same to a shell
         assert not own(dev.lines[shown:], "")
         await gone(*pids)
+
+
+async def test_behind_nohup_it_outlives_its_terminal(folder: Folder) -> None:
+    """A hangup that is ignored when it starts stays so, and a save starts the next server."""
+    async with developing(folder.path, shell=("nohup",)) as dev:  # noqa: S604 - the words before the command
+        await dev.line("up in")
+        dev.process.send_signal(signal.SIGHUP)
+        folder.has_tools("echo", "later")
+        await dev.line("→ up in")
