@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -26,12 +26,14 @@ from tests.interop.catalogue import CLIENTS, GO_CLIENT, RUST_CLIENT, ClientSpec,
 from tests.interop.door import Door
 from tests.interop.drivers import Answer, Connection, Driver
 from tests.interop.lab import DIRECT
-from tests.interop.processes import Server, Sidecar, StoreOptions, until
+from tests.interop.processes import NotReady, Server, Sidecar, StoreOptions, until
 from tests.interop.stores import STORES, store
 from tests.interop.test_whole_session import WHOLE
 
 CALL_TIMEOUT_S: Final = 15.0
 WITHIN_S: Final = 30.0
+AGAIN_S: Final = 2.0
+"""What a server says while nobody listens is lost: go-sdk comes back after a second or two, and it is said again."""
 CALLS: Final = 5
 """So many calls of each client come before the kill, and after it."""
 PAUSE_S: Final = 0.02
@@ -137,15 +139,18 @@ class Caller:
         assert not any(map(_logged_too_much, self.connection.heard()))
 
     def _hears(self, what: Callable[[dict[str, object]], bool], call: ToolCall) -> None:
-        """What the call has the server say comes on the listening stream."""
+        """What the call has the server say comes on the listening stream, once the client has opened that again."""
         before = sum(map(what, self.connection.heard()))
-        answer = self.connection.call(call, "")
-        assert answer.ok, f"{self.name}: {answer}"
-        until(
-            lambda: sum(map(what, self.connection.heard())) > before,
-            WITHIN_S,
-            lambda: f"{self.name} heard only {self.connection.heard()[-10:]}",
-        )
+
+        def is_heard() -> bool:
+            answer = self.connection.call(call, "")
+            assert answer.ok, f"{self.name}: {answer}"
+            with suppress(NotReady):
+                until(lambda: sum(map(what, self.connection.heard())) > before, AGAIN_S, str)
+                return True
+            return False
+
+        until(is_heard, WITHIN_S, lambda: f"{self.name} heard only {self.connection.heard()[-10:]}")
 
 
 def _announced(message: dict[str, object]) -> bool:
