@@ -418,19 +418,18 @@ class Keeper:
 
     def note_ended(self, session: Session) -> None:
         """The session is over, and what it stands for: that is remembered with the next ``flush``."""
-        stored = self.stored(session)
-        tags = {session.record.tag, stored.tag if stored is not None else session.record.tag}
-        noted = self._ends.get((session.client_id, session.principal), _End())
-        self._note_end(session.client_id, session.principal, replace(noted, tags=noted.tags | tags))
+        records = (session.record, self.stored(session))
+        tags = frozenset(record.tag for record in records if record is not None)
+        self._note_end(session.client_id, session.principal, _End(tags))
 
     def note_ended_unseen(self, client_id: ClientSessionId, principal: Principal) -> None:
         """The same of whatever was opened under this id so far: it is not known here."""
-        noted = self._ends.get((client_id, principal), _End())
-        self._note_end(client_id, principal, replace(noted, until=self.wall()))
+        self._note_end(client_id, principal, _End(until=self.wall()))
 
     def _note_end(self, client_id: ClientSessionId, principal: Principal, end: _End) -> None:
         if self.outlives_process:
-            self._ends[client_id, principal] = end
+            noted = self._ends.get((client_id, principal), _End())
+            self._ends[client_id, principal] = _End(noted.tags | end.tags, max(noted.until, end.until))
             self.on_noted()
 
     async def flush(self) -> bool:

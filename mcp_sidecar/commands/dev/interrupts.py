@@ -41,9 +41,8 @@ class StopSignals:
         for number in self._numbers:
             signal.signal(number, self._on_signal)
 
-    def _on_signal(
-        self, number: int, _: object, end: Callable[[int], object] = os._exit
-    ) -> None:  # os is gone at the end
+    def _on_signal(self, number: int, _: object, end: Callable[[int], object] = os._exit) -> None:
+        """``end`` is bound here, for the module ``os`` may be gone by then."""
         call, self._call = self._call, None
         if self._is_over:
             end(128 + number)
