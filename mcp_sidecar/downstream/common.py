@@ -60,7 +60,7 @@ class Handler(Protocol):
     """What is done with requests."""
 
     async def handle(self, request: Request, responder: Responder) -> None:
-        """Answer one. Cancelled where the client leaves."""
+        """Answer one, or leave it ``parked``. Cancelled where the client leaves."""
 
     def note_unread(self, answer: OwnAnswer) -> None:
         """What did not become a request got this answer."""

@@ -8,8 +8,10 @@ answer; so it does behind everything that is not plain. In doubt the client open
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
+from contextvars import Context
 from enum import Enum
-from typing import cast
+from typing import Any, cast
 
 from aiohttp import hdrs
 
@@ -37,7 +39,7 @@ class Phase(Enum):
 
 
 class ClientConnection(asyncio.Protocol):
-    """Serves one request at a time. All ordinary ones of a connection are answered in one task."""
+    """Serves one request at a time. All ordinary ones of a connection are answered in one task, until one is parked."""
 
     __slots__ = (
         "__weakref__",
@@ -114,6 +116,7 @@ class ClientConnection(asyncio.Protocol):
         self._wake_writers()
         if self._task is not None:
             self._task.cancel()
+        self._leave_parked()
 
     def data_received(self, data: bytes) -> None:
         """Read on, as far as it is the client's turn."""
@@ -262,6 +265,10 @@ class ClientConnection(asyncio.Protocol):
 
     async def _serve_next(self) -> bool:
         """Whether the connection may serve another request."""
+        responder = self._responder
+        if responder is not None and responder.parked is not None:
+            parked, responder.parked = responder.parked, None
+            return await self._serve_to_end(responder, parked.go_on())
         if self._request is None:
             self._wake = self._common.loop.create_future()
             try:
@@ -272,9 +279,16 @@ class ClientConnection(asyncio.Protocol):
         if request is None:
             return False
         responder = self._responder = Responder(self, request, self._common.clock)
+        work = self._common.handler.handle(request, responder)
+        del request  # so that what it holds is gone while a slow client takes the last of its answer
+        return await self._serve_to_end(responder, work)
+
+    async def _serve_to_end(self, responder: Responder, work: Coroutine[Any, Any, None]) -> bool:
+        """Unless it is parked."""
         try:
-            await self._common.handler.handle(request, responder)
-            del request  # so that what it holds is gone while a slow client takes the last of its answer
+            await work
+            if responder.parked is not None:
+                return False
             await responder.end()
         except ConnectionError:
             self.close()
@@ -284,9 +298,23 @@ class ClientConnection(asyncio.Protocol):
             self.abort()
             return False
         finally:
-            responder.let_go()
-            self._responder = self._upload = None
+            if responder.parked is None:
+                responder.let_go()
+                self._responder = self._upload = None
         return self._may_go_on(responder)
+
+    def go_on(self, context: Context | None) -> None:
+        """Have a task carry out what is left of the exchange that is parked."""
+        self._task = self._common.loop.create_task(self._serve(), context=context)
+
+    def _leave_parked(self) -> None:
+        """The client leaves while no task works on its exchange, or before one has begun to."""
+        responder = self._responder
+        if responder is not None and responder.parked is not None:
+            parked, responder.parked = responder.parked, None
+            parked.left()
+            responder.let_go()
+            self._responder = None
 
     @property
     def is_last(self) -> bool:
@@ -386,6 +414,7 @@ class ClientConnection(asyncio.Protocol):
         task = self._task
         if task is not None:
             task.cancel()
+        self._leave_parked()
         self.abort()
         return task
 

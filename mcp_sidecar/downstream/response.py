@@ -10,6 +10,7 @@ import asyncio
 import socket
 import struct
 from collections.abc import Callable, Iterable
+from contextvars import Context
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Protocol
@@ -54,6 +55,22 @@ class Client(Protocol):
 
     async def drained(self) -> None:
         """Wait until it has taken most of what was sent."""
+
+    def go_on(self, context: Context | None) -> None:
+        """Have a task carry out what is left of the exchange that is parked."""
+
+
+class Parked(Protocol):
+    """An exchange that is open while no task works on it, since nothing is to be done.
+
+    It is over by one of the two, each called once at most.
+    """
+
+    async def go_on(self) -> None:
+        """Something is to be done now: do it, to the end or until it is parked again."""
+
+    def left(self) -> None:
+        """The client has left."""
 
 
 @dataclass(slots=True)
@@ -104,6 +121,7 @@ class Responder:
         "may_comment",
         "notes",
         "page",
+        "parked",
         "status",
         "tap",
     )
@@ -123,6 +141,8 @@ class Responder:
         self.status = 0
         self.notes = Notes()
         self.page: Page | None = None
+        self.parked: Parked | None = None
+        """Set by whoever answers, who then returns without having ended."""
         self.keep_alive = request.keep_alive
         self.is_event_stream = False
         self.may_comment = False
@@ -162,13 +182,37 @@ class Responder:
     async def write(self, data: bytes) -> None:
         """Send a part of the body. Waits where the client reads slowly."""
         if data and not self._is_bodiless:
-            assert self.status, "the head comes first"
-            if self.status >= 400 and not self.notes.said:
-                self.notes.said = data[:SAID_BYTES]
-            self.last_write_at = self._clock()
-            if self.tap is not None:
-                self.tap(data)
+            self._note_written(data)
             await self._put(framing.chunk(data) if self._is_chunked else data)
+
+    def _note_written(self, data: bytes) -> None:
+        assert self.status, "the head comes first"
+        if self.status >= 400 and not self.notes.said:
+            self.notes.said = data[:SAID_BYTES]
+        self.last_write_at = self._clock()
+        if self.tap is not None:
+            self.tap(data)
+
+    def send(self, data: bytes) -> bool:
+        """Send a part of the body at once, behind what was written before; whether the client is fast enough for more.
+
+        Raises ``ConnectionResetError``.
+        """
+        client = self._reachable()
+        self._note_written(data)
+        self._pending.append(framing.chunk(data) if self._is_chunked else data)
+        self._flush()
+        return not client.is_slow
+
+    async def drained(self) -> None:
+        """Wait until the client has taken most of what was sent."""
+        if self._client is not None and self._client.is_slow:
+            await self._client.drained()
+
+    def go_on(self, context: Context | None) -> None:
+        """Something is to be done about an exchange that was parked; a task does it, in this context if it is given."""
+        if self._client is not None:
+            self._client.go_on(context)
 
     async def comment(self) -> None:
         """Send an SSE comment, so that nobody takes the stream for dead."""
@@ -220,8 +264,7 @@ class Responder:
         if self._is_chunked:
             self._pending.append(framing.LAST_CHUNK)
         self._flush()
-        if self._client is not None and self._client.is_slow:
-            await self._client.drained()
+        await self.drained()
 
     def let_go(self) -> None:
         """The exchange is over."""
@@ -252,10 +295,14 @@ class Responder:
             lines.append("Connection: keep-alive" if self.keep_alive else "Connection: close")
         return encoded_head(lines)
 
-    async def _put(self, data: bytes) -> None:
+    def _reachable(self) -> Client:
         client = self._client
         if client is None or client.transport is None or client.transport.is_closing():
             raise ConnectionResetError("the client has left")
+        return client
+
+    async def _put(self, data: bytes) -> None:
+        client = self._reachable()
         if not self._pending:
             asyncio.get_running_loop().call_soon(self._flush)
         self._pending.append(data)

@@ -11,12 +11,32 @@ from mcp_sidecar.endpoint.passthrough import Passthrough
 from mcp_sidecar.endpoint.post import Post
 from mcp_sidecar.healing.labels import NO_METHOD, OTHER
 from mcp_sidecar.sessions.in_flight import InFlight
-from mcp_sidecar.wire.headers import Fields
+from mcp_sidecar.streams.listener import Listener
+from mcp_sidecar.wire.headers import NO_FIELDS, Fields
 from mcp_sidecar.wire.jsonrpc import Message
 
 
 class Incoming:
     """One client request on its way: what is known of it before anybody decides."""
+
+    __slots__ = (
+        "begun",
+        "fields",
+        "headers",
+        "in_session",
+        "is_refused",
+        "is_traced",
+        "listener",
+        "message",
+        "method",
+        "owner",
+        "request",
+        "responder",
+        "rpc_label",
+        "started_at",
+        "target",
+        "way",
+    )
 
     def __init__(self, request: Request, responder: Responder) -> None:
         """``rpc_label`` becomes known when the body is read."""
@@ -31,6 +51,7 @@ class Incoming:
         self.in_session = False
         self.is_refused = False
         self.way: Post | Passthrough | None = None
+        self.listener: Listener | None = None
         self.begun = in_flight(request)
         self.started_at = 0.0
         self.is_traced = False
@@ -38,7 +59,7 @@ class Incoming:
 
     def forget_head(self) -> None:
         """From now on only the answer counts."""
-        self.headers, self.fields, self.target = NO_HEADERS, Fields(()), ""
+        self.headers, self.fields, self.target = NO_HEADERS, NO_FIELDS, ""
         self.request.forget_head()
 
 

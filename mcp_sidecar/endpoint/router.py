@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import re
 import traceback
-from collections.abc import Awaitable, Hashable
+from collections.abc import Awaitable, Callable, Hashable
 from functools import partial
 from http import HTTPStatus
 from pathlib import PurePath
@@ -108,12 +108,29 @@ class Router:
         """Answer one request. Whatever goes wrong in here concerns this request only."""
         incoming = Incoming(request, responder)
         incoming.started_at = incoming.begun.started_at if incoming.begun is not None else self.services.clock()
-        status = CLIENT_LEFT
         self.enter()
+        await self._carry_out(incoming, self._begin)
+
+    async def go_on(self, incoming: Incoming, listener: Listener) -> None:
+        """Carry out what is left of a request whose stream was parked."""
+        await self._carry_out(incoming, lambda _: listener.go_on())
+
+    def left(self, incoming: Incoming) -> None:
+        """The client has left a stream that was parked."""
+        if incoming.listener is not None:
+            incoming.listener.left()
+        self._end(incoming, CLIENT_LEFT)
+
+    def _begin(self, incoming: Incoming) -> Awaitable[None]:
+        if self.tracer is not None and not self._may_say_more(incoming):
+            self._trace(incoming)
+        return self._answer(incoming)
+
+    async def _carry_out(self, incoming: Incoming, work: Callable[[Incoming], Awaitable[None]]) -> None:
+        """To the end, or until its stream is parked."""
+        status = CLIENT_LEFT
         try:
-            if self.tracer is not None and not self._may_say_more(incoming):
-                self._trace(incoming)
-            await self._answer(incoming)
+            await work(incoming)
             status = incoming.responder.status
         except (*UNREADABLE, BadSessionId) as error:
             self._trace(incoming)
@@ -126,14 +143,21 @@ class Router:
             await self._give_up(incoming)
             status = incoming.responder.status
         finally:
-            if incoming.begun is not None:
-                incoming.begun.drop()
-            if status in REFUSES_HOST:
-                self._note_refused_host(status, incoming.responder.notes.said)
-            seconds = self.services.clock() - incoming.started_at
-            status, outcome = self._ending(incoming, status)
-            self.services.emit(RequestServed(http_label(request.method), incoming.rpc_label, status, seconds, outcome))
-            self.leave()
+            listener = incoming.listener
+            if listener is not None and listener.is_parked:
+                incoming.responder.parked = ParkedStream(self, incoming, listener)
+            else:
+                self._end(incoming, status)
+
+    def _end(self, incoming: Incoming, status: int) -> None:
+        if incoming.begun is not None:
+            incoming.begun.drop()
+        if status in REFUSES_HOST:
+            self._note_refused_host(status, incoming.responder.notes.said)
+        seconds = self.services.clock() - incoming.started_at
+        status, outcome = self._ending(incoming, status)
+        self.services.emit(RequestServed(http_label(incoming.method), incoming.rpc_label, status, seconds, outcome))
+        self.leave()
 
     @staticmethod
     def _ending(incoming: Incoming, status: int) -> tuple[int, CallOutcome | None]:
@@ -295,12 +319,16 @@ class Router:
             return self._passing(incoming).other_path(incoming.request.upload)
         incoming.forget_head()
         if call.claimed is not None:
-            return self._listen_after_proof(call, incoming.responder)
-        return Listener(self.services, self._keepalive, call, incoming.responder).run()
+            return self._listen_after_proof(incoming, call)
+        return self._listen(incoming, call)
 
-    async def _listen_after_proof(self, call: Call, responder: Responder) -> None:
+    async def _listen_after_proof(self, incoming: Incoming, call: Call) -> None:
         await CredentialProof(self.services, call).run()
-        await Listener(self.services, self._keepalive, call, responder).run()
+        await self._listen(incoming, call)
+
+    def _listen(self, incoming: Incoming, call: Call) -> Awaitable[None]:
+        incoming.listener = Listener(self.services, self._keepalive, call, incoming.responder)
+        return incoming.listener.run()
 
     def _observed(self, incoming: Incoming, call: Call) -> Awaitable[None]:
         if call.client_id is None and incoming.method == "GET":
@@ -435,3 +463,23 @@ class Router:
             await incoming.responder.give(replies.in_session(incoming.message, Reason.OUTCOME_UNKNOWN))
         else:
             await incoming.responder.give(refusals.OWN_FAULT)
+
+
+class ParkedStream:
+    """A request whose listening stream is open while nothing is to be done; ``downstream.response.Parked``."""
+
+    __slots__ = ("_incoming", "_listener", "_router")
+
+    def __init__(self, router: Router, incoming: Incoming, listener: Listener) -> None:
+        """``listener`` is the one of ``incoming``."""
+        self._router = router
+        self._incoming = incoming
+        self._listener = listener
+
+    async def go_on(self) -> None:
+        """See ``Parked``."""
+        await self._router.go_on(self._incoming, self._listener)
+
+    def left(self) -> None:
+        """See ``Parked``."""
+        self._listener.within(self._router.left, self._incoming)

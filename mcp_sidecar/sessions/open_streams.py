@@ -6,7 +6,7 @@ A drain breaks all of them off at once, a DELETE those of its session, a client'
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Iterable, Iterator
+from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
@@ -16,7 +16,14 @@ from mcp_sidecar.upstream.answer import Answer
 from mcp_sidecar.waiting.slots import ReturnQueue
 
 
-class ListenerPort(Protocol):
+class Served(Protocol):
+    """An open stream, whether a task works on it or not."""
+
+    def end(self) -> None:
+        """End it from outside; it leaves then or there, or as soon as the loop turns."""
+
+
+class ListenerPort(Served, Protocol):
     """The stream on which a client listens, as far as others need to know it."""
 
     async def tell(self, events: bytes) -> bool:
@@ -32,16 +39,32 @@ class ListenerPort(Protocol):
         """Go where the session stands now: to what was opened ahead, or back from it."""
 
 
+class _InTask:
+    """A stream that is served by a task as long as it is open."""
+
+    def __init__(self) -> None:
+        """By the present one."""
+        task = asyncio.current_task()
+        assert task is not None, "an exchange runs in a task"
+        self.task = task
+        self.is_ended = False
+
+    def end(self) -> None:
+        """See ``Served``."""
+        if not self.is_ended:
+            self.is_ended = True
+            self.task.cancel()
+
+
 class GetStreams:
-    """Knows whose task serves an open stream, and who listens for a session."""
+    """Knows the open streams, and who listens for a session."""
 
     def __init__(self) -> None:
         """No streams yet."""
-        self._serving: dict[asyncio.Task[object], Session | None] = {}
-        self._of_session: dict[Session, tuple[asyncio.Task[object], ...]] = {}
-        self._listening: dict[Session, tuple[tuple[ListenerPort, asyncio.Task[object]], ...]] = {}
-        self._ending: set[asyncio.Task[object]] = set()
-        self._awaited: dict[asyncio.Task[object], asyncio.Future[None]] = {}
+        self._serving: dict[Served, Session | None] = {}
+        self._of_session: dict[Session, tuple[Served, ...]] = {}
+        self._listening: dict[Session, tuple[ListenerPort, ...]] = {}
+        self._awaited: dict[Served, asyncio.Future[None]] = {}
         self.returning = ReturnQueue()
         self.cuts = False  # whether what is ended from here is broken off
 
@@ -51,68 +74,60 @@ class GetStreams:
 
     async def serve(self, work: Awaitable[None]) -> None:
         """Do the work of one stream in this task, until it is over or ended from here."""
-        self.enter()
+        stream = _InTask()
+        self.enter(stream)
         try:
             await work
         except asyncio.CancelledError:
-            if not self.ends_this():
+            if not stream.is_ended:
                 raise
+            stream.task.uncancel()
         finally:
-            self.leave()
+            self.leave(stream)
 
-    def enter(self, session: Session | None = None) -> None:
-        """This task serves a stream from now on, until ``leave``."""
-        task = _this_task()
-        self._serving[task] = session
+    def enter(self, stream: Served, session: Session | None = None) -> None:
+        """The stream is open from now on, until ``leave``."""
+        self._serving[stream] = session
         if session is not None:
-            _add(self._of_session, session, task)
+            _add(self._of_session, session, stream)
 
-    def ends_this(self) -> bool:
-        """Whether it was from here that this task's stream was cancelled; it then is not cancelled any more."""
-        task = _this_task()
-        if task not in self._ending:
-            return False
-        task.uncancel()
-        return True
-
-    def leave(self) -> None:
-        """The stream of this task is over."""
-        task = _this_task()
-        session = self._serving.pop(task)
-        self._ending.discard(task)
-        awaited = self._awaited.pop(task, None)
+    def leave(self, stream: Served) -> None:
+        """The stream is over."""
+        session = self._serving.pop(stream)
+        awaited = self._awaited.pop(stream, None)
         if awaited is not None and not awaited.done():
             awaited.set_result(None)
         if session is not None:
-            _discard(self._of_session, session, task)
+            _discard(self._of_session, session, stream)
 
     # -- where a client listens ---------------------------------------------------------------------------------------
 
-    def listens(self, session: Session, listener: ListenerPort) -> None:
-        """From now on this stream is where the client of the session listens."""
-        _add(self._listening, session, (listener, _this_task()))
-
     async def takes_over(self, session: Session, listener: ListenerPort) -> bool:
-        """The same, and those before it end; upstream they are closed when this returns. True if there were any.
+        """From now on this stream, which is open, is where the client of the session listens. Those before it end.
 
-        To be called by the task that serves the newer stream.
+        Upstream they are closed when this returns. True if there were any.
         """
-        former = [task for _, task in self._listening.get(session, ()) if task in self._serving]
-        self.listens(session, listener)
-        self._end(former)
-        gone = [self._awaited.setdefault(task, asyncio.get_running_loop().create_future()) for task in former]
+        former = self._listening.get(session, ())
+        _add(self._listening, session, listener)
+        for stream in former:
+            stream.end()
+        gone = [
+            self._awaited.setdefault(stream, asyncio.get_running_loop().create_future())
+            for stream in former
+            if stream in self._serving
+        ]
         if gone:
             await asyncio.wait(gone)
-        return bool(gone)
+        return bool(former)
 
     def leaves(self, session: Session, listener: ListenerPort) -> None:
-        """This task's stream is over."""
-        _discard(self._listening, session, (listener, _this_task()))
+        """The client does not listen on this stream any more."""
+        _discard(self._listening, session, listener)
 
     def listener_of(self, session: Session) -> ListenerPort | None:
         """Where the client of the session listens, if it does: on the stream that it opened last."""
         listeners = self._listening.get(session)
-        return listeners[-1][0] if listeners else None
+        return listeners[-1] if listeners else None
 
     async def open_ahead(self, session: Session, upstream_id: UpstreamSessionId | None) -> None:
         """A heal has a new upstream session for this one: its listener, if there is one, begins to listen to it."""
@@ -122,7 +137,7 @@ class GetStreams:
 
     def heal_ended(self, session: Session) -> None:
         """Whatever came of the heal, the listener goes where the session stands now."""
-        for listener, _ in self._listening.get(session, ()):
+        for listener in self._listening.get(session, ()):
             listener.heal_ended()
 
     # -- ending -------------------------------------------------------------------------------------------------------
@@ -133,23 +148,13 @@ class GetStreams:
         After a clean end rmcp 0.15 never does; python, TypeScript and rmcp all do after a break.
         """
         self.cuts = True
-        self._end(list(self._serving))
+        for stream in list(self._serving):
+            stream.end()
 
     def end_of(self, session: Session) -> None:
         """End the streams of a session that is over: nothing will ever come on them."""
-        self._end(self._of_session.get(session, ()))
-
-    def _end(self, tasks: Iterable[asyncio.Task[object]]) -> None:
-        for task in tasks:
-            if task not in self._ending:
-                self._ending.add(task)
-                task.cancel()
-
-
-def _this_task() -> asyncio.Task[object]:
-    task = asyncio.current_task()
-    assert task is not None, "an exchange runs in a task"
-    return task
+        for stream in self._of_session.get(session, ()):
+            stream.end()
 
 
 K = TypeVar("K")

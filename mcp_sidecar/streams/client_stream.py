@@ -37,14 +37,21 @@ class ClientStream:
         """Whether the client has only the beginning of an event."""
         return self._in_event
 
-    async def relay(self, piece: bytes, *, in_event: bool) -> None:
-        """Send a piece of the upstream's; ``in_event``: it ends in the middle of an event."""
+    def fit(self, piece: bytes) -> bytes:
+        """What the client gets of a piece of the upstream's."""
         if piece == BOM and (self._has_begun or self._responder.has_commented):
-            return  # in the middle of a stream it would be part of a field's name, and an event be lost
+            return b""  # in the middle of a stream it would be part of a field's name, and an event be lost
         self._has_begun = True
+        return piece
+
+    def relay(self, pieces: bytes, *, in_event: bool) -> bool:
+        """Send fitting pieces at once; whether the client is fast enough for more.
+
+        ``in_event``: they end in the middle of an event. Raises ``ConnectionResetError``.
+        """
         self._note(in_event=in_event)
         self._responder.may_comment = self.may_comment and not in_event
-        await self._responder.write(piece)
+        return not pieces or self._responder.send(pieces)
 
     async def comment(self) -> None:
         """Show the client that somebody is there."""

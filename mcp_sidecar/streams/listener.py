@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable
-from typing import assert_never
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextvars import Context, copy_context
+from typing import TypeVar, assert_never
 
 from mcp_sidecar import spans
 from mcp_sidecar.downstream.keepalive import Keepalive
@@ -48,38 +49,48 @@ from mcp_sidecar.streams.relay import relay_rest, splitter_for
 from mcp_sidecar.streams.subscription import Subscription
 from mcp_sidecar.upstream.answer import Answer, KeptAnswer, is_event_stream
 from mcp_sidecar.upstream.content import UpstreamFault
-from mcp_sidecar.upstream.events import batches
+from mcp_sidecar.upstream.events import BATCH_PIECES, SLICE_BYTES, Batch, batches, in_batches
 from mcp_sidecar.verdicts.refusals import PingAnswer
 from mcp_sidecar.waiting.availability import SLOWEST_PACE_S
 from mcp_sidecar.waiting.hold import HeldRequest, Waited
 from mcp_sidecar.wire import headers
 from mcp_sidecar.wire.reply import OwnAnswer
-from mcp_sidecar.wire.sse import Block, EventSplitter, Fragment
+from mcp_sidecar.wire.sse import EventSplitter
+
+P = TypeVar("P")
 
 
 class Listener:
     """One GET of a client. A ``ListenerPort`` of its session, unless the client comes for the answer to a request.
 
-    While nothing comes there are no more coroutines of it than ``run`` and ``_relay``, and no context managers: there
-    may be thousands of streams, and that is most of what one takes.
+    While the upstream's stream is there and nothing is to be done it is *parked*: no task works on it, since there may be
+    thousands of streams. What comes is relayed as it comes; everything else is done by a task, which ``go_on`` is for.
     """
 
     __slots__ = (
         "_answer",
+        "_attached_at",
         "_attachment",
         "_call",
+        "_context",
         "_generation",
         "_is_counted",
+        "_is_ended",
+        "_is_over",
         "_keepalive",
         "_position",
         "_refusal",
         "_responder",
+        "_rest",
         "_services",
         "_signature",
+        "_splitter",
         "_stream",
+        "_task",
         "_upstream",
         "_upstream_id",
         "_watch",
+        "is_parked",
     )
 
     def __init__(self, services: Services, keepalive: Keepalive, call: Call, responder: Responder) -> None:
@@ -93,37 +104,77 @@ class Listener:
         self._upstream = Subscription(services.upstream, services.streams, call, self._position)
         self._stream = ClientStream(responder)
         self._watch: StreamWatch | None = None
+        self._splitter: EventSplitter | None = None
+        self._rest: Batch | Exception = []  # what could not be relayed as it came, or why nothing can
+        self._attached_at = 0.0
+        self._task: asyncio.Task[object] | None = None  # works on it
+        self._context: Context | None = None  # of the request, if somebody traces it
         self._answer: Answer | None = None
         self._refusal: KeptAnswer | None = None
         self._signature = "id-minted-anew"
         self._upstream_id: UpstreamSessionId | None = None
         self._generation = 1
         self._is_counted = False
+        self._is_ended = False  # from outside
+        self._is_over = False
+        self.is_parked = False
 
     async def run(self) -> None:
-        """Listen until the client leaves or the stream is over."""
+        """Listen until the client leaves, the stream is over, or nothing is to be done."""
         self._services.streams.open.get_streams += 1
         self._services.sessions.table.begin_use(self._session)
-        self._services.streams.listening.enter(self._session)
-        is_ended = False
+        self._services.streams.listening.enter(self, self._session)
+        await self._work(self._begin())
+
+    async def go_on(self) -> None:
+        """Do what is to be done since it was parked, until it is parked again or over."""
+        if not self._is_over:
+            await self._work(self._relay_on())
+
+    def left(self) -> None:
+        """The client has left while it was parked, or before it could go on."""
+        self.is_parked = False
+        if not self._is_over:
+            self._leave()
+
+    def end(self) -> None:
+        """See ``Served``."""
+        if self._is_ended:
+            return
+        self._is_ended = True
+        if self._task is not None:
+            self._task.cancel()
+            return
+        self._cut_in_drain()
+        self._leave()
+        self._resume()
+
+    async def _work(self, first: Awaitable[Step | None]) -> None:
+        """Carry out one step after the other; there is none after ``None`` as long as it is parked."""
+        self._task = asyncio.current_task()
         try:
-            step = self._attachment.begin(replaces_one=await self._take_place())
+            step = await first
             while isinstance(step, Get | Ask | Relay | Wait | Heal):
                 step = await self._carry_out(step)
-            await self._finish(step)
+            if step is not None:
+                await self._finish(step)
         except asyncio.CancelledError:
-            is_ended = self._services.streams.listening.ends_this()
-            if not is_ended:
+            if not self._is_ended or self._task is None:
                 raise
-            if self._services.streams.listening.cuts and self._responder.is_committed:
-                self._responder.cut()
+            self._task.uncancel()
+            self._cut_in_drain()
         finally:
-            self._leave()
-        if is_ended and not self._responder.is_committed:
+            self._task = None
+            if not self.is_parked:
+                self._leave()
+        if self._is_ended and not self._responder.is_committed:
             await self._answer_ended()
 
-    def _carry_out(self, step: GoOn) -> Awaitable[Step]:
-        """What does it, not yet begun: a coroutine in between would stay with an open stream."""
+    async def _begin(self) -> Step:
+        return self._attachment.begin(replaces_one=await self._take_place())
+
+    def _carry_out(self, step: GoOn) -> Awaitable[Step | None]:
+        """What does it, not yet begun."""
         match step:
             case Get():
                 return self._get(step)
@@ -154,16 +205,21 @@ class Listener:
             case _:
                 assert_never(step)
 
+    def _cut_in_drain(self) -> None:
+        if self._services.streams.listening.cuts and self._responder.is_committed:
+            self._responder.cut()
+
     def _leave(self) -> None:
-        self._drop_answer()
+        self._is_over = True
         self._upstream.close()
+        self._drop_answer()
         self._stream.end()
         if self._session is not None:
             self._services.streams.listening.leaves(self._session, self)
             note_unanswered(self._session, self._watch, self._position.polled)
             if self._is_counted:
                 self._session.stream_ends()
-        self._services.streams.listening.leave()
+        self._services.streams.listening.leave(self)
         self._keepalive.discard(self._responder)
         self._services.sessions.table.end_use(self._session)
         self._services.streams.open.get_streams -= 1
@@ -357,48 +413,121 @@ class Listener:
 
     # -- Relay --------------------------------------------------------------------------------------------------------
 
-    async def _relay(self, step: Relay) -> Step:
-        """Relay until the upstream's side ends."""
-        answer, self._answer = self._answer, None
-        assert answer is not None
+    async def _relay(self, step: Relay) -> Step | None:
+        """Relay until the upstream's side ends, or until it is parked."""
+        answer = self._answer
+        assert answer is not None, "there is a stream to relay"
         if step.behind_break is not None and self._session is not None:
             self._services.sessions.refresher.asked(self._session, step.behind_break, self._call.trigger)
-        started, broke = self._services.clock(), False
+        self._attached_at = self._services.clock()
+        await self._open(answer)
+        self._watch_events()
+        self._upstream.attach(answer, self._generation)
+        return await self._relay_on()
+
+    async def _relay_on(self) -> Step | None:
+        """What has come by now. ``None`` where nothing is left: it is parked."""
+        answer, watch, splitter = self._answer, self._watch, self._splitter
+        assert answer is not None and watch is not None and splitter is not None, "a stream is there"  # noqa: PT018
+        rest, self._rest = self._rest, []
+        if isinstance(rest, Exception):
+            raise rest
+        broke = False
         try:
-            await self._begin(answer)
-            watch, splitter = self._watch_events()
-            self._upstream.attach(answer, self._generation)
-            try:
-                while not answer.whole:
-                    await answer.arrival()
-                    async for batch in batches(splitter, answer.take()):
-                        for piece in batch:
-                            await self._relay_piece(piece, watch)
-                    await answer.hold_beside(splitter.held_bytes)
-            except UpstreamFault:
-                broke = True
-            finally:
-                self._upstream.detach(answer)
-        finally:
-            answer.close()
-        return self._attachment.over(watch, Ended(self._generation, self._services.clock() - started, broke))
+            await self._relay_batches(in_batches(rest))
+            await answer.hold_beside(splitter.held_bytes)
+            while not answer.whole:
+                if self._park(answer):
+                    return None
+                await self._relay_batches(batches(splitter, answer.take()))
+                await answer.hold_beside(splitter.held_bytes)
+        except UpstreamFault:
+            broke = True
+        self._upstream.detach()
+        self._drop_answer()
+        lived_s = self._services.clock() - self._attached_at
+        return self._attachment.over(watch, Ended(self._generation, lived_s, broke))
 
-    async def _relay_piece(self, piece: Block | Fragment, watch: StreamWatch) -> None:
-        data, message = watch.relay(piece)
-        if message is not None and self._session is not None:
-            self._session.heard(message, watch.mark)
-            self._session.progress.note_elsewhere(message)
-        await self._stream.relay(data, in_event=watch.in_fragment)
+    async def _relay_batches(self, found: AsyncIterator[Batch]) -> None:
+        await self._responder.drained()
+        async for batch in found:
+            if not self._relay_now(batch):
+                await self._responder.drained()
 
-    def _watch_events(self) -> tuple[StreamWatch, EventSplitter]:
+    def _relay_now(self, pieces: Batch) -> bool:
+        """Whether the client is fast enough for more."""
+        watch, stream, session = self._watch, self._stream, self._session
+        assert watch is not None, "a stream is there"
+        passed = []
+        for piece in pieces:
+            data, message = watch.relay(piece)
+            if message is not None and session is not None:
+                session.heard(message, watch.mark)
+                session.progress.note_elsewhere(message)
+            passed.append(stream.fit(data))
+        return stream.relay(passed[0] if len(passed) == 1 else b"".join(passed), in_event=watch.in_fragment)
+
+    # -- while it is parked -------------------------------------------------------------------------------------------
+
+    def _park(self, answer: Answer) -> bool:
+        """Have what comes relayed as it comes, unless something is there already."""
+        self.is_parked = answer.divert(self)
+        if self.is_parked:
+            self._context = copy_context() if spans.CURRENT.get() is not None else None
+        return self.is_parked
+
+    def _resume(self) -> None:
+        """There is something that only a task can do."""
+        if self.is_parked:
+            self.is_parked = False
+            if self._answer is not None:
+                self._answer.divert(None)
+            self._responder.go_on(self._context)
+
+    def within(self, work: Callable[[P], None], argument: P) -> None:
+        """Do what a callback brings as the request would do it."""
+        if self._context is None:
+            work(argument)
+        else:
+            self._context.run(work, argument)
+
+    def arrived(self, data: bytes) -> bool:
+        """See ``Taker``."""
+        if len(data) > SLICE_BYTES:
+            self._resume()
+            return False
+        self.within(self._take, data)
+        return True
+
+    def over(self) -> None:
+        """See ``Taker``."""
+        self._resume()
+
+    def _take(self, data: bytes) -> None:
+        """Relay a little at once. Whatever goes wrong concerns this stream, and not the connection that it comes on."""
+        answer, splitter = self._answer, self._splitter
+        assert answer is not None and splitter is not None, "a stream is there"  # noqa: PT018
+        try:
+            pieces = splitter.feed(data)
+            self._rest = pieces[BATCH_PIECES:]
+            is_done = self._relay_now(pieces[:BATCH_PIECES] if self._rest else pieces) and not self._rest
+            is_done = answer.holds_beside(splitter.held_bytes) and is_done
+        except Exception as error:  # noqa: BLE001 - raised in the task
+            self._rest, is_done = error, False
+        if not is_done:
+            self._resume()
+
+    # -- Relay: its beginning -----------------------------------------------------------------------------------------
+
+    def _watch_events(self) -> None:
         session = self._session
         if session is not None:
             self._services.sessions.list_check.listens(session, self._generation, self._call.trigger)
         self._watch = watch = _watch(session, self._generation)
         watch.unanswered = self._position.polled
-        return watch, splitter_for(self._services.limits)
+        self._splitter = splitter_for(self._services.limits)
 
-    async def _begin(self, answer: Answer) -> None:
+    async def _open(self, answer: Answer) -> None:
         """The upstream's stream is there."""
         session = self._session
         self._services.holds.route.note_served()

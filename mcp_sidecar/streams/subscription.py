@@ -87,11 +87,18 @@ class Subscription:
         """From now on, until ``detach``, the answer is what the client listens to."""
         self._attached = answer, generation
         self._streams.upstream.add(self._owner, answer)
+        self._break_off_what_is_late()  # a heal may have ended while the client took the head of its stream
 
-    def detach(self, answer: Answer) -> None:
-        """Its stream is over."""
-        self._attached = None
-        self._streams.upstream.discard(self._owner, answer)
+    def detach(self) -> None:
+        """Its stream is over, if there was one."""
+        if self._attached is not None:
+            self._streams.upstream.discard(self._owner, self._attached[0])
+            self._attached = None
+
+    def _break_off_what_is_late(self) -> None:
+        session = self._call.session
+        if self._attached is not None and session is not None and self._attached[1] < session.generation:
+            self._attached[0].break_off()
 
     @property
     def _owner(self) -> Session | None:
@@ -120,8 +127,7 @@ class Subscription:
         self._may_open_ahead = not failed_with_it  # perhaps it was the GET that the new session could not bear
         if failed_with_it:
             self.let_go()
-        if self._attached is not None and self._attached[1] < generation:
-            self._attached[0].break_off()
+        self._break_off_what_is_late()
         if self._waiting is not None and self._waits_under < generation:
             self._waiting.reschedule(asyncio.get_running_loop().time())
 
@@ -148,6 +154,7 @@ class Subscription:
         """The client's stream is over."""
         self._may_open_ahead = False
         self.let_go()
+        self.detach()
 
 
 class Ahead:

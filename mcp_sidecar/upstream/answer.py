@@ -11,11 +11,11 @@ from types import TracebackType
 from typing import Self
 
 from mcp_sidecar.upstream.connection import Connection
-from mcp_sidecar.upstream.content import Content, UpstreamFault
+from mcp_sidecar.upstream.content import Content, Taker, UpstreamFault
 from mcp_sidecar.upstream.pool import Pool
 from mcp_sidecar.waiting.budget import Claim
 from mcp_sidecar.wire.faults import Fault
-from mcp_sidecar.wire.headers import Fields, Pair, media_type
+from mcp_sidecar.wire.headers import NO_FIELDS, Pair, media_type
 from mcp_sidecar.wire.json_end import JsonEnd
 from mcp_sidecar.wire.jsonrpc import UNREAD, Message, NotJson, parse
 from mcp_sidecar.wire.origins import NAMES_A_URL
@@ -30,15 +30,27 @@ ERROR_BODY_TIMEOUT_S = 2.0
 _ANY_DEFLATE = {"gzip": zlib.MAX_WBITS | 16, "x-gzip": zlib.MAX_WBITS | 16, "deflate": zlib.MAX_WBITS}
 
 
-_NO_FIELDS = Fields(())
-
-
 class Answer:
     """The head of the upstream's answer and, on demand, its body.
 
     An asynchronous context manager: leaving it without having read everything closes the connection, so that the
     upstream learns at once that nobody listens any more.
     """
+
+    __slots__ = (
+        "_claim",
+        "_connection",
+        "_content",
+        "_fault",
+        "_head",
+        "_idle_timeout_s",
+        "_json_end",
+        "_pool",
+        "peeked",
+        "reason",
+        "status",
+        "whole",
+    )
 
     def __init__(
         self,
@@ -55,7 +67,7 @@ class Answer:
         self._pool = pool
         self._connection: Connection | None = connection
         self._content = content
-        self._fields = head.fields
+        self._head = head
         self.status = head.status
         self.reason = head.reason
         self.peeked = b""
@@ -65,12 +77,12 @@ class Answer:
 
     def header(self, name: str) -> str | None:
         """The first value of a header."""
-        return next(iter(self._fields.values(name.lower())), None)
+        return next(iter(self._head.fields.values(name.lower())), None)
 
     @property
     def names_a_url(self) -> bool:
         """Whether a header says where something is, perhaps on the upstream's origin."""
-        return not NAMES_A_URL.isdisjoint(self._fields.names)
+        return not NAMES_A_URL.isdisjoint(self._head.fields.names)
 
     @property
     def content_length(self) -> int | None:
@@ -81,11 +93,11 @@ class Answer:
     @property
     def headers(self) -> list[Pair]:
         """All headers, as they came."""
-        return self._fields.pairs
+        return self._head.fields.pairs
 
     def client_headers(self, without: Iterable[str] = ()) -> list[Pair]:
         """The headers to pass on."""
-        return self._fields.for_client(frozenset(without))
+        return self._head.fields.for_client(frozenset(without))
 
     @property
     def is_lacking(self) -> bool:
@@ -154,6 +166,10 @@ class Answer:
         """So many bytes are held of what was read and not peeked, such as the beginning of an event."""
         await self._claim.resize(size)
 
+    def holds_beside(self, size: int) -> bool:
+        """The same where that need not be waited for; false where it must."""
+        return self._claim.resize_now(size)
+
     async def _hold(self, size: int) -> None:
         """What is all that there is waits for nothing, since nothing more is read."""
         if self.whole:
@@ -163,7 +179,7 @@ class Answer:
 
     def forget_head(self) -> None:
         """Nobody will ask for the headers again."""
-        self._fields = _NO_FIELDS
+        self._head.fields = NO_FIELDS
 
     def arrival(self) -> Awaitable[None]:
         """Done when there is something to ``take``: for one who waits long, and for whom a coroutine each is too much."""
@@ -172,6 +188,17 @@ class Answer:
             arrived.set_result(None)
             return arrived
         return self._content.arrival()
+
+    def divert(self, taker: Taker | None) -> bool:
+        """Give what comes of the body to ``taker`` from now on; false where something is to be taken, or it is over.
+
+        ``None`` has it read again.
+        """
+        content = self._content
+        if taker is not None and (self.peeked or self._fault is not None or content.has_some or content.is_over):
+            return False
+        content.divert(taker)
+        return True
 
     def take(self) -> bytes:
         """What has come of the body and was not taken yet; ``whole`` tells whether that was all. Raises ``UpstreamFault``."""
@@ -192,6 +219,7 @@ class Answer:
     def close(self) -> None:
         """Let go of the connection: kept if everything was read, closed otherwise."""
         connection, self._connection = self._connection, None
+        self._content.divert(None)
         self._claim.release()
         if connection is not None:
             if not self._content.is_read:

@@ -54,6 +54,25 @@ class Connection(asyncio.Protocol):
     ``bound_to`` is the only client's connection that it may serve; see ``pool``.
     """
 
+    __slots__ = (
+        "__weakref__",
+        "_ear",
+        "_flow",
+        "_has_eof",
+        "_has_served",
+        "_is_spoilt",
+        "_max_head_bytes",
+        "_on_lost",
+        "_silence",
+        "_turn",
+        "_unsent",
+        "_upload",
+        "_watcher",
+        "bound_to",
+        "idle_time_s",
+        "transport",
+    )
+
     def __init__(self, limits: Limits, on_lost: Callable[[Connection], None]) -> None:
         """``on_lost`` is called when it is closed."""
         self.transport: asyncio.Transport | None = None
@@ -67,7 +86,7 @@ class Connection(asyncio.Protocol):
         self._has_served = False
         self._is_spoilt = False
         self._has_eof = False  # it was the server that has ended it
-        self._ear: select.poll | None = None
+        self._ear: select.poll | None = None  # made where it is free for the first time
         self._flow = Flow()
         self._unsent = 0  # bytes, when the upstream was last looked at for taking nothing
         self._silence = IdleTimer(asyncio.get_running_loop(), self._stalled)
@@ -83,6 +102,8 @@ class Connection(asyncio.Protocol):
         a cancellation included, leaves the connection closed.
         """
         self._silence.set_patience(patience_s)
+        if patience_s is None:
+            self._ear = None  # of the many streams few leave a connection that is free
         self._begin(is_head=is_head)
         try:
             self._send(head, body, is_chunked=is_chunked)
@@ -165,7 +186,10 @@ class Connection(asyncio.Protocol):
 
     def is_quiet(self) -> bool:
         """Whether nothing has come on a free connection, not even its end, that the loop did not get to see yet."""
-        return not self._is_spoilt and self.is_connected() and not (self._ear is not None and self._ear.poll(0))
+        if self._is_spoilt or not self.is_connected():
+            return False
+        ear = self._ear = self._ear or _ear_of(self.transport)
+        return ear is None or not ear.poll(0)
 
     def close(self) -> None:
         """Close it; at once where a request is still being sent."""
@@ -193,10 +217,6 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The connection is there, for https with its handshake."""
         self.transport = cast("asyncio.Transport", transport)  # uvloop's are none by name
-        sock = transport.get_extra_info("socket")
-        if sock is not None:
-            self._ear = select.poll()
-            self._ear.register(sock.fileno(), select.POLLIN)
 
     def data_received(self, data: bytes) -> None:
         """Read on."""
@@ -340,6 +360,16 @@ class Connection(asyncio.Protocol):
         self._silence.stop()
         self._drop_upload()
         self._flow.resume()
+
+
+def _ear_of(transport: asyncio.BaseTransport | None) -> select.poll | None:
+    """Hears at once whether something has come."""
+    sock = transport.get_extra_info("socket") if transport is not None else None
+    if sock is None:
+        return None
+    ear = select.poll()
+    ear.register(sock.fileno(), select.POLLIN)
+    return ear
 
 
 def _is_meant(transport: asyncio.BaseTransport) -> bool:

@@ -36,18 +36,29 @@ class Source(Protocol):
         """Go on."""
 
 
+class Taker(Protocol):
+    """Who takes each part of a body as it comes, in place of a reader."""
+
+    def arrived(self, data: bytes) -> bool:
+        """A part; false where it is left for a reader."""
+
+    def over(self) -> None:
+        """Nothing more will come."""
+
+
 class Content:
     """What has come of a body and was not taken yet. ``has_ended``: all of it has come; ``fault``: the rest never will."""
 
-    __slots__ = ("_chunks", "_is_full", "_size", "_source", "_waiter", "fault", "has_ended")
+    __slots__ = ("_chunks", "_is_full", "_size", "_source", "_taker", "_waiter", "fault", "has_ended")
 
     def __init__(self, source: Source | None = None) -> None:
         """Without a source there is no body: it has ended."""
         self._source = source
-        self._chunks: list[bytes] = []
+        self._chunks: list[bytes] | None = None
         self._size = 0
         self._is_full = False
         self._waiter: asyncio.Future[None] | None = None
+        self._taker: Taker | None = None
         self.has_ended = source is None
         self.fault: Fault | None = None
 
@@ -70,6 +81,10 @@ class Content:
 
     def feed(self, data: bytes) -> None:
         """A part has come."""
+        if self._taker is not None and self._taker.arrived(data):
+            return
+        if self._chunks is None:
+            self._chunks = []
         self._chunks.append(data)
         self._size += len(data)
         if self._size > HIGH_BYTES and not self._is_full and self._source is not None:
@@ -90,10 +105,16 @@ class Content:
             self._wake()
 
     def _wake(self) -> None:
+        if self._taker is not None:
+            self._taker.over()
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
     # -- what the reader asks -----------------------------------------------------------------------------------------
+
+    def divert(self, taker: Taker | None) -> None:
+        """Give what comes to ``taker`` from now on, or have it read again. Nothing is left to be taken, and more may come."""
+        self._taker = taker
 
     def arrival(self) -> asyncio.Future[None]:
         """Done when there is something to take, or nothing to be waited for. One at a time."""
@@ -106,12 +127,12 @@ class Content:
 
     def take(self) -> bytes:
         """Whatever is there. Raises ``UpstreamFault`` where there is nothing and will be nothing."""
-        if not self._chunks:
+        chunks, self._chunks, self._size = self._chunks, None, 0
+        if not chunks:
             if self.fault is not None:
                 raise UpstreamFault(self.fault)
             return b""
-        taken = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
-        self._chunks, self._size = [], 0
+        taken = chunks[0] if len(chunks) == 1 else b"".join(chunks)
         if self._is_full and self._source is not None:
             self._is_full = False
             self._source.resume_reading()

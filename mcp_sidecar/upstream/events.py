@@ -22,14 +22,19 @@ Batch = list[Block | Fragment]
 
 async def batches(splitter: EventSplitter, chunk: bytes) -> AsyncIterator[Batch]:
     """What a chunk brings, piece by piece; between two batches the loop turns."""
-    is_first = True
     for start in range(0, len(chunk), SLICE_BYTES):
-        pieces = splitter.feed(chunk[start : start + SLICE_BYTES])
-        for at in range(0, len(pieces), BATCH_PIECES):
-            if not is_first:
-                await asyncio.sleep(0)
-            is_first = False
-            yield pieces[at : at + BATCH_PIECES]
+        if start:
+            await asyncio.sleep(0)
+        async for batch in in_batches(splitter.feed(chunk[start : start + SLICE_BYTES])):
+            yield batch
+
+
+async def in_batches(pieces: Batch) -> AsyncIterator[Batch]:
+    """The same of what is in pieces already."""
+    for at in range(0, len(pieces), BATCH_PIECES):
+        if at:
+            await asyncio.sleep(0)
+        yield pieces[at : at + BATCH_PIECES]
 
 
 async def event_batches(answer: Answer, splitter: EventSplitter) -> AsyncIterator[Batch]:

@@ -56,10 +56,16 @@ class Queue:
         """Of no bytes so far."""
         return Claim(self)
 
+    def passes(self, claim: Claim, size: int) -> bool:
+        """Count so many bytes more if there is room for them."""
+        passes = self._may_pass(claim, size) or (not self._waiting and self._goes_on(claim, size))
+        if passes:
+            claim.count(size)
+        return passes
+
     async def wait(self, claim: Claim, size: int) -> None:
         """Count so many bytes more as soon as there is room for them."""
-        if self._may_pass(claim, size) or (not self._waiting and self._goes_on(claim, size)):
-            claim.count(size)
+        if self.passes(claim, size):
             return
         woken = asyncio.get_running_loop().create_future()
         self._waiting.append((claim, size, woken))
@@ -121,6 +127,13 @@ class Claim:
             await self.grow(size - self.size)
         else:
             self._shrink(size)
+
+    def resize_now(self, size: int) -> bool:
+        """The same if it need not wait; false if it must."""
+        if size > self.size and not self._queue.passes(self, size - self.size):
+            return False
+        self._shrink(size)
+        return True
 
     def release(self) -> None:
         """Hold nothing any more."""

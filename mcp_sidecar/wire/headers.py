@@ -113,6 +113,9 @@ class Fields:
         return [pair for name, pair in zip(self.names, self.pairs, strict=True) if name not in dropped]
 
 
+NO_FIELDS = Fields(())
+
+
 def is_forwarding(name: str) -> bool:
     """Whether a header (lower case) says where a request has come from: ``Forwarded``, or one of ``X-Forwarded-*``."""
     return name == "forwarded" or name.startswith("x-forwarded-")

@@ -12,40 +12,50 @@ from mcp_sidecar.upstream.answer import Answer
 from tests.support.sessions import a_session
 
 
+class ListeningTask:
+    """A stream that is ended by cancelling its task."""
+
+    task: asyncio.Task[object] | None = None
+
+    def end(self) -> None:
+        assert self.task is not None
+        self.task.cancel()
+
+
 async def test_who_takes_over_goes_on_when_the_former_are_over() -> None:
     """However long they take for it: strict servers refuse a GET while another one is open."""
     streams, session, said = GetStreams(), a_session(), list[str]()
-    former, newer = (cast(ListenerPort, object()) for _ in range(2))
+    former, newer = ListeningTask(), ListeningTask()
 
     async def first() -> None:
-        assert not await streams.takes_over(session, former)
+        assert not await streams.takes_over(session, cast(ListenerPort, former))
         try:
             await asyncio.Event().wait()
         finally:
             for _ in range(5):
                 await asyncio.sleep(0)
             said.append("the former is closed")
-            streams.leaves(session, former)
+            streams.leaves(session, cast(ListenerPort, former))
 
     async def second() -> None:
-        assert await streams.takes_over(session, newer)
+        assert await streams.takes_over(session, cast(ListenerPort, newer))
         said.append("the newer is opened")
 
-    async def serve(work: Awaitable[None]) -> bool:
+    async def serve(stream: ListeningTask, work: Awaitable[None]) -> bool:
         """Whether the work ended by itself."""
-        streams.enter(session)
+        stream.task = asyncio.current_task()
+        streams.enter(stream, session)
         try:
             await work
         except asyncio.CancelledError:
-            assert streams.ends_this()
             return False
         finally:
-            streams.leave()
+            streams.leave(stream)
         return True
 
-    serving = asyncio.create_task(serve(first()))
+    serving = asyncio.create_task(serve(former, first()))
     await asyncio.sleep(0)
-    assert await asyncio.create_task(serve(second()))
+    assert await asyncio.create_task(serve(newer, second()))
     assert not await serving
     assert said == ["the former is closed", "the newer is opened"]
     assert streams.listener_of(session) is newer
