@@ -58,7 +58,7 @@ async def test_who_takes_over_goes_on_when_the_former_are_over() -> None:
     assert await asyncio.create_task(serve(newer, second()))
     assert not await serving
     assert said == ["the former is closed", "the newer is opened"]
-    assert streams.listener_of(session) is newer
+    assert streams.listener_of(session) is cast(ListenerPort, newer)
 
 
 class Opened:
