@@ -47,6 +47,11 @@ class Listened(Through):
         else:
             super()._take(data)
 
+    async def initialize(self, session_id: str = SESSION) -> None:
+        """Open a session under this id."""
+        opened = answered(INITIALIZED).replace(SESSION.encode(), session_id.encode())
+        await self.request(posted(INITIALIZE, in_session=False), opened)
+
     async def listen(self, *pieces: bytes) -> None:
         """Send a GET in these pieces, and what may follow it."""
         self._written, self._done = [], self._loop.create_future()
@@ -84,8 +89,7 @@ async def sidecar_in_memory() -> AsyncIterator[Sidecar]:
 async def way_with_session(sidecar: Sidecar, session_id: str = SESSION) -> Listened:
     """A client that has a session."""
     way = Listened(sidecar)
-    opened = answered(INITIALIZED).replace(SESSION.encode(), session_id.encode())
-    await way.request(posted(INITIALIZE, in_session=False), opened)
+    await way.initialize(session_id)
     return way
 
 
