@@ -129,7 +129,7 @@ class Reply:
             waiting = unanswered_ids(self._message)
             self._watch = StreamWatch(mark, unanswered=waiting, announcement=self._announcement, progress=self.progress)
         watch = self._watch
-        watch.mark, watch.renumbering = mark, renumbering
+        watch.mark, watch.renumbered = mark, renumbering
         watch.refused = StreamRefusal(asks_about) if asks_about is not None else None
         if whole is not None:
             return await self._pass_json(answer, whole, watch, to_sender=to_sender)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
-from typing import Any
+from typing import Any, Final
 
 from mcp_sidecar.wire import jsonrpc
 from mcp_sidecar.wire.jsonrpc import DECODER, JsonRpcId, Kind, Message, dump, valid_id
@@ -115,6 +115,10 @@ class Renumbering:
 
     ids: dict[str, JsonRpcId] = field(default_factory=dict)
     tokens: dict[str, str | int] = field(default_factory=dict)
+
+
+NOT_RENUMBERED: Final = Renumbering()
+"""Of whoever has sent nothing again. It stays empty."""
 
 
 def to_client(message: Message, mark: Mark, renumbering: Renumbering) -> Any | None:

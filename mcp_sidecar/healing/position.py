@@ -16,6 +16,7 @@ from mcp_sidecar.wire.jsonrpc import JsonRpcId
 LONGEST_EVENT_ID = 4096
 """In characters. A longer one is no use as a header: most servers would refuse the request for it."""
 
+_NO_IDS: set[JsonRpcId] = set()  # one for all, to which nothing is added: there may be thousands of streams
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
 
@@ -28,7 +29,8 @@ class Position:
         """``last_seen`` is the ``Last-Event-ID`` that the client sent."""
         self._session = session
         self.last_seen = last_seen
-        self.polled: set[JsonRpcId] = set(session.polled_from(last_seen)) if session is not None else set()
+        polled = session.polled_from(last_seen) if session is not None else ()
+        self.polled: set[JsonRpcId] = set(polled) if polled else _NO_IDS
         self.is_poll = bool(self.polled)
 
     @property

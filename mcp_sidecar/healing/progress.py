@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final
 
-from mcp_sidecar.healing.marked_ids import Renumbering
+from mcp_sidecar.healing.marked_ids import NOT_RENUMBERED, Renumbering
 from mcp_sidecar.wire.jsonrpc import JsonRpcId, Message
 
 Token = str | int
@@ -56,8 +56,8 @@ class Progress:
 
     @property
     def renumbering(self) -> Renumbering:
-        """The tokens and ids of ours under which requests were sent again, to the client's own; it is kept up to date."""
-        return self._sent_again().renumbering
+        """The tokens and ids of ours under which requests were sent again, to the client's own, so far."""
+        return self._again.renumbering if self._again is not None else NOT_RENUMBERED
 
     @property
     def new_ids(self) -> Mapping[JsonRpcId, str]:
@@ -68,11 +68,6 @@ class Progress:
     def elsewhere(self) -> AbstractSet[JsonRpcId]:
         """The client's requests that were answered on another stream than their own."""
         return self._again.elsewhere if self._again is not None else _NONE
-
-    def _sent_again(self) -> SentAgain:
-        if self._again is None:
-            self._again = SentAgain()
-        return self._again
 
     @staticmethod
     def judges(message: Message) -> bool:
@@ -101,7 +96,7 @@ class Progress:
 
     def renumber(self, renumbering: Renumbering) -> None:
         """Requests are sent again under these ids and tokens of ours; the oldest of too many ids are forgotten."""
-        again = self._sent_again()
+        again = self._again = self._again or SentAgain()
         known = again.renumbering
         again.new_ids.update({old: new for new, old in renumbering.ids.items()})
         known.tokens.update(renumbering.tokens)

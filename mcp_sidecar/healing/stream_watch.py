@@ -13,11 +13,13 @@ from enum import Enum
 from typing import Any, Final
 
 from mcp_sidecar.healing.announcement import Announcement, ListPromise
-from mcp_sidecar.healing.marked_ids import Mark, Renumbering, event_to_client, to_client
+from mcp_sidecar.healing.marked_ids import FIRST, NOT_RENUMBERED, Mark, Renumbering, event_to_client, to_client
 from mcp_sidecar.healing.progress import Progress
 from mcp_sidecar.verdicts.refusals import Refusal
 from mcp_sidecar.wire.jsonrpc import JsonRpcId, Kind, Message, NotJson, parse
 from mcp_sidecar.wire.sse import Block, Event, Fragment, parse_event
+
+PROGRESS = "notifications/progress"
 
 
 class Ending(Enum):
@@ -71,7 +73,7 @@ class StreamWatch:
     """
 
     mark: Mark
-    renumbering: Renumbering = field(default_factory=Renumbering)
+    renumbered: Renumbering | None = None
     unanswered: set[JsonRpcId] | None = field(default_factory=set)
     last_event_id: str | None = None
     former_event_id: str | None = None
@@ -84,6 +86,13 @@ class StreamWatch:
     announcement: Final[Announcement | ListPromise | None] = None
     progress: Final[Progress | None] = None
     refused: StreamRefusal | None = None
+
+    @property
+    def renumbering(self) -> Renumbering:
+        """That of the stream's own requests, if it has any, or else of whatever the session has sent again."""
+        if self.renumbered is not None:
+            return self.renumbered
+        return self.progress.renumbering if self.progress is not None else NOT_RENUMBERED
 
     def relay(self, piece: Block | Fragment) -> tuple[bytes, Message | None]:
         """What the client gets for one piece of the stream, and the message in it, if it holds one.
@@ -105,9 +114,14 @@ class StreamWatch:
         mapped = self._for_client(message) if message is not None else None
         if message is not None:
             self._note(message)
-            if self.progress is not None and not self.progress.lets_pass(message, self.mark.generation):
+            if self._is_held_back(message):
                 return b"", message
         return event_to_client(piece.raw, event, mapped, self.mark), message
+
+    def _is_held_back(self, message: Message) -> bool:
+        """Progress that would go back, in the client's eyes."""
+        is_progress = self.progress is not None and message.method == PROGRESS
+        return is_progress and self.progress is not None and not self.progress.lets_pass(message, self.mark.generation)
 
     def _is_refused_by(self, piece: Block, message: Message | None) -> bool:
         """What follows the last answer refuses nothing."""
@@ -144,7 +158,9 @@ class StreamWatch:
         return self._for_client(message)
 
     def _for_client(self, message: Message) -> Any | None:
-        mapped = to_client(message, self.mark, self.renumbering)
+        renumbering = self.renumbering
+        is_as_sent = self.mark.generation == FIRST and not renumbering.ids and not renumbering.tokens
+        mapped = None if is_as_sent else to_client(message, self.mark, renumbering)
         if self.announcement is None:
             return mapped
         seen = message.value if mapped is None else mapped
@@ -153,12 +169,12 @@ class StreamWatch:
     def _note(self, message: Message) -> None:
         if message.is_unread:
             self._note_unread()
-        may_come_again = self.progress is not None and self.progress.judges(message)
+        may_come_again = message.method == PROGRESS and self.progress is not None and self.progress.judges(message)
         for member in message.members or (message,):
             if member.kind is Kind.RESPONSE:
                 self._note_answer(member.id)
-            self.heard += member.method == "notifications/progress"
-            if member.kind is not Kind.NOTIFICATION or member.method == "notifications/progress":
+            self.heard += member.method == PROGRESS
+            if member.kind is not Kind.NOTIFICATION or member.method == PROGRESS:
                 self.committed |= not may_come_again
 
     def _note_answer(self, request_id: JsonRpcId) -> None:

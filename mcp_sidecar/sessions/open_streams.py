@@ -62,8 +62,8 @@ class GetStreams:
     def __init__(self) -> None:
         """No streams yet."""
         self._serving: dict[Served, Session | None] = {}
-        self._of_session: dict[Session, tuple[Served, ...]] = {}
-        self._listening: dict[Session, tuple[ListenerPort, ...]] = {}
+        self._of_session: Groups[Session, Served] = {}
+        self._listening: Groups[Session, ListenerPort] = {}
         self._awaited: dict[Served, asyncio.Future[None]] = {}
         self.returning = ReturnQueue()
         self.cuts = False  # whether what is ended from here is broken off
@@ -107,7 +107,7 @@ class GetStreams:
 
         Upstream they are closed when this returns. True if there were any.
         """
-        former = self._listening.get(session, ())
+        former = _members(self._listening, session)
         _add(self._listening, session, listener)
         for stream in former:
             stream.end()
@@ -126,7 +126,7 @@ class GetStreams:
 
     def listener_of(self, session: Session) -> ListenerPort | None:
         """Where the client of the session listens, if it does: on the stream that it opened last."""
-        listeners = self._listening.get(session)
+        listeners = _members(self._listening, session)
         return listeners[-1] if listeners else None
 
     async def open_ahead(self, session: Session, upstream_id: UpstreamSessionId | None) -> None:
@@ -137,7 +137,7 @@ class GetStreams:
 
     def heal_ended(self, session: Session) -> None:
         """Whatever came of the heal, the listener goes where the session stands now."""
-        for listener in self._listening.get(session, ()):
+        for listener in _members(self._listening, session):
             listener.heal_ended()
 
     # -- ending -------------------------------------------------------------------------------------------------------
@@ -153,7 +153,7 @@ class GetStreams:
 
     def end_of(self, session: Session) -> None:
         """End the streams of a session that is over: nothing will ever come on them."""
-        for stream in self._of_session.get(session, ()):
+        for stream in _members(self._of_session, session):
             stream.end()
 
 
@@ -161,16 +161,26 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 
-def _add(groups: dict[K, tuple[V, ...]], key: K, member: V) -> None:
+Groups = dict[K, V | tuple[V, ...]]
+"""Members by a key. Almost always there is one, and it stands there alone: there may be thousands of keys."""
+
+
+def _members(groups: Groups[K, V], key: K) -> tuple[V, ...]:
+    """In the order in which they came."""
+    found = groups.get(key, ())
+    return found if isinstance(found, tuple) else (found,)
+
+
+def _add(groups: Groups[K, V], key: K, member: V) -> None:
     """Put it behind those that are there."""
-    groups[key] = (*groups.get(key, ()), member)
+    groups[key] = (*_members(groups, key), member) if key in groups else member
 
 
-def _discard(groups: dict[K, tuple[V, ...]], key: K, member: V) -> None:
+def _discard(groups: Groups[K, V], key: K, member: V) -> None:
     """Take it out, if it is there. A key without members is not kept."""
-    others = tuple(other for other in groups.get(key, ()) if other != member)
+    others = tuple(other for other in _members(groups, key) if other != member)
     if others:
-        groups[key] = others
+        groups[key] = others if len(others) > 1 else others[0]
     else:
         groups.pop(key, None)
 
@@ -197,7 +207,7 @@ class UpstreamStreams:
 
     def __init__(self) -> None:
         """Nothing is open yet."""
-        self._open: dict[Session, tuple[Answer, ...]] = {}
+        self._open: Groups[Session, Answer] = {}
 
     @contextmanager
     def holding(self, session: Session | None, answer: Answer) -> Iterator[None]:
@@ -223,7 +233,7 @@ class UpstreamStreams:
 
     def break_off(self, session: Session) -> None:
         """The session's upstream id is another session's now: whoever reads meets a break, and nothing more."""
-        for answer in self._open.get(session, ()):
+        for answer in _members(self._open, session):
             answer.break_off()
 
 

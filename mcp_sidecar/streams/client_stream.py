@@ -49,7 +49,9 @@ class ClientStream:
 
         ``in_event``: they end in the middle of an event. Raises ``ConnectionResetError``.
         """
-        self._note(in_event=in_event)
+        self._in_event = in_event
+        if self._between is not None:
+            self._note(in_event=in_event)
         self._responder.may_comment = self.may_comment and not in_event
         return not pieces or self._responder.send(pieces)
 

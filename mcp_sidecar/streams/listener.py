@@ -456,7 +456,7 @@ class Listener:
 
     def _relay_now(self, pieces: Batch) -> bool:
         """Whether the client is fast enough for more."""
-        watch, stream, session = self._watch, self._stream, self._session
+        watch, stream, session = self._watch, self._stream, self._call.session
         assert watch is not None, "a stream is there"
         passed = []
         for piece in pieces:
@@ -496,7 +496,10 @@ class Listener:
         if len(data) > SLICE_BYTES:
             self._resume()
             return False
-        self.within(self._take, data)
+        if self._context is None:
+            self._take(data)
+        else:
+            self._context.run(self._take, data)
         return True
 
     def over(self) -> None:
@@ -523,8 +526,10 @@ class Listener:
         session = self._session
         if session is not None:
             self._services.sessions.list_check.listens(session, self._generation, self._call.trigger)
-        self._watch = watch = _watch(session, self._generation)
-        watch.unanswered = self._position.polled
+        mark = UNMARKED if session is None else session.mark_of(self._generation)
+        progress = None if session is None else session.progress
+        # A call that was sent again goes under an id and a token of ours, and some servers answer and report here.
+        self._watch = StreamWatch(mark, unanswered=self._position.polled, progress=progress)
         self._splitter = splitter_for(self._services.limits)
 
     async def _open(self, answer: Answer) -> None:
@@ -544,10 +549,3 @@ class Listener:
     @property
     def _label(self) -> str:
         return self._call.label
-
-
-def _watch(session: Session | None, generation: int) -> StreamWatch:
-    """A call that was sent again goes under an id and a token of ours, and some servers answer and report here."""
-    if session is None:
-        return StreamWatch(UNMARKED)
-    return StreamWatch(session.mark_of(generation), session.progress.renumbering, progress=session.progress)

@@ -168,7 +168,7 @@ class Answer:
 
     def holds_beside(self, size: int) -> bool:
         """The same where that need not be waited for; false where it must."""
-        return self._claim.resize_now(size)
+        return size == self._claim.size or self._claim.resize_now(size)
 
     async def _hold(self, size: int) -> None:
         """What is all that there is waits for nothing, since nothing more is read."""
@@ -179,7 +179,7 @@ class Answer:
 
     def forget_head(self) -> None:
         """Nobody will ask for the headers again."""
-        self._head.fields = NO_FIELDS
+        self._head.fields, self._head.reason, self.reason = NO_FIELDS, "", ""
 
     def arrival(self) -> Awaitable[None]:
         """Done when there is something to ``take``: for one who waits long, and for whom a coroutine each is too much."""

@@ -199,6 +199,12 @@ class ChunkedBody:
 
     def feed(self, data: bytes) -> bytes:
         """See ``BodyReader``."""
+        if not (self._begun or self._left or self._behind_chunk or self._in_trailers):
+            line = _CHUNK_LINE.match(data)
+            if line is not None and line.end() <= MAX_CHUNK_LINE_BYTES:
+                start, end = line.end(), line.end() + int(line[1], 16)
+                if start < end == len(data) - 2 and data.endswith(_LINE_END):
+                    return data[start:end]  # one chunk, as where events come one by one
         if self._begun:
             data, self._begun = self._begun + data, b""
         parts: list[bytes] = []

@@ -88,6 +88,9 @@ def _lines_of(text: bytes) -> list[bytes]:
     return [*lines, text[start:]]
 
 
+_NO_PIECES: list[Block | Fragment] = []  # of all that have nothing to return; nothing is added to it
+
+
 class _Line(Enum):
     EMPTY = auto()
     COMMENT = auto()
@@ -107,8 +110,8 @@ class EventSplitter:
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit_bytes = limit_bytes
-        self._pieces: list[Block | Fragment] = []
-        self._held = bytearray()
+        self._pieces: list[Block | Fragment] = _NO_PIECES
+        self._held: bytes | bytearray = b""
         self._line = _Line.EMPTY
         self._in_event = False
         self._after_cr = False
@@ -127,12 +130,25 @@ class EventSplitter:
 
     def feed(self, chunk: bytes) -> list[Block | Fragment]:
         """Takes the next bytes, returns what can be passed on."""
+        if self._is_between and len(chunk) <= self._limit_bytes:
+            event = _WHOLE_EVENT.match(chunk)
+            if event is not None and event.end() == len(chunk):  # as it is where events come one by one
+                self._after_cr = chunk.endswith(b"\r")
+                return [Block(chunk)]
+        pieces: list[Block | Fragment] = []
+        self._pieces = pieces
         if self._head is not None:
             chunk = self._without_bom(chunk)
         if chunk:
             self._split(chunk)
-        pieces, self._pieces = self._pieces, []
+        self._pieces = _NO_PIECES
         return pieces
+
+    @property
+    def _is_between(self) -> bool:
+        """Whether the next byte begins something."""
+        is_empty = not self._held and self._line is _Line.EMPTY
+        return is_empty and self._head is None and not self._in_event and not self._is_mid_fragment
 
     def _without_bom(self, chunk: bytes) -> bytes:
         head = (self._head or b"") + chunk
@@ -219,7 +235,9 @@ class EventSplitter:
         if not self._in_event:
             is_done = self._line is _Line.EMPTY
             released = self._release_between(chunk, released, len(chunk) if is_done else line_start)
-        self._held += chunk[released:]
+        if released < len(chunk):
+            self._held = self._held or bytearray()
+            self._held += chunk[released:]
         if self._held and (self._is_mid_fragment or len(self._held) > self._limit_bytes):
             self._release_fragment(self._taken(), last=False)
 
@@ -228,8 +246,7 @@ class EventSplitter:
         self._pieces.append(Fragment(raw, last))
 
     def _taken(self) -> bytes:
-        raw = bytes(self._held)
-        self._held = bytearray()
+        raw, self._held = bytes(self._held), b""
         return raw
 
 
@@ -245,16 +262,18 @@ def parse_event(raw: bytes) -> Event:
     data: list[bytes] = []
     text = raw.removeprefix(BOM)
     for line in _lines_of(text):
-        name, value = _field(line)
+        name, _, value = line.partition(b":")
+        value = value.removeprefix(b" ")
         if name == b"data":
             data.append(value)
         elif name in _SINGLE_FIELDS and _SINGLE_FIELDS[name].fullmatch(value):
             found[name] = value
+    text_of = {name: value.decode(errors="replace") for name, value in found.items()}
     return Event(
-        event=_text(found.get(b"event")),
-        data=_text(b"\n".join(data) if data else None),
-        id=_text(found.get(b"id")),
-        retry=int(found[b"retry"]) if b"retry" in found else None,
+        text_of.get(b"event"),
+        b"\n".join(data).decode(errors="replace") if data else None,
+        text_of.get(b"id"),
+        int(text_of[b"retry"]) if b"retry" in text_of else None,
     )
 
 
@@ -309,10 +328,6 @@ def _lines(raw: bytes) -> list[tuple[bytes, bytes]]:
 def _field(line: bytes) -> tuple[bytes, bytes]:
     name, _, value = line.partition(b":")
     return name, value.removeprefix(b" ")
-
-
-def _text(value: bytes | None) -> str | None:
-    return None if value is None else value.decode(errors="replace")
 
 
 def _bytes(value: str) -> bytes:

@@ -126,14 +126,14 @@ class TestAnswered:
 
     def test_a_second_try(self) -> None:
         """The answer to the new id is the answer to the old one."""
-        stream = watch(renumbering=Renumbering(ids={"new": 1}))
+        stream = watch(renumbered=Renumbering(ids={"new": 1}))
         assert stream.answer_whole(samples.response("new")) == {**RESULT.value, "id": 1}
         assert stream.answered
 
     @pytest.mark.parametrize("message", [UNREAD, samples.NO_MESSAGE], ids=["unread", "no message"])
     def test_what_was_not_read_may_be_the_answer(self, message: Message) -> None:
         """Then nobody knows who waits; under an id of ours the client could not take it, and is told at the end."""
-        stream, renumbered = watch(), watch(renumbering=Renumbering(ids={"new": 1}))
+        stream, renumbered = watch(), watch(renumbered=Renumbering(ids={"new": 1}))
         assert stream.answer_whole(message) is renumbered.answer_whole(message) is None
         assert stream.unanswered == (None if message is UNREAD else {1})
         assert renumbered.unanswered == {1}
@@ -273,7 +273,7 @@ class TestFragments:
 
     def test_a_second_try(self) -> None:
         """An answer in it bears an id that the client does not know: it still waits."""
-        stream = watch(renumbering=Renumbering(ids={"new": 1}))
+        stream = watch(renumbered=Renumbering(ids={"new": 1}))
         relay(stream, *fragments(long_answer(id="new")))
         assert stream.unanswered == {1}
         assert stream.misaddressed
@@ -303,7 +303,7 @@ NOTHING: Final[dict[str, Any]] = {}
 UNKNOWN: Final[dict[str, Any]] = {"unanswered": None}
 ANSWERED: Final[dict[str, Any]] = {"unanswered": set()}
 NUMBERED: Final[dict[str, Any]] = {"last_event_id": "5"}
-RENUMBERED: dict[str, Any] = {"renumbering": Renumbering({"mcp-sidecar-1": 7}, {})}
+RENUMBERED: dict[str, Any] = {"renumbered": Renumbering({"mcp-sidecar-1": 7}, {})}
 COMMITTED: Final[dict[str, Any]] = {"committed": True}
 MISADDRESSED: Final[dict[str, Any]] = {"misaddressed": True}
 MIDDLE: Final[dict[str, Any]] = {"in_fragment": True}
