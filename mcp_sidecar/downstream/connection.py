@@ -86,7 +86,7 @@ class ClientConnection(asyncio.Protocol):
         self._responder: Responder | None = None
         self._task: asyncio.Task[None] | None = None
         self._wake: asyncio.Future[None] | None = None  # the task waits for a request
-        self._drains: list[asyncio.Future[None]] = []
+        self._drains: tuple[asyncio.Future[None], ...] = ()
         self._sent = self._taken = 0
         self._quiet_since: float | None = None
         self._stuck_since = 0.0
@@ -343,11 +343,11 @@ class ClientConnection(asyncio.Protocol):
         """Wait until the client has taken most of what was sent. Raises ``ConnectionResetError`` where it leaves."""
         while self.is_slow and self.transport is not None:
             waiter = self._common.loop.create_future()
-            self._drains.append(waiter)
+            self._drains += (waiter,)
             try:
                 await waiter
             finally:
-                self._drains.remove(waiter)
+                self._drains = tuple(other for other in self._drains if other is not waiter)
         if self.transport is None:
             raise ConnectionResetError("the client has left")
 

@@ -22,6 +22,7 @@ MAX_HEADERS = 256
 
 _REQUEST_LINE = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+ [!-~]+ HTTP/1\.[01]\r\n")
 _BEGUN_LINE = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+(?: [!-~]*(?: [HTP/1.0]{0,8}\r?)?)?")
+_NO_URL = URL()
 _LENGTH = re.compile(r"[0-9]{1,18}")
 
 
@@ -82,7 +83,7 @@ class Request:
 
     def forget_head(self) -> None:
         """From now on only the answer counts."""
-        self.headers, self.raw_headers, self.target, self.url = NO_HEADERS, (), "", URL()
+        self.headers, self.raw_headers, self.target, self.url = NO_HEADERS, (), "", _NO_URL
 
 
 class HeadReader:

@@ -132,7 +132,7 @@ class Responder:
         self._clock = clock
         self._is_head = request.method == hdrs.METH_HEAD
         self._is_http10 = request.is_http10
-        self._pending: list[bytes] = []
+        self._pending: list[bytes] | None = None
         self._pending_bytes = 0
         self._is_chunked = False
         self._has_length = False
@@ -200,8 +200,12 @@ class Responder:
         """
         client = self._reachable()
         self._note_written(data)
-        self._pending.append(framing.chunk(data) if self._is_chunked else data)
-        self._flush()
+        piece = framing.chunk(data) if self._is_chunked else data
+        if self._pending is None:
+            client.write(piece)
+        else:
+            self._pending.append(piece)
+            self._flush()
         return not client.is_slow
 
     async def drained(self) -> None:
@@ -261,15 +265,12 @@ class Responder:
         if self._is_cut:
             raise ConnectionResetError("cut")
         assert self.status, "an exchange ended without an answer"
-        if self._is_chunked:
-            self._pending.append(framing.LAST_CHUNK)
-        self._flush()
+        self._flush(framing.LAST_CHUNK if self._is_chunked else b"")
         await self.drained()
 
     def let_go(self) -> None:
         """The exchange is over."""
-        self._client = None
-        self._pending = []
+        self._client = self._pending = None
 
     # -- how it is sent -----------------------------------------------------------------------------------------------
 
@@ -303,7 +304,8 @@ class Responder:
 
     async def _put(self, data: bytes) -> None:
         client = self._reachable()
-        if not self._pending:
+        if self._pending is None:
+            self._pending = []
             asyncio.get_running_loop().call_soon(self._flush)
         self._pending.append(data)
         self._pending_bytes += len(data)
@@ -312,8 +314,10 @@ class Responder:
             if client.is_slow:
                 await client.drained()
 
-    def _flush(self) -> None:
-        pending, self._pending, self._pending_bytes = self._pending, [], 0
+    def _flush(self, end: bytes = b"") -> None:
+        pending, self._pending, self._pending_bytes = self._pending or [], None, 0
+        if end:
+            pending.append(end)
         if pending and self._client is not None:
             self._client.write(b"".join(pending) if len(pending) > 1 else pending[0])
 

@@ -59,6 +59,8 @@ class Call:
 
     def pack(self) -> None:
         """Keep the headers in one piece: they will be asked for rarely, and in the meantime there may be many calls."""
+        if self.session is not None:
+            self.client_id = self.session.client_id  # the same text, which is there in any case
         texts = [text for pair in self.pairs for text in pair]
         if texts and not any("\n" in text for text in texts):
             self._pairs = "\n".join(texts)

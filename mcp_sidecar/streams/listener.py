@@ -105,7 +105,7 @@ class Listener:
         self._stream = ClientStream(responder)
         self._watch: StreamWatch | None = None
         self._splitter: EventSplitter | None = None
-        self._rest: Batch | Exception = []  # what could not be relayed as it came, or why nothing can
+        self._rest: Batch | Exception | None = None  # what could not be relayed as it came, or why nothing can
         self._attached_at = 0.0
         self._task: asyncio.Task[object] | None = None  # works on it
         self._context: Context | None = None  # of the request, if somebody traces it
@@ -429,12 +429,12 @@ class Listener:
         """What has come by now. ``None`` where nothing is left: it is parked."""
         answer, watch, splitter = self._answer, self._watch, self._splitter
         assert answer is not None and watch is not None and splitter is not None, "a stream is there"  # noqa: PT018
-        rest, self._rest = self._rest, []
+        rest, self._rest = self._rest, None
         if isinstance(rest, Exception):
             raise rest
         broke = False
         try:
-            await self._relay_batches(in_batches(rest))
+            await self._relay_batches(in_batches(rest or []))
             await answer.hold_beside(splitter.held_bytes)
             while not answer.whole:
                 if self._park(answer):
@@ -512,8 +512,9 @@ class Listener:
         assert answer is not None and splitter is not None, "a stream is there"  # noqa: PT018
         try:
             pieces = splitter.feed(data)
-            self._rest = pieces[BATCH_PIECES:]
-            is_done = self._relay_now(pieces[:BATCH_PIECES] if self._rest else pieces) and not self._rest
+            if len(pieces) > BATCH_PIECES:
+                pieces, self._rest = pieces[:BATCH_PIECES], pieces[BATCH_PIECES:]
+            is_done = self._relay_now(pieces) and self._rest is None
             is_done = answer.holds_beside(splitter.held_bytes) and is_done
         except Exception as error:  # noqa: BLE001 - raised in the task
             self._rest, is_done = error, False
