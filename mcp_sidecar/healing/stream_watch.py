@@ -105,32 +105,27 @@ class StreamWatch:
         if isinstance(piece, Fragment):
             return self._relay_fragment(piece), None
         event = piece.event
-        self._note_fields(event)
+        if event.id is not None or event.retry is not None:
+            self._note_fields(event)
         message = _message_in(event.data)
-        if event.data and self._is_refused_by(piece, message):
-            return b"", None
-        if event.data:
-            self.note_begun()
-        mapped = self._for_client(message) if message is not None else None
-        if message is not None:
-            self._note(message)
-            if self._is_held_back(message):
-                return b"", message
+        if event.data and self.refused is not None:
+            if self.unanswered and _may_refuse(message) and self.refused.is_raised_by(piece):
+                return b"", None  # what follows the last answer refuses nothing
+            self.refused.has_begun = True
+        if message is None:
+            return event_to_client(piece.raw, event, None, self.mark), None
+        if self._passes_unchanged(message):
+            return piece.raw, message
+        mapped = self._for_client(message)
+        self._note(message)
+        if self.progress is not None and not self.progress.lets_pass(message, self.mark.generation):
+            return b"", message
         return event_to_client(piece.raw, event, mapped, self.mark), message
 
-    def _is_held_back(self, message: Message) -> bool:
-        """Progress that would go back, in the client's eyes."""
-        is_progress = self.progress is not None and message.method == PROGRESS
-        return is_progress and self.progress is not None and not self.progress.lets_pass(message, self.mark.generation)
-
-    def _is_refused_by(self, piece: Block, message: Message | None) -> bool:
-        """What follows the last answer refuses nothing."""
-        return (
-            self.refused is not None
-            and bool(self.unanswered)
-            and _may_refuse(message)
-            and self.refused.is_raised_by(piece)
-        )
+    def _passes_unchanged(self, message: Message) -> bool:
+        """Whether this is news of a session that was never healed: nobody's answer or progress, and no id to be marked."""
+        is_news = message.kind is Kind.NOTIFICATION and message.method != PROGRESS
+        return is_news and self.mark.generation == FIRST and self.announcement is None
 
     @property
     def refusal(self) -> Refusal | None:
@@ -158,9 +153,7 @@ class StreamWatch:
         return self._for_client(message)
 
     def _for_client(self, message: Message) -> Any | None:
-        renumbering = self.renumbering
-        is_as_sent = self.mark.generation == FIRST and not renumbering.ids and not renumbering.tokens
-        mapped = None if is_as_sent else to_client(message, self.mark, renumbering)
+        mapped = to_client(message, self.mark, self.renumbering)
         if self.announcement is None:
             return mapped
         seen = message.value if mapped is None else mapped
@@ -169,7 +162,7 @@ class StreamWatch:
     def _note(self, message: Message) -> None:
         if message.is_unread:
             self._note_unread()
-        may_come_again = message.method == PROGRESS and self.progress is not None and self.progress.judges(message)
+        may_come_again = self.progress is not None and self.progress.judges(message)
         for member in message.members or (message,):
             if member.kind is Kind.RESPONSE:
                 self._note_answer(member.id)

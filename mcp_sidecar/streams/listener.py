@@ -54,6 +54,7 @@ from mcp_sidecar.verdicts.refusals import PingAnswer
 from mcp_sidecar.waiting.availability import SLOWEST_PACE_S
 from mcp_sidecar.waiting.hold import HeldRequest, Waited
 from mcp_sidecar.wire import headers
+from mcp_sidecar.wire.jsonrpc import Kind, Message
 from mcp_sidecar.wire.reply import OwnAnswer
 from mcp_sidecar.wire.sse import EventSplitter
 
@@ -461,7 +462,7 @@ class Listener:
         passed = []
         for piece in pieces:
             data, message = watch.relay(piece)
-            if message is not None and session is not None:
+            if message is not None and session is not None and not _is_news(message):
                 session.heard(message, watch.mark)
                 session.progress.note_elsewhere(message)
             passed.append(stream.fit(data))
@@ -471,9 +472,8 @@ class Listener:
 
     def _park(self, answer: Answer) -> bool:
         """Have what comes relayed as it comes, unless something is there already."""
+        self._context = copy_context() if spans.CURRENT.get() is not None else None
         self.is_parked = answer.divert(self)
-        if self.is_parked:
-            self._context = copy_context() if spans.CURRENT.get() is not None else None
         return self.is_parked
 
     def _resume(self) -> None:
@@ -492,34 +492,31 @@ class Listener:
             self._context.run(work, argument)
 
     def arrived(self, data: bytes) -> bool:
-        """See ``Taker``."""
+        """See ``Taker``. Whatever goes wrong concerns this stream, and not the connection that it comes on."""
         if len(data) > SLICE_BYTES:
             self._resume()
             return False
-        if self._context is None:
-            self._take(data)
-        else:
-            self._context.run(self._take, data)
+        try:
+            is_done = self._take(data) if self._context is None else self._context.run(self._take, data)
+        except Exception as error:  # noqa: BLE001 - raised in the task
+            self._rest, is_done = error, False
+        if not is_done:
+            self._resume()
         return True
 
     def over(self) -> None:
         """See ``Taker``."""
         self._resume()
 
-    def _take(self, data: bytes) -> None:
-        """Relay a little at once. Whatever goes wrong concerns this stream, and not the connection that it comes on."""
+    def _take(self, data: bytes) -> bool:
+        """Relay a little at once; whether that was all, and more may come."""
         answer, splitter = self._answer, self._splitter
         assert answer is not None and splitter is not None, "a stream is there"  # noqa: PT018
-        try:
-            pieces = splitter.feed(data)
-            if len(pieces) > BATCH_PIECES:
-                pieces, self._rest = pieces[:BATCH_PIECES], pieces[BATCH_PIECES:]
-            is_done = self._relay_now(pieces) and self._rest is None
-            is_done = answer.holds_beside(splitter.held_bytes) and is_done
-        except Exception as error:  # noqa: BLE001 - raised in the task
-            self._rest, is_done = error, False
-        if not is_done:
-            self._resume()
+        pieces = splitter.feed(data)
+        if len(pieces) > BATCH_PIECES:
+            pieces, self._rest = pieces[:BATCH_PIECES], pieces[BATCH_PIECES:]
+        is_fast = self._relay_now(pieces)
+        return answer.holds_beside(splitter.held_bytes) and is_fast and self._rest is None
 
     # -- Relay: its beginning -----------------------------------------------------------------------------------------
 
@@ -550,3 +547,8 @@ class Listener:
     @property
     def _label(self) -> str:
         return self._call.label
+
+
+def _is_news(message: Message) -> bool:
+    """Whether it neither asks, nor answers, nor gives up anything."""
+    return message.kind is Kind.NOTIFICATION and message.cancelled_id is None

@@ -228,7 +228,8 @@ class Connection(asyncio.Protocol):
             self.close()
         else:
             turn.has_come = True
-            self._silence.start()
+            if not self._silence.is_endless:
+                self._silence.start()
             self._receive(turn, turn.reader.feed(data))
             if turn.reader.is_broken:
                 self._fail(Fault.GARBLED)

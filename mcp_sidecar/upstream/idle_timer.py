@@ -9,24 +9,22 @@ from collections.abc import Callable
 class IdleTimer:
     """One timer for a connection. It is left as it is while bytes come, and looks when it fires."""
 
-    __slots__ = ("_deadline", "_handle", "_loop", "_on_silence", "_patience_s")
+    __slots__ = ("_deadline", "_handle", "_loop", "_on_silence", "_patience_s", "is_endless")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, on_silence: Callable[[], None]) -> None:
         """``on_silence`` is called once for each turn of the upstream that ends in silence."""
         self._loop = loop
         self._on_silence = on_silence
         self._patience_s: float | None = None
+        self.is_endless = True
+        """Whether silence never is too long."""
         self._deadline: float | None = None  # loop time; while it is the upstream's turn
         self._handle: asyncio.TimerHandle | None = None
 
     def set_patience(self, patience_s: float | None) -> None:
         """From now on so many seconds of silence, or any number; it is not the upstream's turn yet."""
         self._patience_s, self._deadline = patience_s, None
-
-    @property
-    def is_endless(self) -> bool:
-        """Whether silence never is too long."""
-        return self._patience_s is None
+        self.is_endless = patience_s is None
 
     def start(self) -> None:
         """It is the upstream's turn, and its time begins anew."""

@@ -130,7 +130,8 @@ class EventSplitter:
 
     def feed(self, chunk: bytes) -> list[Block | Fragment]:
         """Takes the next bytes, returns what can be passed on."""
-        if self._is_between and len(chunk) <= self._limit_bytes:
+        is_within = self._in_event or self._held or self._is_mid_fragment or self._line is not _Line.EMPTY
+        if not is_within and self._head is None and len(chunk) <= self._limit_bytes:
             event = _WHOLE_EVENT.match(chunk)
             if event is not None and event.end() == len(chunk):  # as it is where events come one by one
                 self._after_cr = chunk.endswith(b"\r")
@@ -143,12 +144,6 @@ class EventSplitter:
             self._split(chunk)
         self._pieces = _NO_PIECES
         return pieces
-
-    @property
-    def _is_between(self) -> bool:
-        """Whether the next byte begins something."""
-        is_empty = not self._held and self._line is _Line.EMPTY
-        return is_empty and self._head is None and not self._in_event and not self._is_mid_fragment
 
     def _without_bom(self, chunk: bytes) -> bytes:
         head = (self._head or b"") + chunk
