@@ -13,13 +13,11 @@ from enum import Enum
 from typing import Any, Final
 
 from mcp_sidecar.healing.announcement import Announcement, ListPromise
-from mcp_sidecar.healing.marked_ids import FIRST, NOT_RENUMBERED, Mark, Renumbering, event_to_client, to_client
+from mcp_sidecar.healing.marked_ids import NOT_RENUMBERED, Mark, Renumbering, event_to_client, to_client
 from mcp_sidecar.healing.progress import Progress
 from mcp_sidecar.verdicts.refusals import Refusal
 from mcp_sidecar.wire.jsonrpc import JsonRpcId, Kind, Message, NotJson, parse
 from mcp_sidecar.wire.sse import Block, Event, Fragment, parse_event
-
-PROGRESS = "notifications/progress"
 
 
 class Ending(Enum):
@@ -112,20 +110,12 @@ class StreamWatch:
             if self.unanswered and _may_refuse(message) and self.refused.is_raised_by(piece):
                 return b"", None  # what follows the last answer refuses nothing
             self.refused.has_begun = True
-        if message is None:
-            return event_to_client(piece.raw, event, None, self.mark), None
-        if self._passes_unchanged(message):
-            return piece.raw, message
-        mapped = self._for_client(message)
-        self._note(message)
-        if self.progress is not None and not self.progress.lets_pass(message, self.mark.generation):
-            return b"", message
+        mapped = self._for_client(message) if message is not None else None
+        if message is not None:
+            self._note(message)
+            if self.progress is not None and not self.progress.lets_pass(message, self.mark.generation):
+                return b"", message
         return event_to_client(piece.raw, event, mapped, self.mark), message
-
-    def _passes_unchanged(self, message: Message) -> bool:
-        """Whether this is news of a session that was never healed: nobody's answer or progress, and no id to be marked."""
-        is_news = message.kind is Kind.NOTIFICATION and message.method != PROGRESS
-        return is_news and self.mark.generation == FIRST and self.announcement is None
 
     @property
     def refusal(self) -> Refusal | None:
@@ -166,8 +156,8 @@ class StreamWatch:
         for member in message.members or (message,):
             if member.kind is Kind.RESPONSE:
                 self._note_answer(member.id)
-            self.heard += member.method == PROGRESS
-            if member.kind is not Kind.NOTIFICATION or member.method == PROGRESS:
+            self.heard += member.method == "notifications/progress"
+            if member.kind is not Kind.NOTIFICATION or member.method == "notifications/progress":
                 self.committed |= not may_come_again
 
     def _note_answer(self, request_id: JsonRpcId) -> None:

@@ -54,7 +54,7 @@ from mcp_sidecar.verdicts.refusals import PingAnswer
 from mcp_sidecar.waiting.availability import SLOWEST_PACE_S
 from mcp_sidecar.waiting.hold import HeldRequest, Waited
 from mcp_sidecar.wire import headers
-from mcp_sidecar.wire.jsonrpc import Kind, Message
+from mcp_sidecar.wire.news import is_news
 from mcp_sidecar.wire.reply import OwnAnswer
 from mcp_sidecar.wire.sse import EventSplitter
 
@@ -462,7 +462,7 @@ class Listener:
         passed = []
         for piece in pieces:
             data, message = watch.relay(piece)
-            if message is not None and session is not None and not _is_news(message):
+            if message is not None and session is not None:
                 session.heard(message, watch.mark)
                 session.progress.note_elsewhere(message)
             passed.append(stream.fit(data))
@@ -512,6 +512,8 @@ class Listener:
         """Relay a little at once; whether that was all, and more may come."""
         answer, splitter = self._answer, self._splitter
         assert answer is not None and splitter is not None, "a stream is there"  # noqa: PT018
+        if is_news(data) and splitter.lets_pass(data):
+            return self._stream.relay(self._stream.fit(data), in_event=False)
         pieces = splitter.feed(data)
         if len(pieces) > BATCH_PIECES:
             pieces, self._rest = pieces[:BATCH_PIECES], pieces[BATCH_PIECES:]
@@ -547,8 +549,3 @@ class Listener:
     @property
     def _label(self) -> str:
         return self._call.label
-
-
-def _is_news(message: Message) -> bool:
-    """Whether it neither asks, nor answers, nor gives up anything."""
-    return message.kind is Kind.NOTIFICATION and message.cancelled_id is None

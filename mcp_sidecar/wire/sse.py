@@ -130,12 +130,6 @@ class EventSplitter:
 
     def feed(self, chunk: bytes) -> list[Block | Fragment]:
         """Takes the next bytes, returns what can be passed on."""
-        is_within = self._in_event or self._held or self._is_mid_fragment or self._line is not _Line.EMPTY
-        if not is_within and self._head is None and len(chunk) <= self._limit_bytes:
-            event = _WHOLE_EVENT.match(chunk)
-            if event is not None and event.end() == len(chunk):  # as it is where events come one by one
-                self._after_cr = chunk.endswith(b"\r")
-                return [Block(chunk)]
         pieces: list[Block | Fragment] = []
         self._pieces = pieces
         if self._head is not None:
@@ -144,6 +138,14 @@ class EventSplitter:
             self._split(chunk)
         self._pieces = _NO_PIECES
         return pieces
+
+    def lets_pass(self, event: bytes) -> bool:
+        """Whether one whole event, which ends in a line feed, need not be fed: it comes between two, and is not too long."""
+        is_within = self._in_event or self._held or self._is_mid_fragment or self._line is not _Line.EMPTY
+        if is_within or self._head is not None or len(event) > self._limit_bytes:
+            return False
+        self._after_cr = False
+        return True
 
     def _without_bom(self, chunk: bytes) -> bytes:
         head = (self._head or b"") + chunk
