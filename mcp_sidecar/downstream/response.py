@@ -196,9 +196,11 @@ class Responder:
     def send(self, data: bytes) -> bool:
         """Send a part of the body at once, behind what was written before; whether the client is fast enough for more.
 
-        Raises ``ConnectionResetError``.
+        Nothing is said of a client that is leaving: its connection will.
         """
-        client = self._reachable()
+        client = self._client
+        if client is None:
+            return False
         self._note_written(data)
         piece = framing.chunk(data) if self._is_chunked else data
         if self._pending is None:
@@ -296,14 +298,10 @@ class Responder:
             lines.append("Connection: keep-alive" if self.keep_alive else "Connection: close")
         return encoded_head(lines)
 
-    def _reachable(self) -> Client:
+    async def _put(self, data: bytes) -> None:
         client = self._client
         if client is None or client.transport is None or client.transport.is_closing():
             raise ConnectionResetError("the client has left")
-        return client
-
-    async def _put(self, data: bytes) -> None:
-        client = self._reachable()
         if self._pending is None:
             self._pending = []
             asyncio.get_running_loop().call_soon(self._flush)

@@ -7,6 +7,7 @@ passes in pieces.
 from __future__ import annotations
 
 import asyncio
+from contextvars import Context
 
 from mcp_sidecar.downstream.response import Responder
 from mcp_sidecar.wire.sse import BOM
@@ -47,13 +48,24 @@ class ClientStream:
     def relay(self, pieces: bytes, *, in_event: bool) -> bool:
         """Send fitting pieces at once; whether the client is fast enough for more.
 
-        ``in_event``: they end in the middle of an event. Raises ``ConnectionResetError``.
+        ``in_event``: they end in the middle of an event.
         """
         self._in_event = in_event
         if self._between is not None:
             self._note(in_event=in_event)
         self._responder.may_comment = self.may_comment and not in_event
-        return not pieces or self._responder.send(pieces)
+        if not pieces:
+            return True
+        self._has_begun = True
+        return self._responder.send(pieces)
+
+    async def drained(self) -> None:
+        """Wait until the client has taken most of what was sent."""
+        await self._responder.drained()
+
+    def go_on(self, context: Context | None) -> None:
+        """Have a task do, in this context if it is given, what is to be done about a stream that was parked."""
+        self._responder.go_on(context)
 
     async def comment(self) -> None:
         """Show the client that somebody is there."""

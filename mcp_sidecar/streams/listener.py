@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextvars import Context, copy_context
+from collections.abc import Awaitable, Callable
 from typing import TypeVar, assert_never
 
 from mcp_sidecar import spans
@@ -38,25 +37,23 @@ from mcp_sidecar.healing.policy import Mode
 from mcp_sidecar.healing.position import Position, note_unanswered
 from mcp_sidecar.healing.replies import Reason
 from mcp_sidecar.healing.session import Session, UpstreamSessionId
-from mcp_sidecar.healing.stream_watch import StreamWatch
+from mcp_sidecar.healing.stream_watch import Ending, StreamWatch
 from mcp_sidecar.sessions.asker import Asked, media_type_of
 from mcp_sidecar.sessions.call import Call
 from mcp_sidecar.sessions.heal import Loss, tell_loss
 from mcp_sidecar.sessions.judge import judge
 from mcp_sidecar.sessions.services import Services
 from mcp_sidecar.streams.client_stream import ClientStream
+from mcp_sidecar.streams.live_stream import LiveStream
 from mcp_sidecar.streams.relay import relay_rest, splitter_for
 from mcp_sidecar.streams.subscription import Subscription
 from mcp_sidecar.upstream.answer import Answer, KeptAnswer, is_event_stream
 from mcp_sidecar.upstream.content import UpstreamFault
-from mcp_sidecar.upstream.events import BATCH_PIECES, SLICE_BYTES, Batch, batches, in_batches
 from mcp_sidecar.verdicts.refusals import PingAnswer
 from mcp_sidecar.waiting.availability import SLOWEST_PACE_S
 from mcp_sidecar.waiting.hold import HeldRequest, Waited
 from mcp_sidecar.wire import headers
-from mcp_sidecar.wire.news import is_news
 from mcp_sidecar.wire.reply import OwnAnswer
-from mcp_sidecar.wire.sse import EventSplitter
 
 P = TypeVar("P")
 
@@ -64,34 +61,28 @@ P = TypeVar("P")
 class Listener:
     """One GET of a client. A ``ListenerPort`` of its session, unless the client comes for the answer to a request.
 
-    While the upstream's stream is there and nothing is to be done it is *parked*: no task works on it, since there may be
-    thousands of streams. What comes is relayed as it comes; everything else is done by a task, which ``go_on`` is for.
+    While its stream is parked no task works on it; whatever is to be done then is done by a new one, which calls ``go_on``.
     """
 
     __slots__ = (
         "_answer",
-        "_attached_at",
         "_attachment",
         "_call",
-        "_context",
         "_generation",
         "_is_counted",
         "_is_ended",
         "_is_over",
         "_keepalive",
+        "_live",
         "_position",
         "_refusal",
         "_responder",
-        "_rest",
         "_services",
         "_signature",
-        "_splitter",
         "_stream",
         "_task",
         "_upstream",
         "_upstream_id",
-        "_watch",
-        "is_parked",
     )
 
     def __init__(self, services: Services, keepalive: Keepalive, call: Call, responder: Responder) -> None:
@@ -104,12 +95,8 @@ class Listener:
         self._attachment = Attachment(services.policy.mode, call.session, self._position)
         self._upstream = Subscription(services.upstream, services.streams, call, self._position)
         self._stream = ClientStream(responder)
-        self._watch: StreamWatch | None = None
-        self._splitter: EventSplitter | None = None
-        self._rest: Batch | Exception | None = None  # what could not be relayed as it came, or why nothing can
-        self._attached_at = 0.0
+        self._live: LiveStream | None = None
         self._task: asyncio.Task[object] | None = None  # works on it
-        self._context: Context | None = None  # of the request, if somebody traces it
         self._answer: Answer | None = None
         self._refusal: KeptAnswer | None = None
         self._signature = "id-minted-anew"
@@ -118,7 +105,6 @@ class Listener:
         self._is_counted = False
         self._is_ended = False  # from outside
         self._is_over = False
-        self.is_parked = False
 
     async def run(self) -> None:
         """Listen until the client leaves, the stream is over, or nothing is to be done."""
@@ -127,6 +113,16 @@ class Listener:
         self._services.streams.listening.enter(self, self._session)
         await self._work(self._begin())
 
+    @property
+    def is_parked(self) -> bool:
+        """Whether ``run`` or ``go_on`` has returned although the stream is open."""
+        return self._live is not None and self._live.is_parked and not self._is_over
+
+    def within(self, work: Callable[[P], None], argument: P) -> None:
+        """Do what a callback brings as the request would do it."""
+        if self._live is not None:
+            self._live.within(work, argument)
+
     async def go_on(self) -> None:
         """Do what is to be done since it was parked, until it is parked again or over."""
         if not self._is_over:
@@ -134,7 +130,6 @@ class Listener:
 
     def left(self) -> None:
         """The client has left while it was parked, or before it could go on."""
-        self.is_parked = False
         if not self._is_over:
             self._leave()
 
@@ -148,7 +143,8 @@ class Listener:
             return
         self._cut_in_drain()
         self._leave()
-        self._resume()
+        if self._live is not None:
+            self._live.resume()
 
     async def _work(self, first: Awaitable[Step | None]) -> None:
         """Carry out one step after the other; there is none after ``None`` as long as it is parked."""
@@ -243,6 +239,10 @@ class Listener:
     @property
     def _session(self) -> Session | None:
         return self._call.session
+
+    @property
+    def _watch(self) -> StreamWatch | None:
+        return self._live.watch if self._live is not None else None
 
     # -- as the session's listener ------------------------------------------------------------------------------------
 
@@ -420,117 +420,33 @@ class Listener:
         assert answer is not None, "there is a stream to relay"
         if step.behind_break is not None and self._session is not None:
             self._services.sessions.refresher.asked(self._session, step.behind_break, self._call.trigger)
-        self._attached_at = self._services.clock()
+        began_at = self._services.clock()
         await self._open(answer)
-        self._watch_events()
+        watch, splitter = self._new_watch(), splitter_for(self._services.limits)
+        self._live = LiveStream(answer, self._stream, self._session, watch, splitter, began_at)
         self._upstream.attach(answer, self._generation)
         return await self._relay_on()
 
     async def _relay_on(self) -> Step | None:
-        """What has come by now. ``None`` where nothing is left: it is parked."""
-        answer, watch, splitter = self._answer, self._watch, self._splitter
-        assert answer is not None and watch is not None and splitter is not None, "a stream is there"  # noqa: PT018
-        rest, self._rest = self._rest, None
-        if isinstance(rest, Exception):
-            raise rest
-        broke = False
-        try:
-            await self._relay_batches(in_batches(rest or []))
-            await answer.hold_beside(splitter.held_bytes)
-            while not answer.whole:
-                if self._park(answer):
-                    return None
-                await self._relay_batches(batches(splitter, answer.take()))
-                await answer.hold_beside(splitter.held_bytes)
-        except UpstreamFault:
-            broke = True
+        """What has come by now. ``None`` where it is parked."""
+        live = self._live
+        assert live is not None, "a stream is there"
+        ending = await live.relay()
+        if ending is None:
+            return None
         self._upstream.detach()
         self._drop_answer()
-        lived_s = self._services.clock() - self._attached_at
-        return self._attachment.over(watch, Ended(self._generation, lived_s, broke))
+        lived_s = self._services.clock() - live.began_at
+        return self._attachment.over(live.watch, Ended(self._generation, lived_s, ending is Ending.BROKEN))
 
-    async def _relay_batches(self, found: AsyncIterator[Batch]) -> None:
-        await self._responder.drained()
-        async for batch in found:
-            if not self._relay_now(batch):
-                await self._responder.drained()
-
-    def _relay_now(self, pieces: Batch) -> bool:
-        """Whether the client is fast enough for more."""
-        watch, stream, session = self._watch, self._stream, self._call.session
-        assert watch is not None, "a stream is there"
-        passed = []
-        for piece in pieces:
-            data, message = watch.relay(piece)
-            if message is not None and session is not None:
-                session.heard(message, watch.mark)
-                session.progress.note_elsewhere(message)
-            passed.append(stream.fit(data))
-        return stream.relay(passed[0] if len(passed) == 1 else b"".join(passed), in_event=watch.in_fragment)
-
-    # -- while it is parked -------------------------------------------------------------------------------------------
-
-    def _park(self, answer: Answer) -> bool:
-        """Have what comes relayed as it comes, unless something is there already."""
-        self._context = copy_context() if spans.CURRENT.get() is not None else None
-        self.is_parked = answer.divert(self)
-        return self.is_parked
-
-    def _resume(self) -> None:
-        """There is something that only a task can do."""
-        if self.is_parked:
-            self.is_parked = False
-            if self._answer is not None:
-                self._answer.divert(None)
-            self._responder.go_on(self._context)
-
-    def within(self, work: Callable[[P], None], argument: P) -> None:
-        """Do what a callback brings as the request would do it."""
-        if self._context is None:
-            work(argument)
-        else:
-            self._context.run(work, argument)
-
-    def arrived(self, data: bytes) -> bool:
-        """See ``Taker``. Whatever goes wrong concerns this stream, and not the connection that it comes on."""
-        if len(data) > SLICE_BYTES:
-            self._resume()
-            return False
-        try:
-            is_done = self._take(data) if self._context is None else self._context.run(self._take, data)
-        except Exception as error:  # noqa: BLE001 - raised in the task
-            self._rest, is_done = error, False
-        if not is_done:
-            self._resume()
-        return True
-
-    def over(self) -> None:
-        """See ``Taker``."""
-        self._resume()
-
-    def _take(self, data: bytes) -> bool:
-        """Relay a little at once; whether that was all, and more may come."""
-        answer, splitter = self._answer, self._splitter
-        assert answer is not None and splitter is not None, "a stream is there"  # noqa: PT018
-        if is_news(data) and splitter.lets_pass(data):
-            return self._stream.relay(self._stream.fit(data), in_event=False)
-        pieces = splitter.feed(data)
-        if len(pieces) > BATCH_PIECES:
-            pieces, self._rest = pieces[:BATCH_PIECES], pieces[BATCH_PIECES:]
-        is_fast = self._relay_now(pieces)
-        return answer.holds_beside(splitter.held_bytes) and is_fast and self._rest is None
-
-    # -- Relay: its beginning -----------------------------------------------------------------------------------------
-
-    def _watch_events(self) -> None:
+    def _new_watch(self) -> StreamWatch:
         session = self._session
         if session is not None:
             self._services.sessions.list_check.listens(session, self._generation, self._call.trigger)
         mark = UNMARKED if session is None else session.mark_of(self._generation)
         progress = None if session is None else session.progress
         # A call that was sent again goes under an id and a token of ours, and some servers answer and report here.
-        self._watch = StreamWatch(mark, unanswered=self._position.polled, progress=progress)
-        self._splitter = splitter_for(self._services.limits)
+        return StreamWatch(mark, unanswered=self._position.polled, progress=progress)
 
     async def _open(self, answer: Answer) -> None:
         """The upstream's stream is there."""

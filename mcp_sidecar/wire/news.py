@@ -8,37 +8,34 @@ one look for it, where cutting, reading and mapping are thirty functions. About 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from typing import Final
 
 try:
     from msgspec import UNSET, Raw, Struct, UnsetType
     from msgspec.json import Decoder
 except ImportError:  # as in ``jsonrpc``: without it nothing is known at a glance
-    _method_in: Callable[[bytes], str] | None = None
+    CAN_TELL = False
 else:
+    CAN_TELL = True
 
     class _Glance(Struct):
         method: str
         id: Raw | UnsetType = UNSET
 
-    _decode: Final = Decoder(_Glance).decode
-
-    def _method_in(data: bytes) -> str:
-        glance = _decode(data)
-        return glance.method if glance.id is UNSET else ""
+    _glance_at: Final = Decoder(_Glance).decode
 
 
 _PLAIN_EVENT = re.compile(rb"(?:event: message\r?\n)?data: (\{[^\r\n]++)\r?\n\r?\n")
-_ABOUT_REQUESTS = frozenset({"", "notifications/progress", "notifications/cancelled"})
+_ABOUT_REQUESTS = frozenset({"notifications/progress", "notifications/cancelled"})
 
 
 def is_news(event: bytes) -> bool:
     """Whether these bytes are one whole event without an id, and a notification that tells of no request."""
-    plain = _PLAIN_EVENT.fullmatch(event)
-    if plain is None or _method_in is None:
+    plain = _PLAIN_EVENT.fullmatch(event) if CAN_TELL else None
+    if plain is None:
         return False
     try:
-        return _method_in(plain[1]) not in _ABOUT_REQUESTS
+        seen = _glance_at(plain[1])
     except (ValueError, RecursionError):
         return False
+    return seen.id is UNSET and seen.method not in _ABOUT_REQUESTS
