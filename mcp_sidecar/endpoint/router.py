@@ -117,9 +117,13 @@ class Router:
 
     def left(self, incoming: Incoming) -> None:
         """The client has left a stream that was parked."""
-        if incoming.listener is not None:
-            incoming.listener.left()
-        self._end(incoming, CLIENT_LEFT)
+        try:
+            if incoming.listener is not None:
+                incoming.listener.left()
+        except Exception as error:  # noqa: BLE001 - as in a task
+            self.note_failed(error)
+        finally:
+            self._end(incoming, CLIENT_LEFT)
 
     def _begin(self, incoming: Incoming) -> Awaitable[None]:
         if self.tracer is not None and not self._may_say_more(incoming):

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import TypeVar
 
 import pytest
 
-from mcp_sidecar.facts import RequestServed, SidecarFault
+from mcp_sidecar import spans
+from mcp_sidecar.facts import Fact, RequestServed, SidecarFault
 from mcp_sidecar.healing.session import Event, UpstreamSessionId
 from mcp_sidecar.settings import load
 from mcp_sidecar.upstream.content import HIGH_BYTES
 from mcp_sidecar.upstream.events import BATCH_PIECES
+from mcp_sidecar.wire.faults import Fault
+from mcp_sidecar.wire.headers import Pair
 from tests.streams.test_stream_memory import LAST_CHUNK, STREAM_HEAD, Listened, get
 from tests.support.in_memory import SESSION, MemoryTransport
 from tests.support.listening import attached, ends_cleanly, next_method, scene
 from tests.support.sidecar import WatchedSidecar
 from tests.support.waiting import eventually
+
+T = TypeVar("T")
 
 EVENT = b'event: message\ndata: {"jsonrpc":"2.0","method":"notifications/x"}\n\n'
 
@@ -114,9 +120,9 @@ async def settle() -> None:
 
 
 @asynccontextmanager
-async def memory() -> AsyncIterator[WatchedSidecar]:
+async def memory(of: type[WatchedSidecar] = WatchedSidecar) -> AsyncIterator[WatchedSidecar]:
     options = {"upstream": ["http://127.0.0.1:9/mcp"], "listen": ["127.0.0.1:0"], "admin": ["off"]}
-    sidecar = WatchedSidecar(load(options, {}).config)
+    sidecar = of(load(options, {}).config)
     await sidecar.start()
     try:
         yield sidecar
@@ -385,6 +391,72 @@ async def test_a_bug_while_an_event_passes_concerns_that_stream_only() -> None:
         other.send(chunk(EVENT))
         assert other.events == EVENT + EVENT
         assert sidecar.services.streams.open.get_streams == 1
+
+
+# -- traces -----------------------------------------------------------------------------------------------------------
+
+
+class Attempt:
+    """A message to the upstream."""
+
+    def __init__(self, headers: Iterable[Pair]) -> None:
+        self.headers = list(headers)
+
+    def answered(self, status: int) -> None:
+        """Nobody minds."""
+
+    def failed(self, fault: Fault) -> None:
+        """The same."""
+
+    def end(self) -> None:
+        """The same."""
+
+
+class Trace:
+    """That of one request, by the number of its ``begin``."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    async def during(self, _: object, work: Awaitable[T]) -> T:
+        return await work
+
+    def attempt(self, _method: str, _target: str, headers: Iterable[Pair]) -> Attempt:
+        return Attempt(headers)
+
+
+class Traced(WatchedSidecar):
+    """Traces requests, and writes down in whose trace each GET ended."""
+
+    begun = 0
+
+    def begin(self, _: spans.Begun) -> None:
+        self.begun += 1
+        spans.CURRENT.set(Trace(self.begun))
+
+    def _emit(self, fact: Fact) -> None:
+        super()._emit(fact)
+        trace = spans.CURRENT.get()
+        if isinstance(fact, RequestServed) and fact.http_method == "GET":
+            self.ended = [*getattr(self, "ended", []), trace.number if isinstance(trace, Trace) else None]
+
+
+async def test_what_happens_to_a_parked_stream_happens_in_its_trace() -> None:
+    """Whoever brings it: the transport of another one, the client that leaves, a task of somebody else."""
+    async with memory(Traced) as sidecar:
+        assert isinstance(sidecar, Traced)
+        sidecar._ingress.tracer = sidecar
+        ways = [await parked(sidecar, f"{number:032x}") for number in range(3)]
+        first = sidecar.begun - 2 * 2  # an initialize and a GET of each
+        ways[2].leave()
+        sessions = {str(session.client_id): session for session in sidecar.services.sessions.table}
+        sidecar.services.streams.listening.end_of(sessions[f"{0:032x}"])
+        await settle()
+        ways[1].send(LAST_CHUNK)
+        await settle()
+        ways[1].leave()
+        await settle()
+        assert sidecar.ended == [first + 4, first, first + 2]
 
 
 # -- over the wire ----------------------------------------------------------------------------------------------------
