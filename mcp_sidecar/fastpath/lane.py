@@ -217,6 +217,7 @@ class Express:
             return None
         trip = Trip(self, client, session, message, connection, request=data, started_at=started_at)
         connection.ask(outgoing, services.upstream.idle_timeout_s, trip)
+        trip.begin()
         return trip
 
     def note(self, *, passed: bool) -> None:
@@ -290,7 +291,7 @@ class Trip:
         request: bytes,
         started_at: float,
     ) -> None:
-        """It counts as under way from now on."""
+        """Nothing is sent yet; ``begin`` is to follow."""
         self._express = express
         self._client = client
         self._session = session
@@ -304,6 +305,10 @@ class Trip:
         self._sound = 0  # so much of it is the beginning of a plain answer
         self._response = b""  # an event that was seen to be the response
         self._overdue: asyncio.TimerHandle | None = None  # of a stream
+
+    def begin(self) -> None:
+        """It is sent, and counts as under way from now on."""
+        express, session, message = self._express, self._session, self._message
         express.gate.enter()
         express.services.sessions.table.begin_use(session)
         session.post_begins(message)
@@ -402,20 +407,21 @@ class Trip:
         return message.kind is Kind.RESPONSE and message.id == self._message.id and "result" in message.value
 
     def _pass(self, head: Head, body: bytes) -> None:
-        self._stop_waiting()
+        """Answer, and keep the books behind that: nobody waits for them."""
         express = self._express
         services = express.services
-        services.holds.availability.note_worked()
-        services.holds.route.note_served()
-        services.upstream.served(self._connection)
-        express.note(passed=True)
-        self._leave()
         own_id = f"{SESSION_ID}: {self._session.client_id}\r\n".encode() if head.session_id is not None else b""
         if head.is_stream or head.length is None:
             chunk = (_CHUNKED, b"%x\r\n" % len(body), body, END_OF_CHUNKS)
             self._client.answer(b"".join((head.start, own_id, *chunk)))
         else:
             self._client.answer(b"".join((head.start, own_id, b"\r\n", body)))
+        self._stop_waiting()
+        services.holds.availability.note_worked()
+        services.holds.route.note_served()
+        services.upstream.served(self._connection)
+        express.note(passed=True)
+        self._leave()
         self._tell(OK)
 
     # -- the end ------------------------------------------------------------------------------------------------------
