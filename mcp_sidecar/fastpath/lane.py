@@ -32,7 +32,7 @@ from mcp_sidecar.upstream.connection import CHUNK_BYTES, Connection
 from mcp_sidecar.verdicts.classify import is_plain_success
 from mcp_sidecar.wire.framing import END_OF_CHUNKS, END_OF_HEAD, LAST_CHUNK
 from mcp_sidecar.wire.headers import HOP_BY_HOP, NOT_AS_IT_IS, SESSION_ID, forwarding, media_type
-from mcp_sidecar.wire.jsonrpc import Kind, Message, NotJson, parse
+from mcp_sidecar.wire.jsonrpc import Kind, Message, NotJson, is_result, parse
 from mcp_sidecar.wire.origins import URL_HEADERS
 from mcp_sidecar.wire.revisions import is_sessionless_request
 
@@ -400,11 +400,7 @@ class Trip:
 
     def _is_response(self, data: bytes) -> bool:
         """Whether this is the result that the request is for, and nothing else: an error may speak of the session."""
-        try:
-            message = parse(data)
-        except NotJson:
-            return False
-        return message.kind is Kind.RESPONSE and message.id == self._message.id and "result" in message.value
+        return is_result(data, self._message.id)
 
     def _pass(self, head: Head, body: bytes) -> None:
         """Answer, and keep the books behind that: nobody waits for them."""
