@@ -233,7 +233,7 @@ class Express:
             and not session.talk.list_check_due
             and not session.cookies
             and session.upstream_id is not None
-            and (session.generation == FIRST or not self._announces)
+            and (session.talk.told_restart or not self._announces)
         )
 
     def _fields(self, request: plain_http.Request, peer: str | None) -> bytes:
