@@ -13,6 +13,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Protocol, cast
 
+from mcp_sidecar import socket_write
 from mcp_sidecar.config import Limits
 from mcp_sidecar.upstream.content import CHUNK_BYTES, NO_CONTENT, Content, UpstreamFault
 from mcp_sidecar.upstream.idle_timer import IdleTimer
@@ -56,6 +57,7 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "__weakref__",
+        "_descriptor",
         "_ear",
         "_flow",
         "_has_eof",
@@ -87,6 +89,7 @@ class Connection(asyncio.Protocol):
         self._is_spoilt = False
         self._has_eof = False  # it was the server that has ended it
         self._ear: select.poll | None = None  # made where it is free for the first time
+        self._descriptor: int | None = None  # see ``socket_write``
         self._flow = Flow()
         self._unsent = 0  # bytes, when the upstream was last looked at for taking nothing
         self._silence = IdleTimer(asyncio.get_running_loop(), self._stalled)
@@ -130,7 +133,7 @@ class Connection(asyncio.Protocol):
         assert self.transport is not None
         self._watcher = watcher
         self._silence.set_patience(patience_s)
-        self.transport.write(request)
+        socket_write.write(self.transport, self._descriptor, request)
         self._silence.start()
 
     def note_life(self) -> None:
@@ -217,6 +220,7 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The connection is there, for https with its handshake."""
         self.transport = cast("asyncio.Transport", transport)  # uvloop's are none by name
+        self._descriptor = socket_write.descriptor_of(transport)
 
     def data_received(self, data: bytes) -> None:
         """Read on."""
@@ -334,7 +338,7 @@ class Connection(asyncio.Protocol):
     def _send(self, head: bytes, body: Body, *, is_chunked: bool) -> None:
         assert self.transport is not None
         if body is None or (isinstance(body, bytes) and len(body) <= CHUNK_BYTES):
-            self.transport.write(head + body if body else head)
+            socket_write.write(self.transport, self._descriptor, head + body if body else head)
             self._silence.start()
             return
         self.transport.write(head)
