@@ -10,6 +10,7 @@ import pytest
 
 from mcp_sidecar.endpoint.inbound import Incoming
 from mcp_sidecar.facts import RequestRejected, RequestServed, SidecarFault
+from mcp_sidecar.upstream.answer import Answer
 from tests.support.client import McpClient, raw_exchange
 from tests.support.fake_upstream import FakeUpstream
 from tests.support.raw_upstream import RawUpstream, pass_through
@@ -214,6 +215,16 @@ def _request(line: str, session_id: str) -> bytes:
     return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 
+class Half(Answer):
+    """One that cannot be read to its end."""
+
+    __slots__ = ()
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        yield b"{"
+        raise RuntimeError("a bug")
+
+
 async def test_a_bug_after_the_head_cuts_the_answer() -> None:
     """What is under way cannot be answered anew, and must not look whole."""
     async with FakeUpstream() as upstream, running_sidecar(upstream.url) as sidecar:
@@ -221,12 +232,7 @@ async def test_a_bug_after_the_head_cuts_the_answer() -> None:
 
         async def half(*args: Any, **options: Any) -> Any:
             answer = await send(*args, **options)
-
-            async def chunks() -> AsyncIterator[bytes]:
-                yield b"{"
-                raise RuntimeError("a bug")
-
-            answer.chunks = chunks  # type: ignore[method-assign]
+            answer.__class__ = Half
             return answer
 
         sidecar.services.upstream.send = half  # type: ignore[method-assign]
