@@ -220,10 +220,10 @@ class Responder:
         if self._client is not None:
             self._client.go_on(context)
 
-    async def comment(self) -> None:
-        """Send an SSE comment, so that nobody takes the stream for dead."""
+    def comment(self) -> None:
+        """Send an SSE comment at once, so that nobody takes the stream for dead."""
         self.has_commented = True
-        await self.write(KEEP_ALIVE)
+        self.send(KEEP_ALIVE)
 
     async def give(self, answer: OwnAnswer, pairs: Iterable[Pair] = ()) -> None:
         """Give an answer of our own: as a whole, or as the last event of a stream under way."""

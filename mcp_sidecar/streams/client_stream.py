@@ -67,9 +67,9 @@ class ClientStream:
         """Have a task do, in this context if it is given, what is to be done about a stream that was parked."""
         self._responder.go_on(context)
 
-    async def comment(self) -> None:
+    def comment(self) -> None:
         """Show the client that somebody is there."""
-        await self._responder.comment()
+        self._responder.comment()
 
     async def tell(self, events: bytes) -> bool:
         """Send whole events of ours as soon as no other event is under way; false where that cannot be."""

@@ -348,7 +348,7 @@ class Listener:
             self._count()
             await self._responder.start_events()
             self._look_after()
-            await self._stream.comment()
+            self._stream.comment()
         if not self._upstream.is_expected:
             async with self._upstream.unless_moved():
                 await self._wait_for_turn(step)
