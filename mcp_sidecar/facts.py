@@ -297,6 +297,13 @@ class UpstreamSilent:
 
 
 @dataclass(frozen=True, slots=True)
+class AnswerUnreadable:
+    """What the upstream sent is no HTTP answer, or one that could be read in two ways. ``reason`` is a fixed phrase."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class StoreAsked:
     """The store of sessions was asked something. ``operation`` is one of a bounded set."""
 
@@ -418,6 +425,7 @@ Fact = (
     | UpstreamLost
     | UpstreamBack
     | UpstreamSilent
+    | AnswerUnreadable
     | StoreAsked
     | StoreLost
     | StoreBack

@@ -70,6 +70,7 @@ LINES: Mapping[type[facts.Fact], Line] = {
     facts.UpstreamLost: Line("upstream_lost", logging.WARNING),
     facts.UpstreamBack: Line("upstream_back", logging.INFO),
     facts.UpstreamSilent: Line("upstream_silent", logging.WARNING),
+    facts.AnswerUnreadable: Line("answer_unreadable", logging.WARNING, throttled=True),
     facts.StoreAsked: Line("store_asked", logging.DEBUG),
     facts.StoreLost: Line("session_store_lost", logging.WARNING),
     facts.StoreBack: Line("session_store_back", logging.INFO),

@@ -37,6 +37,7 @@ EXAMPLES: dict[str, tuple[facts.Fact, str]] = {
     "upstream_lost": (facts.UpstreamLost("refused"), "warning"),
     "upstream_back": (facts.UpstreamBack(1.5, 3), "info"),
     "upstream_silent": (facts.UpstreamSilent(5.2), "warning"),
+    "answer_unreadable": (facts.AnswerUnreadable("its Content-Length is not one number"), "warning"),
     "store_asked": (facts.StoreAsked("get", 0.5, failed=True), "debug"),
     "session_store_lost": (facts.StoreLost("it cannot be reached"), "warning"),
     "session_store_back": (facts.StoreBack(1.5), "info"),
