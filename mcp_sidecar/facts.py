@@ -390,6 +390,11 @@ class OriginRefused:
 
 
 @dataclass(frozen=True, slots=True)
+class HostRefused:
+    """On a loopback listener: a request names a ``Host`` that is not the sidecar's."""
+
+
+@dataclass(frozen=True, slots=True)
 class UpstreamRefusesHost:
     """The upstream does not want to be called by the ``Host`` that it gets."""
 
@@ -437,6 +442,7 @@ Fact = (
     | HoldOverflowed
     | RequestRejected
     | OriginRefused
+    | HostRefused
     | UpstreamRefusesHost
     | SidecarFault
 )

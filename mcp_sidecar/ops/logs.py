@@ -82,6 +82,7 @@ LINES: Mapping[type[facts.Fact], Line] = {
     facts.HoldOverflowed: Line("hold_overflowed", logging.WARNING, throttled=True),
     facts.RequestRejected: Line("request_rejected", logging.INFO, throttled=True),
     facts.OriginRefused: Line("origin_refused", logging.WARNING, setting="listen.allowed_origins"),
+    facts.HostRefused: Line("host_refused", logging.WARNING, setting="listen.allowed_hosts"),
     facts.UpstreamRefusesHost: Line("upstream_refuses_host", logging.WARNING, setting="upstream.host_header"),
     facts.SidecarFault: Line("sidecar_fault", logging.ERROR),
 }

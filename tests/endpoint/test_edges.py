@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mcp_sidecar.facts import OriginRefused, UpstreamRefusesHost
+from mcp_sidecar.facts import HostRefused, OriginRefused, UpstreamRefusesHost
 from tests.support.client import McpClient, raw_exchange, raw_post
 from tests.support.fake_upstream import FakeUpstream
 from tests.support.raw_upstream import RawUpstream
@@ -125,6 +125,16 @@ async def test_the_client_s_host_is_passed_where_that_is_wanted(setting: str, is
         assert len(upstream.ledger.initializes) == 2
         assert (hosts == {own}) is is_clients
         assert len(hosts) == 1
+
+
+@pytest.mark.parametrize(("host", "is_told"), [("mcp.example.com", True), ("localhost", False)])
+@pytest.mark.parametrize("path", ["/mcp", "/x"])
+async def test_a_host_that_we_refuse_is_told(path: str, host: str, is_told: bool) -> None:
+    """A proxy on this machine that passes on the name it was asked by gets 403 for everything: the log names the setting."""
+    async with RawUpstream() as upstream, running_sidecar(upstream.url) as sidecar:
+        got = await raw_exchange(sidecar.port, post(sidecar.port, host, path=path))
+        assert (got.status == 403) is is_told
+        assert sidecar.of(HostRefused) == [HostRefused()] * is_told
 
 
 async def test_our_own_refusal_of_a_host_is_not_the_upstream_s() -> None:

@@ -49,6 +49,7 @@ EXAMPLES: dict[str, tuple[facts.Fact, str]] = {
     "hold_overflowed": (facts.HoldOverflowed(10, 100), "warning"),
     "request_rejected": (facts.RequestRejected(403, "origin not allowed"), "info"),
     "origin_refused": (facts.OriginRefused("https://app.example"), "warning"),
+    "host_refused": (facts.HostRefused(), "warning"),
     "upstream_refuses_host": (facts.UpstreamRefusesHost(421), "warning"),
     "sidecar_fault": (facts.SidecarFault("KeyError", "mcp_sidecar.proxy.x:12"), "error"),
 }
