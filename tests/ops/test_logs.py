@@ -196,6 +196,23 @@ def test_libraries_show_no_data() -> None:
     assert second["message"] == "Task exception was never retrieved"
 
 
+def test_floods_of_libraries_are_kept_back_and_counted() -> None:
+    """A client's bad ``baggage`` is a warning of OpenTelemetry for each member: thousands of lines for one request."""
+    stream, now = configured("info"), [100.0]
+    facts_log = logs.FactLog(clock=lambda: now[0])
+    for _ in range(1000):
+        facts_log.write_of_library(logging.WARNING, "baggage", "list-member `%s` doesn't match the format")
+        facts_log.write_of_library(logging.WARNING, "other", "something else")
+        facts_log.write_of_library(logging.DEBUG, "other", "what is not written is not counted")
+    now[0] += logs.QUIET_SECONDS
+    facts_log.write_of_library(logging.WARNING, "baggage", "list-member `%s` doesn't match the format")
+    lines = [(line["logger"], line.get("kept_back")) for line in written(stream)]
+    assert lines == [("baggage", None), ("other", None), ("baggage", 999)]
+    for number in range(2 * logs.MAX_CAUSES):
+        facts_log.write_of_library(logging.WARNING, "other", f"a message without a fixed part: {number}")
+    assert len(facts_log.last_written) <= logs.MAX_CAUSES
+
+
 def test_requests_that_are_no_http_are_not_errors() -> None:
     """Anybody can send random bytes: aiohttp's error about them is a line for debugging."""
     for level, lines in (("info", 0), ("debug", 1)):
