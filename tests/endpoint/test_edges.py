@@ -59,6 +59,26 @@ async def test_a_redirect_leads_to_the_client_s_origin(
         assert header(answer.data, "Location") == f"{origin}/mcp/"
 
 
+@pytest.mark.parametrize(
+    ("setting", "authority", "is_moved"),
+    [
+        ("client", "mcp.example.com", True),
+        ("client", "mcp.example.com:{port}", True),
+        ("client", "mcp.example.com:1", False),
+        ("client", "other.example:{port}", False),
+        ("auto", "mcp.example.com:{port}", False),
+    ],
+)
+async def test_a_server_may_add_its_own_port_to_the_client_s_host(setting: str, authority: str, is_moved: bool) -> None:
+    """nginx does so in the redirects that it makes by itself, and nobody but us can reach that port (``port_in_redirect``)."""
+    options: dict[str, object] = {"upstream__host_header": setting, "listen__allowed_hosts": "mcp.example.com"}
+    async with RawUpstream() as upstream, running_sidecar(upstream.url, **options) as sidecar:
+        told = f"http://{authority.format(port=upstream.port)}/mcp/"
+        upstream.answer_with(f"HTTP/1.1 301 Moved\r\nLocation: {told}\r\nContent-Length: 0\r\n\r\n".encode())
+        answer = await raw_exchange(sidecar.port, post(sidecar.port, "mcp.example.com", "X-Forwarded-Proto: https"))
+        assert header(answer.data, "Location") == ("https://mcp.example.com/mcp/" if is_moved else told)
+
+
 @pytest.mark.parametrize("path", ["/mcp", "/x"])
 async def test_a_challenge_names_the_client_s_origin(path: str) -> None:
     """Else an OAuth client goes on with the server itself, past the sidecar and perhaps into nothing."""
