@@ -49,6 +49,24 @@ async def test_a_connect_that_fails_leaves_no_error_behind(host: str) -> None:
             gc.enable()
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+async def test_localhost_is_either_loopback_address(address: str) -> None:
+    """Whatever the hosts file says: Node listens on ``::1`` alone where it is told ``localhost``, others on ``127.0.0.1``."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        listening = socket.create_server((address, 0), family=family)
+    except OSError:
+        pytest.skip("a machine without that family")
+    with listening:
+        origin = f"http://localhost:{listening.getsockname()[1]}"
+        await Connector(UpstreamConfig(origin=origin, connect_timeout_s=HANG_S)).open(_Reached)
+
+
+class _Reached(asyncio.Protocol):
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        transport.abort()  # type: ignore[attr-defined]
+
+
 def errors_alive() -> int:
     """How many failed calls of the system are referred to by somebody."""
     return sum(isinstance(each, OSError) for each in gc.get_objects())
