@@ -25,6 +25,13 @@ LOCALHOST = "localhost"
 LOOPBACK = ("127.0.0.1", "::1")
 """What it is (RFC 6761 §6.3), whatever the hosts file says; where only loopback has IPv6, resolvers leave ``::1`` out."""
 
+WATCHED = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 45_000}
+"""How the system finds out that the other end is gone without a word: its node died, or a NAT forgot the connection.
+
+It asks after 30 s of silence, and gives up what was not acknowledged for 45 s: less than clients wait for an answer. A server
+that lives and takes nothing of a large request for so long is given up as well. Not all systems have all of them.
+"""
+
 NEXT_ADDRESS_S = 0.25
 """How long one address is tried alone before the next one is tried beside it (RFC 8305 §5)."""
 
@@ -92,6 +99,7 @@ class Connector:
         name = self._host.rstrip(".") if context is not None else None
         sock = await self._connected()
         try:
+            _watch(sock)
             return await loop.create_connection(factory, sock=sock, ssl=context, server_hostname=name)
         except BaseException:
             sock.close()
@@ -116,6 +124,13 @@ class Connector:
             found = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
             return cast("list[AddrInfoType]", found)
         return [_numeric(self._host, self._port)]
+
+
+def _watch(sock: socket.socket) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in WATCHED.items():
+        if hasattr(socket, name):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def _numeric(address: str, port: int) -> AddrInfoType:
