@@ -58,6 +58,7 @@ FACTS: Final = "mcp_sidecar.facts"
 SPANS: Final = "mcp_sidecar.spans"
 CONFIG: Final = "mcp_sidecar.config"
 TOKEN_FILE: Final = "mcp_sidecar.token_file"
+SOCKET_WRITE: Final = "mcp_sidecar.socket_write"
 INTERNALS: Final = "mcp_sidecar.aiohttp_internals"
 AIOHTTP: Final = ("aiohttp", "multidict", "yarl")
 
@@ -70,10 +71,11 @@ LAYERS: Final = (
     Layer(modules=HEALING, parts=(WIRE, VERDICTS, FACTS), banned=IMPURE),
     Layer(modules=WAITING, parts=(FACTS,)),
     Layer(modules=INTERNALS, libraries=AIOHTTP),
-    Layer(modules=UPSTREAM, parts=(WIRE, WAITING, CONFIG, SPANS), libraries=("aiohappyeyeballs", "yarl")),
+    Layer(modules=SOCKET_WRITE),
+    Layer(modules=UPSTREAM, parts=(WIRE, WAITING, CONFIG, SPANS, SOCKET_WRITE), libraries=("aiohappyeyeballs", "yarl")),
     Layer(
         modules=DOWNSTREAM,
-        parts=(WIRE, CONFIG, INTERNALS),
+        parts=(WIRE, CONFIG, INTERNALS, SOCKET_WRITE),
         libraries=AIOHTTP,
     ),
     # Bytes under hashes: a store knows no session, and only what is sealed knows what a record is made of.
