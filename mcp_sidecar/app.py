@@ -26,7 +26,7 @@ from mcp_sidecar.downstream.server import Server
 from mcp_sidecar.downstream.tls import ServerTls
 from mcp_sidecar.endpoint import refusals
 from mcp_sidecar.endpoint.router import Router, Watch
-from mcp_sidecar.facts import Emit, Fact, RequestServed
+from mcp_sidecar.facts import AnswerUnreadable, Emit, Fact, RequestServed
 from mcp_sidecar.healing.labels import RPC_METHODS
 from mcp_sidecar.healing.principal import Principals
 from mcp_sidecar.ops import exporters, logs, page
@@ -358,7 +358,7 @@ def build_services(
     def note_connect(connected: bool, why: str) -> None:
         holds.availability.note(connected, why)
 
-    upstream = Upstream(config.upstream, limits, note_connect)
+    upstream = Upstream(config.upstream, limits, note_connect, lambda why: emit(AnswerUnreadable(why)))
     holds = Holds(
         max_requests=policy.max_held_requests,
         max_bytes=policy.max_held_bytes,

@@ -297,6 +297,13 @@ class UpstreamSilent:
 
 
 @dataclass(frozen=True, slots=True)
+class AnswerUnreadable:
+    """What the upstream sent is no HTTP answer, or one that could be read in two ways. ``reason`` is a fixed phrase."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class StoreAsked:
     """The store of sessions was asked something. ``operation`` is one of a bounded set."""
 
@@ -383,6 +390,11 @@ class OriginRefused:
 
 
 @dataclass(frozen=True, slots=True)
+class HostRefused:
+    """On a loopback listener: a request names a ``Host`` that is not the sidecar's."""
+
+
+@dataclass(frozen=True, slots=True)
 class UpstreamRefusesHost:
     """The upstream does not want to be called by the ``Host`` that it gets."""
 
@@ -418,6 +430,7 @@ Fact = (
     | UpstreamLost
     | UpstreamBack
     | UpstreamSilent
+    | AnswerUnreadable
     | StoreAsked
     | StoreLost
     | StoreBack
@@ -429,6 +442,7 @@ Fact = (
     | HoldOverflowed
     | RequestRejected
     | OriginRefused
+    | HostRefused
     | UpstreamRefusesHost
     | SidecarFault
 )

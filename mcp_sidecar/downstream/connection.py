@@ -8,6 +8,7 @@ answer; so it does behind everything that is not plain. In doubt the client open
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Coroutine
 from contextvars import Context
 from enum import Enum
@@ -26,6 +27,8 @@ MAX_LEFTOVER_BYTES = 1024 * 1024
 """So much of what a client sends behind its last answer is read."""
 
 _LONGEST_END = len(END_OF_HEAD) - 1
+_CRLF = b"\r\n"
+_EMPTY_LINES = re.compile(rb"(?:\r\n)++")
 
 
 class Phase(Enum):
@@ -126,7 +129,6 @@ class ClientConnection(asyncio.Protocol):
         """Read on, as far as it is the client's turn."""
         phase = self._phase
         if phase is Phase.IDLE:
-            self._quiet_since = None
             self._begin(data)
         elif phase is Phase.EXCHANGE:
             self._quiet_since = None
@@ -153,7 +155,16 @@ class ClientConnection(asyncio.Protocol):
     # -- a request ----------------------------------------------------------------------------------------------------
 
     def _begin(self, data: bytes) -> None:
-        """What comes on an idle connection."""
+        """What comes on an idle connection.
+
+        Behind an answer empty lines are nothing: some clients end a body with one that its length does not count, and it may
+        come late (RFC 9112 §2.2). They keep no connection.
+        """
+        if self._sent and data.startswith(_CRLF):
+            data = _EMPTY_LINES.sub(b"", data, count=1)
+            if not data:
+                return
+        self._quiet_since = None
         door = self._common.door
         if door is not None and not (self.is_slow or self._common.is_draining):
             passage = door(self, data)

@@ -6,6 +6,7 @@ The rule of this file: nothing here knows MCP, and what was found out of a name 
 from __future__ import annotations
 
 from collections.abc import Collection
+from urllib.parse import urlsplit
 
 from aiohttp import hdrs
 
@@ -98,6 +99,10 @@ class Edge:
         return move
 
     def _hosts_of_upstream(self, incoming: Incoming) -> tuple[str, ...]:
-        """What the upstream gets as ``Host``, and so takes for its own."""
+        """What the upstream gets as ``Host``, and so takes for its own; a client's host with the upstream's port, too."""
         clients = incoming.headers.get(hdrs.HOST) if self._upstream.passes_host else None
-        return (self._upstream.host_line.removeprefix("Host: ") if clients is None else clients,)
+        if clients is None:
+            return (self._upstream.host_line.removeprefix("Host: "),)
+        host, port = origins.host_of(clients), urlsplit(self._origin).port
+        shown = f"[{host}]" if ":" in host else host
+        return (clients, f"{shown}:{port}") if host and port else (clients,)

@@ -45,6 +45,7 @@ from mcp_sidecar.endpoint.refusals import Refusal
 from mcp_sidecar.facts import (
     CallOutcome,
     Fact,
+    HostRefused,
     OriginRefused,
     RequestRejected,
     RequestServed,
@@ -271,6 +272,7 @@ class Router:
         if not incoming.target.startswith("/"):
             return refusals.BAD_TARGET
         if not all(map(self.edge.lets_host_pass, found.getall(hdrs.HOST, ()))):
+            self.services.emit(HostRefused())
             return refusals.BAD_HOST
         for origin in found.getall(hdrs.ORIGIN, ()):
             if not self.edge.allows_origin(origin):

@@ -23,7 +23,8 @@ REMEMBERED: Final = 2048
 
 IN_VAIN: Final = 64
 """After so many heads in a row that were as new as others of their sessions before none is looked up for ``CLOSED_FOR``
-requests: they only cost. The first head of a session says nothing, or many that begin together would be taken for that."""
+requests: they only cost. The first head of a session says nothing, or many that begin together would be taken for that,
+unless more sessions have begun than are remembered, and no head was known since."""
 
 CLOSED_FOR: Final = 2048
 
@@ -128,6 +129,7 @@ class Layouts:
         self._known: dict[bytes, Layout] = {}
         self._seen: set[bytes] = set()
         self._begun: set[int] = set()  # sessions of which a head was seen, by the hash of their id
+        self._are_too_many = False  # more sessions began than are remembered, and no head was known since
         self.rest = Rest(IN_VAIN, CLOSED_FOR)
 
     def forget(self) -> None:
@@ -156,6 +158,7 @@ class Layouts:
         if layout is None:
             return None
         self.rest.note(in_vain=False)
+        self._are_too_many = False
         return layout.read(cut)
 
     def learn(self, cut: Cut, read: Asked) -> None:
@@ -171,11 +174,12 @@ class Layouts:
     def _note_new(self, digest: bytes, session: int) -> None:
         _bounded(self._seen)
         self._seen.add(digest)
-        if session in self._begun:
+        if session in self._begun or self._are_too_many:
             self.rest.note(in_vain=True)
-            return
-        _bounded(self._begun)
-        self._begun.add(session)
+        if session not in self._begun:
+            self._are_too_many = self._are_too_many or len(self._begun) >= REMEMBERED
+            _bounded(self._begun)
+            self._begun.add(session)
 
 
 def _bounded(remembered: dict[bytes, Layout] | set[bytes] | set[int]) -> None:

@@ -25,6 +25,8 @@ from mcp_sidecar.ops.log_writer import LogWriter
 
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 QUIET_SECONDS = 1.0
+MAX_CAUSES = 256
+"""Of so many kinds of lines that are kept back it is remembered when the last one was written."""
 MAX_SAID = 64
 """So many lines are said once; what comes after them is said by the refusals that go with them."""
 
@@ -70,6 +72,7 @@ LINES: Mapping[type[facts.Fact], Line] = {
     facts.UpstreamLost: Line("upstream_lost", logging.WARNING),
     facts.UpstreamBack: Line("upstream_back", logging.INFO),
     facts.UpstreamSilent: Line("upstream_silent", logging.WARNING),
+    facts.AnswerUnreadable: Line("answer_unreadable", logging.WARNING, throttled=True),
     facts.StoreAsked: Line("store_asked", logging.DEBUG),
     facts.StoreLost: Line("session_store_lost", logging.WARNING),
     facts.StoreBack: Line("session_store_back", logging.INFO),
@@ -81,6 +84,7 @@ LINES: Mapping[type[facts.Fact], Line] = {
     facts.HoldOverflowed: Line("hold_overflowed", logging.WARNING, throttled=True),
     facts.RequestRejected: Line("request_rejected", logging.INFO, throttled=True),
     facts.OriginRefused: Line("origin_refused", logging.WARNING, setting="listen.allowed_origins"),
+    facts.HostRefused: Line("host_refused", logging.WARNING, setting="listen.allowed_hosts"),
     facts.UpstreamRefusesHost: Line("upstream_refuses_host", logging.WARNING, setting="upstream.host_header"),
     facts.SidecarFault: Line("sidecar_fault", logging.ERROR),
 }
@@ -235,8 +239,17 @@ class FactLog:
             shown |= {"kept_back": kept_back} if kept_back else {}
         self.logger.log(level, line.event, **shown)
 
+    def write_of_library(self, level: int, logger: str, message: str, **origin: str) -> None:
+        """Write what another library logs. Clients can provoke such lines, too, and many with one request."""
+        kept_back = self._kept_back("library_message", (logger, message)) if level >= self.minimum else None
+        if kept_back is not None:
+            more = {"kept_back": kept_back} if kept_back else {}
+            self.logger.log(level, "library_message", logger=logger, message=message, **origin, **more)
+
     def _kept_back(self, event: str, cause: object) -> int | None:
         """Count the lines kept back since the last one; None where this one is to be kept back, too."""
+        if len(self.last_written) >= MAX_CAUSES:
+            self.last_written.clear()
         now = self.clock()
         last = self.last_written.get((event, cause))
         if last is not None and now - last.at < QUIET_SECONDS:
@@ -299,7 +312,7 @@ class _FixedPart(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         # The template's first line, without its arguments: asyncio appends the repr of whatever failed.
         text = str(record.msg).partition("\n")[0][:200]
-        log().log(_library_level(record), "library_message", logger=record.name, message=text, **_origin(record))
+        _facts.write_of_library(_library_level(record), record.name, text, **_origin(record))
 
 
 def _library_level(record: logging.LogRecord) -> int:

@@ -163,7 +163,9 @@ _LINES: Mapping[type[facts.Fact], Callable[[Any], tuple[str, bool] | None]] = {
     facts.UpstreamBack: _back,
     facts.HoldOverflowed: lambda _: ("A request was not held: there are too many", True),
     facts.OriginRefused: lambda _: ("A web page was refused; listen.allowed_origins would allow it", True),
+    facts.HostRefused: lambda _: ("A Host was refused; listen.allowed_hosts would allow it", True),
     facts.UpstreamRefusesHost: lambda _: ("The upstream refuses its Host; see upstream.host_header", True),
+    facts.AnswerUnreadable: lambda fact: (f"An answer of the upstream could not be read: {fact.reason}", True),
     facts.SidecarFault: lambda _: ("A bug of the sidecar met one request; see the log", True),
 }
 """The line of a fact, and whether it is bad news."""

@@ -21,6 +21,17 @@ from mcp_sidecar.wire.faults import Fault
 
 P = TypeVar("P", bound=asyncio.BaseProtocol)
 
+LOCALHOST = "localhost"
+LOOPBACK = ("127.0.0.1", "::1")
+"""What it is (RFC 6761 §6.3), whatever the hosts file says; where only loopback has IPv6, resolvers leave ``::1`` out."""
+
+WATCHED = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 45_000}
+"""How the system finds out that the other end is gone without a word: its node died, or a NAT forgot the connection.
+
+It asks after 30 s of silence, and gives up what was not acknowledged for 45 s: less than clients wait for an answer. A server
+that lives and takes nothing of a large request for so long is given up as well. Not all systems have all of them.
+"""
+
 NEXT_ADDRESS_S = 0.25
 """How long one address is tried alone before the next one is tried beside it (RFC 8305 §5)."""
 
@@ -86,26 +97,46 @@ class Connector:
         loop = asyncio.get_running_loop()
         context = self.trust.context() if self.trust is not None else None
         name = self._host.rstrip(".") if context is not None else None
-        sock = await aiohappyeyeballs.start_connection(
-            await self._addresses(), happy_eyeballs_delay=NEXT_ADDRESS_S, interleave=1
-        )
+        sock = await self._connected()
         try:
+            _watch(sock)
             return await loop.create_connection(factory, sock=sock, ssl=context, server_hostname=name)
         except BaseException:
             sock.close()
             raise
 
+    async def _connected(self) -> socket.socket:
+        if self._host.rstrip(".") != LOCALHOST:
+            addresses = await self._addresses()
+            return await aiohappyeyeballs.start_connection(addresses, happy_eyeballs_delay=NEXT_ADDRESS_S, interleave=1)
+        first, second = (_numeric(address, self._port) for address in LOOPBACK)
+        try:  # one by one: what a race leaves behind only a collector finds, and loopback says at once that nobody listens
+            return await aiohappyeyeballs.start_connection([first])
+        except OSError as error:
+            error.__traceback__ = None
+        return await aiohappyeyeballs.start_connection([second])
+
     async def _addresses(self) -> list[AddrInfoType]:
         try:
-            address = ipaddress.ip_address(self._host)
+            ipaddress.ip_address(self._host)
         except ValueError:
             loop = asyncio.get_running_loop()
             found = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
             return cast("list[AddrInfoType]", found)
-        if address.version == 6:
-            there: tuple[str, int] | tuple[str, int, int, int] = (self._host, self._port, 0, 0)
-            return [(socket.AF_INET6, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", there)]
-        return [(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (self._host, self._port))]
+        return [_numeric(self._host, self._port)]
+
+
+def _watch(sock: socket.socket) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in WATCHED.items():
+        if hasattr(socket, name):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+def _numeric(address: str, port: int) -> AddrInfoType:
+    if ":" in address:
+        return socket.AF_INET6, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (address, port, 0, 0)
+    return socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (address, port)
 
 
 class Nowhere:

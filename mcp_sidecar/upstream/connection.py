@@ -65,6 +65,7 @@ class Connection(asyncio.Protocol):
         "_is_spoilt",
         "_max_head_bytes",
         "_on_lost",
+        "_on_unreadable",
         "_silence",
         "_turn",
         "_unsent",
@@ -75,13 +76,16 @@ class Connection(asyncio.Protocol):
         "transport",
     )
 
-    def __init__(self, limits: Limits, on_lost: Callable[[Connection], None]) -> None:
-        """``on_lost`` is called when it is closed."""
+    def __init__(
+        self, limits: Limits, on_lost: Callable[[Connection], None], on_unreadable: Callable[[str], None]
+    ) -> None:
+        """``on_lost`` is called when it is closed, ``on_unreadable`` with the reason where an answer is not HTTP."""
         self.transport: asyncio.Transport | None = None
         self.idle_time_s: float | None = None
         self.bound_to: Hashable | None = None
         self._max_head_bytes = limits.max_header_bytes
         self._on_lost = on_lost
+        self._on_unreadable = on_unreadable
         self._turn: Turn | None = None
         self._watcher: Watcher | None = None  # while nobody reads
         self._upload: Upload | None = None
@@ -236,6 +240,7 @@ class Connection(asyncio.Protocol):
                 self._silence.start()
             self._receive(turn, turn.reader.feed(data))
             if turn.reader.is_broken:
+                self._on_unreadable(turn.reader.why_broken)
                 self._fail(Fault.GARBLED)
 
     def eof_received(self) -> None:

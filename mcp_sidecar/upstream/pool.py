@@ -43,12 +43,18 @@ NOBODY = _Nobody()
 class Pool:
     """All connections to one origin. Those that are free stand with the loop time until which they may be used."""
 
-    def __init__(self, connector: Opener, limits: Limits, keep_alive_s: float) -> None:
-        """Needs a running loop. ``keep_alive_s`` bounds how long a connection is free; a server may ask for less."""
+    def __init__(
+        self, connector: Opener, limits: Limits, keep_alive_s: float, on_unreadable: Callable[[str], None]
+    ) -> None:
+        """Needs a running loop. ``keep_alive_s`` bounds how long a connection is free; a server may ask for less.
+
+        ``on_unreadable`` hears why an answer is not HTTP.
+        """
         self._loop = asyncio.get_running_loop()
         self._connector = connector
         self._limits = limits
         self._keep_alive_s = keep_alive_s
+        self._on_unreadable = on_unreadable
         self._all: set[Connection] = set()
         self._free: deque[tuple[Connection, float]] = deque()
         self._bound: dict[Hashable, tuple[Connection, float]] = {}
@@ -143,7 +149,7 @@ class Pool:
         return None
 
     async def _open(self) -> Connection:
-        connection = await self._connector.open(lambda: Connection(self._limits, self._lost))
+        connection = await self._connector.open(lambda: Connection(self._limits, self._lost, self._on_unreadable))
         if not connection.is_connected():
             raise UpstreamFault(Fault.UNREACHABLE)
         self._all.add(connection)

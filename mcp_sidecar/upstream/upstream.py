@@ -29,11 +29,16 @@ _CREDENTIALS, _CHALLENGE = "authorization", "www-authenticate"
 OnConnect = Callable[[bool, str], None]
 """Hears of each request whether a connection could be had, and if not, why."""
 
+OnUnreadable = Callable[[str], None]
+"""Hears why an answer could not be read: a phrase of ``wire.response``."""
+
 
 class Upstream:
     """The one server behind the sidecar."""
 
-    def __init__(self, config: UpstreamConfig, limits: Limits, on_connect: OnConnect) -> None:
+    def __init__(
+        self, config: UpstreamConfig, limits: Limits, on_connect: OnConnect, on_unreadable: OnUnreadable
+    ) -> None:
         """``budget`` counts what is held of requests and answers.
 
         Raises OSError where the certificates of ``config.ca_file`` cannot be read.
@@ -42,6 +47,7 @@ class Upstream:
         self._config = config
         self._limits = limits
         self._on_connect = on_connect
+        self._on_unreadable = on_unreadable
         self._pool: Pool | None = None
         self._connector: Connector | Nowhere = Connector(config)
         self._retired: set[Pool] = set()
@@ -57,7 +63,7 @@ class Upstream:
 
     async def open(self) -> None:
         """Make the connection pool."""
-        self._pool = Pool(self._connector, self._limits, self._config.keep_alive_s)
+        self._pool = self._new_pool()
 
     async def close(self) -> None:
         """Close all connections."""
@@ -78,8 +84,11 @@ class Upstream:
         else:
             self._config, self._connector = config, Connector(config)
             self.host_line, self.passes_host = host_line(config), config.host_header == PASSED
-        self._pool = Pool(self._connector, self._limits, self._config.keep_alive_s)
+        self._pool = self._new_pool()
         return former
+
+    def _new_pool(self) -> Pool:
+        return Pool(self._connector, self._limits, self._config.keep_alive_s, self._on_unreadable)
 
     async def retire(self, pool: Pool, patience_s: float) -> None:
         """Let connections of earlier end behind their answers, for so many seconds at most."""

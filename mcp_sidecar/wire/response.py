@@ -36,7 +36,18 @@ _WITHOUT_BODY = frozenset({204, 304})
 
 
 class NotHttp(Exception):
-    """These bytes are no response, or one that could be read in two ways."""
+    """These bytes are no response, or one that could be read in two ways: why is a fixed phrase."""
+
+
+NO_STATUS_LINE = "it does not begin as HTTP/1.1 does"
+BAD_LINE = "a line of its head is no header field"
+TOO_MANY_FIELDS = f"it has more than {MAX_FIELDS} header fields"
+TOO_LARGE = "its head is larger than limits.max_header_bytes"
+TWO_FRAMINGS = "it has both Content-Length and Transfer-Encoding"
+BAD_LENGTH = "its Content-Length is not one number"
+BAD_CODING = "its Transfer-Encoding is not just chunked"
+BAD_CHUNK = "a chunk of its body is not framed as such"
+ANOTHER_PROTOCOL = "it switches to another protocol (101)"
 
 
 @dataclass(slots=True)
@@ -71,19 +82,23 @@ def read_head(data: bytes) -> ResponseHead:
     text = data.decode("utf-8", "surrogateescape")
     first, _, lines = text[:-2].partition("\r\n")
     line = _STATUS_LINE.fullmatch(first)
-    if line is None or _FIELD_LINES.fullmatch(lines) is None:
-        raise NotHttp
+    if line is None:
+        raise NotHttp(NO_STATUS_LINE)
+    if _FIELD_LINES.fullmatch(lines) is None:
+        raise NotHttp(BAD_LINE)
     pairs = _FIELD.findall(lines)
     if len(pairs) > MAX_FIELDS:
-        raise NotHttp
+        raise NotHttp(TOO_MANY_FIELDS)
     if " \r\n" in lines or "\t\r\n" in lines:
         pairs = [(name, value.rstrip(" \t")) for name, value in pairs]
     fields = Fields.of(pairs, len(lines))
     names = fields.names
     is_chunked = "transfer-encoding" in names
     length = _length(fields) if "content-length" in names else None
-    if is_chunked and (length is not None or not _is_chunked_only(fields)):
-        raise NotHttp
+    if is_chunked and length is not None:
+        raise NotHttp(TWO_FRAMINGS)
+    if is_chunked and not _is_chunked_only(fields):
+        raise NotHttp(BAD_CODING)
     options = _options(fields) if "connection" in names else ()
     persists = "close" not in options if line[1] == "1" else "keep-alive" in options and not is_chunked
     idle_time_s = _idle_time_s(fields) if "keep-alive" in names else None
@@ -93,7 +108,7 @@ def read_head(data: bytes) -> ResponseHead:
 def _length(fields: Fields) -> int:
     told = fields.values("content-length")
     if len(told) > 1 or _LENGTH.fullmatch(told[0]) is None:
-        raise NotHttp
+        raise NotHttp(BAD_LENGTH)
     return int(told[0])
 
 
@@ -230,18 +245,18 @@ class ChunkedBody:
         if not end:
             self._begun = data[at:]
             if not self._may_become_line(self._begun):
-                raise NotHttp
+                raise NotHttp(BAD_CHUNK)
             return len(data)
         if self._behind_chunk:
             if data[at:end] != _LINE_END:
-                raise NotHttp
+                raise NotHttp(BAD_CHUNK)
             self._behind_chunk = False
         elif self._in_trailers:
             self._read_trailer(data[at:end])
         else:
             line = _CHUNK_LINE.fullmatch(data, at, end)
             if line is None or end - at > MAX_CHUNK_LINE_BYTES:
-                raise NotHttp
+                raise NotHttp(BAD_CHUNK)
             self._left = int(line[1], 16)
             self._in_trailers = not self._left
         return end
@@ -251,7 +266,7 @@ class ChunkedBody:
         if line == _LINE_END:
             self.has_ended = True
         elif self._trailer_bytes_left < 0 or _TRAILER.fullmatch(line) is None:
-            raise NotHttp
+            raise NotHttp(BAD_CHUNK)
         else:
             self.is_plain = False
 
@@ -270,20 +285,25 @@ class ChunkedBody:
 class ResponseReader:
     """Reads one response, interim ones (1xx) before it included.
 
-    ``head`` is set as soon as it is known. ``is_broken``: what came is no response, or could be read in two ways.
+    ``head`` is set as soon as it is known. ``why_broken``: what came is no response, or could be read in two ways.
     """
 
-    __slots__ = ("_begun", "_body", "_head_bytes_left", "_is_plain", "_to_head", "head", "is_broken")
+    __slots__ = ("_begun", "_body", "_head_bytes_left", "_is_plain", "_to_head", "head", "why_broken")
 
     def __init__(self, *, to_head: bool, max_head_bytes: int) -> None:
         """``to_head``: it answers HEAD and has no body."""
         self.head: ResponseHead | None = None
-        self.is_broken = False
+        self.why_broken = ""
         self._to_head = to_head
         self._head_bytes_left = max_head_bytes
         self._begun = b""
         self._body: BodyReader = SizedBody(0)
         self._is_plain = True
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether it cannot be read on."""
+        return bool(self.why_broken)
 
     @property
     def has_ended(self) -> bool:
@@ -303,18 +323,19 @@ class ResponseReader:
 
     def feed(self, data: bytes) -> bytes:
         """Take what has come, and give what of it is content, before a fault, too."""
-        if self.head is None and not self.is_broken:
+        if self.head is None and not self.why_broken:
             try:
                 data = self._read_heads(self._begun + data if self._begun else data)
-            except NotHttp:
-                self.is_broken = True
-        if not data or self.is_broken:
+            except NotHttp as error:
+                self.why_broken = str(error)
+        if not data or self.why_broken:
             return b""
         if self._body.has_ended:
             self._is_plain = False
             return b""
         content = self._body.feed(data)
-        self.is_broken = self._body.is_broken
+        if self._body.is_broken:
+            self.why_broken = BAD_CHUNK
         return content
 
     def _read_heads(self, data: bytes) -> bytes:
@@ -326,22 +347,25 @@ class ResponseReader:
                 return b""
             self._head_bytes_left -= end
             if self._head_bytes_left < 0:
-                raise NotHttp
+                raise NotHttp(TOO_LARGE)
             head = read_head(data[:end])
             data = data[end:]
             if head.status >= 200:
                 self._begun, self.head = b"", head
                 self._body = self._body_of(head)
-            elif head.status == 101:  # nobody asked for another protocol
-                raise NotHttp
+            elif head.status == 101:  # nobody asked for one
+                raise NotHttp(ANOTHER_PROTOCOL)
             elif head.announces_body:
                 self._is_plain = False
         return data
 
     def _keep(self, begun: bytes) -> None:
-        is_http = begun.startswith(_VERSION) or _VERSION.startswith(begun)
-        if not is_http or len(begun) > self._head_bytes_left or _BARE.search(begun) is not None:
-            raise NotHttp
+        if not (begun.startswith(_VERSION) or _VERSION.startswith(begun)):
+            raise NotHttp(NO_STATUS_LINE)
+        if len(begun) > self._head_bytes_left:
+            raise NotHttp(TOO_LARGE)
+        if _BARE.search(begun) is not None:
+            raise NotHttp(BAD_LINE)
         self._begun = begun
 
     def _body_of(self, head: ResponseHead) -> BodyReader:

@@ -97,6 +97,21 @@ async def test_it_is_given_up(slow: Slow) -> None:
     await echo.server.close()
 
 
+async def test_line_ends_keep_no_connection() -> None:
+    """They are no request, nor the beginning of one."""
+    echo = Echo()
+    protocol, wire = echo.connect()
+    protocol.data_received(GET)
+    await settle()
+    protocol.look(LATER)
+    protocol.data_received(b"\r\n")
+    protocol.look(LATER + PATIENCE.idle_s + 0.1)
+    await settle()
+    assert wire.has_ended
+    assert [answer.status for answer in answers_in(bytes(wire.written))] == [200]
+    await echo.server.close()
+
+
 async def test_an_edge_closes_its_idle_connections_itself() -> None:
     """It keeps them for longer than we would; one that we close as its next request comes is a 502 for somebody, or a lost call."""
     echo = Echo(patience=Patience(is_edge="127.0.0.1".__eq__))

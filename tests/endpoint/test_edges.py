@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mcp_sidecar.facts import OriginRefused, UpstreamRefusesHost
+from mcp_sidecar.facts import HostRefused, OriginRefused, UpstreamRefusesHost
 from tests.support.client import McpClient, raw_exchange, raw_post
 from tests.support.fake_upstream import FakeUpstream
 from tests.support.raw_upstream import RawUpstream
@@ -57,6 +57,26 @@ async def test_a_redirect_leads_to_the_client_s_origin(
         upstream._answers = [redirect(upstream.port, scheme)]
         answer = await raw_exchange(sidecar.port, post(sidecar.port, "localhost:1234", *said))
         assert header(answer.data, "Location") == f"{origin}/mcp/"
+
+
+@pytest.mark.parametrize(
+    ("setting", "authority", "is_moved"),
+    [
+        ("client", "mcp.example.com", True),
+        ("client", "mcp.example.com:{port}", True),
+        ("client", "mcp.example.com:1", False),
+        ("client", "other.example:{port}", False),
+        ("auto", "mcp.example.com:{port}", False),
+    ],
+)
+async def test_a_server_may_add_its_own_port_to_the_client_s_host(setting: str, authority: str, is_moved: bool) -> None:
+    """nginx does so in the redirects that it makes by itself, and nobody but us can reach that port (``port_in_redirect``)."""
+    options: dict[str, object] = {"upstream__host_header": setting, "listen__allowed_hosts": "mcp.example.com"}
+    async with RawUpstream() as upstream, running_sidecar(upstream.url, **options) as sidecar:
+        told = f"http://{authority.format(port=upstream.port)}/mcp/"
+        upstream.answer_with(f"HTTP/1.1 301 Moved\r\nLocation: {told}\r\nContent-Length: 0\r\n\r\n".encode())
+        answer = await raw_exchange(sidecar.port, post(sidecar.port, "mcp.example.com", "X-Forwarded-Proto: https"))
+        assert header(answer.data, "Location") == ("https://mcp.example.com/mcp/" if is_moved else told)
 
 
 @pytest.mark.parametrize("path", ["/mcp", "/x"])
@@ -125,6 +145,16 @@ async def test_the_client_s_host_is_passed_where_that_is_wanted(setting: str, is
         assert len(upstream.ledger.initializes) == 2
         assert (hosts == {own}) is is_clients
         assert len(hosts) == 1
+
+
+@pytest.mark.parametrize(("host", "is_told"), [("mcp.example.com", True), ("localhost", False)])
+@pytest.mark.parametrize("path", ["/mcp", "/x"])
+async def test_a_host_that_we_refuse_is_told(path: str, host: str, is_told: bool) -> None:
+    """A proxy on this machine that passes on the name it was asked by gets 403 for everything: the log names the setting."""
+    async with RawUpstream() as upstream, running_sidecar(upstream.url) as sidecar:
+        got = await raw_exchange(sidecar.port, post(sidecar.port, host, path=path))
+        assert (got.status == 403) is is_told
+        assert sidecar.of(HostRefused) == [HostRefused()] * is_told
 
 
 async def test_our_own_refusal_of_a_host_is_not_the_upstream_s() -> None:

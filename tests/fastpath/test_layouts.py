@@ -224,6 +224,22 @@ async def test_what_is_remembered_is_bounded() -> None:
         assert lane._layouts.cut(head(), 1 << 16, None) is not None
 
 
+@pytest.mark.parametrize("rounds", [1, 4])
+async def test_more_sessions_than_are_remembered_are_not_looked_up(rounds: int) -> None:
+    """What is told of one is forgotten before it calls again, or it never does: each look-up would be in vain, for ever."""
+    async with through() as way:
+        lane = express(way)
+        closed = 0
+        for number in range(8 * REMEMBERED):
+            session = number % (8 * REMEMBERED // rounds)
+            assert lane.read("127.0.0.1", head().replace(SESSION.encode(), b"session-%d" % session)) is not None
+            closed += lane._layouts.rest._left > 0
+        assert closed > 6 * REMEMBERED  # that they are too many shows at the second thousand
+        for _ in range(2 * CLOSED_FOR):
+            lane.read("127.0.0.1", head())
+        assert not lane._layouts.rest._left
+
+
 async def test_sessions_that_begin_together_do_not_look_like_heads_that_change() -> None:
     """Hundreds of clients that come at once, with an `initialize`, an `initialized` and a first call each."""
     async with through() as way:

@@ -37,6 +37,7 @@ EXAMPLES: dict[str, tuple[facts.Fact, str]] = {
     "upstream_lost": (facts.UpstreamLost("refused"), "warning"),
     "upstream_back": (facts.UpstreamBack(1.5, 3), "info"),
     "upstream_silent": (facts.UpstreamSilent(5.2), "warning"),
+    "answer_unreadable": (facts.AnswerUnreadable("its Content-Length is not one number"), "warning"),
     "store_asked": (facts.StoreAsked("get", 0.5, failed=True), "debug"),
     "session_store_lost": (facts.StoreLost("it cannot be reached"), "warning"),
     "session_store_back": (facts.StoreBack(1.5), "info"),
@@ -48,6 +49,7 @@ EXAMPLES: dict[str, tuple[facts.Fact, str]] = {
     "hold_overflowed": (facts.HoldOverflowed(10, 100), "warning"),
     "request_rejected": (facts.RequestRejected(403, "origin not allowed"), "info"),
     "origin_refused": (facts.OriginRefused("https://app.example"), "warning"),
+    "host_refused": (facts.HostRefused(), "warning"),
     "upstream_refuses_host": (facts.UpstreamRefusesHost(421), "warning"),
     "sidecar_fault": (facts.SidecarFault("KeyError", "mcp_sidecar.proxy.x:12"), "error"),
 }
@@ -192,6 +194,23 @@ def test_libraries_show_no_data() -> None:
     assert first["message"] == "Error handling request from %s"
     assert first["where"].startswith(f"{__name__}:")
     assert second["message"] == "Task exception was never retrieved"
+
+
+def test_floods_of_libraries_are_kept_back_and_counted() -> None:
+    """A client's bad ``baggage`` is a warning of OpenTelemetry for each member: thousands of lines for one request."""
+    stream, now = configured("info"), [100.0]
+    facts_log = logs.FactLog(clock=lambda: now[0])
+    for _ in range(1000):
+        facts_log.write_of_library(logging.WARNING, "baggage", "list-member `%s` doesn't match the format")
+        facts_log.write_of_library(logging.WARNING, "other", "something else")
+        facts_log.write_of_library(logging.DEBUG, "other", "what is not written is not counted")
+    now[0] += logs.QUIET_SECONDS
+    facts_log.write_of_library(logging.WARNING, "baggage", "list-member `%s` doesn't match the format")
+    lines = [(line["logger"], line.get("kept_back")) for line in written(stream)]
+    assert lines == [("baggage", None), ("other", None), ("baggage", 999)]
+    for number in range(2 * logs.MAX_CAUSES):
+        facts_log.write_of_library(logging.WARNING, "other", f"a message without a fixed part: {number}")
+    assert len(facts_log.last_written) <= logs.MAX_CAUSES
 
 
 def test_requests_that_are_no_http_are_not_errors() -> None:

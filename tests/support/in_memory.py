@@ -93,7 +93,7 @@ class Through:
         self._done = self._loop.create_future()
         self._client = sidecar._server()
         self._client.connection_made(MemoryTransport(self._note))
-        self._upstream = Connection(sidecar.services.limits, lambda _: None)
+        self._upstream = Connection(sidecar.services.limits, lambda _: None, lambda _: None)
         self._upstream.connection_made(MemoryTransport(self._take))
         self._missing = 0
         self.session_id = SESSION

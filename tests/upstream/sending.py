@@ -21,7 +21,7 @@ from tests.support.raw_upstream import Conversation, Play
 async def sender(origin: str, *, idle_timeout_s: float = 5.0, **settings: Any) -> AsyncIterator[Upstream]:
     """An upstream side of its own, without the rest of the sidecar."""
     config = UpstreamConfig(origin=origin, connect_timeout_s=2.0, idle_timeout_s=idle_timeout_s, **settings)
-    upstream = Upstream(config, Limits(), lambda _connected, _why: None)
+    upstream = Upstream(config, Limits(), lambda _connected, _why: None, lambda _why: None)
     await upstream.open()
     try:
         yield upstream

@@ -122,7 +122,7 @@ async def test_reload_reads_what_looks_the_same(certificate: Certificate, other:
 async def test_without_tls_there_is_nothing_to_reload() -> None:
     """And a file that does not exist is nobody's business."""
     config = UpstreamConfig(origin="http://127.0.0.1:9", ca_file="/does/not/exist")
-    Upstream(config, Limits(), lambda _connected, _why: None).reload()
+    Upstream(config, Limits(), lambda _connected, _why: None, lambda _why: None).reload()
 
 
 @pytest.mark.parametrize(

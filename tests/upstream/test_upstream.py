@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from mcp_sidecar.config import UpstreamConfig
-from mcp_sidecar.upstream.connect import Connector, is_connected_to_itself
+from mcp_sidecar.upstream.connect import WATCHED, Connector, is_connected_to_itself
 from mcp_sidecar.upstream.content import CHUNK_BYTES, HIGH_BYTES, UpstreamFault
 from mcp_sidecar.wire.faults import Fault
 from tests.support.raw_upstream import OK, Conversation, Play, RawUpstream
@@ -47,6 +47,40 @@ async def test_a_connect_that_fails_leaves_no_error_behind(host: str) -> None:
             assert alive[-1] == alive[1]  # the loop keeps the last one
         finally:
             gc.enable()
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+async def test_localhost_is_either_loopback_address(address: str) -> None:
+    """Whatever the hosts file says: Node listens on ``::1`` alone where it is told ``localhost``, others on ``127.0.0.1``."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        listening = socket.create_server((address, 0), family=family)
+    except OSError:
+        pytest.skip("a machine without that family")
+    with listening:
+        origin = f"http://localhost:{listening.getsockname()[1]}"
+        await Connector(UpstreamConfig(origin=origin, connect_timeout_s=HANG_S)).open(_Reached)
+
+
+@pytest.mark.parametrize("name", ["localhost", "127.0.0.1"])
+async def test_the_system_looks_whether_the_other_end_is_still_there(name: str) -> None:
+    """A node that dies sends no FIN: else a request is sent again for a quarter of an hour, and a stream waits for ever."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        origin = f"http://{name}:{listening.getsockname()[1]}"
+        protocol = await Connector(UpstreamConfig(origin=origin)).open(_Reached)
+        assert protocol.options[socket.SOL_SOCKET, socket.SO_KEEPALIVE]
+        for option in ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "TCP_USER_TIMEOUT"):
+            if hasattr(socket, option):
+                assert protocol.options[socket.IPPROTO_TCP, getattr(socket, option)] == WATCHED[option]
+
+
+class _Reached(asyncio.Protocol):
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        sock = transport.get_extra_info("socket")
+        tcp = [(socket.IPPROTO_TCP, getattr(socket, name)) for name in WATCHED if hasattr(socket, name)]
+        asked = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE), *tcp]
+        self.options = {option: sock.getsockopt(*option) for option in asked}
+        transport.abort()  # type: ignore[attr-defined]
 
 
 def errors_alive() -> int:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mcp_sidecar.wire import response
 from mcp_sidecar.wire.response import MAX_CHUNK_LINE_BYTES, NotHttp, ResponseReader, read_head
 
 MAX_HEAD = 4096
@@ -94,6 +95,31 @@ def test_what_could_be_read_in_two_ways_is_not_read(data: bytes) -> None:
         reader, content = read(*parts)
         assert reader.is_broken
         assert (reader.head, content, reader.may_be_followed) == (None, b"", False)
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (b"\x15\x03\x01\x00\x02\x02\x46", response.NO_STATUS_LINE),
+        (b"HTTP/2.0 200 OK\r\n\r\n", response.NO_STATUS_LINE),
+        (b"\r\nHTTP/1.1 200 OK\r\n\r\n", response.NO_STATUS_LINE),
+        (b"HTTP/1.1 200 OK\r\nA: b\r\n c\r\n\r\n", response.BAD_LINE),
+        (b"HTTP/1.1 200 OK\nA: b\n\n", response.BAD_LINE),
+        (head(*["A: b"] * 257), response.TOO_MANY_FIELDS),
+        (head("A: " + "a" * MAX_HEAD), response.TOO_LARGE),
+        (b"HTTP/1.1 200 OK\r\nA: " + b"a" * MAX_HEAD, response.TOO_LARGE),
+        (head("Content-Length: 2", "Transfer-Encoding: chunked"), response.TWO_FRAMINGS),
+        (head("Content-Length: 2", "Content-Length: 2"), response.BAD_LENGTH),
+        (head("Transfer-Encoding: chunked", "Transfer-Encoding: chunked"), response.BAD_CODING),
+        (head("Transfer-Encoding: identity", "Content-Length: 2"), response.TWO_FRAMINGS),
+        (head(first="HTTP/1.1 101 Switching Protocols"), response.ANOTHER_PROTOCOL),
+        (CHUNKED + b"zz\r\n", response.BAD_CHUNK),
+    ],
+)
+def test_it_is_said_why_an_answer_is_not_read(data: bytes, why: str) -> None:
+    """Else nobody can tell a server that sends a header twice from one that is broken."""
+    for parts in ([data], [data[at : at + 1] for at in range(len(data))]):
+        assert read(*parts)[0].why_broken == why
 
 
 def test_a_head_that_is_not_whole_is_waited_for() -> None:
