@@ -58,8 +58,6 @@ FACTS: Final = "mcp_sidecar.facts"
 SPANS: Final = "mcp_sidecar.spans"
 CONFIG: Final = "mcp_sidecar.config"
 TOKEN_FILE: Final = "mcp_sidecar.token_file"
-INTERNALS: Final = "mcp_sidecar.aiohttp_internals"
-AIOHTTP: Final = ("aiohttp", "multidict", "yarl")
 
 LAYERS: Final = (
     Layer(modules=WIRE, libraries=("msgspec",), banned=IMPURE),
@@ -69,22 +67,13 @@ LAYERS: Final = (
     Layer(modules=VERDICTS, parts=(WIRE,), banned=IMPURE),
     Layer(modules=HEALING, parts=(WIRE, VERDICTS, FACTS), banned=IMPURE),
     Layer(modules=WAITING, parts=(FACTS,)),
-    Layer(modules=INTERNALS, libraries=AIOHTTP),
-    Layer(modules=UPSTREAM, parts=(WIRE, WAITING, CONFIG, SPANS), libraries=("aiohappyeyeballs", "yarl")),
-    Layer(
-        modules=DOWNSTREAM,
-        parts=(WIRE, CONFIG, INTERNALS),
-        libraries=AIOHTTP,
-    ),
+    Layer(modules=UPSTREAM, parts=(WIRE, WAITING, CONFIG, SPANS), libraries=("aiohappyeyeballs",)),
+    Layer(modules=DOWNSTREAM, parts=(WIRE, CONFIG)),
     # Bytes under hashes: a store knows no session, and only what is sealed knows what a record is made of.
     Layer(
         modules=f"{SESSIONS}.stores", parts=(HEALING, CONFIG, f"{WIRE}.cookies"), libraries=("cryptography", "redis")
     ),
-    Layer(
-        modules=SESSIONS,
-        parts=(WIRE, VERDICTS, HEALING, WAITING, UPSTREAM, FACTS, CONFIG),
-        libraries=AIOHTTP,
-    ),
+    Layer(modules=SESSIONS, parts=(WIRE, VERDICTS, HEALING, WAITING, UPSTREAM, FACTS, CONFIG)),
     Layer(
         modules=STREAMS,
         parts=(WIRE, VERDICTS, HEALING, WAITING, UPSTREAM, DOWNSTREAM, SESSIONS, FACTS, CONFIG, SPANS),
@@ -93,9 +82,8 @@ LAYERS: Final = (
         modules=ENDPOINT,
         parts=(
             *(WIRE, VERDICTS, HEALING, WAITING, UPSTREAM, DOWNSTREAM, SESSIONS, STREAMS),
-            *(FACTS, CONFIG, INTERNALS, SPANS),
+            *(FACTS, CONFIG, SPANS),
         ),
-        libraries=AIOHTTP,
     ),
     Layer(
         modules=FASTPATH,

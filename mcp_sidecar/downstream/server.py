@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 
 from mcp_sidecar.downstream.common import Common, Door, Handler, Looked, Patience
 from mcp_sidecar.downstream.connection import ClientConnection
-from mcp_sidecar.downstream.request import Fault, HeadReader
 from mcp_sidecar.wire.reply import OwnAnswer
+from mcp_sidecar.wire.request import Fault, HeadReader
 
 BACKLOG = 1024
 END_WITHIN_S = 5.0
@@ -30,7 +30,7 @@ class Server:
     ) -> None:
         """Needs a running event loop."""
         loop = asyncio.get_running_loop()
-        self._common = Common(loop, handler, refusals, HeadReader(loop, max_header_bytes), patience, clock)
+        self._common = Common(loop, handler, refusals, HeadReader(max_header_bytes), patience, clock)
         self._listener: asyncio.Server | None = None
 
     def __call__(self) -> ClientConnection:

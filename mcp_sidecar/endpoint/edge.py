@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from aiohttp import hdrs
-
 from mcp_sidecar.config import ListenConfig
 from mcp_sidecar.endpoint.inbound import Incoming
 from mcp_sidecar.upstream.upstream import Upstream
@@ -71,12 +69,12 @@ class Edge:
         pairs = incoming.fields.for_upstream(
             without=without, peer=peer, scheme=scheme, host=host, is_trusted=is_trusted
         )
-        named = incoming.headers.get(hdrs.HOST) if self._upstream.passes_host else None
-        return pairs if named is None else [(hdrs.HOST, named), *pairs]
+        named = incoming.fields.value("host") if self._upstream.passes_host else None
+        return pairs if named is None else [("Host", named), *pairs]
 
     def _client_origin(self, incoming: Incoming) -> tuple[str, str | None]:
         """Scheme and authority that the client has used, as far as somebody who may say so says."""
-        scheme, host = self.scheme, incoming.headers.get(hdrs.HOST)
+        scheme, host = self.scheme, incoming.fields.value("host")
         if not incoming.fields.may_be_forwarded or not self.is_proxy(incoming.request.peer):
             return scheme, host
         told_scheme, told_host = told_origin(incoming.fields)
@@ -99,5 +97,5 @@ class Edge:
 
     def _hosts_of_upstream(self, incoming: Incoming) -> tuple[str, ...]:
         """What the upstream gets as ``Host``, and so takes for its own."""
-        clients = incoming.headers.get(hdrs.HOST) if self._upstream.passes_host else None
+        clients = incoming.fields.value("host") if self._upstream.passes_host else None
         return (self._upstream.host_line.removeprefix("Host: ") if clients is None else clients,)

@@ -15,7 +15,7 @@ from mcp_sidecar.upstream.content import Content, UpstreamFault
 from mcp_sidecar.upstream.pool import Pool
 from mcp_sidecar.waiting.budget import Claim
 from mcp_sidecar.wire.faults import Fault
-from mcp_sidecar.wire.headers import Fields, Pair, media_type
+from mcp_sidecar.wire.headers import NO_FIELDS, Pair, media_type
 from mcp_sidecar.wire.json_end import JsonEnd
 from mcp_sidecar.wire.jsonrpc import UNREAD, Message, NotJson, parse
 from mcp_sidecar.wire.origins import NAMES_A_URL
@@ -28,9 +28,6 @@ ERROR_BODY_TIMEOUT_S = 2.0
 """How long the body of an error is waited for altogether, however it drips: its status alone says most."""
 
 _ANY_DEFLATE = {"gzip": zlib.MAX_WBITS | 16, "x-gzip": zlib.MAX_WBITS | 16, "deflate": zlib.MAX_WBITS}
-
-
-_NO_FIELDS = Fields(())
 
 
 class Answer:
@@ -65,7 +62,7 @@ class Answer:
 
     def header(self, name: str) -> str | None:
         """The first value of a header."""
-        return next(iter(self._fields.values(name.lower())), None)
+        return self._fields.value(name.lower())
 
     @property
     def names_a_url(self) -> bool:
@@ -163,7 +160,7 @@ class Answer:
 
     def forget_head(self) -> None:
         """Nobody will ask for the headers again."""
-        self._fields = _NO_FIELDS
+        self._fields = NO_FIELDS
 
     def arrival(self) -> Awaitable[None]:
         """Done when there is something to ``take``: for one who waits long, and for whom a coroutine each is too much."""

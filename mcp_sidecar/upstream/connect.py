@@ -10,14 +10,15 @@ import socket
 import ssl
 from collections.abc import Callable
 from typing import TypeVar, cast
+from urllib.parse import urlsplit
 
 import aiohappyeyeballs
 from aiohappyeyeballs import AddrInfoType
-from yarl import URL
 
 from mcp_sidecar.config import UpstreamConfig
 from mcp_sidecar.upstream.content import UpstreamFault
 from mcp_sidecar.wire.faults import Fault
+from mcp_sidecar.wire.origins import DEFAULT_PORTS
 
 P = TypeVar("P", bound=asyncio.BaseProtocol)
 
@@ -63,9 +64,9 @@ class Connector:
 
     def __init__(self, config: UpstreamConfig) -> None:
         """Raises OSError where ``config.ca_file`` cannot be read."""
-        url = URL(config.origin)
-        self._host = url.host or ""
-        self._port = url.port or 80
+        url = urlsplit(config.origin)
+        self._host = (url.hostname or "").replace("%25", "%")  # RFC 6874: which interface an IPv6 address is behind
+        self._port = url.port or DEFAULT_PORTS[url.scheme]
         self._timeout_s = config.connect_timeout_s
         self.trust = TrustStore(config.ca_file) if url.scheme == "https" else None
 
