@@ -102,9 +102,7 @@ LAYERS: Final = (
     Layer(modules=f"{OPS}.access", parts=(TOKEN_FILE,)),
     Layer(modules=f"{OPS}.status", parts=(FACTS,)),
     Layer(modules=f"{OPS}.page", parts=(FACTS, f"{OPS}.status")),
-    Layer(
-        modules=f"{OPS}.admin", parts=(f"{OPS}.metrics", f"{OPS}.access", f"{OPS}.page", FACTS), libraries=("aiohttp",)
-    ),
+    Layer(modules=f"{OPS}.admin", parts=(f"{OPS}.metrics", f"{OPS}.access", f"{OPS}.page", DOWNSTREAM, WIRE)),
     Layer(
         modules=SETTINGS,
         # The values that it hands down; nothing below it knows where they came from.

@@ -28,12 +28,6 @@ QUIET_SECONDS = 1.0
 MAX_SAID = 64
 """So many lines are said once; what comes after them is said by the refusals that go with them."""
 
-_LIBRARY_LEVELS = {
-    "aiohttp.access": logging.CRITICAL + 1,  # one line per request, with its path
-    "aiohttp.server": logging.ERROR,
-    "aiohttp.client": logging.ERROR,
-}
-
 
 @dataclass(frozen=True, slots=True)
 class Line:
@@ -303,10 +297,6 @@ class _FixedPart(logging.Handler):
 
 
 def _library_level(record: logging.LogRecord) -> int:
-    kind = record.exc_info[0] if record.exc_info else None
-    # aiohttp 3.14 logs every request that is no HTTP as an error of the server; anybody can send those.
-    if kind is not None and kind.__module__ == "aiohttp.http_exceptions":
-        return logging.DEBUG
     return max((level for level in LEVELS.values() if level <= record.levelno), default=logging.DEBUG)
 
 
@@ -325,5 +315,4 @@ def _route_libraries() -> None:
     root = logging.getLogger()
     root.handlers = [_FixedPart()]
     root.setLevel(logging.WARNING)
-    for name, level in _LIBRARY_LEVELS.items():
-        logging.getLogger(name).setLevel(level)
+    logging.getLogger("aiohttp.client").setLevel(logging.ERROR)  # of whoever speaks in a developer's name
