@@ -93,7 +93,8 @@ LAYERS: Final = (
     Layer(modules=f"{OPS}.log_writer"),
     Layer(modules=f"{OPS}.console"),
     Layer(modules=f"{OPS}.standard_streams"),
-    Layer(modules=f"{OPS}.metrics", parts=(FACTS,), libraries=("prometheus_client",)),
+    Layer(modules=f"{OPS}.exposition"),
+    Layer(modules=f"{OPS}.metrics", parts=(FACTS, f"{OPS}.exposition")),
     # Who listens to all of it; OpenTelemetry is imported only where somebody asks for traces.
     Layer(modules=f"{OPS}.traces", parts=(WIRE, HEALING, FACTS, SPANS, f"{OPS}.logs"), libraries=("opentelemetry",)),
     Layer(modules=f"{OPS}.exporters", parts=(f"{OPS}.logs", f"{OPS}.traces"), libraries=("opentelemetry",)),
