@@ -89,7 +89,7 @@ LAYERS: Final = (
         modules=FASTPATH,
         parts=(WIRE, VERDICTS, HEALING, UPSTREAM, DOWNSTREAM, SESSIONS, FACTS, CONFIG),
     ),
-    Layer(modules=f"{OPS}.logs", parts=(FACTS, f"{OPS}.console", f"{OPS}.log_writer"), libraries=("structlog",)),
+    Layer(modules=f"{OPS}.logs", parts=(FACTS, f"{OPS}.console", f"{OPS}.log_writer")),
     Layer(modules=f"{OPS}.log_writer"),
     Layer(modules=f"{OPS}.console"),
     Layer(modules=f"{OPS}.standard_streams"),
@@ -230,8 +230,8 @@ def test_a_module_imports_only_what_its_layer_may(module: str) -> None:
         pytest.param(
             "mcp_sidecar.healing.session", "from mcp_sidecar.wire.sse import Event", 0, id="healing looks down"
         ),
-        pytest.param("mcp_sidecar.sessions.table", "import structlog, pydantic", 2, id="the proxy logs"),
-        pytest.param("mcp_sidecar.ops.logs", "import prometheus_client", 1, id="logs count"),
+        pytest.param("mcp_sidecar.sessions.table", "import redis, pydantic", 2, id="the proxy logs"),
+        pytest.param("mcp_sidecar.ops.logs", "import opentelemetry", 1, id="logs count"),
         pytest.param("mcp_sidecar.wiretap", "import json", None, id="a module without a row"),
     ],
 )

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from typing import Any, get_args
 
 import pytest
-import structlog
 
 from mcp_sidecar import facts
 from mcp_sidecar.ops import logs
@@ -55,11 +54,10 @@ EXAMPLES: dict[str, tuple[facts.Fact, str]] = {
 @pytest.fixture(autouse=True)
 def _restored() -> Iterator[None]:
     root = logging.getLogger()
-    before, minimum, logger = (root.handlers[:], root.level), logs._facts.minimum, logs._facts.logger
+    before, minimum = (root.handlers[:], root.level), logs._facts.minimum
     yield
-    structlog.reset_defaults()
     root.handlers, root.level = before
-    logs._facts.minimum, logs._facts.logger = minimum, logger
+    logs._log.minimum = logs._facts.minimum = minimum
 
 
 def written(stream: io.StringIO) -> list[dict[str, Any]]:
