@@ -132,7 +132,8 @@ def render(metrics: Iterable[Metric], accept: str | None) -> tuple[bytes, str]:
 
 
 def _line(name: str, labels: Labels, values: Labels, number: float) -> str:
-    shown = ",".join(f'{label}="{value.translate(_ESCAPED)}"' for label, value in zip(labels, values, strict=True))
+    pairs = sorted(zip(labels, values, strict=True))
+    shown = ",".join(f'{label}="{value.translate(_ESCAPED)}"' for label, value in pairs)
     return f"{name}{{{shown}}} {_number(number)}\n" if shown else f"{name} {_number(number)}\n"
 
 
