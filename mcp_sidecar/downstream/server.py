@@ -51,7 +51,7 @@ class Server:
         """Listen; the address that it got. Raises OSError."""
         patience_s = self._common.patience.client_s if tls is not None else None
         # As bytes: uvloop looks a text up in the tables of IDNA, which take two MiB; our names are ASCII.
-        hosts = cast("list[str]", [host.encode("ascii")])
+        hosts = cast("list[str]", [host.encode()])
         self._listener = await self._common.loop.create_server(
             self, hosts, port, ssl=tls, backlog=BACKLOG, ssl_handshake_timeout=patience_s
         )

@@ -5,7 +5,7 @@ The rule of this file: nothing here knows MCP, and what was found out of a name 
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from mcp_sidecar.config import ListenConfig
 from mcp_sidecar.endpoint.inbound import Incoming
@@ -27,6 +27,7 @@ class Edge:
         self._upstream = upstream
         self._origin = upstream_origin
         self._hosts: dict[str, bool] = {}
+        self._origins: dict[str, bool] = {}
         self._moves: dict[str, Move] = {}
         self._proxies = TrustedProxies(listen.trusted_proxies)
         self._own_origins: tuple[str, ...] = (listen.public_url,) if listen.public_url else ()
@@ -38,6 +39,7 @@ class Edge:
         shown = f"[{host}]" if ":" in host else host
         self._own_origins = (*self._own_origins, f"{self.scheme}://{shown}:{port}")
         self._hosts.clear()
+        self._origins.clear()
 
     def is_proxy(self, peer: str | None) -> bool:
         """Whether an address is that of a proxy in front of us."""
@@ -45,21 +47,18 @@ class Edge:
 
     def lets_host_pass(self, host: str) -> bool:
         """Whether a request may name this host."""
-        return not self._on_loopback or self._is_allowed_host(host)
+        return not self._on_loopback or _remembered(self._hosts, host, self._is_allowed_host)
 
     def allows_origin(self, origin: str) -> bool:
         """Whether pages of this origin may ask here."""
-        listed = self._listen.allowed_origins
-        return origins.is_allowed_origin(origin, self._own_origins, listed, on_loopback=self._on_loopback)
+        return _remembered(self._origins, origin, self._is_allowed_origin)
 
     def _is_allowed_host(self, host: str) -> bool:
-        """What has been told of a host before is remembered, of a bounded number of them."""
-        is_allowed = self._hosts.get(host)
-        if is_allowed is None:
-            is_allowed = origins.is_allowed_host(host, self._own_origins, self._listen.allowed_hosts)
-            if len(self._hosts) < REMEMBERED_HOSTS:
-                self._hosts[host] = is_allowed
-        return is_allowed
+        return origins.is_allowed_host(host, self._own_origins, self._listen.allowed_hosts)
+
+    def _is_allowed_origin(self, origin: str) -> bool:
+        listed = self._listen.allowed_origins
+        return origins.is_allowed_origin(origin, self._own_origins, listed, on_loopback=self._on_loopback)
 
     def upstream_pairs(self, incoming: Incoming, without: frozenset[str] = frozenset()) -> list[Pair]:
         """The headers that the upstream gets, with what is to be said of the client in them."""
@@ -99,3 +98,13 @@ class Edge:
         """What the upstream gets as ``Host``, and so takes for its own."""
         clients = incoming.fields.value("host") if self._upstream.passes_host else None
         return (self._upstream.host_line.removeprefix("Host: ") if clients is None else clients,)
+
+
+def _remembered(known: dict[str, bool], name: str, find_out: Callable[[str], bool]) -> bool:
+    """What has been found out of a name before, of a bounded number of them."""
+    found = known.get(name)
+    if found is None:
+        found = find_out(name)
+        if len(known) < REMEMBERED_HOSTS:
+            known[name] = found
+    return found

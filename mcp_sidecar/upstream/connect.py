@@ -98,13 +98,13 @@ class Connector:
 
     async def _addresses(self) -> list[AddrInfoType]:
         """As bytes: uvloop looks a text up in the tables of IDNA, which take two MiB. Names are ASCII here."""
-        host = self._host.encode("ascii")
+        host = self._host.encode()
         try:
             version = ipaddress.ip_address(self._host).version
         except ValueError:
             loop = asyncio.get_running_loop()
             found = await loop.getaddrinfo(host, self._port, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
-            return [cast("AddrInfoType", (*kind, (str(at[0]).encode("ascii"), *at[1:]))) for *kind, at in found]
+            return [cast("AddrInfoType", (*kind, (str(at[0]).encode(), *at[1:]))) for *kind, at in found]
         family, more = (socket.AF_INET6, (0, 0)) if version == 6 else (socket.AF_INET, ())
         address = (family, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (host, self._port, *more))
         return [cast("AddrInfoType", address)]
