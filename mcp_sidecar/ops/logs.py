@@ -87,7 +87,7 @@ class Log:
     """Writes lines from a level on: an event's name, and what more there is to say by name."""
 
     def __init__(self) -> None:
-        """Nothing is written before ``configure``."""
+        """What is told before ``configure`` goes to stdout, as JSON."""
         self.minimum = logging.INFO
 
     def info(self, event: str, /, **said: object) -> None:
@@ -165,7 +165,7 @@ class _Target:
 
     def __init__(self) -> None:
         self._writer: LogWriter | None = None
-        self._stream: TextIO | None = None
+        self._stream: TextIO | None = sys.stdout
         self.is_console = self.is_coloured = False
         self.more: Callable[[], Mapping[str, str]] = dict
 

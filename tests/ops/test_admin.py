@@ -7,7 +7,6 @@ import base64
 import hashlib
 import json
 import re
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -62,7 +61,7 @@ class Sidecar:
             self.metrics,
             self,
             access or Access(),
-            clock=time.monotonic,
+            clock=lambda: 0.0,
             note_failed=self.failures.append,
             allowed_hosts=["Ops.example"],
         )

@@ -149,6 +149,19 @@ def test_where_a_body_ends(lines: list[str], expected: object) -> None:
     assert type(found) is expected or found == expected
 
 
+def test_chunks_are_not_for_http10() -> None:
+    """Whoever speaks it may pass them on as if they were the body (RFC 9112 §6.1)."""
+    assert read(head_of("Transfer-Encoding: chunked", first="POST / HTTP/1.0")) is Fault.UNREADABLE
+
+
+@pytest.mark.parametrize("byte", [*range(9), *range(10, 32), 127], ids=hex)
+def test_control_bytes(byte: int) -> None:
+    """But the tab none may stand anywhere in a head, whatever another reader makes of it (RFC 9110 §5.5)."""
+    odd = chr(byte)
+    for head in (head_of(f"X: a{odd}b"), head_of(f"X{odd}: a"), head_of(first=f"GET /{odd} HTTP/1.1")):
+        assert read(head) is Fault.UNREADABLE
+
+
 def test_too_much_of_a_head() -> None:
     """The request line, all headers together, and their number are bounded; each bound is its own."""
     many = [f"X-{number}: a" for number in range(MAX_FIELDS - 1)]
@@ -328,6 +341,24 @@ def test_a_path_is_compared_as_yarl_would() -> None:
         if found != yarls:  # only where escapes are no UTF-8: then all of them that stand together are left as they are
             assert any(part in found for part in ("%", "\ufffd")), path
             assert URL.build(path=found, encoded=True).path_safe == yarls, path
+
+
+@pytest.mark.parametrize(
+    ("target", "path"),
+    [
+        ("/a", "/a"),
+        ("/a?b", "/a"),
+        ("/a?b#c", "/a"),
+        ("/a#b", "/a"),
+        ("/a#b?c", "/a#b"),
+        ("", ""),
+        ("?a", ""),
+        ("*", "*"),
+    ],
+)
+def test_the_path_of_a_target(target: str, path: str) -> None:
+    """It ends with the query; a mark in front of one is a part of it, as somebody may read it."""
+    assert path_of(target) == path
 
 
 @pytest.mark.parametrize(
