@@ -19,7 +19,7 @@ NOT_ALONE := not interop and not cargo and not go
 unexport PYTHONPATH PYTHONHOME PYTHONSAFEPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check check-core check-proxy test matrix next interop lint format types cover bench bench-full bench-setup lock image-check installs dist release clean
+.PHONY: help setup demo check check-core check-proxy test matrix interop lint format types cover bench bench-full bench-setup lock image-check installs dist release clean
 
 help:  ## list the verbs
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -51,9 +51,6 @@ test: setup  ## every test that needs only Python and Node
 
 matrix:  ## the tests without interop, on each Python that the package promises and this machine has
 	$(PYTHON) -m tools.matrix $(MATRIX_ARGS) -- $(PARALLEL) -m "$(NOT_ALONE)" $(PYTEST_ARGS)
-
-next:  ## the tests of the proxy with the next minor version of aiohttp; warns and does not fail
-	$(PYTHON) -m tools.next_minor aiohttp -- -m "$(NOT_ALONE)" tests/downstream tests/endpoint tests/streams tests/upstream tests/sessions $(PYTEST_ARGS)
 
 interop: setup  ## what needs cargo or Go, where those are reachable: servers, deploy/; and the official conformance suite
 	$(BIN)/python -m tools.interop_env all

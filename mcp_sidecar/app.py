@@ -116,6 +116,8 @@ class Sidecar:
             self._metrics,
             self,
             Access(_token_file(config)),
+            clock=clock,
+            note_failed=self._ingress.note_failed,
             allowed_hosts=self._listen.allowed_hosts,
             calls=calls,
         )

@@ -7,13 +7,13 @@ message to the upstream, which carries the name of its span.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Iterable, Mapping
+from collections.abc import Awaitable, Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Final, Protocol, TypeVar
 
 from mcp_sidecar.wire.faults import Fault
-from mcp_sidecar.wire.headers import Pair
+from mcp_sidecar.wire.headers import Fields, Pair
 from mcp_sidecar.wire.jsonrpc import Message
 
 T = TypeVar("T")
@@ -30,7 +30,7 @@ class Begun:
     path: str
     route: str | None
     scheme: str
-    headers: Mapping[str, str]
+    fields: Fields
     message: Message | None
     elapsed_s: float
 

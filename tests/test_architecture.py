@@ -59,8 +59,6 @@ SPANS: Final = "mcp_sidecar.spans"
 CONFIG: Final = "mcp_sidecar.config"
 TOKEN_FILE: Final = "mcp_sidecar.token_file"
 SOCKET_WRITE: Final = "mcp_sidecar.socket_write"
-INTERNALS: Final = "mcp_sidecar.aiohttp_internals"
-AIOHTTP: Final = ("aiohttp", "multidict", "yarl")
 
 LAYERS: Final = (
     Layer(modules=WIRE, libraries=("msgspec",), banned=IMPURE),
@@ -70,23 +68,14 @@ LAYERS: Final = (
     Layer(modules=VERDICTS, parts=(WIRE,), banned=IMPURE),
     Layer(modules=HEALING, parts=(WIRE, VERDICTS, FACTS), banned=IMPURE),
     Layer(modules=WAITING, parts=(FACTS,)),
-    Layer(modules=INTERNALS, libraries=AIOHTTP),
     Layer(modules=SOCKET_WRITE),
-    Layer(modules=UPSTREAM, parts=(WIRE, WAITING, CONFIG, SPANS, SOCKET_WRITE), libraries=("aiohappyeyeballs", "yarl")),
-    Layer(
-        modules=DOWNSTREAM,
-        parts=(WIRE, CONFIG, INTERNALS, SOCKET_WRITE),
-        libraries=AIOHTTP,
-    ),
+    Layer(modules=UPSTREAM, parts=(WIRE, WAITING, CONFIG, SPANS, SOCKET_WRITE), libraries=("aiohappyeyeballs",)),
+    Layer(modules=DOWNSTREAM, parts=(WIRE, CONFIG, SOCKET_WRITE)),
     # Bytes under hashes: a store knows no session, and only what is sealed knows what a record is made of.
     Layer(
         modules=f"{SESSIONS}.stores", parts=(HEALING, CONFIG, f"{WIRE}.cookies"), libraries=("cryptography", "redis")
     ),
-    Layer(
-        modules=SESSIONS,
-        parts=(WIRE, VERDICTS, HEALING, WAITING, UPSTREAM, FACTS, CONFIG),
-        libraries=AIOHTTP,
-    ),
+    Layer(modules=SESSIONS, parts=(WIRE, VERDICTS, HEALING, WAITING, UPSTREAM, FACTS, CONFIG)),
     Layer(
         modules=STREAMS,
         parts=(WIRE, VERDICTS, HEALING, WAITING, UPSTREAM, DOWNSTREAM, SESSIONS, FACTS, CONFIG, SPANS),
@@ -95,19 +84,19 @@ LAYERS: Final = (
         modules=ENDPOINT,
         parts=(
             *(WIRE, VERDICTS, HEALING, WAITING, UPSTREAM, DOWNSTREAM, SESSIONS, STREAMS),
-            *(FACTS, CONFIG, INTERNALS, SPANS),
+            *(FACTS, CONFIG, SPANS),
         ),
-        libraries=AIOHTTP,
     ),
     Layer(
         modules=FASTPATH,
         parts=(WIRE, VERDICTS, HEALING, UPSTREAM, DOWNSTREAM, SESSIONS, FACTS, CONFIG),
     ),
-    Layer(modules=f"{OPS}.logs", parts=(FACTS, f"{OPS}.console", f"{OPS}.log_writer"), libraries=("structlog",)),
+    Layer(modules=f"{OPS}.logs", parts=(FACTS, f"{OPS}.console", f"{OPS}.log_writer")),
     Layer(modules=f"{OPS}.log_writer"),
     Layer(modules=f"{OPS}.console"),
     Layer(modules=f"{OPS}.standard_streams"),
-    Layer(modules=f"{OPS}.metrics", parts=(FACTS,), libraries=("prometheus_client",)),
+    Layer(modules=f"{OPS}.exposition"),
+    Layer(modules=f"{OPS}.metrics", parts=(FACTS, f"{OPS}.exposition")),
     # Who listens to all of it; OpenTelemetry is imported only where somebody asks for traces.
     Layer(modules=f"{OPS}.traces", parts=(WIRE, HEALING, FACTS, SPANS, f"{OPS}.logs"), libraries=("opentelemetry",)),
     Layer(modules=f"{OPS}.exporters", parts=(f"{OPS}.logs", f"{OPS}.traces"), libraries=("opentelemetry",)),
@@ -116,9 +105,7 @@ LAYERS: Final = (
     Layer(modules=f"{OPS}.access", parts=(TOKEN_FILE,)),
     Layer(modules=f"{OPS}.status", parts=(FACTS,)),
     Layer(modules=f"{OPS}.page", parts=(FACTS, f"{OPS}.status")),
-    Layer(
-        modules=f"{OPS}.admin", parts=(f"{OPS}.metrics", f"{OPS}.access", f"{OPS}.page", FACTS), libraries=("aiohttp",)
-    ),
+    Layer(modules=f"{OPS}.admin", parts=(f"{OPS}.metrics", f"{OPS}.access", f"{OPS}.page", DOWNSTREAM, WIRE)),
     Layer(
         modules=SETTINGS,
         # The values that it hands down; nothing below it knows where they came from.
@@ -245,8 +232,8 @@ def test_a_module_imports_only_what_its_layer_may(module: str) -> None:
         pytest.param(
             "mcp_sidecar.healing.session", "from mcp_sidecar.wire.sse import Event", 0, id="healing looks down"
         ),
-        pytest.param("mcp_sidecar.sessions.table", "import structlog, pydantic", 2, id="the proxy logs"),
-        pytest.param("mcp_sidecar.ops.logs", "import prometheus_client", 1, id="logs count"),
+        pytest.param("mcp_sidecar.sessions.table", "import redis, pydantic", 2, id="the proxy logs"),
+        pytest.param("mcp_sidecar.ops.logs", "import opentelemetry", 1, id="logs count"),
         pytest.param("mcp_sidecar.wiretap", "import json", None, id="a module without a row"),
     ],
 )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from mcp_sidecar import facts
 from mcp_sidecar.ops.metrics import Metrics
@@ -56,9 +57,9 @@ def metrics() -> dict[str, set[str]]:
     made.record(facts.StoreAsked("get", 0.001, failed=True))
     made.record(facts.AnswerRewritten("ab12", 400))
     made.record(facts.OutcomeUnknown("ab12", "tools/call"))
-    made._clients.reading = lambda: {"mcp": 1}
+    made._clients.read = lambda: {("mcp",): 1}
     found: dict[str, set[str]] = {}
-    for family in made.registry.collect():
+    for family in text_string_to_metric_families(made.render(None)[0].decode()):
         for sample in family.samples:
             found.setdefault(sample.name, set()).update(sample.labels)
     return found

@@ -8,6 +8,8 @@ import re
 import signal
 import socket
 import ssl
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -55,6 +57,64 @@ async def test_what_reads_the_settings_is_gone_by_then() -> None:
         loaded = await asyncio.to_thread(Path(f"/proc/{process.id}/maps").read_text)
     assert "libc" in loaded
     assert [name for name in ("pydantic_core", "_sqlite3", "cryptography") if f"/{name}" in loaded] == []
+
+
+HEAVY = [
+    "aiohttp",
+    "yarl",
+    "multidict",
+    "aiosignal",
+    "prometheus_client",
+    "structlog",
+    "pydantic",
+    "pydantic_settings",
+    "pydantic_core",
+    "shtab",
+    "redis",
+    "cryptography",
+    "opentelemetry",
+    "sqlite3",
+    "multiprocessing",
+    "tomllib",
+    "difflib",
+    "http.client",
+    "http.server",
+    "http.cookies",
+    "urllib.request",
+    "email",
+    "wsgiref",
+    "html.entities",
+    "encodings.idna",
+    "stringprep",
+]
+
+
+async def test_a_process_that_serves_has_loaded_what_it_needs_and_no_more() -> None:
+    """Neither at its start nor by calls, probes, a scrape and the status page: each of these takes a half to fifteen MiB."""
+    code = (
+        "import sys; from mcp_sidecar.__main__ import main; status = main(); "
+        f"print(*sorted({set(HEAVY)} & sys.modules.keys())); sys.exit(status)"
+    )
+    async with FakeUpstream() as upstream:
+        words = ("serve", "--upstream", upstream.url, *PORTS, "--store", "memory:", "--log-format", "json")
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", code, *words, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        assert process.stdout is not None and process.stderr is not None
+        try:
+            line = json.loads(await asyncio.wait_for(process.stderr.readline(), HANG_S))
+            async with McpClient(line["url"]) as client:
+                await client.initialize()
+                assert (await client.tool("charge")).text == "charged 1"
+            for path in ("livez", "metrics", "sessions", ""):
+                assert (await fetch(f"http://{line['admin']}/{path}"))[0] == 200
+            process.send_signal(signal.SIGTERM)
+            loaded, _ = await asyncio.wait_for(process.communicate(), HANG_S)
+        finally:
+            if process.returncode is None:
+                process.kill()
+    assert loaded.decode().split() == []
+    assert process.returncode == 0
 
 
 async def test_it_tells_where_it_listens() -> None:

@@ -199,8 +199,8 @@ class TestLocks:
             assert locked[""].get(kind) == stated.get(kind)
 
 
-# What resolves, and is meant to: it writes the locks, and it asks for the version after them.
-RESOLVERS: Final = frozenset({"tools/locks.py", "tools/next_minor.py"})
+# What resolves, and is meant to: it writes the locks.
+RESOLVERS: Final = frozenset({"tools/locks.py"})
 SCRIPTS: Final = [ROOT / "Makefile", ROOT / "Dockerfile", ROOT / ".ci" / "run", *(ROOT / ".github").rglob("*.yml")]
 PROGRAMS: Final = [file for folder in ("tools", "bench") for file in (ROOT / folder).rglob("*.py")]
 INSTALLERS: Final = frozenset({"pip", "pip3", "uv", "uvx", "pipx", "npm", "npx", "yarn", "pnpm", "cargo", "go"})

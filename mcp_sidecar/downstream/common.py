@@ -7,9 +7,10 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from mcp_sidecar.downstream.request import Fault, HeadReader, Request
+from mcp_sidecar.downstream.request import Request
 from mcp_sidecar.downstream.response import Responder
 from mcp_sidecar.wire.reply import OwnAnswer
+from mcp_sidecar.wire.request import Fault, HeadReader
 
 KEEP_ALIVE_S = 75.0
 """How long a connection may be open without a request."""

@@ -1,6 +1,6 @@
 """A client's connection: one request comes in, its answer goes out, and then perhaps the next one.
 
-The mirror of ``upstream.connection``. aiohttp's parser reads heads; where a message ends is read here and nowhere else.
+The mirror of ``upstream.connection``. ``wire.request`` reads heads; where a message ends is read here and nowhere else.
 The rule of this file: what arrives before an answer has ended is not interpreted, and the connection closes behind that
 answer; so it does behind everything that is not plain. In doubt the client opens another connection.
 """
@@ -14,14 +14,13 @@ from contextvars import Context
 from enum import Enum
 from typing import Any, cast
 
-from aiohttp import hdrs
-
 from mcp_sidecar import socket_write
 from mcp_sidecar.downstream.common import Common, Passage
-from mcp_sidecar.downstream.request import Fault, Request, Unreadable
+from mcp_sidecar.downstream.request import Request
 from mcp_sidecar.downstream.response import Responder, last_answer
 from mcp_sidecar.downstream.upload import Upload
 from mcp_sidecar.wire.framing import END_OF_HEAD, BadFraming, BodyFraming
+from mcp_sidecar.wire.request import Fault, Unreadable
 
 MAX_LEFTOVER_BYTES = 1024 * 1024
 """So much of what a client sends behind its last answer is read."""
@@ -198,11 +197,12 @@ class ClientConnection(asyncio.Protocol):
 
     def _take(self, head: bytes, behind: bytes) -> None:
         """A head is whole: have its request served."""
-        request, framing = self._common.heads.read(head, self.peer)
+        read = self._common.heads.read(head)
+        request, framing = Request(read, self.peer), read.framing
         request.connection = self
         self._framing = framing
         if framing is not None:
-            awaits_continue = not request.is_http10 and request.headers.get(hdrs.EXPECT, "").lower() == "100-continue"
+            awaits_continue = not request.is_http10 and (read.fields.value("expect") or "").lower() == "100-continue"
             self._upload = request.upload = Upload(self, awaits_continue=awaits_continue)
         self._phase = Phase.EXCHANGE
         if behind and not self._read_body(behind):

@@ -1,7 +1,7 @@
 """The client's side of one exchange: nothing sent yet, or an answer under way.
 
-What is passed on is passed on as it is: aiohttp's own additions to a response (Server, Date, a default content type)
-are left out. A broken answer is cut, so that nobody takes it for whole.
+What is passed on is passed on as it is; no Server, Date or content type is added. A broken answer is cut, so that nobody
+takes it for whole.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ from contextvars import Context
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Protocol
-
-from aiohttp import hdrs
 
 from mcp_sidecar.downstream.request import Request
 from mcp_sidecar.wire import framing
@@ -130,7 +128,7 @@ class Responder:
         """``clock`` gives monotonic seconds."""
         self._client: Client | None = client
         self._clock = clock
-        self._is_head = request.method == hdrs.METH_HEAD
+        self._is_head = request.method == "HEAD"
         self._is_http10 = request.is_http10
         self._pending: list[bytes] | None = None
         self._pending_bytes = 0

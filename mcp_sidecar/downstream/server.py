@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Callable, Mapping
+from typing import cast
 
 from mcp_sidecar.downstream.common import Common, Door, Handler, Looked, Patience
 from mcp_sidecar.downstream.connection import ClientConnection
-from mcp_sidecar.downstream.request import Fault, HeadReader
 from mcp_sidecar.wire.reply import OwnAnswer
+from mcp_sidecar.wire.request import Fault, HeadReader
 
 BACKLOG = 1024
 END_WITHIN_S = 5.0
@@ -30,7 +31,7 @@ class Server:
     ) -> None:
         """Needs a running event loop."""
         loop = asyncio.get_running_loop()
-        self._common = Common(loop, handler, refusals, HeadReader(loop, max_header_bytes), patience, clock)
+        self._common = Common(loop, handler, refusals, HeadReader(max_header_bytes), patience, clock)
         self._listener: asyncio.Server | None = None
 
     def __call__(self) -> ClientConnection:
@@ -49,8 +50,10 @@ class Server:
     async def start(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> tuple[str, int]:
         """Listen; the address that it got. Raises OSError."""
         patience_s = self._common.patience.client_s if tls is not None else None
+        # As bytes: uvloop looks a text up in the tables of IDNA, which take two MiB; our names are ASCII.
+        hosts = cast("list[str]", [host.encode()])
         self._listener = await self._common.loop.create_server(
-            self, host, port, ssl=tls, backlog=BACKLOG, ssl_handshake_timeout=patience_s
+            self, hosts, port, ssl=tls, backlog=BACKLOG, ssl_handshake_timeout=patience_s
         )
         bound = self._listener.sockets[0].getsockname()
         return str(bound[0]), int(bound[1])

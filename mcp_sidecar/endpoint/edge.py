@@ -5,10 +5,8 @@ The rule of this file: nothing here knows MCP, and what was found out of a name 
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from urllib.parse import urlsplit
-
-from aiohttp import hdrs
 
 from mcp_sidecar.config import ListenConfig
 from mcp_sidecar.endpoint.inbound import Incoming
@@ -30,6 +28,7 @@ class Edge:
         self._upstream = upstream
         self._origin = upstream_origin
         self._hosts: dict[str, bool] = {}
+        self._origins: dict[str, bool] = {}
         self._moves: dict[str, Move] = {}
         self._proxies = TrustedProxies(listen.trusted_proxies)
         self._own_origins: tuple[str, ...] = (listen.public_url,) if listen.public_url else ()
@@ -41,6 +40,7 @@ class Edge:
         shown = f"[{host}]" if ":" in host else host
         self._own_origins = (*self._own_origins, f"{self.scheme}://{shown}:{port}")
         self._hosts.clear()
+        self._origins.clear()
 
     def is_proxy(self, peer: str | None) -> bool:
         """Whether an address is that of a proxy in front of us."""
@@ -48,21 +48,18 @@ class Edge:
 
     def lets_host_pass(self, host: str) -> bool:
         """Whether a request may name this host."""
-        return not self._on_loopback or self._is_allowed_host(host)
+        return not self._on_loopback or _remembered(self._hosts, host, self._is_allowed_host)
 
     def allows_origin(self, origin: str) -> bool:
         """Whether pages of this origin may ask here."""
-        listed = self._listen.allowed_origins
-        return origins.is_allowed_origin(origin, self._own_origins, listed, on_loopback=self._on_loopback)
+        return _remembered(self._origins, origin, self._is_allowed_origin)
 
     def _is_allowed_host(self, host: str) -> bool:
-        """What has been told of a host before is remembered, of a bounded number of them."""
-        is_allowed = self._hosts.get(host)
-        if is_allowed is None:
-            is_allowed = origins.is_allowed_host(host, self._own_origins, self._listen.allowed_hosts)
-            if len(self._hosts) < REMEMBERED_HOSTS:
-                self._hosts[host] = is_allowed
-        return is_allowed
+        return origins.is_allowed_host(host, self._own_origins, self._listen.allowed_hosts)
+
+    def _is_allowed_origin(self, origin: str) -> bool:
+        listed = self._listen.allowed_origins
+        return origins.is_allowed_origin(origin, self._own_origins, listed, on_loopback=self._on_loopback)
 
     def upstream_pairs(self, incoming: Incoming, without: frozenset[str] = frozenset()) -> list[Pair]:
         """The headers that the upstream gets, with what is to be said of the client in them."""
@@ -72,12 +69,12 @@ class Edge:
         pairs = incoming.fields.for_upstream(
             without=without, peer=peer, scheme=scheme, host=host, is_trusted=is_trusted
         )
-        named = incoming.headers.get(hdrs.HOST) if self._upstream.passes_host else None
-        return pairs if named is None else [(hdrs.HOST, named), *pairs]
+        named = incoming.fields.value("host") if self._upstream.passes_host else None
+        return pairs if named is None else [("Host", named), *pairs]
 
     def _client_origin(self, incoming: Incoming) -> tuple[str, str | None]:
         """Scheme and authority that the client has used, as far as somebody who may say so says."""
-        scheme, host = self.scheme, incoming.headers.get(hdrs.HOST)
+        scheme, host = self.scheme, incoming.fields.value("host")
         if not incoming.fields.may_be_forwarded or not self.is_proxy(incoming.request.peer):
             return scheme, host
         told_scheme, told_host = told_origin(incoming.fields)
@@ -100,9 +97,19 @@ class Edge:
 
     def _hosts_of_upstream(self, incoming: Incoming) -> tuple[str, ...]:
         """What the upstream gets as ``Host``, and so takes for its own; a client's host with the upstream's port, too."""
-        clients = incoming.headers.get(hdrs.HOST) if self._upstream.passes_host else None
+        clients = incoming.fields.value("host") if self._upstream.passes_host else None
         if clients is None:
             return (self._upstream.host_line.removeprefix("Host: "),)
         host, port = origins.host_of(clients), urlsplit(self._origin).port
         shown = f"[{host}]" if ":" in host else host
         return (clients, f"{shown}:{port}") if host and port else (clients,)
+
+
+def _remembered(known: dict[str, bool], name: str, find_out: Callable[[str], bool]) -> bool:
+    """What has been found out of a name before, of a bounded number of them."""
+    found = known.get(name)
+    if found is None:
+        found = find_out(name)
+        if len(known) < REMEMBERED_HOSTS:
+            known[name] = found
+    return found

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from aiohttp import hdrs
-
-from mcp_sidecar.aiohttp_internals import NO_HEADERS
 from mcp_sidecar.downstream.request import Request
 from mcp_sidecar.downstream.response import Responder
 from mcp_sidecar.endpoint.passthrough import Passthrough
@@ -12,7 +9,7 @@ from mcp_sidecar.endpoint.post import Post
 from mcp_sidecar.healing.labels import NO_METHOD, OTHER
 from mcp_sidecar.sessions.in_flight import InFlight
 from mcp_sidecar.streams.listener import Listener
-from mcp_sidecar.wire.headers import NO_FIELDS, Fields
+from mcp_sidecar.wire.headers import NO_FIELDS
 from mcp_sidecar.wire.jsonrpc import Message
 
 
@@ -42,11 +39,10 @@ class Incoming:
         """``rpc_label`` becomes known when the body is read."""
         self.request = request
         self.method = request.method
-        self.headers = request.headers
-        self.fields = Fields(request.raw_headers)
+        self.fields = request.fields
         self.target = request.target
         self.responder = responder
-        self.rpc_label = OTHER if request.method == hdrs.METH_POST else NO_METHOD
+        self.rpc_label = OTHER if request.method == "POST" else NO_METHOD
         self.message: Message | None = None
         self.in_session = False
         self.is_refused = False
@@ -59,7 +55,7 @@ class Incoming:
 
     def forget_head(self) -> None:
         """From now on only the answer counts."""
-        self.headers, self.fields, self.target = NO_HEADERS, NO_FIELDS, ""
+        self.fields, self.target = NO_FIELDS, ""
         self.request.forget_head()
 
 

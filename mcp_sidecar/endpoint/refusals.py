@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from http import HTTPStatus
 
-from mcp_sidecar.downstream.request import Fault
 from mcp_sidecar.downstream.upload import BrokenBody
 from mcp_sidecar.endpoint.body import BodyTooLarge
 from mcp_sidecar.endpoint.outcome import OWN_FAULT as OUR_FAULT
@@ -14,6 +13,7 @@ from mcp_sidecar.healing.replies import INVALID_REQUEST, PARSE_ERROR
 from mcp_sidecar.sessions.call import BadSessionId
 from mcp_sidecar.wire.jsonrpc import NotJson
 from mcp_sidecar.wire.reply import OwnAnswer
+from mcp_sidecar.wire.request import Fault
 
 
 @dataclass(frozen=True, slots=True)

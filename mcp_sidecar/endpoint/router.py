@@ -21,9 +21,6 @@ from http import HTTPStatus
 from pathlib import PurePath
 from typing import Protocol
 
-from aiohttp import hdrs
-from yarl import URL
-
 from mcp_sidecar import spans
 from mcp_sidecar.config import ListenConfig, UpstreamConfig
 from mcp_sidecar.downstream.keepalive import Keepalive
@@ -60,9 +57,10 @@ from mcp_sidecar.sessions.credential_proof import CredentialProof
 from mcp_sidecar.sessions.services import Services
 from mcp_sidecar.streams.listener import Listener
 from mcp_sidecar.waiting.budget import Claim
-from mcp_sidecar.wire import headers, origins
+from mcp_sidecar.wire import origins
 from mcp_sidecar.wire.jsonrpc import UNREAD, Kind, Message, parse
 from mcp_sidecar.wire.reply import OwnAnswer
+from mcp_sidecar.wire.request import path_of, without_escapes
 from mcp_sidecar.wire.revisions import PROTOCOL_VERSION_HEADER, is_sessionless_request, is_sessionless_version
 
 REFUSES_HOST = frozenset({HTTPStatus.MISDIRECTED_REQUEST.value, HTTPStatus.FORBIDDEN.value})
@@ -72,6 +70,7 @@ _SPEAKS_OF_HOST = re.compile(
 )
 """Servers that know their own names answer others 421 (the Python SDK) or 403 (the TypeScript, Go and Rust ones)."""
 
+_VERSION = PROTOCOL_VERSION_HEADER.lower()
 _FOR_THE_SESSION = frozenset({"mcp-session-id"})
 
 
@@ -98,7 +97,7 @@ class Router:
         self._bodies = services.upstream.budget.requests
         self._keepalive = keepalive
         self.edge = Edge(listen, services.upstream, upstream.origin)
-        self._endpoint = URL.build(path=upstream.endpoint.removesuffix("/"), encoded=True).path_safe
+        self._endpoint = without_escapes(upstream.endpoint.removesuffix("/"))
         self.plain_endpoints: tuple[str, ...] = () if "%" in self._endpoint else (self._endpoint, f"{self._endpoint}/")
         self._cors = Cors()
         self._under_way = 0
@@ -187,17 +186,22 @@ class Router:
 
     def _may_say_more(self, incoming: Incoming) -> bool:
         """Whether the body of a request will tell what it is, and perhaps in which trace."""
-        return incoming.method == hdrs.METH_POST and self._is_endpoint(incoming)
+        return incoming.method == "POST" and self._is_endpoint(incoming)
 
     def _trace(self, incoming: Incoming) -> None:
         if self.tracer is None or incoming.is_traced:
             return
         incoming.is_traced = True
-        url, is_endpoint = incoming.request.url, self._is_endpoint(incoming)
-        route = self._endpoint if is_endpoint else None
+        route = self._endpoint if self._is_endpoint(incoming) else None
         elapsed_s = self.services.clock() - incoming.started_at
         begun = spans.Begun(
-            incoming.method, url.raw_path, route, self.edge.scheme, incoming.headers, incoming.message, elapsed_s
+            incoming.method,
+            path_of(incoming.target),
+            route,
+            self.edge.scheme,
+            incoming.fields,
+            incoming.message,
+            elapsed_s,
         )
         self.tracer.begin(begun)
 
@@ -224,8 +228,8 @@ class Router:
         begun = in_flight(request) if request is not None else None
         if begun is not None:
             begun.drop()
-        method, label = (request.method, NO_METHOD) if request is not None else (hdrs.METH_POST, OTHER)
-        label = OTHER if method == hdrs.METH_POST else label
+        method, label = (request.method, NO_METHOD) if request is not None else ("POST", OTHER)
+        label = OTHER if method == "POST" else label
         self.services.emit(RequestServed(http_label(method), label, CLIENT_LEFT, 0.0))
 
     def note_gone(self, connection: Hashable) -> None:
@@ -253,7 +257,7 @@ class Router:
         refused = self._gate(incoming)
         if refused is not None:
             return self._reject(incoming, refused)
-        origin = incoming.headers.get(hdrs.ORIGIN)
+        origin = incoming.fields.value("origin")
         if origin is not None:
             incoming.responder.page = self._cors.of(origin)
             if self._is_preflight(incoming) and self.services.policy.heals:
@@ -264,17 +268,17 @@ class Router:
 
     def _is_preflight(self, incoming: Incoming) -> bool:
         """Whether a browser asks if a page may send a request to the endpoint."""
-        asks = incoming.method == "OPTIONS" and "Access-Control-Request-Method" in incoming.headers
+        asks = incoming.method == "OPTIONS" and "access-control-request-method" in incoming.fields.names
         return asks and incoming.request.upload is None and self._is_endpoint(incoming)
 
     def _gate(self, incoming: Incoming) -> Refusal | None:
-        found = incoming.headers
+        found = incoming.fields
         if not incoming.target.startswith("/"):
             return refusals.BAD_TARGET
-        if not all(map(self.edge.lets_host_pass, found.getall(hdrs.HOST, ()))):
+        if not all(map(self.edge.lets_host_pass, found.values("host"))):
             self.services.emit(HostRefused())
             return refusals.BAD_HOST
-        for origin in found.getall(hdrs.ORIGIN, ()):
+        for origin in found.values("origin"):
             if not self.edge.allows_origin(origin):
                 self.services.emit(OriginRefused("null" if origin == "null" else origins.canonical(origin) or ""))
                 return refusals.BAD_ORIGIN
@@ -290,7 +294,7 @@ class Router:
     def _is_endpoint(self, incoming: Incoming) -> bool:
         if incoming.target in self.plain_endpoints:
             return True
-        return incoming.request.url.path_safe in (self._endpoint, f"{self._endpoint}/")
+        return without_escapes(path_of(incoming.target)) in (self._endpoint, f"{self._endpoint}/")
 
     # -- the endpoint -------------------------------------------------------------------------------------------------
 
@@ -347,13 +351,13 @@ class Router:
             await self._answer_post(incoming, claim)
 
     async def _answer_post(self, incoming: Incoming, claim: Claim) -> None:
-        encoding = incoming.headers.get(hdrs.CONTENT_ENCODING)
+        encoding = incoming.fields.value("content-encoding")
         is_encoded = encoding is not None and encoding.strip().lower() not in ("", "identity")
         body = await read_body(incoming.request, self.services.limits.max_request_body, claim)
         message = UNREAD if is_encoded else parse(body)
         incoming.message, incoming.rpc_label = message, rpc_label(message)
         self._trace(incoming)
-        version = incoming.headers.get(PROTOCOL_VERSION_HEADER)
+        version = incoming.fields.value(_VERSION)
         if is_sessionless_request(message.meta_protocol_version, message.method, version):
             asks = partial(self.services.sessions.identity_of, incoming.fields, incoming.target.partition("?")[2])
             incoming.way = passing = self._passing(incoming)
@@ -423,7 +427,7 @@ class Router:
         return is_initialized and call.session is not None and call.session.generation > 1
 
     def _call(self, incoming: Incoming, *, drop_session: bool = False) -> Call:
-        session_ids = () if drop_session else incoming.headers.getall(headers.SESSION_ID, ())
+        session_ids = () if drop_session else incoming.fields.values("mcp-session-id")
         asked = RequestLine(incoming.method, incoming.target, incoming.fields, tuple(session_ids), incoming.owner)
         pairs = self.edge.upstream_pairs(incoming, without=_FOR_THE_SESSION)
         return read_call(self.services.sessions, asked, pairs, self.edge.move(incoming))
@@ -432,7 +436,7 @@ class Router:
 
     def _passing(self, incoming: Incoming) -> Passthrough:
         pairs = self.edge.upstream_pairs(incoming)
-        length = incoming.headers.get(hdrs.CONTENT_LENGTH)
+        length = incoming.fields.value("content-length")
         if length is not None and incoming.request.upload is not None and not self._is_held(incoming):
             pairs.append(("Content-Length", length))
         return Passthrough(
@@ -448,9 +452,7 @@ class Router:
 
     def _hidden(self, incoming: Incoming) -> frozenset[str]:
         """On the endpoint nothing that passes opens a session, and some clients adopt whatever id a response carries."""
-        is_sessionless = incoming.message is not None or is_sessionless_version(
-            incoming.headers.get(PROTOCOL_VERSION_HEADER)
-        )
+        is_sessionless = incoming.message is not None or is_sessionless_version(incoming.fields.value(_VERSION))
         if is_sessionless or self.services.policy.observes or not self._is_endpoint(incoming):
             return frozenset()
         return frozenset({"mcp-session-id"})

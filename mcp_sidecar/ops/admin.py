@@ -9,16 +9,22 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from http import HTTPStatus
 from itertools import islice
-from typing import Protocol
-from urllib.parse import urlsplit
+from typing import Final, Protocol
+from urllib.parse import parse_qsl, urlsplit
 
-from aiohttp import web
-
+from mcp_sidecar.downstream.common import Patience
+from mcp_sidecar.downstream.request import Request
+from mcp_sidecar.downstream.response import Responder
+from mcp_sidecar.downstream.server import Server
 from mcp_sidecar.ops import page
 from mcp_sidecar.ops.access import Access, comes_from_elsewhere, is_loopback
 from mcp_sidecar.ops.metrics import Metrics
+from mcp_sidecar.wire.headers import Pair
+from mcp_sidecar.wire.reply import OwnAnswer
+from mcp_sidecar.wire.request import Fault, path_of, without_escapes
 
 SESSIONS_PER_SLICE = 500
 """How many sessions are written before others get their turn: a hundred thousand would hold up the proxy."""
@@ -26,12 +32,11 @@ SESSIONS_PER_SLICE = 500
 MAX_STATUS_STREAMS = 32
 STATUS_INTERVAL_S = 1.0
 STATUS_SILENT_S = 15.0
-WRITE_WITHIN_S = 10.0
-"""How long a status stream may take nothing of what is written."""
+MAX_HEADER_BYTES = 32 * 1024
+CLIENT_S = 10.0
+"""How long a client may send nothing of a request that it has begun, or take nothing of what is written."""
 
-SHUTDOWN_SECONDS = 1.0
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Handler = Callable[[Request], Awaitable[OwnAnswer]]
 
 
 class Sessions(Protocol):
@@ -89,62 +94,97 @@ class Admin:
         watched: Watched,
         access: Access,
         *,
+        clock: Callable[[], float],
+        note_failed: Callable[[Exception], None],
         allowed_hosts: Iterable[str] = (),
         calls: Calls | None = None,
     ) -> None:
-        """``calls``: it runs for a developer, who is shown them on a loopback listener."""
+        """``clock`` gives monotonic seconds; ``note_failed`` is told of a bug.
+
+        ``calls``: it runs for a developer, who is shown them on a loopback listener.
+        """
         self._metrics = metrics
         self._watched = watched
         self._access = access
         self._allowed_hosts = frozenset(host.lower() for host in allowed_hosts)
         self._calls = calls
-        self._runner: web.AppRunner | None = None
-        self._streams: set[asyncio.Task[None]] = set()
+        self._clock = clock
+        self.note_failed = note_failed
+        self._routes: Mapping[str, Mapping[str, Handler]] = {}
+        self._on_loopback = False
+        self._server: Server | None = None
+        self._streams = 0
 
     async def start(self, host: str, port: int) -> tuple[str, int]:
         """Listen, and return the address bound (port 0 picks one). Raises OSError where the port is taken."""
-        runner = web.AppRunner(self._application(host), access_log=None, shutdown_timeout=SHUTDOWN_SECONDS)
-        await runner.setup()
-        try:
-            await web.TCPSite(runner, host, port).start()
-        except OSError:
-            await runner.cleanup()
-            raise
-        self._runner = runner
-        bound: tuple[str, int] = runner.addresses[0][:2]
+        server = Server(
+            self, _UNREADABLE, max_header_bytes=MAX_HEADER_BYTES, patience=Patience(CLIENT_S), clock=self._clock
+        )
+        self._on_loopback = is_loopback(host)
+        self._routes = self._all_routes()
+        bound = await server.start(host, port)
+        self._server = server
         return bound
 
     async def stop(self) -> None:
         """Stop listening; nothing happens where it has not started."""
-        runner, self._runner = self._runner, None
-        for stream in list(self._streams):
-            stream.cancel()
-        if runner is not None:
-            await runner.cleanup()
+        server, self._server = self._server, None
+        if server is not None:
+            await server.close()
 
-    def _application(self, host: str) -> web.Application:
-        application = web.Application(middlewares=[self._only_own_hosts] if is_loopback(host) else [])
-        application.router.add_get("/livez", self._livez)
-        application.router.add_get("/readyz", self._readyz)
-        application.router.add_get("/metrics", self._render_metrics)
-        application.router.add_get("/sessions", self._guarded(self._list_sessions))
-        application.router.add_get("/", self._guarded(self._page))
-        application.router.add_get("/status", self._guarded(self._status), allow_head=False)
-        application.router.add_post("/drain", self._guarded(self._drain))
-        if not is_loopback(host):
+    def _all_routes(self) -> Mapping[str, Mapping[str, Handler]]:
+        """By path and by method."""
+        routes = {
+            "/livez": _read_by(self._livez),
+            "/readyz": _read_by(self._readyz),
+            "/metrics": _read_by(self._render_metrics),
+            "/sessions": _read_by(self._guarded(self._list_sessions)),
+            "/": _read_by(self._guarded(self._page)),
+            "/status": {"GET": self._guarded(self._status)},
+            "/drain": {"POST": self._guarded(self._drain)},
+        }
+        if not self._on_loopback:
             self._calls = None
         if self._calls is not None:
-            application.router.add_get("/calls", self._only_here(self._newer_calls))
-            application.router.add_post("/calls/again", self._only_here(self._call_again))
-        return application
+            routes["/calls"] = _read_by(self._only_here(self._newer_calls))
+            routes["/calls/again"] = {"POST": self._only_here(self._call_again)}
+        return routes
+
+    # -- what the server asks -----------------------------------------------------------------------------------------
+
+    async def handle(self, request: Request, responder: Responder) -> None:
+        """Answer one request."""
+        try:
+            answer = await self._answer(request)
+        except Exception as error:  # noqa: BLE001 - whoever asks shall not take it for a network's fault
+            self.note_failed(error)
+            answer = _text(500, "failed\n")
+        if answer is _STREAM:
+            await self._send_status(responder)
+        else:
+            await responder.give(answer)
+
+    async def _answer(self, request: Request) -> OwnAnswer:
+        if self._on_loopback and not self._names_us(request.fields.values("host")):
+            return _text(403, "host not allowed\n")
+        methods = self._routes.get(without_escapes(path_of(request.target)))
+        if methods is None:
+            return _text(404, "not found\n")
+        handler = methods.get(request.method)
+        if handler is None:
+            return _text(405, "method not allowed\n", ("Allow", ", ".join(methods)))
+        return await handler(request)
+
+    def note_unread(self, answer: OwnAnswer) -> None:
+        """Nobody counts it."""
+
+    def note_left(self, request: Request) -> None:
+        """Nobody counts it."""
+
+    def note_gone(self, connection: Hashable) -> None:
+        """Nothing was kept for it."""
 
     # -- who may ------------------------------------------------------------------------------------------------------
-
-    @web.middleware
-    async def _only_own_hosts(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        if not self._names_us(request.headers.getall("Host", [])):
-            return _text(403, "host not allowed\n")
-        return await handler(request)
 
     def _names_us(self, hosts: Sequence[str]) -> bool:
         if not hosts:
@@ -152,29 +192,27 @@ class Admin:
         host = hosts[0].strip().lower()
         name = _name(host)
         known = host in self._allowed_hosts or name in self._allowed_hosts
-        return len(hosts) == 1 and (known or is_loopback(name.strip("[]")))
+        return known or is_loopback(name.strip("[]"))
 
     def _guarded(self, handler: Handler) -> Handler:
-        async def guarded(request: web.Request) -> web.StreamResponse:
-            headers = list(request.headers.items())
-            if request.method == "POST" and comes_from_elsewhere(headers, request.headers.get("Host", "")):
+        async def guarded(request: Request) -> OwnAnswer:
+            headers = request.fields.pairs
+            if request.method == "POST" and comes_from_elsewhere(headers, request.fields.value("host") or ""):
                 return _text(403, "not for web pages of other origins\n")
-            if self._access.allows(request.remote, headers):
+            if self._access.allows(request.peer, headers):
                 return await handler(request)
             if not self._access.has_token:
                 return _text(403, "only for this machine, unless admin.token_file is set\n")
-            refusal = _text(401, "the token of admin.token_file is needed, as bearer or as password\n")
-            refusal.headers["WWW-Authenticate"] = 'Basic realm="mcp-sidecar", charset="UTF-8"'
-            return refusal
+            asks = ("WWW-Authenticate", 'Basic realm="mcp-sidecar", charset="UTF-8"')
+            return _text(401, "the token of admin.token_file is needed, as bearer or as password\n", asks)
 
         return guarded
 
     def _only_here(self, handler: Handler) -> Handler:
-        async def guarded(request: web.Request) -> web.StreamResponse:
-            headers = list(request.headers.items())
-            if comes_from_elsewhere(headers, request.headers.get("Host", "")):
+        async def guarded(request: Request) -> OwnAnswer:
+            if comes_from_elsewhere(request.fields.pairs, request.fields.value("host") or ""):
                 return _text(403, "not for web pages of other origins\n")
-            if not self._access.is_here(request.remote, headers):
+            if not self._access.is_here(request.peer, request.fields.pairs):
                 return _text(403, "only for this machine\n")
             return await handler(request)
 
@@ -182,87 +220,83 @@ class Admin:
 
     # -- for machines -------------------------------------------------------------------------------------------------
 
-    async def _livez(self, _request: web.Request) -> web.StreamResponse:
+    async def _livez(self, _request: Request) -> OwnAnswer:
         return _text(200, "ok\n")
 
-    async def _readyz(self, request: web.Request) -> web.StreamResponse:
+    async def _readyz(self, request: Request) -> OwnAnswer:
         if not self._watched.is_accepting:
             return _text(503, "draining\n")
-        if request.query.get("upstream") == "1" and not await self._watched.upstream_is_there():
+        if _query(request).get("upstream") == "1" and not await self._watched.upstream_is_there():
             return _text(503, "upstream away\n")
         return _text(200, "ok\n")
 
-    async def _render_metrics(self, request: web.Request) -> web.StreamResponse:
-        body, content_type = self._metrics.render(request.headers.get("Accept"))
+    async def _render_metrics(self, request: Request) -> OwnAnswer:
+        body, content_type = self._metrics.render(request.fields.value("accept"))
         return _answer(200, body, content_type)
 
-    async def _list_sessions(self, request: web.Request) -> web.StreamResponse:
-        limit = request.query.get("limit", "")
+    async def _list_sessions(self, request: Request) -> OwnAnswer:
+        limit = _query(request).get("limit", "")
         if limit and not _is_number(limit):
             return _text(400, "limit must be a number\n")
         sessions = self._watched.sessions
         count, slices = len(sessions), []
-        rows = sessions.rows(after=request.query.get("after", ""), limit=int(limit) if limit else None)
+        rows = sessions.rows(after=_query(request).get("after", ""), limit=int(limit) if limit else None)
         while part := [dict(row) for row in islice(rows, SESSIONS_PER_SLICE)]:
             slices.append(json.dumps(part)[1:-1])
             await asyncio.sleep(0)
         body = f'{{"count": {count}, "sessions": [{", ".join(slices)}]}}\n'
         return _answer(200, body.encode(), "application/json")
 
-    async def _drain(self, _request: web.Request) -> web.StreamResponse:
+    async def _drain(self, _request: Request) -> OwnAnswer:
         self._watched.begin_drain()
         return _text(200, "draining\n")
 
     # -- for people ---------------------------------------------------------------------------------------------------
 
-    async def _page(self, request: web.Request) -> web.StreamResponse:
-        is_shown = self._calls is not None and self._access.is_here(request.remote, list(request.headers.items()))
+    async def _page(self, request: Request) -> OwnAnswer:
+        is_shown = self._calls is not None and self._access.is_here(request.peer, request.fields.pairs)
         part = self._calls.part() if self._calls is not None and is_shown else page.NO_PART
         text = page.whole(self._watched.status(), self._watched.settings(), part)
-        answer = _answer(200, text.encode(), "text/html; charset=utf-8")
-        answer.headers["Content-Security-Policy"] = page.policy(part)
-        answer.headers["Referrer-Policy"] = "no-referrer"
-        return answer
+        policies = (("Content-Security-Policy", page.policy(part)), ("Referrer-Policy", "no-referrer"))
+        return _answer(200, text.encode(), "text/html; charset=utf-8", *policies)
 
-    async def _newer_calls(self, request: web.Request) -> web.StreamResponse:
+    async def _newer_calls(self, request: Request) -> OwnAnswer:
         assert self._calls is not None, "no route without them"
-        number = _number(request.query.get("after", ""))
+        number = _number(_query(request).get("after", ""))
         return _answer(200, self._calls.newer(number).encode(), "text/html; charset=utf-8")
 
-    async def _call_again(self, request: web.Request) -> web.StreamResponse:
+    async def _call_again(self, request: Request) -> OwnAnswer:
         assert self._calls is not None, "no route without them"
-        return _text(200, await self._calls.again(_number(request.query.get("number", ""))))
+        return _text(200, await self._calls.again(_number(_query(request).get("number", ""))))
 
-    async def _status(self, request: web.Request) -> web.StreamResponse:
-        if len(self._streams) >= MAX_STATUS_STREAMS:
-            return _text(503, "too many status streams\n")
-        stream = asyncio.create_task(self._send_status(request, answer := web.StreamResponse(headers=_STREAM)))
-        self._streams.add(stream)
-        stream.add_done_callback(self._forget)
-        try:
-            await asyncio.gather(stream, return_exceptions=True)
-        finally:
-            stream.cancel()
-        return answer
+    async def _status(self, _request: Request) -> OwnAnswer:
+        return _STREAM if self._streams < MAX_STATUS_STREAMS else _text(503, "too many status streams\n")
 
-    def _forget(self, stream: asyncio.Task[None]) -> None:
-        """It has ended; that its reader has left is nobody's news."""
-        self._streams.discard(stream)
-        if not stream.cancelled():
-            stream.exception()
-
-    async def _send_status(self, request: web.Request, answer: web.StreamResponse) -> None:
+    async def _send_status(self, responder: Responder) -> None:
+        """Until the reader leaves, or takes nothing any more."""
         shown, silent_s = "", 0.0
-        await answer.prepare(request)
-        while True:
-            status = self._watched.status()
-            if status != shown or silent_s >= STATUS_SILENT_S:
-                event = f"data: {status}\n\n" if status != shown else ": here\n\n"
-                async with asyncio.timeout(WRITE_WITHIN_S):
-                    await answer.write(event.encode())
-                shown, silent_s = status, 0.0
-            await asyncio.sleep(STATUS_INTERVAL_S)
-            silent_s += STATUS_INTERVAL_S
+        self._streams += 1
+        try:
+            await responder.start(_STREAM.status, None, [("Content-Type", "text/event-stream"), *_STREAM.headers])
+            while True:
+                status = self._watched.status()
+                if status != shown or silent_s >= STATUS_SILENT_S:
+                    event = f"data: {status}\n\n" if status != shown else ": here\n\n"
+                    await responder.write(event.encode())
+                    shown, silent_s = status, 0.0
+                await asyncio.sleep(STATUS_INTERVAL_S)
+                silent_s += STATUS_INTERVAL_S
+        finally:
+            self._streams -= 1
+
+
+def _read_by(handler: Handler) -> Mapping[str, Handler]:
+    return {"GET": handler, "HEAD": handler}
+
+
+def _query(request: Request) -> Mapping[str, str]:
+    """Of what is said twice the first."""
+    return dict(reversed(parse_qsl(request.target.partition("?")[2])))
 
 
 def _is_number(text: str) -> bool:
@@ -283,14 +317,22 @@ def _name(host: str) -> str:
     return host if port is None else host.removesuffix(f":{port}")
 
 
-_COMMON = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
-_STREAM = {"Content-Type": "text/event-stream", **_COMMON}
+_COMMON: Final = (("Cache-Control", "no-store"), ("X-Content-Type-Options", "nosniff"))
+_STREAM: Final = OwnAnswer(HTTPStatus.OK, headers=_COMMON)
+"""Of the status stream, whose events follow."""
 
 
-def _text(status: int, text: str) -> web.Response:
-    return _answer(status, text.encode(), "text/plain; charset=utf-8")
+def _text(status: int, text: str, *more: Pair) -> OwnAnswer:
+    return _answer(status, text.encode(), "text/plain; charset=utf-8", *more)
 
 
-def _answer(status: int, body: bytes, content_type: str) -> web.Response:
-    # Set as a header: aiohttp takes no parameters in its `content_type`, and Prometheus needs them.
-    return web.Response(status=status, body=body, headers={"Content-Type": content_type, **_COMMON})
+def _answer(status: int, body: bytes, content_type: str, *more: Pair) -> OwnAnswer:
+    return OwnAnswer(status, content_type, body, (*_COMMON, *more))
+
+
+_UNREADABLE: Final = {
+    Fault.UNREADABLE: _text(400, "not HTTP\n"),
+    Fault.HEAD_TOO_LARGE: _text(431, "the head is too large\n"),
+    Fault.BAD_CODING: _text(501, "no transfer coding but chunked\n"),
+    Fault.HEAD_TOO_SLOW: _text(408, "the head was not sent to its end\n"),
+}

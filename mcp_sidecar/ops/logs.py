@@ -8,16 +8,15 @@ HTTP parser quotes the header that it stumbled over, and that may be a token.
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from datetime import UTC, datetime
 from enum import Enum
-from typing import Any, TextIO, cast
-
-import structlog
-from structlog.typing import EventDict, FilteringBoundLogger, Processor
+from typing import Any, TextIO
 
 from mcp_sidecar import facts
 from mcp_sidecar.ops import console
@@ -27,14 +26,9 @@ LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNI
 QUIET_SECONDS = 1.0
 MAX_CAUSES = 256
 """Of so many kinds of lines that are kept back it is remembered when the last one was written."""
+_LEVEL_NAMES = {level: name for name, level in LEVELS.items()}
 MAX_SAID = 64
 """So many lines are said once; what comes after them is said by the refusals that go with them."""
-
-_LIBRARY_LEVELS = {
-    "aiohttp.access": logging.CRITICAL + 1,  # one line per request, with its path
-    "aiohttp.server": logging.ERROR,
-    "aiohttp.client": logging.ERROR,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +87,36 @@ LINES: Mapping[type[facts.Fact], Line] = {
 _NAMES = {kind: tuple(item.name for item in fields(kind)) for kind in LINES}
 
 
-def log() -> FilteringBoundLogger:
+class Log:
+    """Writes lines from a level on: an event's name, and what more there is to say by name."""
+
+    def __init__(self) -> None:
+        """What is told before ``configure`` goes to stdout, as JSON."""
+        self.minimum = logging.INFO
+
+    def info(self, event: str, /, **said: object) -> None:
+        """Something went as it should."""
+        self.write(logging.INFO, event, said)
+
+    def warning(self, event: str, /, **said: object) -> None:
+        """Somebody should know."""
+        self.write(logging.WARNING, event, said)
+
+    def write(self, level: int, event: str, said: Mapping[str, object]) -> None:
+        """Write a line of a level of LEVELS, with the time in UTC."""
+        if level < self.minimum:
+            return
+        told = {**said, "event": event, "level": _LEVEL_NAMES[level], **_target.more()}
+        if _target.is_console:
+            text = console.line(told, coloured=_target.is_coloured, clock_time=console.local_time())
+        else:
+            text = json.dumps(told | {"timestamp": datetime.now(UTC).isoformat().replace("+00:00", "Z")}, default=repr)
+        _target.write(f"{text}\n")
+
+
+def log() -> Log:
     """Give the logger for lines that are no facts, such as ``listening``."""
-    return cast("FilteringBoundLogger", structlog.get_logger())
+    return _log
 
 
 def configure(log_format: str | None, level: str, *, stream: TextIO | None = None, colours: bool = True) -> None:
@@ -108,36 +129,16 @@ def configure(log_format: str | None, level: str, *, stream: TextIO | None = Non
     terminal = out.isatty()
     _target.open(out)
     _target.is_console = log_format == "console" or (log_format is None and terminal)
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            _with_more,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            _renderer(is_console=_target.is_console, colours=colours and terminal),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
-        logger_factory=structlog.WriteLoggerFactory(file=cast("TextIO", _target)),
-        cache_logger_on_first_use=False,
-    )
-    _facts.minimum, _facts.last_written, _facts.logger = LEVELS[level], {}, log().bind()
+    _target.is_coloured = colours and terminal
+    _log.minimum = _facts.minimum = LEVELS[level]
+    _facts.last_written.clear()
     _facts.said.clear()
     _route_libraries()
-
-
-def _renderer(*, is_console: bool, colours: bool) -> Processor:
-    if not is_console:
-        return structlog.processors.JSONRenderer()
-    return lambda _, __, event: console.line(event, coloured=colours, clock_time=console.local_time())
 
 
 def add_to_lines(more: Callable[[], Mapping[str, str]]) -> None:
     """Have each line say this, too; ``more`` is called where the line is written."""
     _target.more = more
-
-
-def _with_more(_: object, __: str, event: EventDict) -> EventDict:
-    event.update(_target.more())
-    return event
 
 
 def is_console() -> bool:
@@ -168,8 +169,8 @@ class _Target:
 
     def __init__(self) -> None:
         self._writer: LogWriter | None = None
-        self._stream: TextIO | None = None
-        self.is_console = False
+        self._stream: TextIO | None = sys.stdout
+        self.is_console = self.is_coloured = False
         self.more: Callable[[], Mapping[str, str]] = dict
 
     def open(self, stream: TextIO) -> None:
@@ -189,9 +190,6 @@ class _Target:
         elif self._stream is not None:
             with contextlib.suppress(OSError, ValueError):
                 self._stream.write(text)
-
-    def flush(self) -> None:
-        """Do nothing: see ``LogWriter``."""
 
     def close(self, timeout_s: float) -> None:
         if self._writer is not None:
@@ -216,8 +214,6 @@ class FactLog:
     clock: Callable[[], float] = time.monotonic
     last_written: dict[tuple[str, object], _Kept] = field(default_factory=dict)
     said: set[facts.Fact] = field(default_factory=set)
-    logger: FilteringBoundLogger = field(default_factory=log)
-    """Bound once: ``log`` makes a new one for every line."""
 
     def write(self, fact: facts.Fact) -> None:
         """Write one fact."""
@@ -237,14 +233,14 @@ class FactLog:
             if kept_back is None:
                 return
             shown |= {"kept_back": kept_back} if kept_back else {}
-        self.logger.log(level, line.event, **shown)
+        _log.write(level, line.event, shown)
 
     def write_of_library(self, level: int, logger: str, message: str, **origin: str) -> None:
         """Write what another library logs. Clients can provoke such lines, too, and many with one request."""
         kept_back = self._kept_back("library_message", (logger, message)) if level >= self.minimum else None
         if kept_back is not None:
             more = {"kept_back": kept_back} if kept_back else {}
-            self.logger.log(level, "library_message", logger=logger, message=message, **origin, **more)
+            _log.write(level, "library_message", {"logger": logger, "message": message, **origin, **more})
 
     def _kept_back(self, event: str, cause: object) -> int | None:
         """Count the lines kept back since the last one; None where this one is to be kept back, too."""
@@ -302,6 +298,7 @@ def _plain(value: object) -> object:
     return round(value, 6) if isinstance(value, float) else value
 
 
+_log = Log()
 _facts = FactLog()
 _target = _Target()
 
@@ -316,10 +313,6 @@ class _FixedPart(logging.Handler):
 
 
 def _library_level(record: logging.LogRecord) -> int:
-    kind = record.exc_info[0] if record.exc_info else None
-    # aiohttp 3.14 logs every request that is no HTTP as an error of the server; anybody can send those.
-    if kind is not None and kind.__module__ == "aiohttp.http_exceptions":
-        return logging.DEBUG
     return max((level for level in LEVELS.values() if level <= record.levelno), default=logging.DEBUG)
 
 
@@ -338,5 +331,4 @@ def _route_libraries() -> None:
     root = logging.getLogger()
     root.handlers = [_FixedPart()]
     root.setLevel(logging.WARNING)
-    for name, level in _LIBRARY_LEVELS.items():
-        logging.getLogger(name).setLevel(level)
+    logging.getLogger("aiohttp.client").setLevel(logging.ERROR)  # of whoever speaks in a developer's name

@@ -1,4 +1,4 @@
-"""Metrics: which counts each fact becomes, and how they are shown to Prometheus.
+"""Metrics: which counts each fact becomes.
 
 The law of this file: labels are bounded. Whatever a client can make up (an HTTP method) is folded into ``other``; the rest
 are names from our own tables. A session is never a label.
@@ -9,25 +9,12 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter as Counts
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import cache
-from itertools import accumulate
+from itertools import chain
 from typing import Any
 
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    PlatformCollector,
-    ProcessCollector,
-    disable_created_metrics,
-)
-from prometheus_client.exposition import choose_encoder
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
-from prometheus_client.registry import Collector
-from prometheus_client.utils import floatToGoString
-
 from mcp_sidecar import facts
+from mcp_sidecar.ops import exposition
+from mcp_sidecar.ops.exposition import Counter, Gauge, Histogram, Labels, Metric, always, nothing
 
 REQUEST_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 HEAL_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 30.0)
@@ -35,16 +22,16 @@ REJECTIONS = ("unreadable", "expired", "principal", "unknown_key")
 STORE_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25)
 STREAM_KINDS = ("get", "post")
 
+PREFIX = "mcp_sidecar_"
+
 _HTTP_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"})
+
 
 Reading = Callable[[], float]
 
 
-class Served(Collector):
-    """What every request counts in, kept as plain numbers.
-
-    A counter and a histogram of the library would cost more than all the rest of the bookkeeping of a request.
-    """
+class Served:
+    """What every request counts in: as plain numbers by hand, since it costs each request."""
 
     def __init__(self) -> None:
         """Nothing is counted yet."""
@@ -74,79 +61,37 @@ class Served(Collector):
                 calls[rpc_method, outcome.value] += number
         return calls
 
-    def collect(self) -> Iterator[Metric]:
-        """The metrics, as the library writes them."""
-        requests = CounterMetricFamily(
-            "mcp_sidecar_requests",
-            "Requests of clients that were answered.",
-            labels=("http_method", "rpc_method", "status"),
-        )
-        sums: Counts[tuple[str, str, int]] = Counts()
+    def metrics(self) -> Iterator[Metric]:
+        """The metrics as they stand."""
+        sums: dict[Labels, float] = {}
         for (http_method, rpc_method, status, _), number in self._requests.items():
-            sums[http_method, rpc_method, status] += number
-        for (http_method, rpc_method, status), number in sums.items():
-            requests.add_metric((http_method, rpc_method, str(status)), number)
-        yield requests
-        calls = CounterMetricFamily(
-            "mcp_sidecar_calls", "Calls of clients by what became of them.", labels=("rpc_method", "outcome")
-        )
-        for labels, number in self.calls().items():
-            calls.add_metric(labels, number)
-        yield calls
-        seconds = HistogramMetricFamily(
-            "mcp_sidecar_request_seconds",
+            key = (http_method, rpc_method, str(status))
+            sums[key] = sums.get(key, 0) + number
+        labels = ("http_method", "rpc_method", "status")
+        yield Counter(f"{PREFIX}requests", "Requests of clients that were answered.", labels, sums)
+        said = "Calls of clients by what became of them."
+        yield Counter(f"{PREFIX}calls", said, ("rpc_method", "outcome"), dict(self.calls().items()))
+        seconds = Histogram(
+            f"{PREFIX}request_seconds",
             "Seconds from a request's arrival to the end of its answer.",
-            labels=("rpc_method",),
+            REQUEST_BUCKETS,
+            ("rpc_method",),
         )
-        for rpc_method, buckets in self._buckets.items():
-            shown = zip((*map(floatToGoString, REQUEST_BUCKETS), "+Inf"), accumulate(buckets), strict=True)
-            seconds.add_metric((rpc_method,), list(shown), self._seconds[rpc_method])
+        seconds.counts = {(rpc_method,): buckets for rpc_method, buckets in self._buckets.items()}
+        seconds.sums = {(rpc_method,): total for rpc_method, total in self._seconds.items()}
         yield seconds
 
 
-class CountedElsewhere(Collector):
-    """A counter without labels that somebody else keeps; ``reading`` is called on each scrape."""
-
-    def __init__(self, name: str, documentation: str) -> None:
-        self._name, self._documentation = name, documentation
-        self.reading: Reading = lambda: 0
-
-    def collect(self) -> Iterator[Metric]:
-        """The counter as it stands."""
-        yield CounterMetricFamily(self._name, self._documentation, value=self.reading())
-
-
-class Clients(Collector):
-    """Sessions by the client's name, of the bounded set; ``reading`` is called on each scrape."""
-
-    def __init__(self) -> None:
-        """There are none before somebody says where they are read."""
-        self.reading: Callable[[], Mapping[str, int]] = dict
-
-    def collect(self) -> Iterator[Metric]:
-        """The gauge as it stands."""
-        clients = GaugeMetricFamily("mcp_sidecar_clients", "Sessions by the client's name.", labels=("name",))
-        for name, number in self.reading().items():
-            clients.add_metric((name,), number)
-        yield clients
-
-
 class Metrics:
-    """All counts of one sidecar, in a registry of its own.
+    """All counts of one sidecar.
 
     ``signatures`` and ``rpc_methods`` are the label values known in advance; their series begin at 0 instead of missing
     until the first event, so that a rate over them is right from the first one on.
     """
 
     def __init__(self, *, signatures: Iterable[str] = (), rpc_methods: Iterable[str] = ()) -> None:
-        # A process-wide switch: without it each counter gets a `_created` series, which the contract does not name.
-        disable_created_metrics()  # type: ignore[no-untyped-call]
-        self.registry = CollectorRegistry()
-        ProcessCollector(registry=self.registry)
-        PlatformCollector(registry=self.registry)
-        # The library looks a series up under a lock, which costs more than to count.
-        self._series: Callable[[Counter, str], Counter] = cache(lambda metric, value: metric.labels(value))
-        self._make_request_metrics()
+        self._served = Served()
+        self._metrics: list[Metric] = []
         self._make_healing_metrics()
         self._make_store_metrics()
         self._make_gauges()
@@ -154,25 +99,21 @@ class Metrics:
         self._recorders: Mapping[type[facts.Fact], Callable[[Any], None]] = {
             facts.RequestServed: self._request_served,
             facts.RequestHeld: lambda fact: self._held_seconds.observe(fact.seconds),
-            facts.SessionLost: lambda fact: self._series(self._lost, fact.signature).inc(),
-            facts.RefusalAsked: lambda fact: self._series(self._asked, fact.outcome.value).inc(),
+            facts.SessionLost: lambda fact: self._lost.add(fact.signature),
+            facts.RefusalAsked: lambda fact: self._asked.add(fact.outcome.value),
             facts.HealEnded: self._heal_ended,
-            facts.RequestReplayed: lambda fact: self._series(self._replays, fact.cause.value).inc(),
-            facts.AnswerRewritten: lambda fact: self._series(self._rewritten, str(fact.from_status)).inc(),
-            facts.OutcomeUnknown: lambda fact: self._series(self._unknown, fact.rpc_method).inc(),
-            facts.MessageDropped: lambda fact: self._series(self._dropped, fact.kind.value).inc(),
-            facts.RestoreRefused: lambda fact: self._series(self._restores_refused, fact.step.value).inc(),
-            facts.ListsChanged: lambda fact: self._series(self._lists_changed, fact.kind.value).inc(),
-            facts.HintDropped: lambda fact: self._series(self._hints_dropped, fact.kind.value).inc(),
-            facts.ActionObserved: lambda fact: self._series(self._observed, fact.action.value).inc(),
+            facts.RequestReplayed: lambda fact: self._replays.add(fact.cause.value),
+            facts.AnswerRewritten: lambda fact: self._rewritten.add(str(fact.from_status)),
+            facts.OutcomeUnknown: lambda fact: self._unknown.add(fact.rpc_method),
+            facts.MessageDropped: lambda fact: self._dropped.add(fact.kind.value),
+            facts.RestoreRefused: lambda fact: self._restores_refused.add(fact.step.value),
+            facts.ListsChanged: lambda fact: self._lists_changed.add(fact.kind.value),
+            facts.HintDropped: lambda fact: self._hints_dropped.add(fact.kind.value),
+            facts.ActionObserved: lambda fact: self._observed.add(fact.action.value),
             facts.StoreAsked: self._store_asked,
-            facts.SessionIdRejected: lambda fact: self._series(self._ids_rejected, fact.reason).inc(),
-            facts.SessionAdopted: lambda fact: self._series(self._adopted, fact.source.value).inc(),
+            facts.SessionIdRejected: lambda fact: self._ids_rejected.add(fact.reason),
+            facts.SessionAdopted: lambda fact: self._adopted.add(fact.source.value),
         }
-
-    def _make_request_metrics(self) -> None:
-        self._served = Served()
-        self.registry.register(self._served)
 
     def _make_healing_metrics(self) -> None:
         self._lost = self._counter("sessions_lost", "Sessions that the upstream forgot.", "signature")
@@ -180,17 +121,11 @@ class Metrics:
             "refusals_asked", "Refusals that a ping was to settle, by what it found.", "outcome"
         )
         self._heals = self._counter("heals", "Heals that came to an end.", "outcome")
-        self._heal_seconds = Histogram(
-            "mcp_sidecar_heal_seconds",
-            "Seconds from a session's loss to its being healed.",
-            registry=self.registry,
-            buckets=HEAL_BUCKETS,
+        self._heal_seconds = self._histogram(
+            "heal_seconds", "Seconds from a session's loss to its being healed.", HEAL_BUCKETS
         )
-        self._held_seconds = Histogram(
-            "mcp_sidecar_held_seconds",
-            "Seconds that requests waited for the upstream or for a heal.",
-            registry=self.registry,
-            buckets=HEAL_BUCKETS,
+        self._held_seconds = self._histogram(
+            "held_seconds", "Seconds that requests waited for the upstream or for a heal.", HEAL_BUCKETS
         )
         self._replays = self._counter("replays", "Requests that were sent again.", "cause")
         self._rewritten = self._counter(
@@ -212,12 +147,8 @@ class Metrics:
         self._observed = self._counter("observed", "What mode heal would have done (mode observe).", "action")
 
     def _make_store_metrics(self) -> None:
-        self._store_seconds = Histogram(
-            "mcp_sidecar_store_seconds",
-            "Seconds that the store of sessions took to answer.",
-            ("operation",),
-            registry=self.registry,
-            buckets=STORE_BUCKETS,
+        self._store_seconds = self._histogram(
+            "store_seconds", "Seconds that the store of sessions took to answer.", STORE_BUCKETS, "operation"
         )
         self._store_errors = self._counter("store_errors", "Questions that it did not answer.", "operation")
         self._adopted = self._counter("sessions_adopted", "Sessions opened elsewhere that go on here.", "from")
@@ -225,40 +156,46 @@ class Metrics:
             "session_ids_rejected", "Session ids that claim to be tokens and count for nothing.", "reason"
         )
         self._store_up = self._gauge("store_up", "Whether the store of sessions has answered when it was asked last.")
-        self._store_up.set(1)
+        self._store_up.read = always(1)
         self._unsaved = self._gauge("store_unsaved_records", "Records and ends that the store does not know yet.")
 
     def _store_asked(self, fact: facts.StoreAsked) -> None:
-        self._store_seconds.labels(fact.operation).observe(fact.seconds)
+        self._store_seconds.observe(fact.seconds, fact.operation)
         if fact.failed:
-            self._store_errors.labels(fact.operation).inc()
+            self._store_errors.add(fact.operation)
 
     def _make_gauges(self) -> None:
-        self._log_lines_dropped = CountedElsewhere(
-            "mcp_sidecar_log_lines_dropped", "Log lines that could not be written."
-        )
-        self.registry.register(self._log_lines_dropped)
+        self._log_lines_dropped = self._gauge("log_lines_dropped", "Log lines that could not be written.")
+        self._log_lines_dropped.kind = "counter"
         self._sessions = self._gauge("sessions", "Sessions that are remembered.")
         self._held = self._gauge("held_requests", "Requests that wait for the upstream.")
         self._upstream_up = self._gauge("upstream_up", "1 until a connect to the upstream fails, 0 until one succeeds.")
-        self._upstream_up.set(1)
+        self._upstream_up.read = always(1)
         self._last_answer = self._gauge(
             "upstream_last_answer_timestamp_seconds",
             "When the upstream last gave an answer that was a success; 0 is never.",
         )
         self._build_info = self._gauge("build_info", "What runs here.", "version", "mode", "store")
-        self._clients = Clients()
-        self.registry.register(self._clients)
+        self._clients = self._gauge("clients", "Sessions by the client's name.", "name")
         self._streams = self._gauge("streams", "Event streams that are open.", "kind")
 
     def _counter(self, name: str, documentation: str, *labels: str) -> Counter:
-        return Counter(f"mcp_sidecar_{name}", documentation, labels, registry=self.registry)
+        counter = Counter(PREFIX + name, documentation, labels)
+        self._metrics.append(counter)
+        return counter
 
     def _gauge(self, name: str, documentation: str, *labels: str) -> Gauge:
-        return Gauge(f"mcp_sidecar_{name}", documentation, labels, registry=self.registry)
+        gauge = Gauge(PREFIX + name, documentation, nothing if labels else always(0), labels)
+        self._metrics.append(gauge)
+        return gauge
+
+    def _histogram(self, name: str, documentation: str, bounds: tuple[float, ...], *labels: str) -> Histogram:
+        histogram = Histogram(PREFIX + name, documentation, bounds, labels)
+        self._metrics.append(histogram)
+        return histogram
 
     def _begin_at_zero(self, signatures: Iterable[str], rpc_methods: Iterable[str]) -> None:
-        known: tuple[tuple[Counter | Gauge, Iterable[str]], ...] = (
+        known: tuple[tuple[Counter, Iterable[str]], ...] = (
             (self._lost, signatures),
             (self._heals, facts.HealOutcome),
             (self._replays, facts.ReplayCause),
@@ -269,13 +206,12 @@ class Metrics:
             (self._restores_refused, facts.RestoreStep),
             (self._hints_dropped, facts.HintKind),
             (self._lists_changed, facts.ListKind),
-            (self._streams, STREAM_KINDS),
             (self._adopted, facts.AdoptedFrom),
             (self._ids_rejected, REJECTIONS),
         )
         for metric, values in known:
-            for value in values:
-                metric.labels(str(value))
+            metric.values.update({(str(value),): 0 for value in values})
+        self._streams.read = lambda: {(kind,): 0 for kind in STREAM_KINDS}
 
     def bind(
         self,
@@ -290,18 +226,17 @@ class Metrics:
         log_lines_dropped: Reading,
     ) -> None:
         """Say where the gauges are read; they are 0 before, ``upstream_up`` 1. The functions are called on each scrape."""
-        self._sessions.set_function(sessions)
-        self._held.set_function(held_requests)
-        self._upstream_up.set_function(upstream_up)
-        self._last_answer.set_function(last_answer)
-        self._clients.reading = clients
-        for kind, reading in zip(STREAM_KINDS, (get_streams, post_streams), strict=True):
-            self._streams.labels(kind).set_function(reading)
-        self._log_lines_dropped.reading = log_lines_dropped
+        self._sessions.read = lambda: {(): sessions()}
+        self._held.read = lambda: {(): held_requests()}
+        self._upstream_up.read = lambda: {(): upstream_up()}
+        self._last_answer.read = lambda: {(): last_answer()}
+        self._clients.read = lambda: {(name,): number for name, number in clients().items()}
+        self._streams.read = lambda: {("get",): get_streams(), ("post",): post_streams()}
+        self._log_lines_dropped.read = lambda: {(): log_lines_dropped()}
 
     def describe(self, *, version: str, mode: str, store: str) -> None:
         """Say what runs here."""
-        self._build_info.labels(version, mode, store).set(1)
+        self._build_info.read = lambda: {(version, mode, store): 1}
 
     def calls(self) -> Mapping[tuple[str, str], int]:
         """Calls so far, by method and outcome."""
@@ -309,8 +244,8 @@ class Metrics:
 
     def bind_store(self, *, is_up: Reading, unsaved_records: Reading) -> None:
         """The same for the gauges of the store."""
-        self._store_up.set_function(is_up)
-        self._unsaved.set_function(unsaved_records)
+        self._store_up.read = lambda: {(): is_up()}
+        self._unsaved.read = lambda: {(): unsaved_records()}
 
     def record(self, fact: facts.Fact) -> None:
         """Count a fact; one that no metric tells is let pass."""
@@ -323,19 +258,10 @@ class Metrics:
         self._served.count(method, fact.rpc_method, fact.status, fact.seconds, fact.outcome)
 
     def _heal_ended(self, fact: facts.HealEnded) -> None:
-        self._series(self._heals, fact.outcome.value).inc()
+        self._heals.add(fact.outcome.value)
         if fact.outcome is facts.HealOutcome.HEALED:
             self._heal_seconds.observe(fact.seconds)
 
     def render(self, accept: str | None) -> tuple[bytes, str]:
         """Write all metrics and name their content type: Prometheus text, or OpenMetrics where ``accept`` asks for it."""
-        encode, content_type = _encoder(accept)
-        return encode(self.registry), content_type
-
-
-def _encoder(accept: str | None) -> tuple[Callable[[Any], bytes], str]:
-    try:
-        return choose_encoder(accept or "")
-    except (TypeError, ValueError):
-        # prometheus_client 0.26 compares the words of a version such as `version=abc` with numbers.
-        return choose_encoder("")
+        return exposition.render(chain(self._served.metrics(), self._metrics, exposition.of_process()), accept)

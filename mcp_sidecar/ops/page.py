@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from html import escape
 
 from mcp_sidecar.facts import CallOutcome
 from mcp_sidecar.ops.status import MINUTES, Event, Picture, Program, Totals
@@ -34,6 +33,8 @@ _KINDS: tuple[tuple[str, str, frozenset[str]], ...] = (
     ("other", "refused, or the client left", frozenset({CallOutcome.REJECTED.value, CallOutcome.CLIENT_LEFT.value})),
 )
 """What the chart tells apart, from the bottom up."""
+
+_ESCAPED = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#x27;"})
 
 _BAR, _HEIGHT = 10, 100
 
@@ -70,6 +71,11 @@ source.onerror=()=>{live.classList.add("stale");seen.textContent="not connected:
 
 def _hash(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def escape(text: str) -> str:
+    """The text, as it is shown in a page, in quotes, too. ``html`` knows far more, which takes half a MiB."""
+    return text.translate(_ESCAPED)
 
 
 @dataclass(frozen=True, slots=True)

@@ -236,7 +236,8 @@ def _fail(span: Span, error_type: str) -> None:
 
 def _parent(begun: spans.Begun) -> tuple[Context, list[Link]]:
     """The context that a request's span continues, and what is linked."""
-    carriers: tuple[Mapping[str, str], ...] = (_lower(begun.headers), _meta(begun.message))
+    headers = {name: value for name, (_, value) in zip(begun.fields.names, begun.fields.pairs, strict=True)}
+    carriers: tuple[Mapping[str, str], ...] = (headers, _meta(begun.message))
     known = [context for context in map(_extracted, carriers) if _is_known(context)]
     if not known:
         return Context(), []
@@ -250,10 +251,6 @@ def _extracted(carrier: Mapping[str, str]) -> Context:
 
 def _is_known(context: Context) -> bool:
     return get_current_span(context).get_span_context().is_valid
-
-
-def _lower(headers: Mapping[str, str]) -> dict[str, str]:
-    return {name.lower(): value for name, value in headers.items()}
 
 
 def _meta(message: Message | None) -> dict[str, str]:
@@ -280,7 +277,7 @@ def _target(message: Message) -> str:
 
 def _attributes(begun: spans.Begun) -> Attributes:
     method = http_label(begun.http_method)
-    host = urlsplit(f"//{begun.headers.get('Host', '')}")
+    host = urlsplit(f"//{begun.fields.value('host') or ''}")
     found: Attributes = {
         "http.request.method": "_OTHER" if method == OTHER else method,
         "url.path": begun.path,
@@ -291,7 +288,7 @@ def _attributes(begun: spans.Begun) -> Attributes:
     }
     if begun.route is not None:
         found["http.route"] = begun.route
-    version = begun.headers.get(PROTOCOL_VERSION_HEADER)
+    version = begun.fields.value(PROTOCOL_VERSION_HEADER.lower())
     if version is not None:
         found["mcp.protocol.version"] = version[:MAX_NAME]
     return found | (_of_message(begun.message) if begun.message is not None else {})

@@ -11,8 +11,6 @@ import asyncio
 from dataclasses import dataclass
 from typing import Final
 
-from aiohttp import hdrs
-
 from mcp_sidecar.facts import AskOutcome, RefusalAsked, SeveralServers
 from mcp_sidecar.healing.exchange import Ask
 from mcp_sidecar.healing.findings import Findings
@@ -217,4 +215,4 @@ def _is_own(session: Session, trigger: Trigger) -> bool:
 
 def media_type_of(answer: Answer) -> str:
     """The type of an answer's body, without parameters."""
-    return media_type(answer.header(hdrs.CONTENT_TYPE))
+    return media_type(answer.header("Content-Type"))

@@ -11,8 +11,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from aiohttp import hdrs
-
 from mcp_sidecar.facts import Emit, HealEnded, HealOutcome, SessionAdopted, SessionEnd, SessionLost
 from mcp_sidecar.healing.exchange import Unhealed
 from mcp_sidecar.healing.handshake import INCOMPATIBLE, INITIALIZED, differences, is_same_server
@@ -179,7 +177,7 @@ class HealAttempt:
     async def _not_accepted(self, answer: Answer) -> HealEnd | float:
         """How the heal ends, or the pause that the server wants, 0 where it names none."""
         body = await decoded_body(answer, PEEK_BYTES)
-        told_s = retry_after_s(answer.header(hdrs.RETRY_AFTER))
+        told_s = retry_after_s(answer.header("Retry-After"))
         match judge_initialize_status(answer.status, body, retry_after=told_s is not None):
             case InitializeVerdict.BUSY:
                 return told_s or 0.0

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from aiohttp import hdrs
-
 from mcp_sidecar.upstream.answer import Answer, decoded_body
 from mcp_sidecar.upstream.content import UpstreamFault
 from mcp_sidecar.verdicts.classify import (
@@ -63,8 +61,8 @@ def is_accepted(judgement: Judgement, status: int) -> bool:
 
 
 def _head(answer: Answer) -> AnswerHead:
-    challenge = answer.header(hdrs.WWW_AUTHENTICATE)
-    return AnswerHead(answer.status, answer.header(hdrs.CONTENT_TYPE), challenge is not None)
+    challenge = answer.header("WWW-Authenticate")
+    return AnswerHead(answer.status, answer.header("Content-Type"), challenge is not None)
 
 
 async def _beginning(answer: Answer) -> bytes:

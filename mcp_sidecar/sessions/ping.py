@@ -7,8 +7,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
-from aiohttp import hdrs
-
 from mcp_sidecar.healing.session import UpstreamSessionId
 from mcp_sidecar.sessions.judge import see
 from mcp_sidecar.sessions.own_requests import OwnRequests, in_time
@@ -73,7 +71,7 @@ async def _ask(
         ping_id=ping_id,
         without=(upstream_id or "",),
         challenged=seen.head.www_authenticate,
-        retry_after_s=retry_after_s(answer.header(hdrs.RETRY_AFTER)),
+        retry_after_s=retry_after_s(answer.header("Retry-After")),
         is_known_loss=judged.verdict is Verdict.SESSION_LOST,
     )
     if heads is not None and found.verdict is PingVerdict.ALIVE:

@@ -77,7 +77,7 @@ class Answer:
 
     def header(self, name: str) -> str | None:
         """The first value of a header."""
-        return next(iter(self._head.fields.values(name.lower())), None)
+        return self._head.fields.value(name.lower())
 
     @property
     def names_a_url(self) -> bool:

@@ -10,14 +10,15 @@ import socket
 import ssl
 from collections.abc import Callable
 from typing import TypeVar, cast
+from urllib.parse import urlsplit
 
 import aiohappyeyeballs
 from aiohappyeyeballs import AddrInfoType
-from yarl import URL
 
 from mcp_sidecar.config import UpstreamConfig
 from mcp_sidecar.upstream.content import UpstreamFault
 from mcp_sidecar.wire.faults import Fault
+from mcp_sidecar.wire.origins import DEFAULT_PORTS
 
 P = TypeVar("P", bound=asyncio.BaseProtocol)
 
@@ -74,9 +75,9 @@ class Connector:
 
     def __init__(self, config: UpstreamConfig) -> None:
         """Raises OSError where ``config.ca_file`` cannot be read."""
-        url = URL(config.origin)
-        self._host = url.host or ""
-        self._port = url.port or 80
+        url = urlsplit(config.origin)
+        self._host = (url.hostname or "").replace("%25", "%")  # RFC 6874: which interface an IPv6 address is behind
+        self._port = url.port or DEFAULT_PORTS[url.scheme]
         self._timeout_s = config.connect_timeout_s
         self.trust = TrustStore(config.ca_file) if url.scheme == "https" else None
 
@@ -117,12 +118,14 @@ class Connector:
         return await aiohappyeyeballs.start_connection([second])
 
     async def _addresses(self) -> list[AddrInfoType]:
+        """As bytes: uvloop looks a text up in the tables of IDNA, which take two MiB. Names are ASCII here."""
+        host = self._host.encode()
         try:
             ipaddress.ip_address(self._host)
         except ValueError:
             loop = asyncio.get_running_loop()
-            found = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
-            return cast("list[AddrInfoType]", found)
+            found = await loop.getaddrinfo(host, self._port, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
+            return [cast("AddrInfoType", (*kind, (str(at[0]).encode(), *at[1:]))) for *kind, at in found]
         return [_numeric(self._host, self._port)]
 
 
@@ -134,9 +137,9 @@ def _watch(sock: socket.socket) -> None:
 
 
 def _numeric(address: str, port: int) -> AddrInfoType:
-    if ":" in address:
-        return socket.AF_INET6, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (address, port, 0, 0)
-    return socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (address, port)
+    """As bytes, as in ``_addresses``."""
+    family, more = (socket.AF_INET6, (0, 0)) if ":" in address else (socket.AF_INET, ())
+    return cast("AddrInfoType", (family, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (address.encode(), port, *more)))
 
 
 class Nowhere:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from typing import Final
-
-from yarl import URL
+from urllib.parse import urlsplit
 
 from mcp_sidecar.config import UpstreamConfig
+from mcp_sidecar.wire.origins import DEFAULT_PORTS
 
 AUTO: Final = "auto"
 PASSED: Final = "client"
@@ -20,7 +20,10 @@ def host_line(config: UpstreamConfig) -> str:
     """The whole header line."""
     if config.host_header not in (AUTO, PASSED):
         return f"Host: {config.host_header}"
-    url = URL(config.origin)
-    if url.host in _THE_CONTAINERS_HOST:
-        url = url.with_host("localhost")
-    return f"Host: {url.host_port_subcomponent}"
+    parts = urlsplit(config.origin)
+    host = (parts.hostname or "").rstrip(".")
+    if host in _THE_CONTAINERS_HOST:
+        host = "localhost"
+    shown = f"[{host}]" if ":" in host else host
+    is_usual = parts.port in (None, DEFAULT_PORTS.get(parts.scheme))
+    return f"Host: {shown}" if is_usual else f"Host: {shown}:{parts.port}"

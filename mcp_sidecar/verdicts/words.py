@@ -7,7 +7,6 @@ does not count either: plain text, a JSON member, an event, a page.
 
 from __future__ import annotations
 
-import html
 import json
 import re
 from collections.abc import Iterator
@@ -106,7 +105,7 @@ def words_of(status: int, said: Said | bytes, *, without: tuple[str, ...] = ()) 
 def _sentences(said: Said) -> Iterator[str]:
     text, document = said.text, said.document
     if document is NoDocument.NOT_JSON:
-        yield html.unescape(_MARKUP.sub(" ", text)) if text.startswith("<") else text
+        yield _unescaped(_MARKUP.sub(" ", text)) if text.startswith("<") else text
         return
     found = list(_messages(document, _MAX_DEPTH))
     yield from found or _names(document)
@@ -142,3 +141,10 @@ def _plain(said: str, without: tuple[str, ...]) -> str:
 def _is_word(token: str) -> bool:
     """Ids and numbers are no words: they have digits in them, or are longer than any word."""
     return len(token) <= _LONGEST_WORD and not any(character.isdigit() for character in token)
+
+
+def _unescaped(text: str) -> str:
+    """Loads what it needs when the first page comes: all names of HTML's characters."""
+    import html
+
+    return html.unescape(text)

@@ -6,9 +6,8 @@ Headers are handled as pairs throughout: names may repeat, their case and order 
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator
 from functools import lru_cache
-from itertools import chain
 
 Pair = tuple[str, str]
 
@@ -40,6 +39,14 @@ the length is set anew from the body that is sent."""
 NOT_AS_IT_IS = NOT_FOR_UPSTREAM | {"x-forwarded-for"}
 """The same, and what ``forwarding`` writes anew."""
 
+MAX_FIELDS = 256
+"""What ``limits.max_header_bytes`` of headers may be split into."""
+
+FIELD_NAME = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
+FIELD_VALUE = r"[^\x00-\x08\x0a-\x1f\x7f]*+"
+_FIELD_LINES = re.compile(rf"(?:{FIELD_NAME}:{FIELD_VALUE}\r\n)*+")
+_FIELD = re.compile(r"([^:\r]++):[ \t]*+([^\r]*+)\r\n")
+
 _SIGNS_IN_CONNECTION = re.compile(r"(?:\A|,)[ \t]*(?:ntlm|negotiate)(?![^ \t,])")
 
 _SAYS_NO_NAME = frozenset({"keep-alive", "Keep-Alive"})
@@ -54,29 +61,15 @@ def _union(fixed: frozenset[str], without: frozenset[str]) -> frozenset[str]:
 class Fields:
     """Headers as they came on the wire, read once: ``pairs``, and beside them their ``names`` in lower case.
 
-    Bytes that are not UTF-8 survive the way there and back. ``size`` is what the lines take, in characters.
+    Bytes that are not UTF-8 survive the way there and back.
     """
 
-    __slots__ = ("names", "pairs", "size")
+    __slots__ = ("names", "pairs")
 
-    def __init__(self, raw: Sequence[tuple[bytes, bytes]]) -> None:
-        """``raw`` is what a parser has told."""
-        text = b"\n".join(chain.from_iterable(raw)).decode("utf-8", "surrogateescape")
-        texts = text.split("\n") if raw else []
-        if len(texts) != 2 * len(raw):  # a line feed within a value, which only a lenient parser lets through
-            texts = [part.decode("utf-8", "surrogateescape") for part in chain.from_iterable(raw)]
-        shown = texts[::2]
-        self.pairs: list[Pair] = list(zip(shown, texts[1::2], strict=True))
-        self.names = "\n".join(shown).lower().split("\n") if raw else []
-        self.size = len(text) + 2 * len(raw) + 1
-
-    @classmethod
-    def of(cls, pairs: list[Pair], size: int) -> Fields:
-        """The same of headers that are text already."""
-        made = cls.__new__(cls)
-        made.pairs, made.size = pairs, size
-        made.names = "\n".join([pair[0] for pair in pairs]).lower().split("\n") if pairs else []
-        return made
+    def __init__(self, pairs: list[Pair]) -> None:
+        """``pairs`` are not changed any more."""
+        self.pairs = pairs
+        self.names = "\n".join([pair[0] for pair in pairs]).lower().split("\n") if pairs else []
 
     def for_upstream(
         self, *, without: frozenset[str], peer: str | None, scheme: str, host: str | None, is_trusted: bool = True
@@ -107,13 +100,35 @@ class Fields:
             return []
         return [pair[1] for known, pair in zip(self.names, self.pairs, strict=True) if known == name]
 
+    def value(self, name: str) -> str | None:
+        """The first value of one header (lower case)."""
+        return self.pairs[self.names.index(name)][1] if name in self.names else None
+
+    def options(self, name: str) -> list[str]:
+        """The members, in lower case, of all values of one header (lower case) that holds a list of words."""
+        return [option.strip(" \t").lower() for value in self.values(name) for option in value.split(",")]
+
     def _less(self, dropped: frozenset[str]) -> list[Pair]:
         if "connection" in self.names and not _SAYS_NO_NAME.issuperset(self.values("connection")):
             dropped |= one_hop_names(self.pairs)
         return [pair for name, pair in zip(self.names, self.pairs, strict=True) if name not in dropped]
 
 
-NO_FIELDS = Fields(())
+NO_FIELDS = Fields([])
+"""In place of those that nobody will ask for again."""
+
+
+def read_fields(lines: str) -> Fields | None:
+    """The headers in the lines of a head, each with its CRLF; ``None`` where two readers could read one differently.
+
+    RFC 9112 §5 and RFC 9110 §5.5: no folded line, no blank before a colon, no control byte.
+    """
+    if _FIELD_LINES.fullmatch(lines) is None:
+        return None
+    pairs = _FIELD.findall(lines)
+    if " \r\n" in lines or "\t\r\n" in lines:
+        pairs = [(name, value.rstrip(" \t")) for name, value in pairs]
+    return Fields(pairs)
 
 
 def is_forwarding(name: str) -> bool:

@@ -11,21 +11,16 @@ import re
 from dataclasses import dataclass
 from typing import Protocol
 
-from mcp_sidecar.wire.headers import Fields
+from mcp_sidecar.wire.headers import FIELD_NAME, FIELD_VALUE, MAX_FIELDS, Fields, read_fields
 
-MAX_FIELDS = 256
 MAX_CHUNK_LINE_BYTES = 4096
 """The size of a chunk with its extensions, which nobody reads."""
 
 _END_OF_HEAD = b"\r\n\r\n"
 _LINE_END = b"\r\n"
 _VERSION = b"HTTP/1."
-_NAME = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
-_VALUE = r"[^\x00-\x08\x0a-\x1f\x7f]*+"
-_STATUS_LINE = re.compile(rf"HTTP/1\.([01]) ([1-9][0-9]{{2}})(?: ({_VALUE}))?+")
-_FIELD_LINES = re.compile(rf"(?:{_NAME}:{_VALUE}\r\n)*+")
-_FIELD = re.compile(r"([^:\r]++):[ \t]*+([^\r]*+)\r\n")
-_TRAILER = re.compile(rf"{_NAME}:{_VALUE}\r\n".encode("latin-1"))
+_STATUS_LINE = re.compile(rf"HTTP/1\.([01]) ([1-9][0-9]{{2}})(?: ({FIELD_VALUE}))?+")
+_TRAILER = re.compile(rf"{FIELD_NAME}:{FIELD_VALUE}\r\n".encode("latin-1"))
 _BARE = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)")
 _LENGTH = re.compile(r"[0-9]{1,18}")
 _CHUNK_LINE = re.compile(rb"([0-9a-fA-F]{1,15}+)[ \t]*+(?:;[^\x00-\x08\x0a-\x1f\x7f]*+)?+\r\n")
@@ -81,25 +76,21 @@ def read_head(data: bytes) -> ResponseHead:
     """The head that these bytes are, the blank line included. Raises ``NotHttp``."""
     text = data.decode("utf-8", "surrogateescape")
     first, _, lines = text[:-2].partition("\r\n")
-    line = _STATUS_LINE.fullmatch(first)
+    line, fields = _STATUS_LINE.fullmatch(first), read_fields(lines)
     if line is None:
         raise NotHttp(NO_STATUS_LINE)
-    if _FIELD_LINES.fullmatch(lines) is None:
+    if fields is None:
         raise NotHttp(BAD_LINE)
-    pairs = _FIELD.findall(lines)
-    if len(pairs) > MAX_FIELDS:
-        raise NotHttp(TOO_MANY_FIELDS)
-    if " \r\n" in lines or "\t\r\n" in lines:
-        pairs = [(name, value.rstrip(" \t")) for name, value in pairs]
-    fields = Fields.of(pairs, len(lines))
     names = fields.names
+    if len(names) > MAX_FIELDS:
+        raise NotHttp(TOO_MANY_FIELDS)
     is_chunked = "transfer-encoding" in names
     length = _length(fields) if "content-length" in names else None
     if is_chunked and length is not None:
         raise NotHttp(TWO_FRAMINGS)
     if is_chunked and not _is_chunked_only(fields):
         raise NotHttp(BAD_CODING)
-    options = _options(fields) if "connection" in names else ()
+    options = fields.options("connection") if "connection" in names else ()
     persists = "close" not in options if line[1] == "1" else "keep-alive" in options and not is_chunked
     idle_time_s = _idle_time_s(fields) if "keep-alive" in names else None
     return ResponseHead(int(line[2]), line[3] or "", fields, length, is_chunked, persists, idle_time_s)
@@ -113,11 +104,8 @@ def _length(fields: Fields) -> int:
 
 
 def _is_chunked_only(fields: Fields) -> bool:
-    return [coding.lower() for coding in fields.values("transfer-encoding")] == ["chunked"]
-
-
-def _options(fields: Fields) -> list[str]:
-    return [option.strip().lower() for value in fields.values("connection") for option in value.split(",")]
+    told = fields.values("transfer-encoding")
+    return len(told) == 1 and told[0].isascii() and told[0].lower() == "chunked"
 
 
 def _idle_time_s(fields: Fields) -> float | None:

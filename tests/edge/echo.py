@@ -14,11 +14,12 @@ from random import Random
 
 from mcp_sidecar.downstream.common import Patience
 from mcp_sidecar.downstream.connection import ClientConnection, Phase
-from mcp_sidecar.downstream.request import Fault, Request
+from mcp_sidecar.downstream.request import Request
 from mcp_sidecar.downstream.response import Responder
 from mcp_sidecar.downstream.server import Server
 from mcp_sidecar.downstream.upload import BrokenBody
 from mcp_sidecar.wire.reply import OwnAnswer
+from mcp_sidecar.wire.request import Fault
 
 MAX_HEADER_BYTES = 8 * 1024
 REFUSALS = {
@@ -137,7 +138,8 @@ class Echo:
     async def handle(self, request: Request, responder: Responder) -> None:
         """Say what came."""
         assert request.peer is not None
-        run = Run(0, request.method, request.target, list(request.raw_headers))
+        pairs = [(name.encode(), value.encode("utf-8", "surrogateescape")) for name, value in request.fields.pairs]
+        run = Run(0, request.method, request.target, pairs)
         self.runs.append(run)
         self.under_way += 1
         try:

@@ -70,6 +70,8 @@ ROWS = [
     row("an unknown coding", post("A", "Transfer-Encoding: xchunked", body=b"0\r\n\r\n" + B)),
     row("identity", post("A", "Transfer-Encoding: identity", "Content-Length: 0", body=B)),
     row("identity alone", post("A", "Transfer-Encoding: identity", body=b"abc")),
+    row("chunks twice", post("A", "Transfer-Encoding: chunked, chunked", body=b"0\r\n\r\n" + B)),
+    row("letters that only look like chunked", post("A", "Transfer-Encoding: chun\u212aed", body=b"0\r\n\r\n" + B)),
     row("a coding below", post("A", "Transfer-Encoding: gzip, chunked", body=b"0\r\n\r\n" + B), statuses=(501,)),
     row("chunks in HTTP/1.0", post("A", CHUNKED, version="1.0", body=b"0\r\n\r\n" + B)),
     row("a coding with a tab", post("A", "Transfer-Encoding:\tchunked", body=b"0\r\n\r\n"), runs="A", statuses=(200,)),
@@ -123,6 +125,7 @@ ROWS = [
     row("CONNECT and more, later", b"CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\n", B),
     row("CONNECT without a target", b"CONNECT  HTTP/1.1\r\nHost: a\r\n\r\n"),
     row("CONNECT to a path", b"CONNECT /x HTTP/1.1\r\nHost: a\r\n\r\n"),
+    row("another host in the target", post("A").replace(b" /A", b" http://a@b/A")),
     # -- headers
     row("bare line feeds in the head", post("A").replace(b"\r\n", b"\n")),
     row("one bare line feed", post("A", "X: a\nX-Mark: S")),

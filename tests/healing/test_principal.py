@@ -41,7 +41,7 @@ def bearer(token: str) -> list[Pair]:
 
 
 def fields(pairs: list[Pair]) -> Fields:
-    return Fields([(name.encode(), value.encode("utf-8", "surrogateescape")) for name, value in pairs])
+    return Fields(pairs)
 
 
 def of(pairs: list[Pair], key: bytes = KEY) -> Principal:

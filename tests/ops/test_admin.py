@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import aiohttp
@@ -55,7 +56,15 @@ class Sidecar:
         self.is_there = True
         self.drains = 0
         self.shown = "<p>all is well</p>"
-        self.admin = Admin(self.metrics, self, access or Access(), allowed_hosts=["Ops.example"])
+        self.failures: list[Exception] = []
+        self.admin = Admin(
+            self.metrics,
+            self,
+            access or Access(),
+            clock=lambda: 0.0,
+            note_failed=self.failures.append,
+            allowed_hosts=["Ops.example"],
+        )
         self.address = ("", 0)
 
     async def upstream_is_there(self) -> bool:
@@ -401,3 +410,39 @@ async def test_a_thousand_status_streams_are_bounded(sidecar: Sidecar) -> None:
             answer.close()
     sidecar.shown = "<p>changed, so that they learn who has left</p>"
     await eventually(lambda: not sidecar.admin._streams)
+
+
+# -- what must not happen ---------------------------------------------------------------------------------------------
+
+
+async def test_a_bug_is_answered_and_told(sidecar: Sidecar, ask: Ask) -> None:
+    """With 500, so that nobody takes it for a broken network; the next request is served."""
+
+    class Broken(Sessions):
+        def rows(self, *, after: str = "", limit: int | None = None) -> Iterator[Mapping[str, object]]:
+            raise ZeroDivisionError
+
+    sidecar.sessions = Broken()
+    assert (await ask("/sessions")).status == 500
+    assert [type(error) for error in sidecar.failures] == [ZeroDivisionError]
+    assert (await ask("/livez")).status == 200
+
+
+async def test_what_is_no_http_gets_400(sidecar: Sidecar) -> None:
+    """In a few words, and the connection is closed."""
+    reader, writer = await asyncio.open_connection(*sidecar.address)
+    writer.write(b"nonsense\r\n\r\n")
+    assert (await asyncio.wait_for(reader.read(), 10)).startswith(b"HTTP/1.1 400 ")
+    writer.close()
+
+
+async def test_its_end_is_the_end_of_status_streams(sidecar: Sidecar) -> None:
+    """They last for ever, and nobody waits for them."""
+    reader, writer = await asyncio.open_connection(*sidecar.address)
+    writer.write(b"GET /status HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    await asyncio.wait_for(reader.readuntil(b"</p>"), 10)
+    await asyncio.wait_for(sidecar.admin.stop(), 10)
+    with suppress(ConnectionError):
+        await asyncio.wait_for(reader.read(), 10)
+    assert not sidecar.admin._streams
+    writer.close()

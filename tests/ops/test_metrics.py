@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from mcp_sidecar import facts
 from mcp_sidecar.ops.metrics import Metrics
@@ -62,9 +63,11 @@ EVERYTHING: tuple[facts.Fact, ...] = (
 )
 
 
-def value(metrics: Metrics, name: str, **labels: str) -> float | None:
+def value(metrics: Metrics, name: str, /, **labels: str) -> float | None:
     """Read one sample; None where there is none."""
-    return metrics.registry.get_sample_value(name, labels)
+    families = text_string_to_metric_families(metrics.render(None)[0].decode())
+    found = (sample for family in families for sample in family.samples)
+    return next((sample.value for sample in found if (sample.name, sample.labels) == (name, labels)), None)
 
 
 def test_the_metrics_are_the_contract_s() -> None:
@@ -73,9 +76,9 @@ def test_the_metrics_are_the_contract_s() -> None:
     for fact in EVERYTHING:
         metrics.record(fact)
     metrics.describe(version="1", mode="heal", store="memory")
-    metrics._clients.reading = lambda: {"mcp": 1}
+    metrics._clients.read = lambda: {("mcp",): 1}
     found = {}
-    for family in metrics.registry.collect():
+    for family in text_string_to_metric_families(metrics.render(None)[0].decode()):
         name = f"{family.name}_total" if family.type == "counter" else family.name
         labels = set().union(*(set(sample.labels) for sample in family.samples)) - {"le"}
         if name.startswith("mcp_sidecar_"):
@@ -200,7 +203,7 @@ def test_gauges_are_read_when_they_are_shown() -> None:
     assert read() == [1, 2, 3, 4, 0, 5]
     levels[0] = 7
     assert read()[0] == 7
-    assert metrics.registry.get_sample_value("mcp_sidecar_clients", {"name": "other"}) == 13
+    assert value(metrics, "mcp_sidecar_clients", name="other") == 13
 
 
 def test_requests_and_calls_are_counted_in_one_step() -> None:

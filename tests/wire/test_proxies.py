@@ -13,7 +13,7 @@ from mcp_sidecar.wire.proxies import REMEMBERED_PEERS, TrustedProxies, told_orig
 
 def fields(*pairs: Pair) -> Fields:
     """Headers as they came."""
-    return Fields([(name.encode(), value.encode("utf-8", "surrogateescape")) for name, value in pairs])
+    return Fields(list(pairs))
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_what_the_last_proxy_says(pairs: list[Pair], told: tuple[str | None, str
 @given(st.lists(st.sampled_from(["X-Forwarded-Proto", "X-Forwarded-Host", "Forwarded"])), st.text(max_size=40))
 def test_any_text(names: list[str], text: str) -> None:
     """No text makes it fail, and only a host and one of two schemes come out of it."""
-    said = text.replace("\n", "").replace("\r", "").encode("utf-8", "replace")
-    scheme, host = told_origin(Fields([(name.encode(), said) for name in names]))
+    said = text.replace("\n", "").replace("\r", "")
+    scheme, host = told_origin(Fields([(name, said) for name in names]))
     assert scheme in (None, "http", "https")
     assert host is None or not set(host) & set("/?#@ ")
