@@ -58,6 +58,7 @@ FACTS: Final = "mcp_sidecar.facts"
 SPANS: Final = "mcp_sidecar.spans"
 CONFIG: Final = "mcp_sidecar.config"
 TOKEN_FILE: Final = "mcp_sidecar.token_file"
+SOCKET_WRITE: Final = "mcp_sidecar.socket_write"
 
 LAYERS: Final = (
     Layer(modules=WIRE, libraries=("msgspec",), banned=IMPURE),
@@ -67,8 +68,9 @@ LAYERS: Final = (
     Layer(modules=VERDICTS, parts=(WIRE,), banned=IMPURE),
     Layer(modules=HEALING, parts=(WIRE, VERDICTS, FACTS), banned=IMPURE),
     Layer(modules=WAITING, parts=(FACTS,)),
-    Layer(modules=UPSTREAM, parts=(WIRE, WAITING, CONFIG, SPANS), libraries=("aiohappyeyeballs",)),
-    Layer(modules=DOWNSTREAM, parts=(WIRE, CONFIG)),
+    Layer(modules=SOCKET_WRITE),
+    Layer(modules=UPSTREAM, parts=(WIRE, WAITING, CONFIG, SPANS, SOCKET_WRITE), libraries=("aiohappyeyeballs",)),
+    Layer(modules=DOWNSTREAM, parts=(WIRE, CONFIG, SOCKET_WRITE)),
     # Bytes under hashes: a store knows no session, and only what is sealed knows what a record is made of.
     Layer(
         modules=f"{SESSIONS}.stores", parts=(HEALING, CONFIG, f"{WIRE}.cookies"), libraries=("cryptography", "redis")

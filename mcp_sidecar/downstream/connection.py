@@ -11,6 +11,7 @@ import asyncio
 from enum import Enum
 from typing import cast
 
+from mcp_sidecar import socket_write
 from mcp_sidecar.downstream.common import Common, Passage
 from mcp_sidecar.downstream.request import Request
 from mcp_sidecar.downstream.response import Responder, last_answer
@@ -42,6 +43,7 @@ class ClientConnection(asyncio.Protocol):
         "__weakref__",
         "_begun",
         "_common",
+        "_descriptor",
         "_drains",
         "_framing",
         "_in_flight",
@@ -68,6 +70,7 @@ class ClientConnection(asyncio.Protocol):
         """It joins those that are looked after as soon as it is connected."""
         self._common = common
         self.transport: asyncio.Transport | None = None
+        self._descriptor: int | None = None  # see ``socket_write``
         self.peer: str | None = None
         self.is_slow = False
         self._is_last = False
@@ -93,6 +96,7 @@ class ClientConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client has come."""
         self.transport = cast("asyncio.Transport", transport)  # uvloop's are no subclasses
+        self._descriptor = socket_write.descriptor_of(transport)
         peer = transport.get_extra_info("peername")
         self.peer = str(peer[0]) if isinstance(peer, tuple | list) and peer else str(peer) if peer else None
         self._common.opened(self)
@@ -309,7 +313,7 @@ class ClientConnection(asyncio.Protocol):
         """Send, unless the client has left."""
         if self.transport is not None and not self.transport.is_closing():
             self._sent += len(data)
-            self.transport.write(data)
+            socket_write.write(self.transport, self._descriptor, data)
 
     async def drained(self) -> None:
         """Wait until the client has taken most of what was sent. Raises ``ConnectionResetError`` where it leaves."""

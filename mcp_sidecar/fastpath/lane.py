@@ -32,7 +32,7 @@ from mcp_sidecar.upstream.connection import CHUNK_BYTES, Connection
 from mcp_sidecar.verdicts.classify import is_plain_success
 from mcp_sidecar.wire.framing import END_OF_CHUNKS, END_OF_HEAD, LAST_CHUNK
 from mcp_sidecar.wire.headers import HOP_BY_HOP, NOT_AS_IT_IS, SESSION_ID, forwarding, media_type
-from mcp_sidecar.wire.jsonrpc import Kind, Message, NotJson, parse
+from mcp_sidecar.wire.jsonrpc import Kind, Message, NotJson, is_result, parse
 from mcp_sidecar.wire.origins import URL_HEADERS
 from mcp_sidecar.wire.revisions import is_sessionless_request
 
@@ -217,6 +217,7 @@ class Express:
             return None
         trip = Trip(self, client, session, message, connection, request=data, started_at=started_at)
         connection.ask(outgoing, services.upstream.idle_timeout_s, trip)
+        trip.begin()
         return trip
 
     def note(self, *, passed: bool) -> None:
@@ -232,7 +233,7 @@ class Express:
             and not session.talk.list_check_due
             and not session.cookies
             and session.upstream_id is not None
-            and (session.generation == FIRST or not self._announces)
+            and (session.talk.told_restart or not self._announces)
         )
 
     def _fields(self, request: plain_http.Request, peer: str | None) -> bytes:
@@ -290,7 +291,7 @@ class Trip:
         request: bytes,
         started_at: float,
     ) -> None:
-        """It counts as under way from now on."""
+        """Nothing is sent yet; ``begin`` is to follow."""
         self._express = express
         self._client = client
         self._session = session
@@ -304,6 +305,10 @@ class Trip:
         self._sound = 0  # so much of it is the beginning of a plain answer
         self._response = b""  # an event that was seen to be the response
         self._overdue: asyncio.TimerHandle | None = None  # of a stream
+
+    def begin(self) -> None:
+        """It is sent, and counts as under way from now on."""
+        express, session, message = self._express, self._session, self._message
         express.gate.enter()
         express.services.sessions.table.begin_use(session)
         session.post_begins(message)
@@ -395,27 +400,24 @@ class Trip:
 
     def _is_response(self, data: bytes) -> bool:
         """Whether this is the result that the request is for, and nothing else: an error may speak of the session."""
-        try:
-            message = parse(data)
-        except NotJson:
-            return False
-        return message.kind is Kind.RESPONSE and message.id == self._message.id and "result" in message.value
+        return is_result(data, self._message.id)
 
     def _pass(self, head: Head, body: bytes) -> None:
-        self._stop_waiting()
+        """Answer, and keep the books behind that: nobody waits for them."""
         express = self._express
         services = express.services
-        services.holds.availability.note_worked()
-        services.holds.route.note_served()
-        services.upstream.served(self._connection)
-        express.note(passed=True)
-        self._leave()
         own_id = f"{SESSION_ID}: {self._session.client_id}\r\n".encode() if head.session_id is not None else b""
         if head.is_stream or head.length is None:
             chunk = (_CHUNKED, b"%x\r\n" % len(body), body, END_OF_CHUNKS)
             self._client.answer(b"".join((head.start, own_id, *chunk)))
         else:
             self._client.answer(b"".join((head.start, own_id, b"\r\n", body)))
+        self._stop_waiting()
+        services.holds.availability.note_worked()
+        services.holds.route.note_served()
+        services.upstream.served(self._connection)
+        express.note(passed=True)
+        self._leave()
         self._tell(OK)
 
     # -- the end ------------------------------------------------------------------------------------------------------

@@ -22,7 +22,8 @@ REMEMBERED: Final = 2048
 """Layouts, and as many digests of heads that were seen once: less than a KiB each."""
 
 IN_VAIN: Final = 64
-"""After so many heads in a row that were not known none is looked up for ``CLOSED_FOR`` requests: they only cost."""
+"""After so many heads in a row that were as new as others of their sessions before none is looked up for ``CLOSED_FOR``
+requests: they only cost. The first head of a session says nothing, or many that begin together would be taken for that."""
 
 CLOSED_FOR: Final = 2048
 
@@ -126,6 +127,7 @@ class Layouts:
         self._key = secrets.token_bytes(32)
         self._known: dict[bytes, Layout] = {}
         self._seen: set[bytes] = set()
+        self._begun: set[int] = set()  # sessions of which a head was seen, by the hash of their id
         self.rest = Rest(IN_VAIN, CLOSED_FOR)
 
     def forget(self) -> None:
@@ -151,22 +153,32 @@ class Layouts:
     def read(self, cut: Cut) -> Asked | None:
         """What a request with such a head asks, if it is known."""
         layout = self._known.get(cut.digest)
-        self.rest.note(in_vain=layout is None)
-        return layout.read(cut) if layout is not None else None
+        if layout is None:
+            return None
+        self.rest.note(in_vain=False)
+        return layout.read(cut)
 
     def learn(self, cut: Cut, read: Asked) -> None:
         """That was read in it. What is seen for the second time is remembered, if it tells the same."""
         if cut.digest not in self._seen:
-            _bounded(self._seen)
-            self._seen.add(cut.digest)
+            self._note_new(cut.digest, hash(read.session_id))
             return
         layout = Layout.of(cut, read, self._not_for_upstream)
         if layout is not None and layout.read(cut) == read:
             _bounded(self._known)
             self._known[cut.digest] = layout
 
+    def _note_new(self, digest: bytes, session: int) -> None:
+        _bounded(self._seen)
+        self._seen.add(digest)
+        if session in self._begun:
+            self.rest.note(in_vain=True)
+            return
+        _bounded(self._begun)
+        self._begun.add(session)
 
-def _bounded(remembered: dict[bytes, Layout] | set[bytes]) -> None:
+
+def _bounded(remembered: dict[bytes, Layout] | set[bytes] | set[int]) -> None:
     if len(remembered) >= REMEMBERED:
         remembered.clear()
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Protocol, cast
 
+from mcp_sidecar import socket_write
 from mcp_sidecar.config import Limits
 from mcp_sidecar.upstream.content import CHUNK_BYTES, NO_CONTENT, Content, UpstreamFault
 from mcp_sidecar.upstream.idle_timer import IdleTimer
@@ -68,6 +69,7 @@ class Connection(asyncio.Protocol):
         self._is_spoilt = False
         self._has_eof = False  # it was the server that has ended it
         self._ear: select.poll | None = None
+        self._descriptor: int | None = None  # see ``socket_write``
         self._flow = Flow()
         self._unsent = 0  # bytes, when the upstream was last looked at for taking nothing
         self._silence = IdleTimer(asyncio.get_running_loop(), self._stalled)
@@ -109,7 +111,7 @@ class Connection(asyncio.Protocol):
         assert self.transport is not None
         self._watcher = watcher
         self._silence.set_patience(patience_s)
-        self.transport.write(request)
+        socket_write.write(self.transport, self._descriptor, request)
         self._silence.start()
 
     def note_life(self) -> None:
@@ -194,6 +196,7 @@ class Connection(asyncio.Protocol):
         """The connection is there, for https with its handshake."""
         self.transport = cast("asyncio.Transport", transport)  # uvloop's are none by name
         sock = transport.get_extra_info("socket")
+        self._descriptor = socket_write.descriptor_of(transport)
         if sock is not None:
             self._ear = select.poll()
             self._ear.register(sock.fileno(), select.POLLIN)
@@ -313,7 +316,7 @@ class Connection(asyncio.Protocol):
     def _send(self, head: bytes, body: Body, *, is_chunked: bool) -> None:
         assert self.transport is not None
         if body is None or (isinstance(body, bytes) and len(body) <= CHUNK_BYTES):
-            self.transport.write(head + body if body else head)
+            socket_write.write(self.transport, self._descriptor, head + body if body else head)
             self._silence.start()
             return
         self.transport.write(head)

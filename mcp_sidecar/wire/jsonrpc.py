@@ -189,6 +189,21 @@ def parse(body: bytes) -> Message:
     return _batch(value) if isinstance(value, list) else _member(value)
 
 
+def is_result(body: bytes, request_id: JsonRpcId) -> bool:
+    """Whether ``parse`` would read the response to this request, with a result. Never raises; builds no ``Message``."""
+    try:
+        value = _value(body)
+    except (RecursionError, ValueError, NotJson):  # the errors of JSON and of Unicode are ValueErrors
+        return False
+    return (
+        isinstance(value, dict)
+        and "result" in value
+        and "method" not in value
+        and valid_id(value.get("id")) == request_id
+        and not (body.count(b"[") + body.count(b"{") > MAX_DEPTH and _is_too_deep(value))
+    )
+
+
 def _value(body: bytes) -> Any:
     """What a text in UTF-8 says. On whatever the quick reader does not take, the other one has the last word."""
     if quick_reader is None:

@@ -684,6 +684,21 @@ async def test_a_healed_session_takes_the_lane(given: bytes, is_passed: bool) ->
             assert session.record.tag.encode() in seen
 
 
+async def test_the_lane_waits_for_the_words_after_a_heal() -> None:
+    """Where the model is to be told it is told first, in an answer that the ordinary way gives."""
+    lost = answer(LOST, status="404 Not Found")
+    async with scene(lost, healing__announce="result") as it, it.line() as line:
+        assert RESULT in await line.ask(post(SAFE))
+        (session,) = it.sidecar.services.sessions.table
+        assert (session.generation, session.told_restart) == (2, False)
+        it.upstream.answer_with(WHOLE)
+        trips = it.express.trips
+        assert RESULT not in await line.ask(post())
+        assert (it.express.trips, session.told_restart) == (trips, True)
+        assert RESULT in await line.ask(post())
+        assert it.express.trips == trips + 1
+
+
 def peer_of(connection: object) -> object:
     """Where a connection comes from."""
     assert isinstance(connection, ClientConnection)

@@ -215,9 +215,26 @@ async def test_what_is_remembered_is_bounded() -> None:
                 assert lane.read("127.0.0.1", head(f"X-Other: {number}")) is not None
         assert 0 < len(lane._layouts._known) <= REMEMBERED
         assert 0 < len(lane._layouts._seen) <= REMEMBERED
+        assert 0 < len(lane._layouts._begun) <= REMEMBERED
         lane = express(way)
-        for number in range(IN_VAIN):
+        for number in range(1 + IN_VAIN):
             lane.read("127.0.0.1", head(f"X-Other: {number}"))
         for _ in range(CLOSED_FOR):
             assert lane._layouts.cut(head(), 1 << 16, None) is None
         assert lane._layouts.cut(head(), 1 << 16, None) is not None
+
+
+async def test_sessions_that_begin_together_do_not_look_like_heads_that_change() -> None:
+    """Hundreds of clients that come at once, with an `initialize`, an `initialized` and a first call each."""
+    async with through() as way:
+        lane = express(way)
+        for number in range(5 * IN_VAIN):
+            theirs = head().replace(SESSION.encode(), f"session-{number}".encode())
+            for _ in range(3):
+                lane.read("127.0.0.1", head().replace(b"Mcp-Session-Id", b"X-None"))
+                assert lane.read("127.0.0.1", theirs) is not None
+        for number in range(5 * IN_VAIN):
+            theirs = head().replace(SESSION.encode(), f"session-{number}".encode())
+            cut = lane._layouts.cut(theirs, 1 << 16, "127.0.0.1")
+            assert cut is not None
+            assert lane._layouts.read(cut) is not None

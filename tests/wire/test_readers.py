@@ -5,11 +5,12 @@ from __future__ import annotations
 import random
 import struct
 from collections.abc import Iterator
+from itertools import chain
 
 import pytest
 
 from mcp_sidecar.wire import jsonrpc
-from mcp_sidecar.wire.jsonrpc import Message, NotJson, parse
+from mcp_sidecar.wire.jsonrpc import UNREAD, Kind, Message, NotJson, is_result, parse
 from tests.support.corpus import entries
 
 pytestmark = pytest.mark.skipif(jsonrpc.quick_reader is None, reason="msgspec is not installed")
@@ -133,3 +134,30 @@ def test_odd_bytes(body: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """Marks, other encodings, depth, and more than one text."""
     quick, ordinary = said(body, monkeypatch)
     assert quick == ordinary
+
+
+def results(count: int) -> Iterator[bytes]:
+    """Responses and what is nearly one, with members twice, of odd types, and in an odd order."""
+    luck = random.Random(11)
+    members = (
+        *(b'"jsonrpc":"2.0"', b'"id":7', b'"id":"7"', b'"id":7.0', b'"id":true', b'"id":null', b'"id":[7]'),
+        *(b'"result":{}', b'"result":null', b'"r\\u0065sult":{}', b'"error":{}', b'"error":null', b'"method":"m"'),
+        *(b'"m\\u0065thod":1', b'"x":"\\ud800"', b'"x":' + b"[" * 600 + b"]" * 600, b'"x":' + b"9" * 5000, b'"x":NaN'),
+    )
+    for _ in range(count):
+        yield b"{%b}" % b",".join(luck.choices(members, k=luck.randint(1, 4)))
+        yield b"%b" % b",".join(luck.choices((b'{"id":7,"result":1}', b"[]", b"\xef\xbb\xbf{}", b" "), k=2))
+
+
+def test_a_result_is_known_as_parse_would() -> None:
+    """Without building a message."""
+    seen = set()
+    for body in chain(results(4000), texts(2000)):
+        try:
+            message = parse(body)
+        except NotJson:
+            message = UNREAD
+        expected = message.kind is Kind.RESPONSE and message.id == 7 and "result" in message.value
+        assert is_result(body, 7) is expected, body
+        seen.add(expected)
+    assert seen == {True, False}
