@@ -243,7 +243,7 @@ class Passthrough:
 
 
 async def _streamed(upload: Upload) -> AsyncIterator[bytes]:
-    """The body as it comes. aiohttp sends the head with the first part, which must not wait for the client."""
+    """The body as it comes. The head goes with the first part, which must not wait for the client."""
     yield b""
     async for chunk in upload.chunks():
         yield chunk
