@@ -237,8 +237,8 @@ def render(results: Results, *, as_markdown: bool = False) -> str:
             parts += [heading.format(table.title), draw(*_texts(results, table, rows)), *_notes(rows, as_markdown)]
     judged = verdicts(results)
     if judged:
-        lines = [[verdict.claim, verdict.text, verdict.bound_text, verdict.word] for verdict in judged]
-        parts += [heading.format("What must hold"), draw(["claim", "measured", "bound", ""], lines)]
+        lines = [[each.claim, each.text, each.bound_text, each.word, each.aim_text] for each in judged]
+        parts += [heading.format("What must hold"), draw(["claim", "measured", "bound", "", "aim"], lines)]
     parts += [heading.format("Who is who"), draw(["name", "what it is here"], _forms(results))]
     return "\n\n".join(parts) + "\n"
 

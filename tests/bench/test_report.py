@@ -156,6 +156,18 @@ def test_bounds_are_judged_by_what_the_run_has() -> None:
     assert [verdict.word for verdict in targets.verdicts(slower)] == [targets.MISSED, targets.MISSED]
 
 
+def test_what_is_aimed_at_stands_beside_the_bound() -> None:
+    """A bound may hold and its aim not be reached; where there is none nothing is said of it."""
+    said = {}
+    for cpu_us in (20, 40):
+        run = a_run(throughput("nginx", 60_000, 10), throughput("sidecar", 9_000, cpu_us))
+        (verdict,) = targets.verdicts(run)
+        said[cpu_us] = verdict.holds, verdict.aim_text
+    assert said == {20: (True, "≤ 2.5×, reached"), 40: (True, "≤ 2.5×, not reached")}
+    (verdict,) = targets.verdicts(a_run(Row(STREAMS, "5,000 streams", "sidecar", {"kib_each": 7.0})))
+    assert (verdict.word, verdict.aim_text) == (targets.MET, "")
+
+
 def test_only_the_cases_of_a_bound_are_held_against_it() -> None:
     """The bound on streams is on 5,000 of them."""
     rows = [Row(STREAMS, f"{count:,} streams", "sidecar", {"kib_each": 9.0}) for count in (1000, 5000)]
