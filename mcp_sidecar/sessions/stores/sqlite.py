@@ -107,7 +107,7 @@ class SqliteStore:
 
     async def close(self) -> None:
         """Wait for what is under way."""
-        await self._do(self._file.close)
+        await self._do(self._file.end)
         self._thread.shutdown(wait=False)
 
     async def get(self, session: bytes) -> Mapping[bytes, Entry]:
@@ -156,6 +156,7 @@ class _File:
         self._max_entries = max_entries
         self._ended_ttl_s = ended_ttl_s
         self._database: sqlite3.Connection | None = None
+        self._has_ended = False
         self._identity: tuple[int, int] | None = None
         self._no_writes_before = -math.inf
 
@@ -193,6 +194,11 @@ class _File:
                 for statement in _TABLES:
                     database.execute(statement)
 
+    def end(self) -> None:
+        """For good: what was asked behind it finds the store away."""
+        self._has_ended = True
+        self.close()
+
     def close(self) -> None:
         """The next use opens it again."""
         database, self._database = self._database, None
@@ -202,6 +208,8 @@ class _File:
 
     def _current(self) -> sqlite3.Connection:
         """The connection to the file that stands at the path now: what is written to a deleted one goes nowhere."""
+        if self._has_ended:
+            raise StoreAway("it is closed")
         if self._database is not None and _identity(self._path) != self._identity:
             self.close()
         if self._database is None:

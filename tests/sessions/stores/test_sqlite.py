@@ -187,6 +187,17 @@ class TestPromises:
             await store.sweep()
             assert [number for number in range(30) if await store.get(b"%d" % number)] == list(range(20, 30))
 
+    async def test_what_is_asked_behind_the_end_opens_nothing(self, path: Path, clock: Clock) -> None:
+        """Its thread still does what was asked meanwhile: a file that is opened then would be closed by a collector only."""
+        store = SqliteStore(path, times=clock.times, max_entries=1000, ended_ttl_s=50)
+        await store.open()
+        closing = asyncio.create_task(store.close())
+        await asyncio.sleep(0)
+        with pytest.raises(StoreAway):
+            await store.get(b"anybody")
+        await closing
+        assert store._file._database is None
+
     async def test_it_outlives_the_process(self, path: Path, clock: Clock) -> None:
         """What was acknowledged is there for the next one."""
         async with opened(path, clock) as store:
