@@ -26,7 +26,7 @@ _BEGUN_SIZE = re.compile(rb"(?:[0-9a-fA-F]{1,7}+\r?+)?+")
 _ONE_EVENT = re.compile(rb"(?:event: message(\r?\n))?data: ([^\r\n]++)(\r?\n)\3")
 
 _STAYS_OPEN = frozenset({None, "keep-alive", "Keep-Alive"})
-_ODD = frozenset({"upgrade", "content-encoding", "trailer", "sec-websocket-key1"})  # the last: to aiohttp
+_ODD = frozenset({"upgrade", "content-encoding", "trailer", "sec-websocket-key1"})  # the last: to some parsers
 _ODD_IN_ANSWER = _ODD | {"www-authenticate"}
 _ODD_IN_REQUEST = _ODD | {"transfer-encoding", "expect"}
 

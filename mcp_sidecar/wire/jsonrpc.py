@@ -184,7 +184,7 @@ def parse(body: bytes) -> Message:
         return UNREAD
     if isinstance(value, list) and len(value) > MAX_MEMBERS:
         return UNREAD
-    if body.count(b"[") + body.count(b"{") > MAX_DEPTH and _is_too_deep(value):
+    if _is_too_deep(body, value):
         return UNREAD
     return _batch(value) if isinstance(value, list) else _member(value)
 
@@ -200,7 +200,7 @@ def is_result(body: bytes, request_id: JsonRpcId) -> bool:
         and "result" in value
         and "method" not in value
         and valid_id(value.get("id")) == request_id
-        and not (body.count(b"[") + body.count(b"{") > MAX_DEPTH and _is_too_deep(value))
+        and not _is_too_deep(body, value)
     )
 
 
@@ -232,8 +232,10 @@ def _batch(values: list[Any]) -> Message:
     return Message(Kind.BATCH, value=values, members=tuple(members))
 
 
-def _is_too_deep(value: Any) -> bool:
-    """Level by level, so that nothing recurses."""
+def _is_too_deep(body: bytes, value: Any) -> bool:
+    """Level by level, so that nothing recurses; few brackets are not deep, whatever they hold."""
+    if body.count(b"[") + body.count(b"{") <= MAX_DEPTH:
+        return False
     level = [value]
     for _ in range(MAX_DEPTH + 1):
         level = [
